@@ -1,0 +1,1 @@
+"""One file = one command: parse the config, call one pipeline function, print a short result."""

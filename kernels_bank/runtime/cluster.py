@@ -1,0 +1,54 @@
+"""The connection to Ray: an existing cluster when there is one, else a local one for this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+# Read by ray at import or by its workers at start, so they are set before `import ray`.
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def connect(*, min_cpus: int = 2, verbose: bool = False) -> None:
+    """Connect to the cluster of `RAY_ADDRESS` (set inside every Ray job), else start a local Ray.
+
+    A local Ray gets at least `min_cpus` logical CPUs, so that data tasks and training workers fit side by side
+    on a small machine. Token authentication is set explicitly (Ray turns it on for local clusters by itself):
+    the local cluster listens on loopback and lives as long as this process. Does nothing when connected.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=level, log_to_driver=True)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local",
+            num_cpus=max(min_cpus, os.cpu_count() or 1),
+            include_dashboard=False,
+            logging_level=level,
+            log_to_driver=verbose,
+        )
+    quiet_data(verbose=verbose)
+
+
+def quiet_data(*, verbose: bool = False) -> None:
+    """Silence Ray Data's own bars and plan prints in this process: jobs show their own progress."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = verbose
+    context.print_on_execution_start = verbose
+    if not verbose:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)

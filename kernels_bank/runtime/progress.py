@@ -1,0 +1,71 @@
+"""Progress of long work: a live bar on a terminal, one line per interval in a log; both with rate and ETA."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+_LOG_INTERVAL_S = 10.0
+
+
+class Progress:
+    """`with Progress("shards", total=40, unit="shard") as bar: ... bar.advance(1, note="12.3 MiB/s")`."""
+
+    def __init__(self, label: str, total: int, unit: str = "item") -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done, self._note = 0, ""
+        self._started = self._last_line = time.monotonic()
+        console = Console(stderr=True)
+        self._bar = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bar = RichProgress(*columns, console=console)
+            self._task = self._bar.add_task(label, total=total, rate="", note="")
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        else:
+            self._line(final=kind is None)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count finished items; `note` replaces the text at the end of the line."""
+        self._done, self._note = self._done + count, note
+        if self._bar:
+            self._bar.update(self._task, completed=self._done, rate=self._rate_text(), note=note)
+        elif time.monotonic() - self._last_line >= _LOG_INTERVAL_S:
+            self._line()
+
+    def _rate(self) -> float:
+        return self._done / max(time.monotonic() - self._started, 1e-6)
+
+    def _rate_text(self) -> str:
+        return f"{self._rate():.3g} {self._unit}/s"
+
+    def _line(self, *, final: bool = False) -> None:
+        self._last_line = time.monotonic()
+        elapsed = self._last_line - self._started
+        remaining = (self._total - self._done) / max(self._rate(), 1e-9)
+        tail = f"in {elapsed:.1f} s" if final else f"ETA {remaining:.0f} s"
+        print(
+            f"{self._label}: {self._done}/{self._total} {self._unit} ({self._rate_text()}, {tail}) {self._note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )

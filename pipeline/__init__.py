@@ -1,0 +1,1 @@
+"""The data-and-training pipeline for blind image super-resolution."""

@@ -1,0 +1,132 @@
+"""How every job reads its arguments and ends: YAML < environment < command line, one line for a user's error.
+
+Exit status: 0 done, 1 the run failed, 2 the request was bad.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from kernels_bank.runtime.errors import BadRequestError
+
+Command_T = TypeVar("Command_T", bound="Command")
+
+
+class Command(BaseSettings):
+    """The arguments of one job. Environment variables are BLINDSR_<FIELD>, nested as BLINDSR_TRAIN__STEPS."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BLINDSR_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=False,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_enforce_required=False,
+        nested_model_default_partial_update=True,
+    )
+
+
+def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments of `command`, call `job` with them, and exit with the right status.
+
+    A `--config FILE` among the arguments names a YAML file of defaults; environment and flags override it.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        job(parse(command, arguments))
+    except BadRequestError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
+    """The validated arguments. Raises BadRequestError that names every wrong field by its path."""
+    config = _config_file(arguments)
+
+    class WithSources(command):  # type: ignore[valid-type, misc]
+        """`command` with its YAML file below the environment."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                CliSettingsSource(settings_cls, cli_parse_args=list(arguments), cli_prog_name=Path(sys.argv[0]).name),
+                env_settings,
+                InitSettingsSource(settings_cls, init_kwargs=config),
+            )
+
+    WithSources.__name__, WithSources.__doc__ = command.__name__, command.__doc__
+    try:
+        return WithSources()
+    except ValidationError as error:
+        raise BadRequestError(_explain(error)) from error
+    except SettingsError as error:
+        raise BadRequestError(str(error)) from error
+
+
+def _config_file(arguments: Sequence[str]) -> dict[str, object]:
+    """The mapping in the file after `--config`, or nothing."""
+    path = None
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 1 < len(arguments):
+            path = arguments[position + 1]
+        elif argument.startswith("--config="):
+            path = argument.partition("=")[2]
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadRequestError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise BadRequestError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise BadRequestError(f"--config {path}: a mapping of settings is expected, got {type(content).__name__}")
+    return content
+
+
+def _explain(error: ValidationError) -> str:
+    """`train.stepz: unknown setting; train.steps: Input should be greater than 0 (got -1)`."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "config"
+        match item["type"]:
+            case "extra_forbidden":
+                lines.append(f"{where}: unknown setting; see --help for the known ones")
+            case "missing":
+                lines.append(f"{where}: required; set it in the config file or as --{where}")
+            case "value_error":
+                lines.append(f"{where}: {item['ctx']['error']}")
+            case _:
+                lines.append(f"{where}: {item['msg']} (got {item['input']!r})")
+    return "; ".join(lines)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

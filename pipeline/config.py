@@ -1,0 +1,118 @@
+"""The one config tree: strict, frozen, and small enough to read. YAML < environment < command line.
+
+It travels inside checkpoints, MLflow runs and registered models. Importing it costs no torch, ray or mlflow.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Scale = Annotated[int, Field(ge=1, le=4)]
+OddSize = Annotated[int, Field(ge=3, le=99, multiple_of=1)]
+Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1] scale: 2.55/255 is 0.01")]
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error that names its path."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Frozen):
+    """The network: USRNet restorer + DAN estimator. Defaults are the tiny variant (0.59 M + 0.29 M parameters)."""
+
+    scales: tuple[Scale, ...] = Field((2,), min_length=1, description="scale factors this model restores")
+    unfoldings: int = Field(6, ge=1, le=16, description="data + prior steps (8 in the full model)")
+    widths: tuple[int, int, int, int] = Field((16, 32, 64, 64), description="ResUNet channels by level")
+    residual_blocks: int = Field(2, ge=1, description="a level, each way")
+    hyper_hidden: int = Field(32, ge=1, description="hidden width of the hyper-parameter net (64 in the full model)")
+    global_skip: bool = Field(False, description="prior = x + net(x): for training from scratch; the official prior has none")
+    estimator_channels: int = Field(32, ge=4, description="of each of the two branches")
+    estimator_blocks: int = Field(5, ge=1, description="conditional residual blocks")
+    initial_kernel: Literal["delta", "mean", "spectral"] = "spectral"
+    schedule: Literal["rounds", "interleaved"] = Field("interleaved", description="rounds: DAN's; interleaved: one unfolding's cost")
+    rounds: int = Field(2, ge=1, le=8, description="kernel estimates an image")
+    detach: bool = Field(True, description="no gradient crosses from one round to the next")
+    checkpoint_activations: bool = Field(False, description="recompute each unfolding in the backward pass")
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> ModelConfig:
+        if self.schedule == "interleaved" and self.rounds >= self.unfoldings:
+            raise ValueError(f"rounds = {self.rounds} do not fit between {self.unfoldings} unfoldings; lower model.rounds or use schedule 'rounds'")
+        return self
+
+
+class DataConfig(Frozen):
+    """Where samples come from and how they are degraded."""
+
+    shards: str = Field(description="URI of a shard set made by jobs/shard_images.py")
+    bank: str = Field(description="URI of a kernel bank made by jobs/build_kernel_bank.py")
+    patch: int = Field(96, ge=16, description="HR patch side in pixels")
+    patches_per_tile: int = Field(8, ge=1, description="crops taken from each decoded tile an epoch")
+    shards_per_window: int = Field(2, ge=1, description="shards mixed by one data task")
+    sigma: tuple[Sigma, Sigma] = Field((0.0, 0.0), description="noise level drawn uniformly between these, [0, 1] scale")
+    noise_free: float = Field(0.0, ge=0, le=1, description="share of samples without noise")
+    lr_quantize: Literal["none", "round", "floor"] = "none"
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="samples that may fail to decode before the run stops")
+    task_cpus: float = Field(0.5, gt=0, description="logical CPUs a data task reserves")
+
+    @model_validator(mode="after")
+    def _sigma_ordered(self) -> DataConfig:
+        if self.sigma[0] > self.sigma[1]:
+            raise ValueError(f"sigma {list(self.sigma)}: the lower bound comes first")
+        return self
+
+
+class TrainConfig(Frozen):
+    """The optimisation and its workers."""
+
+    steps: int = Field(ge=1, description="optimizer steps; the run ends here")
+    batch_size: int = Field(16, ge=1, description="global: the same at any number of workers")
+    workers: int = Field(1, ge=1, description="training processes")
+    cpus_per_worker: float = Field(1.0, gt=0, description="logical CPUs a worker reserves; data tasks need the rest")
+    gpu: bool = Field(False, description="one CUDA card a worker, nccl instead of gloo")
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
+    code_weight: float = Field(0.1, ge=0, description="weight of L1 on the kernel code beside L1 on the image")
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    checkpoint_every: int = Field(500, ge=1, description="steps")
+    log_every: int = Field(20, ge=1, description="steps")
+    image_every: int = Field(500, ge=1, description="steps between pictures in the tracking run")
+    max_failures: int = Field(3, ge=0, description="worker losses survived before the run fails")
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> TrainConfig:
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} does not split over {self.workers} workers; make it a multiple")
+        return self
+
+
+class TrackingConfig(Frozen):
+    """Where the run is recorded. The server is MLFLOW_TRACKING_URI's, else an SQLite file under `output`."""
+
+    experiment: str = "blind-sr"
+    model_name: str = Field("blind-sr-x2", description="name in the registry")
+    alias: str = Field("candidate", description="alias the new version gets")
+
+
+class RunConfig(Frozen):
+    """A whole training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="running the same name again resumes it")
+    output: str = Field("runs", description="URI under which checkpoints and pictures of the run are kept")
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    train: TrainConfig
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _patch_fits_scales(self) -> RunConfig:
+        for scale in self.model.scales:
+            if self.data.patch % scale:
+                raise ValueError(f"data.patch {self.data.patch} is not a multiple of scale {scale} in model.scales; use a common multiple such as 96")
+        return self

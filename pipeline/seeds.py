@@ -1,0 +1,30 @@
+"""All randomness of the pipeline: a pure function of (run seed, epoch, sample key, purpose).
+
+Counter-based Philox streams keyed by a hash: the same key gives the same draw on any worker, any node, in any
+order. Python's own `hash` differs from process to process and is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def rng(seed: int, *, epoch: int, key: str, purpose: str) -> np.random.Generator:
+    """The generator of one sample for one purpose ("crop", "kernel", "noise", "order" ...)."""
+    return np.random.Generator(np.random.Philox(key=_hash(f"{seed}/{epoch}/{purpose}/{key}", 16)))
+
+
+def fraction(key: str, *, purpose: str) -> float:
+    """A fixed number in [0, 1) for a key: decides, say, which images belong to the validation split."""
+    return _hash(f"{purpose}/{key}", 8) / 2.0**64
+
+
+def torch_seed(seed: int, *, epoch: int, key: str, purpose: str) -> int:
+    """A 63-bit seed for `torch.Generator.manual_seed` or `torch.manual_seed`."""
+    return _hash(f"{seed}/{epoch}/{purpose}/{key}", 8) >> 1
+
+
+def _hash(text: str, size: int) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=size).digest(), "big")
