@@ -43,7 +43,9 @@ class Command(BaseSettings):
     )
 
 
-def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None) -> None:
+def run(
+    command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None
+) -> None:
     """Parse the arguments of `command`, call `job` with them, and exit with the right status.
 
     A `--config FILE` among the arguments names a YAML file of defaults; environment and flags override it.
@@ -75,7 +77,9 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
-                CliSettingsSource(settings_cls, cli_parse_args=list(arguments), cli_prog_name=Path(sys.argv[0]).name),
+                CliSettingsSource(
+                    settings_cls, cli_parse_args=list(arguments), cli_prog_name=Path(sys.argv[0]).name
+                ),
                 env_settings,
                 InitSettingsSource(settings_cls, init_kwargs=config),
             )
@@ -106,7 +110,9 @@ def _config_file(arguments: Sequence[str]) -> dict[str, object]:
     except yaml.YAMLError as error:
         raise BadRequestError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise BadRequestError(f"--config {path}: a mapping of settings is expected, got {type(content).__name__}")
+        raise BadRequestError(
+            f"--config {path}: a mapping of settings is expected, got {type(content).__name__}"
+        )
     return content
 
 

@@ -27,8 +27,15 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None)
     Raises:
         ValueError: shapes that do not fit each other, an even kernel, a kernel larger than the image.
     """
-    if hr.ndim != 4 or kernel.ndim != 3 or kernel.shape[0] != hr.shape[0] or kernel.shape[1] != kernel.shape[2]:
-        raise ValueError(f"degrade needs hr (B,C,H,W) and kernel (B,k,k), got {tuple(hr.shape)} and {tuple(kernel.shape)}")
+    if (
+        hr.ndim != 4
+        or kernel.ndim != 3
+        or kernel.shape[0] != hr.shape[0]
+        or kernel.shape[1] != kernel.shape[2]
+    ):
+        raise ValueError(
+            f"degrade needs hr (B,C,H,W) and kernel (B,k,k), got {tuple(hr.shape)} and {tuple(kernel.shape)}"
+        )
     batch, channels, height, width = hr.shape
     size = kernel.shape[-1]
     if size % 2 == 0:
@@ -39,7 +46,9 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None)
         raise ValueError(f"kernel {size} x {size} is larger than the image {height} x {width}")
     # conv2d correlates, so the kernel is flipped; all images of the batch are channels of one grouped convolution.
     weight = kernel.flip(-2, -1)[:, None, None].expand(-1, channels, -1, -1, -1).reshape(-1, 1, size, size)
-    padded = F.pad(hr, [size // 2] * 4, mode="circular").reshape(1, batch * channels, height + size - 1, width + size - 1)
+    padded = F.pad(hr, [size // 2] * 4, mode="circular").reshape(
+        1, batch * channels, height + size - 1, width + size - 1
+    )
     lr = F.conv2d(padded, weight, stride=scale, groups=batch * channels)
     lr = lr.reshape(batch, channels, height // scale, width // scale)
     if noise is None:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,10 @@ _CHUNK = 1 << 20
 
 @functools.lru_cache(maxsize=8)
 def _s3(endpoint: str | None, region: str) -> pafs.S3FileSystem:
-    options: dict[str, Any] = {"region": region, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=8)}
+    options: dict[str, Any] = {
+        "region": region,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=8),
+    }
     if endpoint:
         parts = urlsplit(endpoint)
         options |= {"endpoint_override": parts.netloc or parts.path, "scheme": parts.scheme or "https"}
@@ -48,7 +52,9 @@ def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         return _s3(endpoint, region), rest.rstrip("/")
-    raise BadRequestError(f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix")
+    raise BadRequestError(
+        f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix"
+    )
 
 
 def absolute(uri: str | Path) -> str:
@@ -74,6 +80,13 @@ def list_files(uri: str | Path, *, recursive: bool = False) -> list[tuple[str, i
     selector = pafs.FileSelector(path, recursive=recursive, allow_not_found=True)
     found = [i for i in filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
     return sorted((info.path[len(path) :].lstrip("/"), int(info.size)) for info in found)
+
+
+def remove_folder(uri: str | Path) -> None:
+    """Delete a folder or prefix and all below it; nothing happens when it is not there."""
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
 
 
 def read_bytes(uri: str | Path) -> bytes:
@@ -117,8 +130,6 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    import tempfile
-
     with tempfile.TemporaryFile() as staged:
         yield staged  # type: ignore[misc]
         staged.seek(0)

@@ -1,0 +1,1 @@
+"""Photographs to shards to degraded training samples: the Ray Data graphs."""

@@ -1,0 +1,138 @@
+"""What a shard set says of itself: `manifest.json`, written last, names every shard with its count and hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError
+from pipeline.config import Frozen
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class Shard(Frozen):
+    """One tar: file name, how many samples, its size and hash."""
+
+    name: str
+    samples: int = Field(ge=1)
+    bytes: int
+    sha256: str
+
+
+class Skipped(Frozen):
+    """An input that is not in the shards, and why."""
+
+    name: str
+    reason: str
+
+
+class ShardSettings(Frozen):
+    """What decides the bytes of the shards, given the images."""
+
+    tile: int = Field(
+        480, ge=32, description="tile side in pixels; the last row and column align to the edge"
+    )
+    shard_mib: float = Field(128, gt=0, description="aim for the size of a tar")
+    validation: float = Field(
+        0.0, ge=0, lt=1, description="share of the images (never tiles) kept for validation"
+    )
+
+
+class Manifest(Frozen):
+    """The whole shard set. `digest` identifies its content: equal digests, equal samples."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    settings: ShardSettings
+    source_digest: str = Field(description="of the names and hashes of all input files")
+    train: tuple[Shard, ...]
+    validation: tuple[Shard, ...] = ()
+    images: int
+    skipped: tuple[Skipped, ...] = ()
+    digest: str
+
+    @property
+    def samples(self) -> int:
+        """Training tiles in all."""
+        return sum(shard.samples for shard in self.train)
+
+
+def content_digest(train: tuple[Shard, ...], validation: tuple[Shard, ...]) -> str:
+    """The identity of the samples: names, counts and hashes of all tars."""
+    return storage.digest_of([[s.model_dump() for s in split] for split in (train, validation)])
+
+
+def read_manifest(uri: str) -> Manifest:
+    """Open a shard set.
+
+    Raises:
+        ArtefactError: no manifest (never finished), another schema version, or an edited one.
+    """
+    where = storage.join(uri, MANIFEST)
+    if not storage.exists(where):
+        raise ArtefactError(
+            f"{uri}: no {MANIFEST} there; make the shards with jobs/shard_images.py (it finishes a killed run)"
+        )
+    content = storage.read_json(where)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtefactError(
+            f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; update it or remake the shards"
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise ArtefactError(
+            f"{where}: damaged ({error.error_count()} wrong fields); remake the shards"
+        ) from error
+    if manifest.digest != content_digest(manifest.train, manifest.validation):
+        raise ArtefactError(f"{where}: its digest does not fit its shards; the file was changed by hand")
+    return manifest
+
+
+def read_shard(uri: str, shard: Shard) -> bytes:
+    """The whole tar, checked against its hash, so that neither a cut connection nor a flipped bit goes unseen.
+
+    Raises:
+        ArtefactError: missing or damaged.
+    """
+    where = storage.join(uri, shard.name)
+    data = storage.read_bytes(where)
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        raise ArtefactError(
+            f"{where}: damaged (its sha256 is not the manifest's); remake it with jobs/shard_images.py"
+        )
+    return data
+
+
+def verify(uri: str, on_shard: Callable[[Shard], None]) -> Manifest:
+    """Re-hash every shard and decode every sample; `on_shard` is called after each.
+
+    Raises:
+        ArtefactError: the first shard that is not what the manifest says.
+    """
+    from pipeline.data.images import BadImageError, decode_tile
+    from pipeline.data.tiles import read_samples
+
+    manifest = read_manifest(uri)
+    for shard in (*manifest.train, *manifest.validation):
+        count = 0
+        for sample in read_samples(read_shard(uri, shard)):
+            try:
+                decode_tile(sample.png)
+            except BadImageError as error:
+                raise ArtefactError(
+                    f"{storage.join(uri, shard.name)}: sample {sample.key}: {error}"
+                ) from error
+            count += 1
+        if count != shard.samples:
+            raise ArtefactError(
+                f"{storage.join(uri, shard.name)}: {count} samples, the manifest says {shard.samples}"
+            )
+        on_shard(shard)
+    return manifest

@@ -1,0 +1,80 @@
+"""Tiles: an image cut without loss, and the WebDataset samples that hold them."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import webdataset
+
+from pipeline.data.images import encode_png
+
+
+@dataclass(frozen=True)
+class TileSample:
+    """One sample of a tar: `<key>.png` (lossless tile) and `<key>.json` (where it came from)."""
+
+    key: str
+    png: bytes
+    json: bytes
+
+
+def tile_starts(length: int, tile: int) -> list[int]:
+    """Starts of tiles along one axis; the last one aligns to the edge, so nothing is lost.
+
+    >>> tile_starts(1000, 480)
+    [0, 480, 520]
+    """
+    if length <= tile:
+        return [0]
+    return [*range(0, length - tile, tile), length - tile]
+
+
+def cut(image: np.ndarray, tile: int, *, name: str, sha256: str) -> Iterator[TileSample]:
+    """Cut (H, W, 3) uint8 RGB into lossless samples, row by row; an image smaller than a tile is one sample.
+
+    The key is made of the source's hash and the tile's place: unique, free of dots, and the same whatever other
+    images are in the set, so that a sample's random draws never depend on its neighbours.
+    """
+    height, width = image.shape[:2]
+    for top in tile_starts(height, tile):
+        for left in tile_starts(width, tile):
+            piece = image[top : top + tile, left : left + tile]
+            place = {
+                "source": name,
+                "source_sha256": sha256,
+                "box": [top, left, top + piece.shape[0], left + piece.shape[1]],
+                "source_size": [height, width],
+            }
+            key = f"{sha256[:16]}-{top:05d}-{left:05d}"
+            yield TileSample(key, encode_png(piece), json.dumps(place, sort_keys=True).encode())
+
+
+def write_samples(samples: Iterator[TileSample], stream: BinaryIO) -> int:
+    """Write a tar that is byte-identical for equal samples (fixed times, owners and order); returns the count."""
+    count = 0
+    with webdataset.TarWriter(stream, user="", group="", encoder=False, mtime=0) as tar:
+        for sample in samples:
+            tar.write({"__key__": sample.key, "png": sample.png, "json": sample.json})
+            count += 1
+    return count
+
+
+def read_samples(tar_bytes: bytes) -> Iterator[TileSample]:
+    """Expand a tar that was read whole. The caller has checked its hash, so its structure can be trusted."""
+    members: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(tar_bytes), mode="r:") as tar:
+        for info in tar:
+            stream = tar.extractfile(info)
+            if stream is None:
+                continue
+            key, _, extension = info.name.partition(".")
+            members[extension] = stream.read()
+            if len(members) == 2:  # json, then png: webdataset writes a sample's members side by side
+                yield TileSample(key, members["png"], members["json"])
+                members = {}
