@@ -34,7 +34,8 @@ class Command(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
-        cli_kebab_case=False,
+        cli_kebab_case=True,
+        cli_exit_on_error=False,
         cli_avoid_json=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
@@ -43,9 +44,7 @@ class Command(BaseSettings):
     )
 
 
-def run(
-    command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None
-) -> None:
+def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None) -> None:
     """Parse the arguments of `command`, call `job` with them, and exit with the right status.
 
     A `--config FILE` among the arguments names a YAML file of defaults; environment and flags override it.
@@ -62,6 +61,7 @@ def run(
 
 def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     """The validated arguments. Raises BadRequestError that names every wrong field by its path."""
+    arguments = [_kebab(argument) for argument in arguments]
     config = _config_file(arguments)
 
     class WithSources(command):  # type: ignore[valid-type, misc]
@@ -77,9 +77,7 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
-                CliSettingsSource(
-                    settings_cls, cli_parse_args=list(arguments), cli_prog_name=Path(sys.argv[0]).name
-                ),
+                CliSettingsSource(settings_cls, cli_parse_args=arguments, cli_prog_name=Path(sys.argv[0]).name),
                 env_settings,
                 InitSettingsSource(settings_cls, init_kwargs=config),
             )
@@ -90,7 +88,15 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     except ValidationError as error:
         raise BadRequestError(_explain(error)) from error
     except SettingsError as error:
-        raise BadRequestError(str(error)) from error
+        raise BadRequestError(f"{str(error).removeprefix('error parsing CLI: ')}; see --help") from error
+
+
+def _kebab(argument: str) -> str:
+    """Flags are spelled --shard-mib; the spelling of the config files, --shard_mib, is understood too."""
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value
 
 
 def _config_file(arguments: Sequence[str]) -> dict[str, object]:
@@ -110,9 +116,7 @@ def _config_file(arguments: Sequence[str]) -> dict[str, object]:
     except yaml.YAMLError as error:
         raise BadRequestError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise BadRequestError(
-            f"--config {path}: a mapping of settings is expected, got {type(content).__name__}"
-        )
+        raise BadRequestError(f"--config {path}: a mapping of settings is expected, got {type(content).__name__}")
     return content
 
 

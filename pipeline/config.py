@@ -28,11 +28,15 @@ class ModelConfig(Frozen):
     widths: tuple[int, int, int, int] = Field((16, 32, 64, 64), description="ResUNet channels by level")
     residual_blocks: int = Field(2, ge=1, description="a level, each way")
     hyper_hidden: int = Field(32, ge=1, description="hidden width of the hyper-parameter net (64 in the full model)")
-    global_skip: bool = Field(False, description="prior = x + net(x): for training from scratch; the official prior has none")
+    global_skip: bool = Field(
+        False, description="prior = x + net(x): for training from scratch; the official prior has none"
+    )
     estimator_channels: int = Field(32, ge=4, description="of each of the two branches")
     estimator_blocks: int = Field(5, ge=1, description="conditional residual blocks")
     initial_kernel: Literal["delta", "mean", "spectral"] = "spectral"
-    schedule: Literal["rounds", "interleaved"] = Field("interleaved", description="rounds: DAN's; interleaved: one unfolding's cost")
+    schedule: Literal["rounds", "interleaved"] = Field(
+        "interleaved", description="rounds: DAN's; interleaved: one unfolding's cost"
+    )
     rounds: int = Field(2, ge=1, le=8, description="kernel estimates an image")
     detach: bool = Field(True, description="no gradient crosses from one round to the next")
     checkpoint_activations: bool = Field(False, description="recompute each unfolding in the backward pass")
@@ -40,7 +44,10 @@ class ModelConfig(Frozen):
     @model_validator(mode="after")
     def _rounds_fit(self) -> ModelConfig:
         if self.schedule == "interleaved" and self.rounds >= self.unfoldings:
-            raise ValueError(f"rounds = {self.rounds} do not fit between {self.unfoldings} unfoldings; lower model.rounds or use schedule 'rounds'")
+            raise ValueError(
+                f"rounds = {self.rounds} do not fit between {self.unfoldings} unfoldings; "
+                "lower model.rounds or use schedule 'rounds'"
+            )
         return self
 
 
@@ -52,10 +59,14 @@ class DataConfig(Frozen):
     patch: int = Field(96, ge=16, description="HR patch side in pixels")
     patches_per_tile: int = Field(8, ge=1, description="crops taken from each decoded tile an epoch")
     shards_per_window: int = Field(2, ge=1, description="shards mixed by one data task")
-    sigma: tuple[Sigma, Sigma] = Field((0.0, 0.0), description="noise level drawn uniformly between these, [0, 1] scale")
+    sigma: tuple[Sigma, Sigma] = Field(
+        (0.0, 0.0), description="noise level drawn uniformly between these, [0, 1] scale"
+    )
     noise_free: float = Field(0.0, ge=0, le=1, description="share of samples without noise")
     lr_quantize: Literal["none", "round", "floor"] = "none"
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="samples that may fail to decode before the run stops")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="samples that may fail to decode before the run stops"
+    )
     task_cpus: float = Field(0.5, gt=0, description="logical CPUs a data task reserves")
 
     @model_validator(mode="after")
@@ -87,7 +98,9 @@ class TrainConfig(Frozen):
     @model_validator(mode="after")
     def _batch_splits(self) -> TrainConfig:
         if self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} does not split over {self.workers} workers; make it a multiple")
+            raise ValueError(
+                f"batch_size {self.batch_size} does not split over {self.workers} workers; make it a multiple"
+            )
         return self
 
 
@@ -114,5 +127,8 @@ class RunConfig(Frozen):
     def _patch_fits_scales(self) -> RunConfig:
         for scale in self.model.scales:
             if self.data.patch % scale:
-                raise ValueError(f"data.patch {self.data.patch} is not a multiple of scale {scale} in model.scales; use a common multiple such as 96")
+                raise ValueError(
+                    f"data.patch {self.data.patch} is not a multiple of scale {scale} in model.scales; "
+                    "use a common multiple such as 96"
+                )
         return self

@@ -27,12 +27,7 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None)
     Raises:
         ValueError: shapes that do not fit each other, an even kernel, a kernel larger than the image.
     """
-    if (
-        hr.ndim != 4
-        or kernel.ndim != 3
-        or kernel.shape[0] != hr.shape[0]
-        or kernel.shape[1] != kernel.shape[2]
-    ):
+    if hr.ndim != 4 or kernel.ndim != 3 or kernel.shape[0] != hr.shape[0] or kernel.shape[1] != kernel.shape[2]:
         raise ValueError(
             f"degrade needs hr (B,C,H,W) and kernel (B,k,k), got {tuple(hr.shape)} and {tuple(kernel.shape)}"
         )

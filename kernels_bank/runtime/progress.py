@@ -66,8 +66,5 @@ class Progress:
         elapsed = self._last_line - self._started
         remaining = (self._total - self._done) / max(self._rate(), 1e-9)
         tail = f"in {elapsed:.1f} s" if final else f"ETA {remaining:.0f} s"
-        print(
-            f"{self._label}: {self._done}/{self._total} {self._unit} ({self._rate_text()}, {tail}) {self._note}".rstrip(),
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"{self._label}: {self._done}/{self._total} {self._unit} ({self._rate_text()}, {tail}) {self._note}"
+        print(line.rstrip(), file=sys.stderr, flush=True)

@@ -52,9 +52,7 @@ def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         return _s3(endpoint, region), rest.rstrip("/")
-    raise BadRequestError(
-        f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix"
-    )
+    raise BadRequestError(f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix")
 
 
 def absolute(uri: str | Path) -> str:
@@ -131,7 +129,7 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
         return
     with tempfile.TemporaryFile() as staged:
-        yield staged  # type: ignore[misc]
+        yield staged
         staged.seek(0)
         with filesystem.open_output_stream(path) as stream:
             while chunk := staged.read(8 * _CHUNK):

@@ -90,9 +90,7 @@ def encode_png(image: np.ndarray, *, level: int = 3) -> bytes:
     bgr = image[..., ::-1] if image.ndim == 3 else image
     ok, encoded = cv2.imencode(".png", np.ascontiguousarray(bgr), [cv2.IMWRITE_PNG_COMPRESSION, level])
     if not ok:
-        raise BadImageError(
-            f"an array of shape {image.shape} and type {image.dtype} cannot be written as PNG"
-        )
+        raise BadImageError(f"an array of shape {image.shape} and type {image.dtype} cannot be written as PNG")
     return encoded.tobytes()
 
 

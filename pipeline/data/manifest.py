@@ -12,7 +12,7 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import Frozen
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 
 
@@ -35,13 +35,9 @@ class Skipped(Frozen):
 class ShardSettings(Frozen):
     """What decides the bytes of the shards, given the images."""
 
-    tile: int = Field(
-        480, ge=32, description="tile side in pixels; the last row and column align to the edge"
-    )
+    tile: int = Field(480, ge=32, description="tile side in pixels; the last row and column align to the edge")
     shard_mib: float = Field(128, gt=0, description="aim for the size of a tar")
-    validation: float = Field(
-        0.0, ge=0, lt=1, description="share of the images (never tiles) kept for validation"
-    )
+    validation: float = Field(0.0, ge=0, lt=1, description="share of the images (never tiles) kept for validation")
 
 
 class Manifest(Frozen):
@@ -87,9 +83,7 @@ def read_manifest(uri: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        raise ArtefactError(
-            f"{where}: damaged ({error.error_count()} wrong fields); remake the shards"
-        ) from error
+        raise ArtefactError(f"{where}: damaged ({error.error_count()} wrong fields); remake the shards") from error
     if manifest.digest != content_digest(manifest.train, manifest.validation):
         raise ArtefactError(f"{where}: its digest does not fit its shards; the file was changed by hand")
     return manifest
@@ -104,9 +98,7 @@ def read_shard(uri: str, shard: Shard) -> bytes:
     where = storage.join(uri, shard.name)
     data = storage.read_bytes(where)
     if hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise ArtefactError(
-            f"{where}: damaged (its sha256 is not the manifest's); remake it with jobs/shard_images.py"
-        )
+        raise ArtefactError(f"{where}: damaged (its sha256 is not the manifest's); remake it with jobs/shard_images.py")
     return data
 
 
@@ -126,13 +118,9 @@ def verify(uri: str, on_shard: Callable[[Shard], None]) -> Manifest:
             try:
                 decode_tile(sample.png)
             except BadImageError as error:
-                raise ArtefactError(
-                    f"{storage.join(uri, shard.name)}: sample {sample.key}: {error}"
-                ) from error
+                raise ArtefactError(f"{storage.join(uri, shard.name)}: sample {sample.key}: {error}") from error
             count += 1
         if count != shard.samples:
-            raise ArtefactError(
-                f"{storage.join(uri, shard.name)}: {count} samples, the manifest says {shard.samples}"
-            )
+            raise ArtefactError(f"{storage.join(uri, shard.name)}: {count} samples, the manifest says {shard.samples}")
         on_shard(shard)
     return manifest

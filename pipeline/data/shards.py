@@ -120,9 +120,7 @@ def _inspect_one(row: dict[str, Any]) -> dict[str, Any]:
         pixels = header.height * header.width
     except BadImageError as error:
         reason = str(error)
-    return asdict(
-        Inspected(row["name"], row["member"], row["uri"], hashlib.sha256(data).hexdigest(), pixels, reason)
-    )
+    return asdict(Inspected(row["name"], row["member"], row["uri"], hashlib.sha256(data).hexdigest(), pixels, reason))
 
 
 def _usable(files: list[Inspected]) -> tuple[list[Inspected], list[Skipped]]:
@@ -161,10 +159,7 @@ def _plan(split: str, files: list[Inspected], settings: ShardSettings) -> list[d
             used = 0.0
         groups[-1].append(file)
         used += size
-    return [
-        {"name": f"{split}-{i:06d}.tar", "files": [asdict(f) for f in group]}
-        for i, group in enumerate(groups)
-    ]
+    return [{"name": f"{split}-{i:06d}.tar", "files": [asdict(f) for f in group]} for i, group in enumerate(groups)]
 
 
 def _write(output: str, tasks: list[dict[str, Any]], settings: ShardSettings) -> list[dict[str, Any]]:
@@ -200,9 +195,7 @@ def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> di
         count = write_samples(_samples(task["files"], settings.tile, skipped), stream)
         size = stream.tell()
     shard = (
-        {"name": task["name"], "samples": count, "bytes": size, "sha256": storage.sha256_of(where)}
-        if count
-        else None
+        {"name": task["name"], "samples": count, "bytes": size, "sha256": storage.sha256_of(where)} if count else None
     )
     note = {"made_from": made_from, "shard": shard, "skipped": skipped}
     storage.write_json(note_at, note)

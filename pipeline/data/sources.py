@@ -33,9 +33,7 @@ def list_sources(uri: str) -> list[Source]:
     if root.lower().endswith(".zip"):
         found = [Source(root, name, name) for name in _zip_members(root)]
     else:
-        found = [
-            Source(storage.join(root, name), name) for name, _ in storage.list_files(root, recursive=True)
-        ]
+        found = [Source(storage.join(root, name), name) for name, _ in storage.list_files(root, recursive=True)]
     images = [s for s in found if _is_image(s.name)]
     if not images:
         raise BadRequestError(f"{uri}: no images in it; PNG, JPEG, WebP, BMP and TIFF files are used")
