@@ -21,7 +21,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 Command_T = TypeVar("Command_T", bound="Command")
 
@@ -53,7 +53,9 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
     try:
         job(parse(command, arguments))
     except BadRequestError as error:
-        _fail(str(error))
+        _fail(str(error), status=2)
+    except JobFailedError as error:
+        _fail(str(error), status=1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -137,6 +139,6 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

@@ -39,6 +39,10 @@ class ModelConfig(Frozen):
     )
     rounds: int = Field(2, ge=1, le=8, description="kernel estimates an image")
     detach: bool = Field(True, description="no gradient crosses from one round to the next")
+    warm_start: bool = Field(
+        False, description="schedule 'rounds' only: a round starts from the previous one's image instead of x0"
+    )
+    x0: Literal["nearest", "bicubic"] = Field("nearest", description="first estimate; published weights need nearest")
     checkpoint_activations: bool = Field(False, description="recompute each unfolding in the backward pass")
 
     @model_validator(mode="after")
@@ -84,7 +88,8 @@ class TrainConfig(Frozen):
     workers: int = Field(1, ge=1, description="training processes")
     cpus_per_worker: float = Field(1.0, gt=0, description="logical CPUs a worker reserves; data tasks need the rest")
     gpu: bool = Field(False, description="one CUDA card a worker, nccl instead of gloo")
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, description="of the restorer")
+    kernel_learning_rate: float = Field(2e-4, gt=0, description="of the estimator and the initial kernel's net")
     warmup_steps: int = Field(0, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     code_weight: float = Field(0.1, ge=0, description="weight of L1 on the kernel code beside L1 on the image")

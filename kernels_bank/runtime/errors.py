@@ -1,4 +1,4 @@
-"""Errors that are the user's to fix. Jobs print them as one line and exit with status 2."""
+"""The errors a job reports as one line: a bad request exits with status 2, a failed run with status 1."""
 
 
 class BadRequestError(ValueError):
@@ -7,3 +7,7 @@ class BadRequestError(ValueError):
 
 class ArtefactError(BadRequestError):
     """A stored artefact (bank, shards, checkpoint, model) is missing, damaged or made from something else."""
+
+
+class JobFailedError(RuntimeError):
+    """The request was right but the run failed; what is kept and how to go on, in one line."""

@@ -18,7 +18,7 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str = "item") -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._done, self._note = 0, ""
+        self._done, self._first, self._note = 0, 0, ""
         self._started = self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._bar = None
@@ -47,6 +47,11 @@ class Progress:
         else:
             self._line(final=kind is None)
 
+    def start_at(self, done: int) -> None:
+        """Resumed work: `done` items were finished earlier and do not count for the rate."""
+        self._done = self._first = done
+        self._started = time.monotonic()
+
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count finished items; `note` replaces the text at the end of the line."""
         self._done, self._note = self._done + count, note
@@ -56,7 +61,7 @@ class Progress:
             self._line()
 
     def _rate(self) -> float:
-        return self._done / max(time.monotonic() - self._started, 1e-6)
+        return (self._done - self._first) / max(time.monotonic() - self._started, 1e-6)
 
     def _rate_text(self) -> str:
         return f"{self._rate():.3g} {self._unit}/s"

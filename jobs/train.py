@@ -1,0 +1,43 @@
+"""Train a blind super-resolution model and register it. Running the same name again resumes it.
+
+python jobs/train.py --config jobs/configs/NAME.yaml [--train.steps 1000 ...]
+ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/train.py --config jobs/configs/NAME.yaml
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.cli import Command, run
+from pipeline.config import RunConfig
+
+
+class Train(Command, RunConfig):
+    """Train a blind super-resolution model on a Ray cluster, record it in MLflow, register the result."""
+
+    config: Path | None = Field(None, description="YAML file of the run; flags and environment override it")
+    check: bool = Field(False, description="validate config, data and digests; train nothing")
+    verbose: bool = Field(False, description="show Ray's own output too")
+
+
+def main(command: Train) -> None:
+    """Run the command."""
+    config = RunConfig.model_validate(command.model_dump(include=set(RunConfig.model_fields)))
+    from pipeline.training.fit import data_digests, fit
+
+    if command.check:
+        digests = data_digests(config)
+        print(f"run '{config.name}' can start: " + ", ".join(f"{name} {d[:12]}" for name, d in digests.items()))
+        return
+    fitted = fit(config, verbose=command.verbose)
+    name = config.tracking.model_name
+    done = "was finished before; nothing to do" if fitted.reused else "finished"
+    print(f"run '{config.name}' {done}: {name} version {fitted.version}, alias {config.tracking.alias}")
+    print(f"  weights   {fitted.model}")
+    print(f"  tracking  {fitted.run.tracking_uri}  run {fitted.run.run_id}")
+
+
+if __name__ == "__main__":
+    run(Train, main)

@@ -1,0 +1,101 @@
+"""Which samples each training worker sees, and in what order: a pure function, so that a run can go on exactly.
+
+The stream of a run is a sequence of windows. A window is a few shards, in an order drawn anew each epoch, whose
+samples (tile, patch) are mixed with one another. Windows are dealt to the workers in turn, each worker reads its
+own, and a position in its stream is all that a checkpoint has to remember.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.config import Frozen
+from pipeline.data.manifest import Shard
+from pipeline.seeds import rng
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Samples `start` to `stop` of one window's mixed order."""
+
+    epoch: int
+    shards: tuple[str, ...]  # file names
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Stage(Frozen):
+    """A stretch of the run at one number of workers: each of them consumed this many samples."""
+
+    workers: int
+    consumed: int
+
+
+def stream(shards: Sequence[Shard], *, seed: int, patches_per_tile: int, shards_per_window: int) -> Iterator[Segment]:
+    """All windows of all epochs, without end. Every epoch holds every patch of every tile once."""
+    for epoch in itertools.count():
+        order = rng(seed, epoch=epoch, key="shards", purpose="order").permutation(len(shards))
+        for first in range(0, len(order), shards_per_window):
+            chosen = [shards[i] for i in order[first : first + shards_per_window]]
+            samples = sum(shard.samples for shard in chosen) * patches_per_tile
+            yield Segment(epoch, tuple(shard.name for shard in chosen), 0, samples)
+
+
+def remaining(segments: Iterator[Segment], stage: Stage) -> Iterator[Segment]:
+    """What is left of a stream once a stage has consumed its share: nothing twice, nothing left out."""
+    budget = [stage.consumed] * stage.workers
+    for position, segment in enumerate(segments):
+        worker = position % stage.workers
+        taken = min(budget[worker], len(segment))
+        budget[worker] -= taken
+        if taken < len(segment):
+            yield replace(segment, start=segment.start + taken)
+
+
+def for_worker(segments: Iterator[Segment], stages: Sequence[Stage], workers: int, rank: int) -> Iterator[Segment]:
+    """The stream of one worker after the stages of a run so far.
+
+    With the number of workers unchanged each goes on in its own stream, bit for bit as if nothing had happened;
+    with another number, what is left is dealt anew.
+    """
+    unchanged = bool(stages) and stages[-1].workers == workers
+    for stage in stages[:-1] if unchanged else stages:
+        segments = remaining(segments, stage)
+    mine = itertools.islice(segments, rank, None, workers)
+    return remaining(mine, Stage(workers=1, consumed=stages[-1].consumed)) if unchanged else mine
+
+
+def advance(stages: Sequence[Stage], workers: int, samples: int) -> tuple[Stage, ...]:
+    """The stages after every one of `workers` has consumed `samples` more."""
+    if stages and stages[-1].workers == workers:
+        return (*stages[:-1], Stage(workers=workers, consumed=stages[-1].consumed + samples))
+    return (*stages, Stage(workers=workers, consumed=samples))
+
+
+def take(segments: Iterator[Segment], samples: int) -> list[Segment]:
+    """As many whole segments as hold at least `samples` samples."""
+    taken: list[Segment] = []
+    while samples > 0:
+        taken.append(next(segments))
+        samples -= len(taken[-1])
+    return taken
+
+
+def mixed_order(segment: Segment, tiles: int, patches_per_tile: int, *, seed: int) -> np.ndarray:
+    """(n, 2) int: tile and patch number of each sample of a segment, in its order."""
+    key = "+".join(segment.shards)
+    order = rng(seed, epoch=segment.epoch, key=key, purpose="mix").permutation(tiles * patches_per_tile)
+    chosen = order[segment.start : segment.stop]
+    return np.stack([chosen // patches_per_tile, chosen % patches_per_tile], axis=1)
+
+
+def scale_of(scales: Sequence[int], batch: int, *, seed: int) -> int:
+    """The one scale of a run's n-th batch, the same on every worker."""
+    return int(rng(seed, epoch=0, key=str(batch), purpose="scale").choice(scales))

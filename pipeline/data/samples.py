@@ -1,0 +1,61 @@
+"""One training sample: crop, flip, draw kernel and noise, degrade. A pure function of (seed, epoch, key, patch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.config import DataConfig
+from pipeline.degrade import degrade, quantize
+from pipeline.seeds import rng
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A crop with everything that was drawn for it, before the degradation."""
+
+    key: str
+    hr: np.ndarray  # (3, p, p) uint8
+    kernel: np.ndarray  # (k, k) float32
+    sigma: float  # on the [0, 1] scale
+    noise: np.random.Generator  # in the state in which the noise is drawn
+
+
+def draw(tile: np.ndarray, key: str, patch: int, *, epoch: int, seed: int, data: DataConfig, bank: np.ndarray) -> Draw:
+    """Draw crop, orientation, kernel and noise level of one sample.
+
+    Args:
+        tile: (H, W, 3) uint8; a side shorter than the patch is extended by reflection.
+        key: the tile's key.
+        patch: which of the tile's patches.
+        epoch: of the run.
+        seed: of the run.
+        data: patch size and noise distribution.
+        bank: (N, k, k) float32 kernels, chosen from uniformly.
+    """
+    random = rng(seed, epoch=epoch, key=f"{key}/{patch}", purpose="sample")
+    short = [max(0, data.patch - side) for side in tile.shape[:2]]
+    if any(short):
+        tile = np.pad(tile, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric")
+    top, left = (int(random.integers(side - data.patch + 1)) for side in tile.shape[:2])
+    crop = tile[top : top + data.patch, left : left + data.patch]
+    crop = np.rot90(crop, random.integers(4))
+    if random.integers(2):
+        crop = crop[:, ::-1]
+    kernel = bank[int(random.integers(len(bank)))]
+    clean = random.random() < data.noise_free
+    level = random.uniform(*data.sigma)
+    hr = np.ascontiguousarray(crop.transpose(2, 0, 1))
+    return Draw(f"{key}/{patch}", hr, kernel, 0.0 if clean else float(level), random)
+
+
+def degrade_draws(draws: Sequence[Draw], scale: int, lr_quantize: str) -> np.ndarray:
+    """The LR images, (n, 3, p/s, p/s) float32, of draws of one scale."""
+    hr = torch.from_numpy(np.stack([d.hr for d in draws])).float().div_(255)
+    kernels = torch.from_numpy(np.stack([d.kernel for d in draws]))
+    side = hr.shape[-1] // scale
+    noise = [d.noise.standard_normal((3, side, side), dtype=np.float32) * np.float32(d.sigma) for d in draws]
+    return quantize(degrade(hr, kernels, scale, torch.from_numpy(np.stack(noise))), lr_quantize).numpy()

@@ -1,0 +1,1 @@
+"""The Ray Train job: objective, step, checkpoint, loop. `ray.train` is used only here."""
