@@ -1,0 +1,308 @@
+"""The kernel code: PCA of the bank, standardised, with a decoder that always returns a kernel.
+
+encode: c = (P^T (vec k - m)) / s        m: (d,) the bank's mean kernel, row-major, d = size^2
+decode: k = simplex(m + P (s * c))       P: (d, c) orthonormal columns; s: (c,) standard deviation of each code
+
+The mean is part of the codec: kernels sum to 1, so every column of P sums to 0 and P alone decodes to a kernel of
+sum 0. Divided by s, every component of the code has variance 1 over the bank, so an L1 loss gives each the same
+weight instead of fitting the first few only. `standardize=False` keeps DAN's plain form (Luo et al., NeurIPS 2020):
+s = 1, components in kernel units.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.simplex import project_simplex, project_simplex_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Array = TypeVar("Array", np.ndarray, Tensor)
+
+SCHEMA = "1"
+_KIND = "kernel-codec"
+# A direction with less than this share of the first one's variance is rounding, not a way kernels differ.
+_NEGLIGIBLE = 1e-12
+
+
+def encode_codes(kernels: Array, mean: Array, basis: Array, std: Array) -> Array:
+    """The code of each kernel.
+
+    Args:
+        kernels: (..., k, k); arrays or tensors, all arguments of one kind and dtype.
+        mean: (d,), d = k^2.
+        basis: (d, c).
+        std: (c,).
+
+    Returns:
+        (..., c). Tensors: differentiable, and never in half precision of an autocast region.
+    """
+    flat = kernels.reshape((*kernels.shape[:-2], mean.shape[0]))
+    if isinstance(flat, np.ndarray):
+        return ((flat - mean) @ basis) / std
+    import torch
+
+    with torch.autocast(flat.device.type, enabled=False):
+        return ((flat.to(mean.dtype) - mean) @ basis) / std
+
+
+def decode_codes(codes: Array, mean: Array, basis: Array, std: Array, size: int) -> Array:
+    """The kernel of each code: >= 0, sum 1.
+
+    Args:
+        codes: (..., c).
+        mean: (d,), d = k^2.
+        basis: (d, c).
+        std: (c,).
+        size: kernel side k.
+
+    Returns:
+        (..., k, k). Tensors: differentiable, and never in half precision of an autocast region.
+    """
+    shape = (*codes.shape[:-1], size, size)
+    if isinstance(codes, np.ndarray):
+        return project_simplex(mean + (codes * std) @ basis.T).reshape(shape)
+    import torch
+
+    with torch.autocast(codes.device.type, enabled=False):
+        return project_simplex_tensor(mean + (codes.to(mean.dtype) * std) @ basis.T).reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelCodec:
+    """PCA code of a bank's kernels. Immutable; arrays are float32.
+
+    Attributes:
+        mean: (d,) mean kernel, row-major, d = size^2.
+        basis: (d, c) orthonormal columns, largest variance first.
+        std: (c,) what each component is divided by: its standard deviation over the bank, or 1 (DAN's plain form).
+        spectrum: (d,) variance of the bank along every principal direction, descending, float64.
+        bank_digest: digest of the bank it was fitted to; empty for loose kernels.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    std: np.ndarray
+    spectrum: np.ndarray
+    bank_digest: str = ""
+
+    @property
+    def size(self) -> int:
+        """Kernel side."""
+        return round(self.mean.shape[0] ** 0.5)
+
+    @property
+    def components(self) -> int:
+        """Length of a code."""
+        return int(self.basis.shape[1])
+
+    @property
+    def explained_variance(self) -> float:
+        """Share of the bank's variance that the components hold, in [0, 1]."""
+        total = float(self.spectrum.sum())
+        return float(self.spectrum[: self.components].sum()) / total if total > 0 else 1.0
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of everything in the codec: what a model trained with it must be used with."""
+        state = hashlib.sha256(f"{_KIND}/{SCHEMA}/{self.bank_digest}".encode())
+        for name, array in self._arrays().items():
+            state.update(f"/{name}{array.shape}".encode())
+            state.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        return state.hexdigest()
+
+    @classmethod
+    def fit(
+        cls,
+        kernels: np.ndarray,
+        components: int | None = None,
+        explained_variance: float | None = None,
+        *,
+        standardize: bool = True,
+        bank_digest: str = "",
+    ) -> KernelCodec:
+        """PCA of kernels in memory.
+
+        Args:
+            kernels: (N, k, k).
+            components: length of the code; or
+            explained_variance: keep as many components as hold this share of the variance, in (0, 1].
+                Neither: 0.99. Both: the smaller of the two lengths.
+            standardize: divide each component by its standard deviation.
+            bank_digest: digest of the bank the kernels are from.
+
+        Raises:
+            BadRequestError: no kernels, or settings out of range.
+        """
+        kernels = np.asarray(kernels)
+        if kernels.ndim != 3 or len(kernels) == 0 or kernels.shape[1] != kernels.shape[2]:
+            raise BadRequestError(f"a codec needs kernels of shape (N, k, k) with N >= 1, got {kernels.shape}")
+        flat = kernels.reshape(len(kernels), -1)
+        blocks = [flat[i : i + 8192].astype(np.float64) for i in range(0, len(flat), 8192)]
+        total = np.sum([block.sum(axis=0) for block in blocks], axis=0)
+        outer = np.sum([block.T @ block for block in blocks], axis=0)
+        return cls.from_moments(
+            len(flat),
+            total,
+            outer,
+            components,
+            explained_variance,
+            standardize=standardize,
+            bank_digest=bank_digest,
+        )
+
+    @classmethod
+    def from_moments(
+        cls,
+        count: int,
+        total: np.ndarray,
+        outer: np.ndarray,
+        components: int | None = None,
+        explained_variance: float | None = None,
+        *,
+        standardize: bool = True,
+        bank_digest: str = "",
+    ) -> KernelCodec:
+        """`fit` from sums that can be accumulated shard by shard.
+
+        Args:
+            count: number of kernels.
+            total: (d,) float64, their sum.
+            outer: (d, d) float64, the sum of their outer products.
+            components: as in `fit`.
+            explained_variance: as in `fit`.
+            standardize: as in `fit`.
+            bank_digest: as in `fit`.
+
+        Raises:
+            BadRequestError: settings out of range.
+        """
+        d = total.shape[0]
+        if components is not None and not 1 <= components <= d:
+            raise BadRequestError(f"components = {components}: choose between 1 and {d}, the number of kernel pixels")
+        if explained_variance is not None and not 0 < explained_variance <= 1:
+            raise BadRequestError(f"explained_variance = {explained_variance}: choose a share in (0, 1]")
+        mean = total / count
+        variances, vectors = np.linalg.eigh(outer / count - np.outer(mean, mean))
+        spectrum, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
+        if components is None and explained_variance is None:
+            explained_variance = 0.99
+        kept = components or d
+        if explained_variance is not None:
+            kept = min(kept, _components_for(spectrum, explained_variance))
+        basis = vectors[:, :kept]
+        # Eigenvectors come with either sign. The one kept has a positive sum when early pixels weigh more: a rule
+        # that symmetric and antisymmetric components alike obey, so that the same kernels give the same codes.
+        basis = np.where((1 / np.arange(1, d + 1)) @ basis < 0, -basis, basis)
+        varies = spectrum[:kept] > _NEGLIGIBLE * spectrum[0]
+        std = np.sqrt(np.where(varies & standardize, spectrum[:kept], 1.0))
+        return cls(
+            mean=mean.astype(np.float32),
+            basis=np.ascontiguousarray(basis, dtype=np.float32),
+            std=std.astype(np.float32),
+            spectrum=np.ascontiguousarray(spectrum),
+            bank_digest=bank_digest,
+        )
+
+    def encode(self, kernels: Array) -> Array:
+        """Codes (..., c) of kernels (..., k, k), numpy or torch (any device; differentiable).
+
+        Raises:
+            BadRequestError: kernels of another side than the codec's.
+        """
+        if kernels.ndim < 2 or tuple(kernels.shape[-2:]) != (self.size, self.size):
+            raise BadRequestError(
+                f"this codec encodes {self.size} x {self.size} kernels, got {tuple(kernels.shape)}; crop or pad them"
+            )
+        return encode_codes(kernels, *self._like(kernels))
+
+    def decode(self, codes: Array) -> Array:
+        """Kernels (..., k, k), each >= 0 and of sum 1, of codes (..., c); numpy or torch (any device; differentiable).
+
+        Raises:
+            BadRequestError: codes of another length than the codec's.
+        """
+        if codes.ndim < 1 or codes.shape[-1] != self.components:
+            raise BadRequestError(f"this codec has {self.components} components, got codes {tuple(codes.shape)}")
+        return decode_codes(codes, *self._like(codes), self.size)
+
+    def save(self, path: str | Path) -> None:
+        """Write to a path or URI as safetensors, atomically."""
+        from safetensors.numpy import save
+
+        from kernels_bank.runtime import storage
+
+        metadata = {"kind": _KIND, "schema": SCHEMA, "bank_digest": self.bank_digest, "digest": self.digest}
+        storage.write_bytes(path, save(self._arrays(), metadata=metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> KernelCodec:
+        """Read from a path or URI.
+
+        Raises:
+            ArtefactError: missing, not a codec, of an unknown schema, or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        from kernels_bank.runtime import storage
+
+        data = storage.read_bytes(path)
+        try:
+            arrays = load(data)
+            metadata = _metadata(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ArtefactError(f"{path}: not a readable safetensors file ({error}); rebuild the bank") from error
+        if metadata.get("kind") != _KIND:
+            raise ArtefactError(f"{path}: a safetensors file, but not a kernel codec")
+        if metadata.get("schema") != SCHEMA:
+            raise ArtefactError(
+                f"{path}: codec schema {metadata.get('schema')!r} is unknown to this version, which reads {SCHEMA!r}"
+            )
+        missing = {"mean", "basis", "std", "spectrum"} - arrays.keys()
+        if missing:
+            raise ArtefactError(f"{path}: the codec lacks {', '.join(sorted(missing))}")
+        codec = cls(
+            **{name: arrays[name] for name in ("mean", "basis", "std", "spectrum")},
+            bank_digest=metadata.get("bank_digest", ""),
+        )
+        if codec.digest != metadata.get("digest"):
+            raise ArtefactError(f"{path}: the codec's content does not match its digest; the file is damaged")
+        return codec
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"basis": self.basis, "mean": self.mean, "spectrum": self.spectrum, "std": self.std}
+
+    def _like(self, values: Array) -> tuple[Array, Array, Array]:
+        """mean, basis and std of the kind, dtype and device of `values`."""
+        if isinstance(values, np.ndarray):
+            dtype = np.float64 if values.dtype == np.float64 else np.float32
+            return self.mean.astype(dtype), self.basis.astype(dtype), self.std.astype(dtype)
+        import torch
+
+        dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+        arrays = (self.mean, self.basis, self.std)
+        mean, basis, std = (torch.as_tensor(a, dtype=dtype, device=values.device) for a in arrays)
+        return mean, basis, std
+
+
+def _components_for(spectrum: np.ndarray, share: float) -> int:
+    """The smallest number of directions that hold `share` of the variance; at least 1."""
+    cumulative = np.cumsum(spectrum)
+    return int(np.searchsorted(cumulative, share * cumulative[-1] * (1 - 1e-12))) + 1
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file (its reader for bytes returns tensors only)."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    return dict(header.get("__metadata__", {}))

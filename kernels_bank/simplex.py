@@ -1,0 +1,43 @@
+"""The set every blur kernel lives in: non-negative, sum one. Exact Euclidean projection onto it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Held, Wolfe & Crowder 1974; Duchi et al., ICML 2008, Fig. 1: the projection is max(v - theta, 0) with the one
+# theta that makes the sum 1. Sorted descending, entry j stays positive iff v_j > (v_1 + ... + v_j - 1) / j.
+
+
+def project_simplex(values: np.ndarray) -> np.ndarray:
+    """The nearest point with entries >= 0 and sum 1, along the last axis.
+
+    Args:
+        values: (..., d) float.
+
+    Returns:
+        (..., d) of the same dtype.
+    """
+    descending = -np.sort(-values, axis=-1)
+    rank = np.arange(1, values.shape[-1] + 1, dtype=values.dtype)
+    kept = (descending * rank > np.cumsum(descending, axis=-1) - 1).sum(axis=-1, keepdims=True)
+    support = values >= np.take_along_axis(descending, kept - 1, axis=-1)
+    theta = ((values * support).sum(axis=-1, keepdims=True) - 1) / support.sum(axis=-1, keepdims=True)
+    return np.maximum(values - theta.astype(values.dtype), 0)
+
+
+def project_simplex_tensor(values: Tensor) -> Tensor:
+    """`project_simplex` for tensors of any device; differentiable (the gradient is centred on the support)."""
+    import torch
+
+    with torch.no_grad():
+        descending = values.sort(dim=-1, descending=True).values
+        rank = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
+        kept = (descending * rank > descending.cumsum(-1) - 1).sum(-1, keepdim=True)
+        support = values >= descending.gather(-1, kept - 1)
+    theta = ((values * support).sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True)
+    return (values - theta).clamp_min(0)

@@ -1,0 +1,78 @@
+"""What a bank holds: counts, size, seed and the laws the kernels are drawn from. Travels in the bank's manifest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Family = Literal["gaussian", "motion", "disk", "delta"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+
+Count = Annotated[int, Field(ge=0)]
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class KernelBankSpec(BaseModel):
+    """A bank, in full: equal specs give bit-equal kernels. Frozen, and an unknown setting is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gaussian: Count = Field(100_000, description="Gaussian kernels, isotropic and anisotropic")
+    motion: Count = Field(100_000, description="camera-shake kernels")
+    disk: Count = Field(0, description="defocus kernels")
+    delta: Count = Field(0, description="kernels without any blur")
+    size: int = Field(21, ge=3, le=99, description="kernel side in pixels, odd")
+    seed: int = Field(0, ge=0, lt=2**63, description="of all draws")
+
+    sigma: Range = Field((0.6, 5.0), description="Gaussian: standard deviation of each axis, in pixels")
+    sigma_law: Literal["sigma", "variance"] = Field("sigma", description="which of the two is uniform over its range")
+    isotropic: float = Field(0.25, ge=0, le=1, description="Gaussian: share with equal axes")
+    noise: float = Field(
+        0.0, ge=0, le=1, description="Gaussian: multiplicative noise, each pixel times 1 + U(0, noise)"
+    )
+    extent: Range = Field((3.0, 24.0), description="motion: longer side of the path, in pixels; cut to what fits")
+    disk_radius: Range = Field((0.5, 8.0), description="defocus: radius in pixels; cut to what fits")
+
+    components: int | None = Field(None, ge=1, description="length of the kernel code")
+    explained_variance: float | None = Field(
+        None, gt=0, le=1, description="share of the variance the code holds (0.99 when neither is given)"
+    )
+    standardize: bool = Field(True, description="codes of unit variance; off: DAN's plain PCA coefficients")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> KernelBankSpec:
+        if self.size % 2 == 0:
+            raise ValueError(f"size {self.size} is even; a centre pixel needs an odd side")
+        if self.count == 0:
+            raise ValueError("gaussian, motion, disk and delta are all 0; ask for at least one kernel")
+        for name, (low, high) in (("sigma", self.sigma), ("extent", self.extent), ("disk_radius", self.disk_radius)):
+            if low > high:
+                raise ValueError(f"{name} ({low}, {high}): the lower bound comes first")
+        if self.components is not None and self.components > self.size**2:
+            raise ValueError(
+                f"components {self.components}: a {self.size} x {self.size} kernel has {self.size**2} pixels"
+            )
+        return self
+
+    @property
+    def count(self) -> int:
+        """Kernels in all."""
+        return sum(self.counts.values())
+
+    @property
+    def counts(self) -> dict[Family, int]:
+        """Kernels of each family, in the order they lie in the bank."""
+        return {"gaussian": self.gaussian, "motion": self.motion, "disk": self.disk, "delta": self.delta}
+
+
+# The literature's kernel sets. DAN setting 1: isotropic. DAN setting 2 is DIV2KRK's: anisotropic with noise.
+# USRNet: half Gaussians with *variances* uniform in 0.6 ... 12, half motion.
+PRESETS: dict[str, dict[str, object]] = {
+    "dan1-x2": {"motion": 0, "size": 21, "sigma": (0.2, 2.0), "isotropic": 1.0, "components": 10},
+    "dan1-x3": {"motion": 0, "size": 21, "sigma": (0.2, 3.0), "isotropic": 1.0, "components": 10},
+    "dan1-x4": {"motion": 0, "size": 21, "sigma": (0.2, 4.0), "isotropic": 1.0, "components": 10},
+    "dan2-x2": {"motion": 0, "size": 11, "sigma": (0.6, 5.0), "isotropic": 0.0, "noise": 0.25, "components": 10},
+    "dan2-x4": {"motion": 0, "size": 31, "sigma": (0.6, 5.0), "isotropic": 0.0, "noise": 0.25, "components": 15},
+    "usrnet": {"size": 25, "sigma": (0.6**0.5, 12.0**0.5), "sigma_law": "variance", "isotropic": 0.0},
+}
