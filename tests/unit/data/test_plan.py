@@ -1,0 +1,94 @@
+"""The plan deals every sample once, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data import plan
+from pipeline.data.manifest import Shard
+
+
+def shards(*counts: int) -> list[Shard]:
+    return [Shard(name=f"train-{i:06d}.tar", samples=n, bytes=1, sha256="0") for i, n in enumerate(counts)]
+
+
+def segments(counts: list[int], epochs: int, **settings: int) -> list[plan.Segment]:
+    settings = {"seed": 0, "patches_per_tile": 2, "shards_per_window": 2} | settings
+    stream = plan.stream(shards(*counts), **settings)
+    return list(itertools.takewhile(lambda segment: segment.epoch < epochs, stream))
+
+
+def samples(stream: list[plan.Segment]) -> Counter[tuple[int, tuple[str, ...], int]]:
+    return Counter((s.epoch, s.shards, position) for s in stream for position in range(s.start, s.stop))
+
+
+counts = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+stages = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 12)), max_size=4)
+
+
+@given(counts, st.integers(1, 3))
+def test_every_epoch_holds_every_shard_once(counts: list[int], window: int):
+    for epoch in range(3):
+        names = [n for s in segments(counts, 3, shards_per_window=window) if s.epoch == epoch for n in s.shards]
+        assert sorted(names) == [shard.name for shard in shards(*counts)]
+
+
+@given(counts, stages, st.integers(1, 4))
+def test_nothing_twice_and_nothing_left_out_after_any_history(
+    counts: list[int], history: list[tuple[int, int]], workers: int
+):
+    everything = segments(counts, epochs=4)
+    left: list[plan.Segment] = everything
+    consumed: Counter = Counter()
+    stages: tuple[plan.Stage, ...] = ()
+    for count, amount in history:
+        for rank in range(count):
+            mine = list(plan.for_worker(iter(everything), stages, count, rank))
+            flat = [s for s in samples(mine).elements()]
+            consumed.update(flat[:amount])
+        stages = plan.advance(stages, count, amount)
+    left = [s for rank in range(workers) for s in plan.for_worker(iter(everything), stages, workers, rank)]
+    assert consumed + samples(left) == samples(everything)
+    assert max((consumed + samples(left)).values()) == 1
+
+
+@given(counts, st.integers(1, 3), st.integers(0, 20))
+def test_with_the_same_workers_each_goes_on_in_its_own_stream(counts: list[int], workers: int, consumed: int):
+    everything = segments(counts, epochs=6)
+    for rank in range(workers):
+        undisturbed = list(samples(list(plan.for_worker(iter(everything), (), workers, rank))))
+        stages = plan.advance((), workers, consumed)
+        resumed = list(samples(list(plan.for_worker(iter(everything), stages, workers, rank))))
+        assert resumed == undisturbed[consumed:]
+
+
+def test_shard_order_changes_with_the_epoch_and_the_seed_only():
+    first = [s.shards for s in segments([1] * 8, 2, shards_per_window=1)]
+    assert first[:8] != first[8:]
+    assert first == [s.shards for s in segments([1] * 8, 2, shards_per_window=1)]
+    assert first != [s.shards for s in segments([1] * 8, 2, shards_per_window=1, seed=1)]
+
+
+def test_a_segment_in_two_parts_mixes_as_in_one():
+    whole = plan.Segment(0, ("a", "b"), 0, 10)
+    order = plan.mixed_order(whole, 5, 2, seed=3)
+    assert {tuple(row) for row in order.tolist()} == set(itertools.product(range(5), range(2)))
+    parts = [plan.mixed_order(plan.Segment(0, ("a", "b"), *cut), 5, 2, seed=3) for cut in ((0, 4), (4, 10))]
+    assert np.array_equal(order, np.concatenate(parts))
+
+
+def test_take_gives_just_enough():
+    stream = iter(segments([3, 3, 3], 9, shards_per_window=1, patches_per_tile=1))
+    assert [len(s) for s in plan.take(stream, 7)] == [3, 3, 3]
+    assert plan.take(stream, 0) == []
+
+
+def test_all_workers_have_the_same_scale_and_all_scales_come():
+    drawn = [plan.scale_of((2, 3, 4), batch, seed=0) for batch in range(60)]
+    assert set(drawn) == {2, 3, 4}
+    assert plan.scale_of((2, 3, 4), 7, seed=0) == drawn[7]

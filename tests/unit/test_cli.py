@@ -1,0 +1,109 @@
+"""Arguments: YAML < environment < command line; a mistake is one line with the field's path, and exit status 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from pipeline.cli import Command, parse, run
+from pipeline.config import RunConfig
+
+REPO = Path(__file__).parents[2]
+
+
+class Train(Command, RunConfig):
+    """A command around the whole tree."""
+
+    config: Path | None = Field(None)
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> str:
+    file = tmp_path / "run.yaml"
+    file.write_text("name: a\ndata: {shards: s, bank: b}\ntrain: {steps: 5, batch_size: 12}\n")
+    return str(file)
+
+
+def test_command_line_beats_environment_beats_yaml(yaml: str, monkeypatch: pytest.MonkeyPatch):
+    assert parse(Train, ["--config", yaml]).train.steps == 5
+    monkeypatch.setenv("BLINDSR_TRAIN__STEPS", "6")
+    assert parse(Train, ["--config", yaml]).train.steps == 6
+    command = parse(Train, ["--config", yaml, "--train.steps", "7"])
+    assert (command.train.steps, command.train.batch_size) == (7, 12)
+
+
+def test_both_spellings_of_a_flag_are_understood(yaml: str):
+    assert parse(Train, ["--config", yaml, "--train.batch_size", "4"]).train.batch_size == 4
+    assert parse(Train, [f"--config={yaml}", "--train.batch-size=4"]).train.batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.stepz", "3"], r"unrecognized arguments: --train\.stepz 3"),
+        (["--train.steps=0"], r"train\.steps: .*greater than or equal to 1 \(got '0'\)"),
+        (["--train.steps=many"], r"train\.steps: .*integer"),
+        (["--train.workers=5"], "batch_size 12 does not split over 5 workers"),
+        (["--data.patch=97"], "patch 97 is not a multiple of scale 2"),
+        (["--model.rounds=6"], "do not fit between 6 unfoldings"),
+        (["--data.sigma=0.2,0.1"], "the lower bound comes first"),
+        (["--name=../up"], "name: "),
+    ],
+)
+def test_mistakes_name_the_field(yaml: str, arguments: list[str], message: str):
+    with pytest.raises(BadRequestError, match=message):
+        parse(Train, ["--config", yaml, *arguments])
+
+
+def test_unknown_keys_in_the_file_are_errors(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("name: a\ndata: {shards: s, bank: b, blur: 3}\ntrain: {steps: 5}\n")
+    with pytest.raises(BadRequestError, match=r"data\.blur: unknown setting"):
+        parse(Train, ["--config", str(file)])
+
+
+@pytest.mark.parametrize("content", ["- a list", "{unclosed", None])
+def test_unreadable_config_files(tmp_path: Path, content: str | None):
+    file = tmp_path / "run.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(BadRequestError, match="--config"):
+        parse(Train, ["--config", str(file)])
+
+
+@pytest.mark.parametrize(("error", "status"), [(BadRequestError("a\nb"), 2), (JobFailedError("a\nb"), 1)])
+def test_errors_are_one_line_with_the_right_status(error, status, yaml, capsys):
+    def job(_: Train) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(Train, job, ["--config", yaml])
+    assert stop.value.code == status
+    assert capsys.readouterr().err == "error: a b\n"
+
+
+@pytest.mark.parametrize("config", sorted((REPO / "jobs/configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_load(config: Path):
+    assert parse(Train, ["--config", str(config)]).name == config.stem
+
+
+@pytest.mark.parametrize("job", sorted((REPO / "jobs").glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_help_costs_no_heavy_import(job: Path):
+    script = (
+        "import sys, runpy\n"
+        f"sys.argv = [{str(job)!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(job)!r}, run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code, stop.code\n"
+        "heavy = {'ray', 'torch', 'mlflow', 'cv2', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
