@@ -1,0 +1,135 @@
+"""The blind network: restorer and kernel estimator in alternation, from an initial kernel.
+
+With T = `config.rounds` kernel estimates there are T + 1 kernels k_0 ... k_T, k_0 the initial one, and T + 1 images,
+image i made with k_i. `rounds` (DAN's schedule) runs all K unfoldings for each of them. `interleaved` cuts the K
+unfoldings into T + 1 nearly equal parts and estimates between them, so that a whole blind restoration costs
+one unfolding and T estimates.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kernels_bank.codec import KernelCodec, decode_codes, encode_codes
+from pipeline.config import ModelConfig
+from pipeline.model.estimator import Estimator
+from pipeline.model.fourier import BlurOperator
+from pipeline.model.spectral import SpectralInit
+from pipeline.model.usrnet import State, USRNet, check_inputs
+
+
+class Round(NamedTuple):
+    """What one kernel made of the image: `sr` was restored with `kernel`."""
+
+    sr: Tensor  # (B, 3, s*h, s*w)
+    kernel: Tensor  # (B, k, k)
+    code: Tensor  # (B, c), standardised
+
+
+@dataclass(frozen=True)
+class BlindOutput:
+    """A blind restoration, with every round's image and kernel for the loss and for pictures."""
+
+    sr: Tensor  # (B, 3, s*h, s*w), not clipped
+    kernel: Tensor  # (B, k, k), >= 0, sum 1
+    codes: Tensor  # (B, T + 1, c), the initial kernel's first
+    rounds: list[Round]  # T + 1 of them; the last holds `sr` and `kernel`
+
+
+class BlindUSRNet(nn.Module):
+    """USRNet with DAN's estimator in the loop. The codec gives the kernel's size and code; it is not trained."""
+
+    def __init__(self, config: ModelConfig, codec: KernelCodec) -> None:
+        super().__init__()
+        self.config, self.codec, self.kernel_size = config, codec, codec.size
+        for name, value in (("mean", codec.mean), ("basis", codec.basis), ("std", codec.std)):
+            # Saved beside the weights as codec.safetensors, so not in the state dict.
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).clone(), persistent=False)
+        self.restorer = USRNet(config)
+        self.estimator = Estimator(config.scales, config.estimator_channels, config.estimator_blocks, codec.components)
+        self.spectral = SpectralInit(codec.components) if config.initial_kernel == "spectral" else None
+
+    def forward(self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None) -> BlindOutput:
+        """Estimate each image's kernel and restore it.
+
+        Args:
+            lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
+            scale: one of `config.scales`, the same for the whole batch.
+            sigma: noise level on the [0, 1] scale, a number or (B,).
+            x0: (B, 3, s*h, s*w) first estimate, or None for `config.x0`.
+
+        Raises:
+            ValueError: non-finite or mis-shaped inputs, a scale this model was not made for.
+        """
+        if scale not in self.config.scales:
+            known = ", ".join(map(str, self.config.scales))
+            raise ValueError(f"scale {scale} for images {tuple(lr.shape)}; this model restores {known}")
+        state = self.restorer.start(lr, scale, sigma, x0)
+        kernel, code = self.initial(lr, scale, sigma)
+        rounds: list[Round] = []
+        for first, last in self._parts():
+            if rounds:
+                kernel, code = self._estimate(state, rounds[-1])
+                state = self._next_start(state, rounds[-1].sr)
+            sr = self.restorer.unfold(state, self._operator(kernel, state), first, last)
+            rounds.append(Round(sr, kernel, code))
+        return BlindOutput(sr, kernel, torch.stack([r.code for r in rounds], 1), rounds)
+
+    def restore(
+        self, lr: Tensor, kernel: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None
+    ) -> Tensor:
+        """The same restorer with a kernel (B, k, k) that is known: (B, 3, s*h, s*w)."""
+        out: Tensor = self.restorer(lr, kernel, scale, sigma, x0)
+        return out
+
+    def initial(self, lr: Tensor, scale: int, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The kernel (B, k, k) and code (B, c) that the alternation starts from."""
+        batch = lr.shape[0]
+        if self.spectral is not None:
+            code = self.spectral(lr, scale, check_inputs(lr, scale, sigma, training=True))
+            return self.decode(code), code
+        if self.config.initial_kernel == "mean":
+            code = torch.zeros_like(self.get_buffer("std")).expand(batch, -1)
+            return self.decode(code), code
+        kernel = torch.zeros(batch, self.kernel_size, self.kernel_size, dtype=torch.float32, device=lr.device)
+        kernel[:, self.kernel_size // 2, self.kernel_size // 2] = 1
+        return kernel, self.encode(kernel)
+
+    def encode(self, kernel: Tensor) -> Tensor:
+        """(B, k, k) -> (B, c) standardised codes: the estimator's targets."""
+        return encode_codes(kernel, self.get_buffer("mean"), self.get_buffer("basis"), self.get_buffer("std"))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(B, c) -> (B, k, k), >= 0, sum 1."""
+        mean, basis, std = self.get_buffer("mean"), self.get_buffer("basis"), self.get_buffer("std")
+        return decode_codes(code, mean, basis, std, self.kernel_size)
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """The unfoldings that each of the T + 1 kernels is used for."""
+        unfoldings, parts = self.config.unfoldings, self.config.rounds + 1
+        if self.config.schedule == "rounds":
+            return [(0, unfoldings)] * parts
+        cuts = [(2 * i * unfoldings + parts) // (2 * parts) for i in range(parts + 1)]  # rounded to nearest
+        return list(itertools.pairwise(cuts))
+
+    def _estimate(self, state: State, previous: Round) -> tuple[Tensor, Tensor]:
+        sr, code = previous.sr, previous.code
+        if self.config.detach:
+            sr, code = sr.detach(), code.detach()
+        code = code + self.estimator(state.lr, sr, state.scale)
+        return self.decode(code), code
+
+    def _next_start(self, state: State, sr: Tensor) -> State:
+        if self.config.schedule == "interleaved":
+            return replace(state, x=sr)
+        if self.config.warm_start:
+            return replace(state, x=sr.detach() if self.config.detach else sr)
+        return state
+
+    def _operator(self, kernel: Tensor, state: State) -> BlurOperator:
+        return self.restorer.operator(kernel.detach() if self.config.detach else kernel, state)

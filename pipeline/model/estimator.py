@@ -1,0 +1,78 @@
+"""The kernel estimator of DAN (Luo et al., NeurIPS 2020, v1): LR image and current SR image -> kernel code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelAttention(nn.Module):
+    """Scale each channel by a gate made from all channels' means."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        squeezed = max(channels // reduction, 1)
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, squeezed, 1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(squeezed, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c, h, w) -> (B, c, h, w)."""
+        gate: Tensor = self.body(x.mean((-2, -1), keepdim=True))
+        return x * gate
+
+
+class ConditionalResBlock(nn.Module):
+    """basic + attention(convs([basic, condition])); the condition passes through unchanged."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(2 * channels, 2 * channels, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(2 * channels, channels, 3, padding=1),
+            ChannelAttention(channels),
+        )
+
+    def forward(self, basic: Tensor, condition: Tensor) -> Tensor:
+        """Two (B, c, h, w) -> (B, c, h, w)."""
+        out: Tensor = self.body(torch.cat((basic, condition), 1))
+        return basic + out
+
+
+class Estimator(nn.Module):
+    """(B, 3, h, w) LR and (B, 3, s*h, s*w) SR -> (B, components) *change* of the standardised kernel code.
+
+    DAN estimates the code itself; here the loop starts from an estimate, and what the SR image shows is how wrong
+    that one is (ringing or remaining blur), so the net predicts the correction and starts near zero.
+    One strided head for the SR image per scale; all else is shared.
+    """
+
+    def __init__(self, scales: tuple[int, ...], channels: int, blocks: int, components: int) -> None:
+        super().__init__()
+        self.head_LR = nn.Conv2d(3, channels, 1)
+        self.head_HR = nn.ModuleDict({str(s): nn.Conv2d(3, channels, 9, stride=s, padding=4) for s in scales})
+        self.body = nn.ModuleList(ConditionalResBlock(channels) for _ in range(blocks))
+        self.out = nn.Conv2d(channels, components, 3, padding=1)
+        with torch.no_grad():
+            self.out.weight.mul_(0.1)
+            self.out.bias.zero_()  # type: ignore[union-attr]
+
+    def forward(self, lr: Tensor, sr: Tensor, scale: int) -> Tensor:
+        """Raises ValueError for a scale this estimator has no head for."""
+        if str(scale) not in self.head_HR:
+            raise ValueError(f"scale {scale} is not one of this model's: {', '.join(self.head_HR)}")
+        basic = self.head_LR(lr)
+        condition = self.head_HR[str(scale)](sr)
+        if self.training:
+            # Every parameter takes part in every forward, as data-parallel training without a search for unused
+            # parameters requires: the other scales' heads get a gradient of zero.
+            idle = [p.sum() for name, head in self.head_HR.items() if name != str(scale) for p in head.parameters()]
+            condition = condition + 0 * torch.stack(idle).sum() if idle else condition
+        for block in self.body:
+            basic = block(basic, condition)
+        code: Tensor = self.out(basic).mean((-2, -1))
+        return code.float() if code.dtype != torch.float64 else code

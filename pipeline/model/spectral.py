@@ -1,0 +1,66 @@
+"""The spectral initial kernel: the LR image's own log power spectrum -> kernel code.
+
+Natural images share a power spectrum that falls as 1/f^2, so the averaged periodogram of the LR image shows the
+kernel's |F(k)|^2 through the decimation. It is blind to phase: k(x) and k(-x) look the same, so motion kernels are
+left to the estimator.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WINDOW = 32
+_FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is rounding
+
+
+class SpectralInit(nn.Module):
+    """(B, 3, h, w) LR, its scale and (B,) noise level -> (B, components) standardised kernel code; any size."""
+
+    def __init__(self, components: int, hidden: tuple[int, int] = (512, 256)) -> None:
+        super().__init__()
+        features = 2 * WINDOW * (WINDOW // 2 + 1)
+        self.norm = nn.LayerNorm(features)
+        self.mlp = nn.Sequential(
+            nn.Linear(features + 2, hidden[0]),
+            nn.GELU(),
+            nn.Linear(hidden[0], hidden[1]),
+            nn.GELU(),
+            nn.Linear(hidden[1], components),
+        )
+        window = torch.hann_window(WINDOW, periodic=False)
+        frequency = torch.fft.fftfreq(WINDOW)[:, None].square() + torch.fft.rfftfreq(WINDOW).square()
+        self.register_buffer("window", window[:, None] * window, persistent=False)
+        self.register_buffer("whitening", (frequency + WINDOW**-2.0).log(), persistent=False)
+
+    def forward(self, lr: Tensor, scale: int, sigma: Tensor) -> Tensor:
+        """Float32 also under autocast."""
+        with torch.autocast(lr.device.type, enabled=False):
+            features = self.norm(self.features(lr).to(self.norm.weight.dtype))
+            condition = torch.stack((10 * sigma, torch.full_like(sigma, scale / 4)), 1).to(features.dtype)
+            code: Tensor = self.mlp(torch.cat((features, condition), 1))
+        return code
+
+    def features(self, lr: Tensor) -> Tensor:
+        """(B, 2 * 32 * 17): log mean power, plain and normalised per window, 1/f^2 taken off."""
+        window, whitening = self.get_buffer("window"), self.get_buffer("whitening")
+        luma = _luma(lr.to(window.dtype))
+        short = [max(WINDOW - side, 0) for side in luma.shape[-2:]]
+        if any(short):
+            luma = F.pad(luma[:, None], (0, short[1], 0, short[0]), mode="replicate")[:, 0]
+        patches = luma.unfold(1, WINDOW, WINDOW // 2).unfold(2, WINDOW, WINDOW // 2).flatten(1, 2)
+        patches = (patches - patches.mean((-2, -1), keepdim=True)) * window
+        spectra = torch.fft.rfft2(patches)
+        power = (spectra.real.square() + spectra.imag.square()) / window.square().sum()  # (B, N, 32, 17)
+        shape = power / (power.sum((-2, -1), keepdim=True) + _FLOOR * WINDOW)
+        plain = (power.mean(1) + _FLOOR).log() + whitening
+        normalised = (shape.mean(1) + 1e-9).log() + whitening
+        centred = [part - part.mean((-2, -1), keepdim=True) for part in (plain, normalised)]
+        return torch.stack(centred, 1).flatten(1)
+
+
+def _luma(image: Tensor) -> Tensor:
+    """BT.601 luma (B, h, w) of RGB in [0, 1]."""
+    red, green, blue = image.unbind(1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue

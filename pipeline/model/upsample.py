@@ -1,0 +1,38 @@
+"""First estimates for the unfoldings, aligned with keep-the-upper-left decimation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def upsample(lr: Tensor, scale: int, mode: str) -> Tensor:
+    """Enlarge (B, C, h, w) to (B, C, s*h, s*w).
+
+    `nearest` repeats pixels, as the published USRNet does. `bicubic` interpolates by Keys' kernel (a = -0.5) with
+    LR pixel (i, j) exactly at HR pixel (s*i, s*j), where the decimation took it from: resizing functions that align
+    the corners of the pixel grid shift the picture by (s - 1) / 2.
+
+    Raises:
+        ValueError: another mode.
+    """
+    match mode:
+        case "nearest":
+            return F.interpolate(lr, scale_factor=scale, mode="nearest")
+        case "bicubic":
+            return _bicubic(lr, scale)
+    raise ValueError(f"unknown first estimate '{mode}'; use nearest or bicubic")
+
+
+def _bicubic(lr: Tensor, scale: int) -> Tensor:
+    batch, channels, height, width = lr.shape
+    taps = torch.arange(-1, 3, dtype=lr.dtype, device=lr.device)
+    phases = torch.arange(scale, dtype=lr.dtype, device=lr.device) / scale
+    distance = (taps - phases[:, None]).abs()  # (s, 4)
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    line = torch.where(distance <= 1, near, far).where(distance < 2, 0)
+    weight = (line[:, None, :, None] * line[None, :, None, :]).reshape(scale * scale, 1, 4, 4)
+    planes = F.pad(lr.reshape(batch * channels, 1, height, width), (1, 2, 1, 2), mode="replicate")
+    return F.pixel_shuffle(F.conv2d(planes, weight), scale).reshape(batch, channels, scale * height, scale * width)

@@ -1,0 +1,157 @@
+"""The restorer: K unfoldings of (exact data step, learned prior), steered by learned alphas and betas.
+
+Zhang, Van Gool, Timofte: Deep Unfolding Network for Image Super-Resolution, CVPR 2020. `h` and `p` are the
+published names of the hyper-parameter net and the prior.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.config import ModelConfig
+from pipeline.model.fourier import BlurOperator, spectrum
+from pipeline.model.prior import ResUNet
+from pipeline.model.upsample import upsample
+
+
+@dataclass(frozen=True)
+class State:
+    """A restoration under way: the current estimate, and what does not change with the kernel."""
+
+    x: Tensor  # (B, 3, s*h, s*w)
+    lr: Tensor  # (B, 3, h, w)
+    y_spectrum: Tensor  # (B, 3, h, w // 2 + 1) complex
+    alphas: Tensor  # (B, K)
+    betas: Tensor  # (B, K)
+    scale: int
+
+
+class HyperNet(nn.Module):
+    """(sigma, scale) -> K alphas and K betas, all positive (USRNet, section 4.2)."""
+
+    def __init__(self, unfoldings: int, hidden: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Conv2d(2, hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, 2 * unfoldings, 1),
+            nn.Softplus(),
+        )
+        self._initialise(unfoldings)
+
+    def forward(self, sigma: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+        """Noise level (B,) on [0, 1] -> alphas (B, K), betas (B, K)."""
+        condition = torch.stack((sigma, torch.full_like(sigma, scale)), 1)[..., None, None]
+        # float32 also under autocast: at sigma 0 the alphas are 1e-6 to 1e-3.
+        with torch.autocast(sigma.device.type, enabled=False):
+            out: Tensor = self.mlp(condition)[..., 0, 0] + 1e-6
+        alphas, betas = out.chunk(2, 1)
+        return alphas, betas
+
+    def _initialise(self, unfoldings: int) -> None:
+        """Start where published nets end: alpha rising, beta falling; the input's say grows in training."""
+        last = self.mlp[4]
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        alphas = torch.logspace(math.log10(ALPHA_START[0]), math.log10(ALPHA_START[1]), unfoldings)
+        betas = torch.logspace(math.log10(BETA_START[0]), math.log10(BETA_START[1]), unfoldings)
+        with torch.no_grad():
+            last.weight.mul_(0.1)
+            last.bias.copy_(torch.cat((alphas, betas)).expm1().log())
+
+
+ALPHA_START = (3e-3, 3e-2)
+BETA_START = (0.5, 0.05)
+
+
+class USRNet(nn.Module):
+    """The non-blind restorer: LR image, kernel, scale and noise level -> HR image."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.p = ResUNet(config.widths, config.residual_blocks, global_skip=config.global_skip)
+        self.h = HyperNet(config.unfoldings, config.hyper_hidden)
+
+    def forward(
+        self, lr: Tensor, kernel: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None
+    ) -> Tensor:
+        """Restore a batch with known kernels.
+
+        Args:
+            lr: (B, 3, h, w) in [0, 1], any h and w.
+            kernel: (B, k, k), k odd, sum 1; one an image.
+            scale: an integer >= 1, the same for the whole batch.
+            sigma: noise level on the [0, 1] scale, a number or (B,).
+            x0: (B, 3, s*h, s*w) first estimate, for instance of another restorer; None for `config.x0`.
+
+        Returns:
+            (B, 3, s*h, s*w), not clipped.
+
+        Raises:
+            ValueError: non-finite or mis-shaped inputs, an even kernel, scale < 1.
+        """
+        start = self.start(lr, scale, sigma, x0)
+        return self.unfold(start, self.operator(kernel, start), 0, self.config.unfoldings)
+
+    def start(self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None) -> State:
+        """Check the inputs and make the state before the first unfolding; arguments as of `forward`."""
+        levels = check_inputs(lr, scale, sigma, training=self.training)
+        if x0 is None:
+            x0 = upsample(lr, scale, self.config.x0)
+        elif x0.shape != (*lr.shape[:2], scale * lr.shape[2], scale * lr.shape[3]):
+            raise ValueError(f"x0 {tuple(x0.shape)} is not {scale} times the size of the LR image {tuple(lr.shape)}")
+        alphas, betas = self.h(levels, scale)
+        return State(x0, lr, spectrum(lr), alphas, betas, scale)
+
+    def operator(self, kernel: Tensor, state: State) -> BlurOperator:
+        """The Fourier form of (B, k, k) kernels for this state's images; reuse it over unfoldings."""
+        check_finite("kernel", kernel, training=self.training)
+        return BlurOperator.of(kernel.to(state.y_spectrum.real.dtype), state.scale, state.lr)
+
+    def unfold(self, state: State, operator: BlurOperator, first: int, last: int) -> Tensor:
+        """Unfoldings `first` <= i < `last` from `state.x`: (B, 3, s*h, s*w)."""
+        x = state.x
+        for i in range(first, last):
+            alpha, beta = state.alphas[:, i, None, None, None], state.betas[:, i]
+            if self.config.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(self._unfolding, x, state.y_spectrum, operator, alpha, beta, use_reentrant=False)
+            else:
+                x = self._unfolding(x, state.y_spectrum, operator, alpha, beta)
+        return x
+
+    def _unfolding(self, x: Tensor, y_spectrum: Tensor, operator: BlurOperator, alpha: Tensor, beta: Tensor) -> Tensor:
+        out: Tensor = self.p(operator.step(x, y_spectrum, alpha), beta)
+        return out
+
+
+def check_inputs(lr: Tensor, scale: int, sigma: float | Tensor, *, training: bool) -> Tensor:
+    """The noise level as (B,). Raises ValueError with the shape for anything the network cannot restore."""
+    if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
+        raise ValueError(f"the LR image must be (B,3,h,w), got {tuple(lr.shape)}")
+    if not lr.is_floating_point():
+        raise ValueError(f"the LR image {tuple(lr.shape)} must be floating point in [0, 1], got {lr.dtype}")
+    if not isinstance(scale, int) or scale < 1:
+        raise ValueError(f"scale {scale!r} for images {tuple(lr.shape)}; it must be an integer >= 1")
+    dtype = torch.promote_types(lr.dtype, torch.float32)
+    levels = torch.as_tensor(sigma, dtype=dtype, device=lr.device)
+    if levels.ndim == 0:
+        levels = levels.expand(lr.shape[0])
+    if levels.shape != (lr.shape[0],):
+        raise ValueError(f"sigma must be a number or (B,) for images {tuple(lr.shape)}, got {tuple(levels.shape)}")
+    check_finite("LR image", lr, training=training)
+    check_finite("sigma", levels, training=training)
+    return levels
+
+
+def check_finite(name: str, value: Tensor, *, training: bool) -> None:
+    """Refuse NaN and infinity. On an accelerator in training the loop's check of the loss does it, without a sync."""
+    if (value.device.type == "cpu" or not training) and not bool(torch.isfinite(value).all()):
+        raise ValueError(f"the {name} {tuple(value.shape)} holds values that are not finite")
