@@ -49,7 +49,7 @@ def test_nothing_twice_and_nothing_left_out_after_any_history(
     for count, amount in history:
         for rank in range(count):
             mine = list(plan.for_worker(iter(everything), stages, count, rank))
-            flat = [s for s in samples(mine).elements()]
+            flat = list(samples(mine).elements())
             consumed.update(flat[:amount])
         stages = plan.advance(stages, count, amount)
     left = [s for rank in range(workers) for s in plan.for_worker(iter(everything), stages, workers, rank)]

@@ -1,0 +1,37 @@
+# Two commands do all set-up from a fresh clone: `make quickstart` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+# Set-up is done anew when the dependencies change. The quickstart needs less than the tests do.
+RUNTIME := .venv/.runtime-installed
+TESTING := .venv/.test-installed
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(RUNTIME)
+	$(BIN)/python jobs/quickstart.py
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(TESTING)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(TESTING)
+	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=median,ops,rounds -s
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+$(RUNTIME): $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart]'
+	touch $@
+
+$(TESTING): $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@ $(RUNTIME)
+
+clean:
+	rm -rf .venv runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
