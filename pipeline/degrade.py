@@ -39,18 +39,35 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None)
         raise ValueError(f"image {height} x {width} is not a multiple of scale {scale}; crop it first")
     if size > min(height, width):
         raise ValueError(f"kernel {size} x {size} is larger than the image {height} x {width}")
-    # conv2d correlates, so the kernel is flipped; all images of the batch are channels of one grouped convolution.
-    weight = kernel.flip(-2, -1)[:, None, None].expand(-1, channels, -1, -1, -1).reshape(-1, 1, size, size)
-    padded = F.pad(hr, [size // 2] * 4, mode="circular").reshape(
-        1, batch * channels, height + size - 1, width + size - 1
-    )
-    lr = F.conv2d(padded, weight, stride=scale, groups=batch * channels)
-    lr = lr.reshape(batch, channels, height // scale, width // scale)
+    # Measured on one core with 96 x 96 patches and sides 11 to 31: computing only the kept pixels wins up to about
+    # 150 kernel taps for each pixel of the LR grid's cell, the FFT beyond that and always where nothing is dropped.
+    lr = _direct(hr, kernel, scale) if scale > 1 and size**2 < 150 * scale**2 else _fourier(hr, kernel, scale)
     if noise is None:
         return lr
     if noise.shape != lr.shape:
         raise ValueError(f"noise {tuple(noise.shape)} does not fit the LR image {tuple(lr.shape)}")
     return lr + noise
+
+
+def _direct(hr: Tensor, kernel: Tensor, scale: int) -> Tensor:
+    """Strided convolution of the wrapped image: computes the kept pixels and no others."""
+    batch, channels, height, width = hr.shape
+    size = kernel.shape[-1]
+    # conv2d correlates, so the kernel is flipped; all images of the batch are channels of one grouped convolution.
+    weight = kernel.flip(-2, -1)[:, None, None].expand(-1, channels, -1, -1, -1).reshape(-1, 1, size, size)
+    padded = F.pad(hr, [size // 2] * 4, mode="circular")
+    padded = padded.reshape(1, batch * channels, height + size - 1, width + size - 1)
+    lr = F.conv2d(padded, weight, stride=scale, groups=batch * channels)
+    return lr.reshape(batch, channels, height // scale, width // scale)
+
+
+def _fourier(hr: Tensor, kernel: Tensor, scale: int) -> Tensor:
+    """The whole blurred image by FFT, then its kept pixels."""
+    height, width = hr.shape[-2:]
+    size = kernel.shape[-1]
+    centred = F.pad(kernel, (0, width - size, 0, height - size)).roll((-(size // 2), -(size // 2)), (-2, -1))
+    blurred = torch.fft.irfft2(torch.fft.rfft2(hr) * torch.fft.rfft2(centred)[:, None], s=(height, width))
+    return blurred[..., ::scale, ::scale]
 
 
 def quantize(lr: Tensor, mode: str) -> Tensor:
@@ -71,8 +88,3 @@ def quantize(lr: Tensor, mode: str) -> Tensor:
             # A float32 blur of a flat area may land a hair under the integer it stands for.
             return (lr * 255 + 1e-4).floor().clamp(0, 255) / 255
     raise ValueError(f"unknown quantisation '{mode}'; use none, round or floor")
-
-
-def torch_device() -> torch.device:
-    """The device of this process: its CUDA card if it has one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
