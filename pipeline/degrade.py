@@ -31,7 +31,7 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None)
         raise ValueError(
             f"degrade needs hr (B,C,H,W) and kernel (B,k,k), got {tuple(hr.shape)} and {tuple(kernel.shape)}"
         )
-    batch, channels, height, width = hr.shape
+    height, width = hr.shape[-2:]
     size = kernel.shape[-1]
     if size % 2 == 0:
         raise ValueError(f"kernel side {size} is even; a centre pixel needs an odd side")

@@ -1,0 +1,30 @@
+"""Six real photographs that ship inside the wheels of scikit-image and scikit-learn: the quickstart's data."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from kernels_bank.runtime.errors import BadRequestError
+
+_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
+TRAIN = {"coffee.png": "skimage", "rocket.jpg": "skimage", "china.jpg": "sklearn", "flower.jpg": "sklearn"}
+HELD_OUT = {"astronaut.png": "skimage", "chelsea.png": "skimage"}
+
+
+def copy_photographs(folder: Path) -> tuple[Path, Path]:
+    """Copy them to `folder`/train and `folder`/held-out; returns the two folders.
+
+    Raises:
+        BadRequestError: one of the two packages is not installed.
+    """
+    for split, photographs in (("train", TRAIN), ("held-out", HELD_OUT)):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for name, package in photographs.items():
+            # Found without importing: importing scikit-learn takes seconds.
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.origin is None:
+                raise BadRequestError(f"package {package} is not installed; pip install 'blind-sr[quickstart]'")
+            source = Path(spec.origin).parent / _FOLDERS[package] / name
+            (folder / split / name).write_bytes(source.read_bytes())
+    return folder / "train", folder / "held-out"
