@@ -30,3 +30,9 @@ def exp(x: np.ndarray) -> np.ndarray:
     # 2^n, written straight into the exponent bits.
     p *= ((n.astype(np.int64) + 1023) << 52).view(np.float64)
     return p
+
+
+def log_uniform(uniform: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Values in [low, high] whose logarithm is uniform, from uniform ones in [0, 1)."""
+    # The C library's last bit of the logarithm may differ between systems; twelve digits do not.
+    return low * exp(uniform * round(math.log(high / low), 12))

@@ -1,0 +1,58 @@
+"""Build a kernel bank, or look at one.
+
+    python jobs/build_kernel_bank.py --output banks/default
+    python jobs/build_kernel_bank.py --output s3://bucket/bank --gaussian 100000 --motion 100000 --size 21 --seed 0
+    python jobs/build_kernel_bank.py --output banks/dan --preset dan1-x4 --gaussian 30000
+    python jobs/build_kernel_bank.py --output banks/default --verify | --info | --check
+
+Running the same command again finishes an interrupted bank and leaves a complete one as it is.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.spec import PRESETS, KernelBankSpec
+from pipeline.cli import Command, run
+
+
+class BuildKernelBank(Command, KernelBankSpec):
+    """Build a kernel bank (the default action), or verify, describe or plan one."""
+
+    model_config = Command.model_config
+
+    output: str = Field(description="where the bank is: a path, file:// or s3://bucket/prefix")
+    preset: str | None = Field(None, description=f"settings of the literature: {', '.join(PRESETS)}; flags override")
+    config: str | None = Field(None, description="YAML file of settings")
+    verify: bool = Field(False, description="hash everything again and compare with the manifest")
+    info: bool = Field(False, description="print what the bank holds")
+    check: bool = Field(False, description="say what would be built; start nothing")
+
+    def spec(self) -> KernelBankSpec:
+        """The bank asked for: explicit settings over the preset over the defaults."""
+        if self.preset is not None and self.preset not in PRESETS:
+            raise BadRequestError(f"preset {self.preset}: unknown; choose from {', '.join(PRESETS)}")
+        explicit = {n: getattr(self, n) for n in self.model_fields_set & KernelBankSpec.model_fields.keys()}
+        return KernelBankSpec.model_validate(PRESETS.get(self.preset or "", {}) | explicit)
+
+
+def job(command: BuildKernelBank) -> None:
+    """Do what was asked and print the result."""
+    from kernels_bank import report
+
+    if command.verify:
+        print(report.verified(command.output))
+    elif command.info:
+        print(report.described(command.output))
+    elif command.check:
+        print(report.planned(command.spec(), command.output))
+    else:
+        from kernels_bank.generate import build_bank
+
+        build_bank(command.spec(), command.output)
+        print(report.described(command.output))
+
+
+if __name__ == "__main__":
+    run(BuildKernelBank, job)

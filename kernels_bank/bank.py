@@ -1,0 +1,128 @@
+"""A bank, opened: its kernels as one array that all processes of a node share."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kernels_bank.codec import KernelCodec
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError
+from kernels_bank.spec import KernelBankSpec
+from kernels_bank.store import CODEC, Manifest, read_manifest, read_shard
+
+
+@dataclass(frozen=True, eq=False)
+class KernelBank:
+    """The kernels of a complete bank.
+
+    Two ways to share them. `open` maps one uncompressed file of the node's cache: processes that open the same bank
+    share its pages. Or `ray.put(bank)` once and hand the reference to tasks: `ray.get` gives back a bank whose
+    arrays lie in the object store, read-only and without a copy.
+
+    Attributes:
+        kernels: (N, k, k) float32, read-only, each >= 0 and of sum 1.
+        family: (N,) of "gaussian", "motion", "disk", "delta".
+        digest: identity of the kernels; codecs, checkpoints and models carry it.
+        codec: the bank's kernel code.
+        spec: what the bank was built from.
+    """
+
+    kernels: np.ndarray
+    family: np.ndarray
+    digest: str
+    codec: KernelCodec
+    spec: KernelBankSpec
+
+    def __len__(self) -> int:
+        return len(self.kernels)
+
+    @classmethod
+    def open(cls, uri: str | Path) -> KernelBank:
+        """Open a bank at a path or URI.
+
+        The first opening on a node checks every shard and unpacks the kernels into a cache folder named by the
+        bank's digest (`BLINDSR_CACHE`, else `$XDG_CACHE_HOME/blind-sr`, else `~/.cache/blind-sr`); later ones only
+        read the manifest and the codec.
+
+        Raises:
+            ArtefactError: missing, unfinished, damaged, or of an unknown schema version.
+        """
+        manifest = read_manifest(uri)
+        codec = KernelCodec.load(storage.join(uri, CODEC))
+        if codec.digest != manifest.codec.digest or codec.bank_digest != manifest.digest:
+            raise ArtefactError(f"{storage.join(uri, CODEC)}: is not the codec of this bank; build the bank again")
+        names = np.array([shard.family for shard in manifest.shards])
+        return cls(
+            kernels=_cached_kernels(str(uri), manifest),
+            family=np.repeat(names, [shard.rows for shard in manifest.shards]),
+            digest=manifest.digest,
+            codec=codec,
+            spec=manifest.spec,
+        )
+
+
+def cache_folder() -> Path:
+    """Where unpacked banks are kept on this node."""
+    if folder := os.environ.get("BLINDSR_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "blind-sr"
+
+
+def _cached_kernels(uri: str, manifest: Manifest) -> np.ndarray:
+    """All kernels, memory-mapped from the node's cache, which is filled when they are not in it yet."""
+    spec = manifest.spec
+    shape = (spec.count, spec.size, spec.size)
+    path = cache_folder() / "banks" / f"{manifest.digest}.npy"
+    try:
+        if not _holds(path, shape):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(path.with_suffix(".lock")):
+                if not _holds(path, shape):
+                    _unpack(uri, manifest, path)
+    except PermissionError:
+        # A read-only node: every process has its own copy.
+        return np.concatenate([read_shard(uri, shard) for shard in manifest.shards])
+    # A plain array over the mapping: pickled as a buffer, so ray.put copies it once and ray.get never.
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _holds(path: Path, shape: tuple[int, int, int]) -> bool:
+    """Whether the file is there with all its kernels."""
+    return path.exists() and path.stat().st_size > 4 * shape[0] * shape[1] * shape[2]
+
+
+def _unpack(uri: str, manifest: Manifest, path: Path) -> None:
+    """Write the kernels of all shards, each checked, as one .npy file; it appears when it is complete."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    spec = manifest.spec
+    needed = 4 * spec.count * spec.size**2
+    if shutil.disk_usage(path.parent).free < needed:
+        raise ArtefactError(
+            f"{path.parent}: {needed / 2**20:.0f} MiB are needed to unpack {uri}; free some or set BLINDSR_CACHE"
+        )
+    try:
+        with temporary.open("wb") as stream:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (spec.count, spec.size, spec.size)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for shard in manifest.shards:
+                stream.write(np.ascontiguousarray(read_shard(uri, shard), dtype="<f4"))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process of the node at a time; the lock goes with the process that holds it."""
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,122 @@
+"""Where a kernel's centre is, and how kernels are compared.
+
+The rule. The blur's origin is the middle pixel. Gaussian and disk kernels have their centre there. Motion kernels are
+*recentred*: their centre of mass lies on the middle pixel, exactly, because their absolute shift moves the picture as
+a whole and no blind method can see it. Benchmark and loaded kernels are left as they came: `recentre` them before
+comparing with estimates, or compare with `correlation`, which looks past the shift.
+
+Decimation keeps the upper-left pixel of each s x s block, so a picture made with a centred kernel sits (s - 1) / 2
+pixels up and left of a bicubic one. `align_to_block_centres` moves a kernel to undo that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels_bank.runtime.errors import BadRequestError
+
+
+def centroid(kernels: np.ndarray) -> np.ndarray:
+    """Centre of mass relative to the middle pixel.
+
+    Args:
+        kernels: (N, k, k).
+
+    Returns:
+        (N, 2) float64: rows down, columns right.
+    """
+    axis = np.arange(kernels.shape[-1], dtype=np.float64) - kernels.shape[-1] // 2
+    mass = kernels.sum(axis=(1, 2), dtype=np.float64)
+    rows = (kernels.sum(axis=2, dtype=np.float64) * axis).sum(axis=1)
+    columns = (kernels.sum(axis=1, dtype=np.float64) * axis).sum(axis=1)
+    return np.stack([rows, columns], axis=1) / mass[:, None]
+
+
+def shift(kernels: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Move kernels by fractions of a pixel, bilinearly; what leaves the window is lost, the rest sums to 1 again.
+
+    Args:
+        kernels: (N, k, k) float.
+        by: (N, 2) or (2,): rows down, columns right.
+
+    Returns:
+        (N, k, k) of the same dtype. Whole pixels move without interpolation.
+    """
+    by = np.broadcast_to(np.asarray(by, dtype=np.float64), (len(kernels), 2))
+    side = kernels.shape[-1]
+    whole = np.floor(by).astype(np.int64)
+    part = by - whole
+    moved = np.zeros(kernels.shape, dtype=np.float64)
+    batch = np.arange(len(kernels))[:, None, None]
+    for dy in (0, 1):
+        for dx in (0, 1):
+            weight = np.abs(1 - dy - part[:, 0]) * np.abs(1 - dx - part[:, 1])
+            rows = np.arange(side)[None] - whole[:, :1] - dy
+            columns = np.arange(side)[None] - whole[:, 1:] - dx
+            inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
+            taken = kernels[batch, np.clip(rows, 0, side - 1)[:, :, None], np.clip(columns, 0, side - 1)[:, None, :]]
+            moved += weight[:, None, None] * np.where(inside, taken, 0)
+    mass = moved.sum(axis=(1, 2), keepdims=True)
+    if (mass <= 0).any():
+        raise BadRequestError("a kernel was shifted out of its window; use a larger window or a smaller shift")
+    return (moved / mass).astype(kernels.dtype)
+
+
+def recentre(kernels: np.ndarray, *, subpixel: bool = True) -> np.ndarray:
+    """Put the centre of mass on the middle pixel.
+
+    Args:
+        kernels: (N, k, k) float.
+        subpixel: exactly, by bilinear interpolation (softens a little); else by whole pixels, without any loss
+            of sharpness, to within half a pixel.
+
+    Returns:
+        (N, k, k) of the same dtype.
+    """
+    offset = -centroid(kernels)
+    return shift(kernels, offset if subpixel else np.rint(offset))
+
+
+def align_to_block_centres(kernels: np.ndarray, scale: int) -> np.ndarray:
+    """Move kernels up and left by (s - 1) / 2, so that the kept pixel stands for the centre of its s x s block.
+
+    With a centred kernel the result, blurred and decimated, is aligned with a bicubic reduction (USRNet's
+    `shift_pixel`). KernelGAN, FKP and MANet use other conventions.
+    """
+    return shift(kernels, np.full(2, -(scale - 1) / 2))
+
+
+def correlation(kernels: np.ndarray, targets: np.ndarray, *, orientations: bool = False) -> np.ndarray:
+    """How alike kernels are, wherever they lie: Pearson's correlation of the pixels, best over whole-pixel shifts.
+
+    Args:
+        kernels: (N, k, k).
+        targets: (M, j, j), another side is fine.
+        orientations: also best over the 8 flips and quarter turns of the target.
+
+    Returns:
+        (N, M) float64 in [-1, 1]. Both are seen on the same zero field, large enough for any overlap.
+    """
+    from scipy import fft
+
+    side = kernels.shape[-1] + targets.shape[-1] - 1
+    field = fft.next_fast_len(side, real=True)
+
+    def spectra(values: np.ndarray) -> np.ndarray:
+        values = values.astype(np.float64)
+        centred = np.zeros((len(values), field, field))
+        centred[:, : values.shape[1], : values.shape[2]] = values
+        centred -= centred.mean(axis=(1, 2), keepdims=True)
+        centred /= np.sqrt((centred * centred).sum(axis=(1, 2), keepdims=True))
+        return fft.rfft2(centred)
+
+    versions = [targets]
+    if orientations:
+        versions = [np.rot90(f, q, axes=(1, 2)) for f in (targets, targets[:, :, ::-1]) for q in range(4)]
+    kernel_spectra = spectra(kernels)
+    best = np.full((len(kernels), len(targets)), -1.0)
+    for version in versions:
+        for m, target in enumerate(spectra(version)):
+            peaks = fft.irfft2(kernel_spectra * target.conj(), s=(field, field)).max(axis=(1, 2))
+            best[:, m] = np.maximum(best[:, m], peaks)
+    return best

@@ -1,0 +1,165 @@
+"""Building a bank: one Ray Data task a shard, in any order, on any node; the codec and the manifest at the end.
+
+A shard is a pure function of the spec and its range, and is written whole or not at all. So a killed build is just
+run again: shards that are there and whole are read instead of drawn.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels_bank.bank import KernelBank
+from kernels_bank.codec import KernelCodec
+from kernels_bank.families import draw_range
+from kernels_bank.runtime import cluster, storage
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.progress import Progress
+from kernels_bank.spec import KernelBankSpec
+from kernels_bank.store import (
+    BUILDING,
+    CODEC,
+    MANIFEST,
+    CodecRecord,
+    Manifest,
+    Shard,
+    ShardRecord,
+    bank_digest,
+    find_shard,
+    law_digest,
+    plan,
+    read_manifest,
+    write_shard,
+)
+
+
+def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) -> Manifest:
+    """Draw, store and encode a bank; finishes an interrupted one, leaves a complete one as it is.
+
+    Args:
+        spec: what to build.
+        uri: where: a folder that is new, empty, or holds the same bank (complete or not).
+        previews: also write pictures beside the manifest.
+
+    Raises:
+        ArtefactError: another bank lies at `uri`.
+        BadRequestError: `uri` cannot be written to.
+    """
+    uri = storage.absolute(uri)
+    existing = present(spec, uri)
+    if existing:
+        return existing
+    try:
+        storage.write_json(storage.join(uri, BUILDING), {"spec": spec.model_dump(mode="json")})
+    except OSError as error:
+        raise BadRequestError(f"{uri}: cannot be written to ({' '.join(str(error).split())})") from error
+    records, count, total, outer = _build_shards(spec, uri)
+    digest = bank_digest(spec.size, records)
+    codec = KernelCodec.from_moments(
+        count,
+        total,
+        outer,
+        spec.components,
+        spec.explained_variance,
+        standardize=spec.standardize,
+        bank_digest=digest,
+    )
+    codec.save(storage.join(uri, CODEC))
+    if previews:
+        from kernels_bank.preview import write_previews
+
+        write_previews(spec, codec, uri)
+    manifest = Manifest(
+        spec=spec,
+        digest=digest,
+        shards=records,
+        codec=CodecRecord(
+            sha256=storage.sha256_of(storage.join(uri, CODEC)),
+            digest=codec.digest,
+            components=codec.components,
+            explained_variance=codec.explained_variance,
+        ),
+        made_with={name: version(name) for name in ("numpy", "pyarrow", "ray")},
+    )
+    _clean(uri, {record.name for record in records})
+    storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
+    _delete(storage.join(uri, BUILDING))
+    return manifest
+
+
+def present(spec: KernelBankSpec, uri: str) -> Manifest | None:
+    """The manifest if this very bank is complete at `uri`; None if it is still to be built there.
+
+    Raises:
+        ArtefactError: another bank lies there, or a damaged one.
+        BadRequestError: the place cannot be reached.
+    """
+    try:
+        if not storage.exists(storage.join(uri, MANIFEST)):
+            return None
+    except OSError as error:
+        raise BadRequestError(f"{uri}: cannot be reached ({' '.join(str(error).split())})") from error
+    manifest = read_manifest(uri)
+    if manifest.spec != spec:
+        different = [n for n in KernelBankSpec.model_fields if getattr(spec, n) != getattr(manifest.spec, n)]
+        raise ArtefactError(
+            f"{uri}: holds another bank (it differs in {', '.join(different)}); choose another --output or delete it"
+        )
+    return manifest
+
+
+def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], int, np.ndarray, np.ndarray]:
+    """All shards, and the number, sum and sum of outer products of their kernels."""
+    cluster.connect()
+    import ray
+
+    shards = plan(spec)
+    rows = [{"position": i, "shard": s.model_dump_json(), "spec": spec.model_dump_json()} for i, s in enumerate(shards)]
+    done: dict[int, dict[str, Any]] = {}
+    graph = ray.data.from_items(rows, override_num_blocks=len(rows)).map(build_shard, fn_kwargs={"uri": uri})
+    with Progress("kernels", total=spec.count, unit="kernel") as bar:
+        for row in graph.iter_rows():
+            done[row["position"]] = row
+            bar.advance(shards[row["position"]].rows, note=f"{len(done)} of {len(shards)} shards")
+    # In the order of the plan, so that the sums, and with them the codec, do not depend on which task ended first.
+    ordered = [done[i] for i in range(len(shards))]
+    records = [ShardRecord.model_validate_json(row["record"]) for row in ordered]
+    total, outer = (np.sum([row[name] for row in ordered], axis=0) for name in ("total", "outer"))
+    return records, spec.count, total, outer
+
+
+def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:
+    """One task: take the shard that is there, or draw and write it; give back its record and its moments."""
+    spec, shard = KernelBankSpec.model_validate_json(row["spec"]), Shard.model_validate_json(row["shard"])
+    law = law_digest(spec)
+    found = find_shard(uri, shard, law)
+    if found:
+        record, kernels = found
+    else:
+        kernels, parameters = draw_range(spec, shard.family, shard.start, shard.start + shard.rows)
+        record = write_shard(uri, shard, law, kernels, parameters)
+    flat = kernels.reshape(len(kernels), -1).astype(np.float64)
+    return {
+        "position": row["position"],
+        "record": record.model_dump_json(),
+        "total": flat.sum(axis=0),
+        "outer": flat.T @ flat,
+    }
+
+
+def _clean(uri: str, names: set[str]) -> None:
+    """Delete shards that an earlier, larger attempt left behind: readers of `kernels-*.parquet` would see them."""
+    for name, _ in storage.list_files(uri):
+        if name.startswith("kernels-") and name.endswith(".parquet") and name not in names:
+            _delete(storage.join(uri, name))
+
+
+def _delete(uri: str) -> None:
+    filesystem, path = storage.resolve(uri)
+    filesystem.delete_file(path)
+
+
+__all__ = ["KernelBank", "build_bank", "build_shard", "present"]

@@ -1,0 +1,171 @@
+"""Motion kernels: random camera shake, seen by an open shutter.
+
+The hand moves the image with a velocity v(t). A force f(t) drives it, a random walk that forgets itself (Ornstein-
+Uhlenbeck, time constant tau); v follows f with inertia (time constant mu); both turn steadily (rotation); at random
+moments v jumps (impulsive shakes); some paths drift besides. All times are in exposures: a tau of 3 is a short
+exposure, one smooth stroke; a tau of 0.05 a long one, a tangle.
+
+    f' = -f / tau + sqrt(2 / tau) * white noise          v' = (f - v) / mu + jumps          x' = v + drift
+
+The kernel is where the light falls: the path, narrowed across a random axis, centred and scaled to its extent, is
+splatted bilinearly at equal times, so slow stretches are bright; then softened by a pixel-sized tap.
+
+All kernels of a call advance together: one Python loop over time, none over kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels_bank import portable
+from kernels_bank.runtime.errors import BadRequestError
+
+# Moments of the exposure at which light is counted: a 60-pixel path has three to a pixel.
+_STEPS = 192
+
+
+@dataclass(frozen=True)
+class Shake:
+    """The laws of `sample_motion`; times in exposures. The defaults cover the measured kernels of Levin et al. 2009."""
+
+    memory: tuple[float, float] = (0.05, 3.0)  # tau, log-uniform
+    inertia: tuple[float, float] = (0.02, 1.0)  # mu, log-uniform
+    turning: float = 0.63  # share of paths that turn
+    turn: float = 4.0  # standard deviation of their turn, radians an exposure
+    shaken: float = 0.47  # share of paths with impulsive shakes
+    shakes: float = 6.0  # most jumps expected in an exposure
+    shake: float = 1.65  # standard deviation of a jump, in units of the usual velocity
+    drifting: float = 0.4  # share of paths that drift
+    drift: float = 0.85  # standard deviation of the drift, the same unit
+    narrowing: float = 5.8  # largest factor by which a path is narrowed across a random axis, log-uniform
+    softness: float = 0.3  # largest weight of each neighbour in the softening tap
+
+
+def sample_motion(
+    n: int,
+    size: int = 21,
+    *,
+    rng: np.random.Generator,
+    extent: tuple[float, float] = (3.0, 24.0),
+    shake: Shake | None = None,
+) -> np.ndarray:
+    """Random motion kernels, centre of mass on the middle pixel (to float32 rounding).
+
+    Args:
+        n: how many.
+        size: side in pixels, odd, at least 7.
+        rng: where the draws come from.
+        extent: range of the longer side of the path's bounding box, in pixels; longer ones are more likely.
+            A path that would leave the window is made as large as fits.
+        shake: the laws of the path; the default suits hand-held cameras.
+
+    Returns:
+        (n, size, size) float32, >= 0, sum 1.
+
+    Raises:
+        BadRequestError: an even or tiny size, a negative count, a range out of order.
+    """
+    return draw_motion(n, size, rng=rng, extent=extent, shake=shake)[0]
+
+
+def draw_motion(
+    n: int,
+    size: int,
+    *,
+    rng: np.random.Generator,
+    extent: tuple[float, float],
+    shake: Shake | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kernels (n, size, size) of `sample_motion`, the extents (n,) in pixels they got, and their memories (n,)."""
+    if size < 7 or size % 2 == 0:
+        raise BadRequestError(f"motion kernels of side {size}: choose an odd side of at least 7")
+    if n < 0 or not 0 < extent[0] <= extent[1]:
+        raise BadRequestError(f"{n} motion kernels of extent {extent}: need n >= 0 and 0 < low <= high")
+    law = shake or Shake()
+    memory = portable.log_uniform(rng.random(n), *law.memory)
+    x, y = _paths(memory, law, rng)
+    x, y = _narrowed(x, y, portable.log_uniform(rng.random(n), 1.0, law.narrowing), rng)
+    x, y, spans = _fitted(x, y, extent[0] + (extent[1] - extent[0]) * np.sqrt(rng.random(n)), size)
+    uniform = rng.random(n)
+    kernels = _softened(_splatted(x, y, size), law.softness * uniform * uniform)
+    mass = kernels.reshape(n, -1).sum(axis=1)
+    return (kernels / mass[:, None, None]).astype(np.float32), spans, memory
+
+
+def _paths(memory: np.ndarray, law: Shake, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Positions x, y (steps, n) of the walk, in any unit; column i forgets its force after `memory[i]` exposures."""
+    n = len(memory)
+    forget = np.minimum(1 / (memory * _STEPS), 1.0)
+    follow = np.minimum(1 / (portable.log_uniform(rng.random(n), *law.inertia) * _STEPS), 1.0)
+    push = np.sqrt(2 * forget)
+    # Half the turn a step; cosine and sine by the tangent half-angle, which needs no trigonometry.
+    half_turn = rng.standard_normal(n) * law.turn / (2 * _STEPS) * (rng.random(n) < law.turning)
+    cosine = (1 - half_turn * half_turn) / (1 + half_turn * half_turn)
+    sine = 2 * half_turn / (1 + half_turn * half_turn)
+    jumps = rng.random(n) * law.shakes / _STEPS * (rng.random(n) < law.shaken)
+    drift = rng.standard_normal((2, n)) * law.drift * (rng.random(n) < law.drifting)
+
+    force = rng.standard_normal((2, n))
+    velocity = force.copy()
+    position = np.zeros((2, n))
+    path = np.empty((_STEPS, 2, n))
+    for step in range(_STEPS):
+        force += push * rng.standard_normal((2, n)) - forget * force
+        velocity += follow * (force - velocity)
+        jumping = np.flatnonzero(rng.random(n) < jumps)
+        velocity[:, jumping] += law.shake * rng.standard_normal((2, len(jumping)))
+        for vector in (force, velocity):
+            turned = cosine * vector[0] - sine * vector[1]
+            vector[1] = sine * vector[0] + cosine * vector[1]
+            vector[0] = turned
+        position += velocity
+        position += drift
+        path[step] = position
+    return path[:, 0], path[:, 1]
+
+
+def _narrowed(
+    x: np.ndarray, y: np.ndarray, factor: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The paths divided by `factor` across an axis of random direction."""
+    ux, uy = rng.standard_normal((2, x.shape[1]))
+    norm = np.sqrt(ux * ux + uy * uy)
+    ux, uy = ux / norm, uy / norm
+    along, across = x * ux + y * uy, (y * ux - x * uy) / factor
+    return along * ux - across * uy, along * uy + across * ux
+
+
+def _fitted(x: np.ndarray, y: np.ndarray, extent: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixel coordinates of the paths, mean in the middle of the window, and the extents they got."""
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    span = np.maximum(x.max(axis=0) - x.min(axis=0), y.max(axis=0) - y.min(axis=0))
+    reach = np.maximum(np.abs(x).max(axis=0), np.abs(y).max(axis=0))
+    # One pixel stays free around: bilinear splatting and the softening tap lose nothing and shift nothing.
+    middle = size // 2
+    scale = np.minimum(extent / span, (middle - 1) * (1 - 1e-9) / reach)
+    return x * scale + middle, y * scale + middle, span * scale
+
+
+def _splatted(x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
+    """(n, size, size): every position (steps, n) adds 1 to the four pixels around it, bilinearly."""
+    n = x.shape[1]
+    left, top = x.astype(np.int64), y.astype(np.int64)
+    right, below = x - left, y - top
+    corner = np.arange(n) * (size * size) + top * size + left
+    pixels = np.concatenate([corner, corner + 1, corner + size, corner + size + 1])
+    light = np.concatenate([(1 - right) * (1 - below), right * (1 - below), (1 - right) * below, right * below])
+    return np.bincount(pixels.ravel(), light.ravel(), minlength=n * size * size).reshape(n, size, size)
+
+
+def _softened(kernels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Each kernel blurred by (w, 1 - 2w, w) along both axes; its border pixels are empty along the way in."""
+    weight = weight[:, None, None]
+    rows = kernels * (1 - 2 * weight)
+    rows[:, 1:] += weight * kernels[:, :-1]
+    rows[:, :-1] += weight * kernels[:, 1:]
+    both = rows * (1 - 2 * weight)
+    both[:, :, 1:] += weight * rows[:, :, :-1]
+    both[:, :, :-1] += weight * rows[:, :, 1:]
+    return both

@@ -1,0 +1,231 @@
+"""The bank on disk: Parquet shards, a codec, and last a manifest. Everything is checked against its digest.
+
+kernels-00000.parquet ...   columns index, family, kernel (fixed-size list of float32, row-major), drawn parameters;
+                            the file's own metadata says which kernels it holds and their SHA-256
+codec.safetensors           the kernel code
+building.json               only while the bank is not complete: the spec under way
+manifest.json               schema, spec, counts, per-file rows + bytes + SHA-256, digests
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError
+from kernels_bank.spec import Family, KernelBankSpec
+
+SCHEMA = 1
+# Raised whenever the same spec draws other kernels than before: shards of another generator are never mixed in.
+GENERATOR = 1
+SHARD_ROWS = 8192
+
+MANIFEST, CODEC, BUILDING = "manifest.json", "codec.safetensors", "building.json"
+PARAMETERS = ("sigma_along", "sigma_across", "angle", "extent", "memory", "radius")
+_METADATA_KEY = b"kernel_bank"
+
+
+class Shard(BaseModel):
+    """The kernels of one file: `rows` of a family from `start` on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    family: Family
+    start: int
+    rows: int
+
+
+class ShardRecord(Shard):
+    """A written shard: the file's size and SHA-256, and the SHA-256 of its kernels' float32 bytes."""
+
+    bytes: int
+    sha256: str
+    content: str
+
+
+class CodecRecord(BaseModel):
+    """The written codec."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    digest: str
+    components: int
+    explained_variance: float
+
+
+class Manifest(BaseModel):
+    """What the bank holds, written when all of it is there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = "kernel-bank"
+    schema_version: int = SCHEMA
+    generator: int = GENERATOR
+    spec: KernelBankSpec
+    digest: str
+    shards: list[ShardRecord]
+    codec: CodecRecord
+    made_with: dict[str, str]
+
+
+def plan(spec: KernelBankSpec) -> list[Shard]:
+    """The shards of a bank: each of one family, in the order kernels have in the bank."""
+    shards: list[Shard] = []
+    for family, count in spec.counts.items():
+        for start in range(0, count, SHARD_ROWS):
+            name = f"kernels-{len(shards):05d}.parquet"
+            shards.append(Shard(name=name, family=family, start=start, rows=min(SHARD_ROWS, count - start)))
+    return shards
+
+
+def law_digest(spec: KernelBankSpec) -> str:
+    """Identity of everything that decides which kernel an index is: not the counts, not the codec."""
+    free = {"gaussian", "motion", "disk", "delta", "components", "explained_variance", "standardize"}
+    return storage.digest_of({"generator": GENERATOR, **spec.model_dump(exclude=free)})
+
+
+def content_digest(kernels: np.ndarray) -> str:
+    """Hex SHA-256 of kernels as little-endian float32, row-major: independent of the file format."""
+    return hashlib.sha256(np.ascontiguousarray(kernels, dtype="<f4")).hexdigest()
+
+
+def bank_digest(size: int, shards: list[ShardRecord]) -> str:
+    """The bank's identity: its kernels in order, whatever wrote them."""
+    return storage.digest_of({"size": size, "kernels": [[s.family, s.start, s.rows, s.content] for s in shards]})
+
+
+def write_shard(
+    uri: str, shard: Shard, law: str, kernels: np.ndarray, parameters: dict[str, np.ndarray]
+) -> ShardRecord:
+    """Write one shard atomically."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows, side = len(kernels), kernels.shape[-1]
+    content = content_digest(kernels)
+    flat = pa.array(np.ascontiguousarray(kernels, dtype=np.float32).reshape(-1))
+    columns: dict[str, Any] = {
+        "index": pa.array(np.arange(shard.start, shard.start + rows, dtype=np.int32)),
+        "family": pa.DictionaryArray.from_arrays(np.zeros(rows, dtype=np.int8), [shard.family]),
+        "kernel": pa.FixedSizeListArray.from_arrays(flat, side * side),
+    }
+    for name in PARAMETERS:
+        columns[name] = pa.array(parameters[name]) if name in parameters else pa.nulls(rows, pa.float32())
+    about = {"schema": SCHEMA, "law": law, "content": content, **shard.model_dump(exclude={"name"})}
+    table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(about, sort_keys=True).encode()})
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=["family"])
+    data = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(uri, shard.name), data)
+    return _record(shard, data, content)
+
+
+def find_shard(uri: str, shard: Shard, law: str) -> tuple[ShardRecord, np.ndarray] | None:
+    """The shard and its kernels if an earlier run left it whole; None when it is missing, damaged or another's."""
+    try:
+        data = storage.read_bytes(storage.join(uri, shard.name))
+        about, kernels = _parse(data, shard.name)
+    except ArtefactError:
+        return None
+    expected = {"schema": SCHEMA, "law": law, "content": content_digest(kernels), **shard.model_dump(exclude={"name"})}
+    return (_record(shard, data, about["content"]), kernels) if about == expected else None
+
+
+def read_shard(uri: str, record: ShardRecord) -> np.ndarray:
+    """The kernels (rows, k, k) of one shard, checked against the manifest. Read-only float32.
+
+    Raises:
+        ArtefactError: the file is missing, cut short or altered.
+    """
+    where = storage.join(uri, record.name)
+    data = storage.read_bytes(where)
+    if len(data) != record.bytes:
+        raise ArtefactError(
+            f"{where}: {len(data)} bytes instead of {record.bytes}; the file is cut short or not this bank's; "
+            "delete the manifest and build again to replace it"
+        )
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise ArtefactError(
+            f"{where}: its SHA-256 is not the manifest's; the file is damaged; "
+            "delete the manifest and build again to replace it"
+        )
+    return _parse(data, where)[1]
+
+
+def read_manifest(uri: str | Path) -> Manifest:
+    """The manifest of a complete bank.
+
+    Raises:
+        ArtefactError: no bank, an unfinished one, an unknown schema version, or a damaged manifest.
+    """
+    where = storage.join(uri, MANIFEST)
+    if not storage.exists(where):
+        if storage.exists(storage.join(uri, BUILDING)):
+            raise ArtefactError(f"{uri}: this bank is not finished; run jobs/build_kernel_bank.py again to finish it")
+        raise ArtefactError(f"{uri}: no kernel bank here (no {MANIFEST}); make one with jobs/build_kernel_bank.py")
+    value = storage.read_json(where)
+    if not isinstance(value, dict) or value.get("kind") != "kernel-bank":
+        raise ArtefactError(f"{where}: not the manifest of a kernel bank")
+    if value.get("schema_version") != SCHEMA:
+        raise ArtefactError(
+            f"{where}: schema version {value.get('schema_version')} is unknown to this version of the code, "
+            f"which reads {SCHEMA}; use the code that wrote it or build the bank again"
+        )
+    try:
+        manifest = Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtefactError(f"{where}: damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
+    if bank_digest(manifest.spec.size, manifest.shards) != manifest.digest:
+        raise ArtefactError(f"{where}: damaged (its digest does not match its list of shards)")
+    return manifest
+
+
+def verify(uri: str | Path) -> Iterator[ShardRecord]:
+    """Read every shard and the codec again and compare with the manifest; yields each shard found good.
+
+    Raises:
+        ArtefactError: the first thing that does not match.
+    """
+    from kernels_bank.codec import KernelCodec
+
+    manifest = read_manifest(uri)
+    codec = storage.join(uri, CODEC)
+    if storage.sha256_of(codec) != manifest.codec.sha256:
+        raise ArtefactError(f"{codec}: its SHA-256 is not the manifest's; the file is damaged")
+    if KernelCodec.load(codec).bank_digest != manifest.digest:
+        raise ArtefactError(f"{codec}: was fitted to another bank")
+    for record in manifest.shards:
+        kernels = read_shard(str(uri), record)
+        if content_digest(kernels) != record.content:
+            raise ArtefactError(f"{storage.join(uri, record.name)}: its kernels are not those of the manifest")
+        yield record
+
+
+def _record(shard: Shard, data: bytes, content: str) -> ShardRecord:
+    digest = hashlib.sha256(data).hexdigest()
+    return ShardRecord(**shard.model_dump(), bytes=len(data), sha256=digest, content=content)
+
+
+def _parse(data: bytes, where: str) -> tuple[dict[str, Any], np.ndarray]:
+    """What a shard's file says about itself, and its kernels."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(pa.BufferReader(data), columns=["kernel"])
+        about = json.loads(table.schema.metadata[_METADATA_KEY])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{where}: not a readable kernel shard ({' '.join(str(error).split())})") from error
+    column = table.column("kernel").combine_chunks()
+    side = round(column.type.list_size**0.5)
+    return about, column.flatten().to_numpy().reshape(-1, side, side)
