@@ -40,7 +40,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bank(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A bank of 200 Gaussian and 200 motion kernels, 21 x 21."""
     from kernels_bank.generate import build_bank
-
     from kernels_bank.spec import KernelBankSpec
 
     uri = str(tmp_path_factory.mktemp("bank"))

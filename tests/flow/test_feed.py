@@ -1,0 +1,72 @@
+"""The feed through Ray Data: every sample once, in the planned order, and the very next one after a restart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels_bank.runtime import storage
+from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.data.feed import Batch, Feed
+from pipeline.data.manifest import read_manifest
+from pipeline.degrade import degrade
+
+pytestmark = pytest.mark.flow
+
+
+@pytest.fixture
+def config(shards: str, bank: str) -> RunConfig:
+    return RunConfig(
+        name="feed",
+        model=ModelConfig(scales=(2, 3)),
+        data=DataConfig(shards=shards, bank=bank, patch=48, patches_per_tile=3, sigma=(0.0, 0.0)),
+        train=TrainConfig(steps=1, batch_size=8),
+    )
+
+
+def read(config: RunConfig, count: int, stages=(), workers: int = 1, rank: int = 0) -> list[Batch]:
+    return list(Feed(config, stages=stages, workers=workers, rank=rank).batches(count, cpus=1))
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    tensors = all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("lr", "hr", "kernel", "sigma"))
+    return tensors and (one.scale, one.keys) == (other.scale, other.keys)
+
+
+def test_an_epoch_holds_every_patch_of_every_tile_once_over_two_workers(config: RunConfig):
+    samples = read_manifest(config.data.shards).samples * config.data.patches_per_tile
+    both = [read(config, samples // 4, workers=2, rank=rank) for rank in range(2)]
+    keys = Counter(key for batches in both for batch in batches for key in batch.keys)
+    # The two workers read two epochs between them, up to the rest of a batch each.
+    assert max(keys.values()) <= 3
+    assert sum(keys.values()) >= 2 * samples - 2 * 8
+    assert len(keys) == samples
+
+
+def test_batches_are_what_the_degradation_says(config: RunConfig):
+    batches = read(config, 6)
+    assert {batch.scale for batch in batches} == {2, 3}
+    for batch in batches:
+        assert batch.hr.shape == (8, 3, 48, 48)
+        assert torch.allclose(degrade(batch.hr, batch.kernel, batch.scale), batch.lr, atol=1e-6)
+
+
+@pytest.mark.parametrize("consumed", [1, 5])
+def test_the_resumed_stream_is_bit_equal(config: RunConfig, consumed: int):
+    undisturbed = read(config, 8)
+    stages = Feed(config, stages=(), workers=1, rank=0).after(consumed)
+    resumed = read(config, 8 - consumed, stages=stages)
+    assert len(resumed) == 8 - consumed
+    assert all(equal(a, b) for a, b in zip(undisturbed[consumed:], resumed, strict=True))
+
+
+def test_a_damaged_shard_is_named(config: RunConfig, shards: str, tmp_path: Path):
+    for name, _ in storage.list_files(shards):
+        (tmp_path / name).write_bytes(storage.read_bytes(storage.join(shards, name)))
+    (tmp_path / "train-000001.tar").write_bytes(b"\0" * 10240)
+    damaged = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(tmp_path)})})
+    with pytest.raises(Exception, match=r"train-000001\.tar: damaged"):
+        read(damaged, read_manifest(shards).samples)
