@@ -114,7 +114,7 @@ def _unpack(uri: str, manifest: Manifest, path: Path) -> None:
             header = {"descr": "<f4", "fortran_order": False, "shape": (spec.count, spec.size, spec.size)}
             np.lib.format.write_array_header_1_0(stream, header)
             for shard in manifest.shards:
-                stream.write(np.ascontiguousarray(read_shard(uri, shard), dtype="<f4"))
+                stream.write(np.ascontiguousarray(read_shard(uri, shard), dtype="<f4").data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

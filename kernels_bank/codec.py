@@ -213,6 +213,18 @@ class KernelCodec:
             bank_digest=bank_digest,
         )
 
+    def truncated(self, components: int) -> KernelCodec:
+        """The codec with its first components only: what a fit to the same bank with this length gives."""
+        if not 1 <= components <= self.components:
+            raise BadRequestError(f"components = {components}: this codec has {self.components}")
+        return KernelCodec(
+            mean=self.mean,
+            basis=np.ascontiguousarray(self.basis[:, :components]),
+            std=self.std[:components],
+            spectrum=self.spectrum,
+            bank_digest=self.bank_digest,
+        )
+
     def encode(self, kernels: Array) -> Array:
         """Codes (..., c) of kernels (..., k, k), numpy or torch (any device; differentiable).
 

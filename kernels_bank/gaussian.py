@@ -16,10 +16,12 @@ from kernels_bank import portable
 from kernels_bank.runtime.errors import BadRequestError
 
 # Gauss-Legendre nodes a pixel side, by the smaller sigma: the error stays below 1e-5 of the peak.
-_NODES = ((3.0, 2), (1.4, 3), (0.8, 4), (0.4, 6), (0.0, 10))
+_NODES = ((3.6, 2), (1.4, 3), (0.8, 4), (0.4, 6), (0.0, 10))
 _SMALLEST_SIGMA = 0.1
-# Kernels evaluated together: their temporaries stay in the L2 cache.
-_BLOCK = 64
+# Factors of an exponential stay below e^600, far from overflow at e^709.
+_LARGEST_EXPONENT = 600.0
+# Kernels evaluated together: their temporaries stay near the cache.
+_BLOCK = 512
 
 
 def sample_gaussian(
@@ -94,42 +96,88 @@ def gaussian_kernels(sigmas: np.ndarray, axis: np.ndarray, size: int, *, integra
         raise BadRequestError(f"kernel side {size}: choose an odd one, the centre needs a pixel")
     sigmas = np.maximum(np.asarray(sigmas, dtype=np.float64), _SMALLEST_SIGMA)
     axis = np.asarray(axis, dtype=np.float64)
+    # exp(a x^2 + b x y + c y^2)
+    along, across = 1 / (sigmas[:, 0] * sigmas[:, 0]), 1 / (sigmas[:, 1] * sigmas[:, 1])
+    ux, uy = axis[:, 0], axis[:, 1]
+    form = np.stack(
+        [
+            (ux * ux * along + uy * uy * across) * -0.5,
+            ux * uy * (across - along),
+            (uy * uy * along + ux * ux * across) * -0.5,
+        ]
+    )
     out = np.empty((len(sigmas), size, size), dtype=np.float32)
-    smallest = sigmas.min(axis=1, initial=np.inf)
-    done = np.zeros(len(sigmas), dtype=bool)
-    for threshold, nodes in _NODES:
-        members = np.flatnonzero(~done & (smallest >= threshold))
-        done[members] = True
-        for start in range(0, len(members), _BLOCK):
-            block = members[start : start + _BLOCK]
-            out[block] = _evaluate(sigmas[block], axis[block], size, nodes if integrate else 1)
+    # The last threshold reached counts, so it is the largest.
+    nodes = np.ones(len(sigmas), dtype=np.int64)
+    for threshold, count in reversed(_NODES) if integrate else ():
+        nodes[sigmas.min(axis=1) >= threshold] = count
+    factors = np.abs(form[1]) * (size / 2) ** 2 < _LARGEST_EXPONENT
+    for count in np.unique(nodes):
+        for evaluate, chosen in ((_by_factors, factors), (_directly, ~factors)):
+            members = np.flatnonzero((nodes == count) & chosen)
+            for start in range(0, len(members), _BLOCK):
+                block = members[start : start + _BLOCK]
+                out[block] = _mirrored(evaluate(form[:, block], size // 2, int(count)))
     return out
 
 
-def _evaluate(sigmas: np.ndarray, axis: np.ndarray, size: int, nodes: int) -> np.ndarray:
-    """Sum over `nodes` x `nodes` Gauss-Legendre points a pixel of exp(-(a x^2 + 2 b x y + c y^2) / 2), normalised."""
-    along, across = 1 / (sigmas[:, 0] * sigmas[:, 0]), 1 / (sigmas[:, 1] * sigmas[:, 1])
-    ux, uy = axis[:, 0], axis[:, 1]
-    a = (ux * ux * along + uy * uy * across)[:, None] * -0.5
-    c = (uy * uy * along + ux * ux * across)[:, None] * -0.5
-    b = (ux * uy * (across - along))[:, None]
-    half = size // 2
-    # Rounded, because they come from an eigenvalue solver whose last bits depend on the machine.
-    offsets, weights = np.round(np.polynomial.legendre.leggauss(nodes), 13)
-    # The kernel is symmetric: the rows down to the middle one are enough.
-    top = np.zeros((len(sigmas), half + 1, size))
-    for dy, wy in zip(offsets / 2, weights, strict=True):
+def _by_factors(form: np.ndarray, half: int, nodes: int) -> np.ndarray:
+    """The upper rows (n, half + 1, size), summed over Gauss-Legendre nodes, with an exponential a row, not a pixel.
+
+    At x = i + dx the cross term is exp(b y)^i exp(b y dx): powers of one number a row, times one for each node.
+    """
+    a, b, c = form[:, :, None]
+    offsets, weights = _nodes(nodes)
+    columns = np.arange(-half, half + 1, dtype=np.float64)[:, None, None]
+    # (size, n, rows): the running product goes along the first axis.
+    top = np.zeros((2 * half + 1, len(a), half + 1))
+    powers = np.empty_like(top)
+    horizontal = [portable.exp(a * (columns + dx) * (columns + dx)) for dx in offsets]
+    for dy, wy in zip(offsets, weights, strict=True):
         y = np.arange(-half, 1) + dy
-        vertical = (c * (y * y))[:, :, None]
-        for dx, wx in zip(offsets / 2, weights, strict=True):
+        step = b * y
+        powers[half] = 1
+        powers[half + 1 :] = portable.exp(step)
+        powers[:half] = portable.exp(-step)
+        np.multiply.accumulate(powers[half:], axis=0, out=powers[half:])
+        np.multiply.accumulate(powers[half::-1], axis=0, out=powers[half::-1])
+        row = np.zeros_like(top)
+        for dx, wx, across in zip(offsets, weights, horizontal, strict=True):
+            row += across * (portable.exp(step * dx) * wx)
+        row *= powers
+        row *= portable.exp(c * (y * y)) * wy
+        top += row
+    return top.transpose(1, 2, 0)
+
+
+def _directly(form: np.ndarray, half: int, nodes: int) -> np.ndarray:
+    """`_by_factors` for very thin slanted Gaussians, whose single factors would overflow."""
+    a, b, c = form[:, :, None]
+    offsets, weights = _nodes(nodes)
+    top = np.zeros((a.shape[0], half + 1, 2 * half + 1))
+    for dy, wy in zip(offsets, weights, strict=True):
+        y = np.arange(-half, 1) + dy
+        for dx, wx in zip(offsets, weights, strict=True):
             x = np.arange(-half, half + 1) + dx
             exponent = (b * x)[:, None, :] * y[:, None]
-            exponent += vertical
+            exponent += (c * (y * y))[:, :, None]
             exponent += (a * (x * x))[:, None, :]
             top += portable.exp(exponent) * (wx * wy)
-    # The middle row pairs with itself.
-    top[:, half, half + 1 :] = top[:, half, :half][:, ::-1]
+    return top
+
+
+def _nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre offsets and weights within a pixel; rounded, as they come from a machine's eigenvalue solver."""
+    offsets, weights = np.round(np.polynomial.legendre.leggauss(count), 13)
+    return offsets / 2, weights
+
+
+def _mirrored(top: np.ndarray) -> np.ndarray:
+    """Whole kernels of sum 1 from their upper rows: k(x) = k(-x), exactly."""
+    half = top.shape[1] - 1
     whole = np.concatenate([top, top[:, :half, ::-1][:, ::-1]], axis=1)
+    # The middle row pairs with itself.
+    whole[:, half, half + 1 :] = whole[:, half, :half][:, ::-1]
     return whole / whole.reshape(len(whole), -1).sum(axis=1)[:, None, None]
 
 

@@ -6,13 +6,13 @@ run again: shards that are there and whole are read instead of drawn.
 
 from __future__ import annotations
 
+import functools
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kernels_bank.bank import KernelBank
 from kernels_bank.codec import KernelCodec
 from kernels_bank.families import draw_range
 from kernels_bank.runtime import cluster, storage
@@ -119,7 +119,7 @@ def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], in
     shards = plan(spec)
     rows = [{"position": i, "shard": s.model_dump_json(), "spec": spec.model_dump_json()} for i, s in enumerate(shards)]
     done: dict[int, dict[str, Any]] = {}
-    graph = ray.data.from_items(rows, override_num_blocks=len(rows)).map(build_shard, fn_kwargs={"uri": uri})
+    graph = ray.data.from_items(rows, override_num_blocks=len(rows)).map(functools.partial(build_shard, uri=uri))
     with Progress("kernels", total=spec.count, unit="kernel") as bar:
         for row in graph.iter_rows():
             done[row["position"]] = row
@@ -160,6 +160,3 @@ def _clean(uri: str, names: set[str]) -> None:
 def _delete(uri: str) -> None:
     filesystem, path = storage.resolve(uri)
     filesystem.delete_file(path)
-
-
-__all__ = ["KernelBank", "build_bank", "build_shard", "present"]

@@ -32,14 +32,14 @@ class Shake:
 
     memory: tuple[float, float] = (0.05, 3.0)  # tau, log-uniform
     inertia: tuple[float, float] = (0.02, 1.0)  # mu, log-uniform
-    turning: float = 0.63  # share of paths that turn
+    turning: float = 0.6  # share of paths that turn
     turn: float = 4.0  # standard deviation of their turn, radians an exposure
     shaken: float = 0.47  # share of paths with impulsive shakes
     shakes: float = 6.0  # most jumps expected in an exposure
-    shake: float = 1.65  # standard deviation of a jump, in units of the usual velocity
+    shake: float = 1.7  # standard deviation of a jump, in units of the usual velocity
     drifting: float = 0.4  # share of paths that drift
     drift: float = 0.85  # standard deviation of the drift, the same unit
-    narrowing: float = 5.8  # largest factor by which a path is narrowed across a random axis, log-uniform
+    narrowing: float = 6.0  # largest factor by which a path is narrowed across a random axis, log-uniform
     softness: float = 0.3  # largest weight of each neighbour in the softening tap
 
 
@@ -48,7 +48,7 @@ def sample_motion(
     size: int = 21,
     *,
     rng: np.random.Generator,
-    extent: tuple[float, float] = (3.0, 24.0),
+    extent: tuple[float, float] = (2.0, 26.0),
     shake: Shake | None = None,
 ) -> np.ndarray:
     """Random motion kernels, centre of mass on the middle pixel (to float32 rounding).

@@ -31,7 +31,7 @@ class KernelBankSpec(BaseModel):
     noise: float = Field(
         0.0, ge=0, le=1, description="Gaussian: multiplicative noise, each pixel times 1 + U(0, noise)"
     )
-    extent: Range = Field((3.0, 24.0), description="motion: longer side of the path, in pixels; cut to what fits")
+    extent: Range = Field((2.0, 26.0), description="motion: longer side of the path, in pixels; cut to what fits")
     disk_radius: Range = Field((0.5, 8.0), description="defocus: radius in pixels; cut to what fits")
 
     components: int | None = Field(None, ge=1, description="length of the kernel code")

@@ -95,7 +95,7 @@ def law_digest(spec: KernelBankSpec) -> str:
 
 def content_digest(kernels: np.ndarray) -> str:
     """Hex SHA-256 of kernels as little-endian float32, row-major: independent of the file format."""
-    return hashlib.sha256(np.ascontiguousarray(kernels, dtype="<f4")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(kernels, dtype="<f4").data).hexdigest()
 
 
 def bank_digest(size: int, shards: list[ShardRecord]) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow.fs as pafs
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
 _CHUNK = 1 << 20
+_RETRY_WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 @functools.lru_cache(maxsize=8)
@@ -88,13 +90,28 @@ def remove_folder(uri: str | Path) -> None:
 
 
 def read_bytes(uri: str | Path) -> bytes:
-    """The whole file. Raises ArtefactError when it is not there."""
+    """The whole file. Connections that break are tried again, with back-off, before the error is raised.
+
+    Raises:
+        ArtefactError: it is not there, or cannot be read.
+    """
     filesystem, path = resolve(uri)
-    try:
-        with filesystem.open_input_stream(path) as stream:
-            return bytes(stream.read())
-    except FileNotFoundError as error:
-        raise ArtefactError(f"{uri}: no such file") from error
+    for wait in (*_RETRY_WAITS_S, None):
+        try:
+            size = filesystem.get_file_info(path).size
+            with filesystem.open_input_stream(path) as stream:
+                data = bytes(stream.read())
+            if len(data) == size:
+                return data
+            problem: OSError = OSError(f"{len(data)} of {size} bytes came")
+        except FileNotFoundError as error:
+            raise ArtefactError(f"{uri}: no such file") from error
+        except OSError as error:
+            problem = error
+        if wait is None:
+            break
+        time.sleep(wait)
+    raise ArtefactError(f"{uri}: cannot be read ({problem}); {len(_RETRY_WAITS_S) + 1} attempts were made") from problem
 
 
 def read_json(uri: str | Path) -> Any:  # noqa: ANN401 - JSON is what it is
