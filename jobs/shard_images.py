@@ -41,9 +41,10 @@ def main(command: ShardImages) -> None:
     settings = ShardSettings.model_validate(command.model_dump(include=set(ShardSettings.model_fields)))
     result, reused = make_shards(command.source, command.output, settings, max_bad_fraction=command.max_bad_fraction)
     state = "reused, nothing to do" if reused else "written"
+    print(f"{command.output}: {state}; digest {result.digest}")
     print(
-        f"{command.output}: {state}; {result.images} images, {result.samples} training tiles in {len(result.train)} shards, "
-        f"{len(result.validation)} validation shards, {len(result.skipped)} skipped; digest {result.digest}"
+        f"  {result.images} images, {result.samples} training tiles in {len(result.train)} shards, "
+        f"{len(result.validation)} validation shards, {len(result.skipped)} skipped"
     )
     for skipped in result.skipped:
         print(f"  skipped {skipped.name}: {skipped.reason}")

@@ -18,20 +18,19 @@ class Train(Command, RunConfig):
     """Train a blind super-resolution model on a Ray cluster, record it in MLflow, register the result."""
 
     config: Path | None = Field(None, description="YAML file of the run; flags and environment override it")
-    check: bool = Field(False, description="validate config, data and digests; train nothing")
+    check: bool = Field(False, description="validate config, data and digests, save a contact sheet; train nothing")
     verbose: bool = Field(False, description="show Ray's own output too")
 
 
 def main(command: Train) -> None:
     """Run the command."""
     config = RunConfig.model_validate(command.model_dump(include=set(RunConfig.model_fields)))
-    from pipeline.training.fit import data_digests, fit
+    from pipeline.training import fit as training
 
     if command.check:
-        digests = data_digests(config)
-        print(f"run '{config.name}' can start: " + ", ".join(f"{name} {d[:12]}" for name, d in digests.items()))
+        print(training.check(config, Path(f"{config.name}-check.png")))
         return
-    fitted = fit(config, verbose=command.verbose)
+    fitted = training.fit(config, verbose=command.verbose)
     name = config.tracking.model_name
     done = "was finished before; nothing to do" if fitted.reused else "finished"
     print(f"run '{config.name}' {done}: {name} version {fitted.version}, alias {config.tracking.alias}")

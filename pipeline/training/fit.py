@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.config import RunConfig
+from pipeline.data.feed import Feed
+from pipeline.data.images import encode_png
 from pipeline.data.manifest import read_manifest
 from pipeline.tracking import registry, runs
 from pipeline.training import checkpoint
 from pipeline.training.board import LiveLine
 from pipeline.training.loop import Job, train_worker
+from pipeline.training.pictures import contact_sheet
 
 # Settings that may change between two sittings of one run: they do not change what is learned.
 _FREE = {
@@ -97,6 +101,32 @@ def fit(config: RunConfig, *, verbose: bool = False) -> Fitted:
 def data_digests(config: RunConfig) -> dict[str, str]:
     """The identity of what the run learns from. Raises ArtefactError when shards or bank are not there."""
     return {"shards": read_manifest(config.data.shards).digest, "bank": KernelBank.open(config.data.bank).digest}
+
+
+def check(config: RunConfig, sheet: Path) -> str:
+    """Start nothing but the feed: read a few batches, save a contact sheet (HR | LR | kernel), describe the run."""
+    digests = data_digests(config)
+    connect(min_cpus=_cpus_needed(config))
+    data_cpus = _check_cluster(config)
+    train, samples = config.train, read_manifest(config.data.shards).samples * config.data.patches_per_tile
+    batches = Feed(config, stages=(), workers=train.workers, rank=0).batches(50, cpus=data_cpus)
+    first = next(batches)
+    started = time.perf_counter()
+    seen = sum(len(batch.keys) for batch in batches)
+    rate = seen / (time.perf_counter() - started)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    sheet.write_bytes(encode_png(contact_sheet(first)))
+    epochs = train.steps * train.batch_size / samples
+    shapes = {name: tuple(getattr(first, name).shape) for name in ("lr", "hr", "kernel")}
+    lines = [
+        f"run '{config.name}' can start: {train.steps} steps of {train.batch_size} on {train.workers} workers",
+        f"epoch          {samples} samples; the run is {epochs:.1f} epochs",
+        f"batch          {', '.join(f'{name} {shape}' for name, shape in shapes.items())}, for each worker",
+        f"feed           {rate:.0f} samples/s for each worker, with {data_cpus:g} CPUs",
+        f"digests        {', '.join(f'{name} {digest[:12]}' for name, digest in digests.items())}",
+        f"contact sheet  {sheet}",
+    ]
+    return "\n  ".join(lines)
 
 
 def _earlier(home: str, config: RunConfig, digests: dict[str, str]) -> dict:

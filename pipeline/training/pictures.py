@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import cv2
 import numpy as np
 import torch
 
@@ -13,6 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.data.feed import Batch
 from pipeline.data.images import decode_tile
 from pipeline.data.manifest import read_manifest, read_shard
+from pipeline.data.pictures import kernel_picture, rows_picture, to_uint8
 from pipeline.data.samples import degrade_draws, draw
 from pipeline.data.tiles import read_samples
 from pipeline.model import BlindUSRNet
@@ -48,24 +48,16 @@ def sample_row(network: BlindUSRNet, batch: Batch) -> np.ndarray:
     training = network.training
     out = network.eval()(batch.lr, batch.scale, batch.sigma)
     network.train(training)
-    side = batch.hr.shape[-1]
     rows = []
     for lr, sr, hr, true, estimated in zip(batch.lr, out.sr, batch.hr, batch.kernel, out.kernel, strict=True):
-        images = [_enlarge(_to_uint8(image), side) for image in (lr, sr, hr)]
-        kernels = [_enlarge(kernel_picture(k.cpu().numpy()), side) for k in (true, estimated)]
-        rows.append(np.concatenate(images + kernels, axis=1))
-    return np.concatenate(rows)
+        rows.append([to_uint8(lr), to_uint8(sr), to_uint8(hr), kernel_picture(true), kernel_picture(estimated)])
+    return rows_picture(rows, side=2 * batch.hr.shape[-1])
 
 
-def kernel_picture(kernel: np.ndarray) -> np.ndarray:
-    """(k, k, 3) uint8: the kernel scaled so that its largest value is white."""
-    grey = np.clip(kernel / max(float(kernel.max()), 1e-12) * 255, 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def _to_uint8(image: torch.Tensor) -> np.ndarray:
-    return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
-def _enlarge(image: np.ndarray, side: int) -> np.ndarray:
-    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_NEAREST))
+def contact_sheet(batch: Batch, limit: int = 8) -> np.ndarray:
+    """(H, W, 3) uint8: what the network will see, one row a sample: HR | LR | kernel."""
+    rows = [
+        [to_uint8(hr), to_uint8(lr), kernel_picture(kernel)]
+        for hr, lr, kernel in zip(batch.hr[:limit], batch.lr[:limit], batch.kernel[:limit], strict=True)
+    ]
+    return rows_picture(rows, side=2 * batch.hr.shape[-1])
