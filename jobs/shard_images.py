@@ -11,7 +11,7 @@ from pipeline.cli import Command, run
 from pipeline.data.manifest import ShardSettings
 
 
-class ShardImages(Command, ShardSettings):
+class ShardImages(Command, ShardSettings):  # type: ignore[misc] # both carry a model_config
     """Photographs (folder, zip or s3:// prefix) to lossless WebDataset tars with a manifest."""
 
     source: str = Field("", description="folder (recursive), zip file, or s3:// prefix of images")

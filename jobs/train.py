@@ -14,7 +14,7 @@ from pipeline.cli import Command, run
 from pipeline.config import RunConfig
 
 
-class Train(Command, RunConfig):
+class Train(Command, RunConfig):  # type: ignore[misc] # both carry a model_config
     """Train a blind super-resolution model on a Ray cluster, record it in MLflow, register the result."""
 
     config: Path | None = Field(None, description="YAML file of the run; flags and environment override it")

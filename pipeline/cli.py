@@ -63,8 +63,8 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
 
 def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     """The validated arguments. Raises BadRequestError that names every wrong field by its path."""
-    arguments = [_kebab(argument) for argument in arguments]
-    config = _config_file(arguments)
+    flags = [_kebab(argument) for argument in arguments]
+    config = _config_file(flags)
 
     class WithSources(command):  # type: ignore[valid-type, misc]
         """`command` with its YAML file below the environment."""
@@ -79,7 +79,7 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
-                CliSettingsSource(settings_cls, cli_parse_args=arguments, cli_prog_name=Path(sys.argv[0]).name),
+                CliSettingsSource(settings_cls, cli_parse_args=flags, cli_prog_name=Path(sys.argv[0]).name),
                 env_settings,
                 InitSettingsSource(settings_cls, init_kwargs=config),
             )

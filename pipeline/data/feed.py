@@ -78,8 +78,8 @@ class Feed:
             rows.append({**asdict(segment), "shards": ",".join(segment.shards), "position": position})
             position += len(segment)
         task = functools.partial(_read_segment, config=config, manifest=manifest, batch_size=self._batch_size)
-        data = ray.data.from_items(rows, override_num_blocks=len(rows))
-        data = data.map_batches(task, batch_size=1, num_cpus=config.data.task_cpus, batch_format="numpy")
+        plan_rows = ray.data.from_items(rows, override_num_blocks=len(rows))
+        data = plan_rows.map_batches(task, batch_size=1, num_cpus=config.data.task_cpus, batch_format="numpy")
         data.context.target_max_block_size = _BLOCK_BYTES
         data.context.execution_options.preserve_order = True
         data.context.execution_options.resource_limits = ray.data.ExecutionResources(
@@ -94,7 +94,7 @@ class Feed:
 class _Collate(NumpyBatchCollateFn):
     """Rows to the tensors of a batch. LR images travel as bytes because their size changes with the scale."""
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> Any:  # noqa: ANN401 - what Ray calls CollatedData
         scale, side = int(batch["scale"][0]), batch["hr"].shape[-1]
         lr = np.stack([np.frombuffer(image, np.float32) for image in batch["lr"]])
         return {

@@ -42,7 +42,7 @@ def draw(tile: np.ndarray, key: str, patch: int, *, epoch: int, seed: int, data:
         tile = np.pad(tile, ((0, short[0]), (0, short[1]), (0, 0)), mode="symmetric")
     top, left = (int(random.integers(side - data.patch + 1)) for side in tile.shape[:2])
     crop = tile[top : top + data.patch, left : left + data.patch]
-    crop = np.rot90(crop, random.integers(4))
+    crop = np.rot90(crop, int(random.integers(4)))
     if random.integers(2):
         crop = crop[:, ::-1]
     kernel = bank[int(random.integers(len(bank)))]

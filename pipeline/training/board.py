@@ -15,7 +15,6 @@ import ray
 from kernels_bank.runtime.progress import Progress
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Holds the newest (step, note)."""
 
@@ -35,7 +34,7 @@ class LiveLine:
     """While the block runs, shows what rank 0 puts on `board` as a progress bar over `steps`."""
 
     def __init__(self, steps: int) -> None:
-        self.board: Any = Board.remote()
+        self.board: Any = ray.remote(num_cpus=0)(Board).remote()
         self._steps, self._stop = steps, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 

@@ -87,6 +87,7 @@ def restore(
 def export(folder: Path, target: Path) -> BlindUSRNet:
     """Write the model directory that is registered: the checkpoint's EMA weights under `weights.safetensors`."""
     model = load_model(folder, weights=EMA)
+    assert isinstance(model, BlindUSRNet), f"{folder} is not a training checkpoint"
     provenance = json.loads((folder / STATE).read_text(encoding="utf-8"))["digests"]
     target.mkdir(parents=True, exist_ok=True)
     save_model(model, target, provenance=provenance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
@@ -25,19 +26,13 @@ from pipeline.training.loop import Job, train_worker
 from pipeline.training.pictures import contact_sheet
 
 # Settings that may change between two sittings of one run: they do not change what is learned.
-_FREE = {
+_FREE: dict[str, Any] = {
     "output": True,
     "tracking": True,
     "data": {"task_cpus", "max_bad_fraction", "shards", "bank"},  # the two URIs: their digests are compared
     "train": {
-        "steps",
-        "workers",
-        "cpus_per_worker",
-        "gpu",
-        "log_every",
-        "image_every",
-        "checkpoint_every",
-        "max_failures",
+        *("steps", "workers", "cpus_per_worker", "gpu", "max_failures"),
+        *("log_every", "image_every", "checkpoint_every"),
     },
 }
 
@@ -59,8 +54,9 @@ def fit(config: RunConfig, *, verbose: bool = False) -> Fitted:
         BadRequestError: the data, the cluster or an earlier run of this name does not fit the config.
         JobFailedError: training itself failed.
     """
+    config = _absolute(config)
     digests = data_digests(config)
-    home = storage.join(storage.absolute(config.output), config.name)
+    home = storage.join(config.output, config.name)
     record = _earlier(home, config, digests)
     uri = runs.tracking_uri(config.output)
     if record.get("finished") == config.train.steps:
@@ -105,6 +101,7 @@ def data_digests(config: RunConfig) -> dict[str, str]:
 
 def check(config: RunConfig, sheet: Path) -> str:
     """Start nothing but the feed: read a few batches, save a contact sheet (HR | LR | kernel), describe the run."""
+    config = _absolute(config)
     digests = data_digests(config)
     connect(min_cpus=_cpus_needed(config))
     data_cpus = _check_cluster(config)
@@ -127,6 +124,14 @@ def check(config: RunConfig, sheet: Path) -> str:
         f"contact sheet  {sheet}",
     ]
     return "\n  ".join(lines)
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """The config with URIs that mean the same in every worker's own working directory."""
+    data = config.data.model_copy(
+        update={"shards": storage.absolute(config.data.shards), "bank": storage.absolute(config.data.bank)}
+    )
+    return config.model_copy(update={"data": data, "output": storage.absolute(config.output)})
 
 
 def _earlier(home: str, config: RunConfig, digests: dict[str, str]) -> dict:

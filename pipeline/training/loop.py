@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kernels_bank import KernelBank
 from pipeline.config import RunConfig
 from pipeline.data.feed import Feed
+from pipeline.data.plan import Stage
 from pipeline.model import BlindUSRNet
 from pipeline.seeds import torch_seed
 from pipeline.tracking.runs import RunLogger, RunRef
@@ -48,7 +49,8 @@ def train_worker(loop_config: dict[str, Job]) -> None:
     torch.use_deterministic_algorithms(train.deterministic)
 
     learner = build_learner(config, device)
-    step, stages = 0, ()
+    step = 0
+    stages: tuple[Stage, ...] = ()
     if (last := ray.train.get_checkpoint()) is not None:
         with last.as_directory() as folder:
             state = checkpoint.load_state(Path(folder), job.digests)

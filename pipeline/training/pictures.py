@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import torch
+from torch import nn
 
 from kernels_bank import KernelBank
 from pipeline.config import RunConfig
@@ -15,7 +16,6 @@ from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.pictures import kernel_picture, rows_picture, to_uint8
 from pipeline.data.samples import degrade_draws, draw
 from pipeline.data.tiles import read_samples
-from pipeline.model import BlindUSRNet
 
 _ROWS = 4
 
@@ -43,7 +43,7 @@ def validation_batch(config: RunConfig, device: torch.device) -> Batch:
 
 
 @torch.no_grad()
-def sample_row(network: BlindUSRNet, batch: Batch) -> np.ndarray:
+def sample_row(network: nn.Module, batch: Batch) -> np.ndarray:
     """(H, W, 3) uint8: one row a sample, LR | estimate | HR | true kernel | estimated kernel."""
     training = network.training
     out = network.eval()(batch.lr, batch.scale, batch.sigma)

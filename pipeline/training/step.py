@@ -50,12 +50,12 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
     learner.optimizer.step()
     learner.schedule.step()
     learner.ema.update_parameters(learner.network)
-    metrics = {name: float(term.detach()) for name, term in terms.items()}
+    metrics: dict[str, float] = {name: float(term.detach()) for name, term in terms.items()}
     metrics["psnr"] = float(
         -10 * torch.log10((out.sr.detach().clamp(0, 1) - batch.hr).square().mean().clamp_min(1e-10))
     )
     metrics["grad_norm"] = float(norm)
-    metrics["learning_rate"] = learner.schedule.get_last_lr()[0]
+    metrics["learning_rate"] = float(learner.schedule.get_last_lr()[0])
     return metrics
 
 
