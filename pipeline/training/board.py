@@ -55,11 +55,11 @@ class LiveLine:
                 last = self._stop.wait(0.5)
                 step, note = ray.get(self.board.get.remote())
                 if step:
-                    # A resumed run starts in the middle: its earlier steps are not this session's rate.
+                    # The rate counts from the first note on: a resumed run starts in the middle, and the first steps
+                    # of any run wait for its data.
                     if shown is None:
-                        bar.start_at(max(0, step - 1))
-                        shown = max(0, step - 1)
-                    bar.advance(step - shown, note=note)
+                        bar.start_at(step)
+                    bar.advance(step - (step if shown is None else shown), note=note)
                     shown = step
                 if last:
                     return

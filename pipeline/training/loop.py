@@ -61,13 +61,17 @@ def train_worker(loop_config: dict[str, Job]) -> None:
     logger = RunLogger(job.run) if rank == 0 else None
     fixed = validation_batch(config, device) if rank == 0 else None
     first, clock = step, Clock()
+    recent: list[dict[str, float]] = []  # metrics since the last log line, whose mean it shows
     for batch in feed.batches(train.steps - step, cpus=job.data_cpus, device=str(device)):
         clock.waited()
         step += 1
-        metrics = train_step(learner, batch, train, step)
+        recent.append(train_step(learner, batch, train, step) | {"replaced_samples": float(batch.replaced)})
         clock.worked(images=train.batch_size)
+        metrics = {name: sum(m[name] for m in recent) / len(recent) for name in recent[-1]}
+        if step % train.log_every == 0:
+            recent.clear()
         if logger and (step % train.log_every == 0 or step == train.steps):
-            metrics |= clock.rates() | {"replaced_samples": float(batch.replaced)}
+            metrics |= clock.rates()
             logger.metrics(step, metrics)
             note = f"loss {metrics['loss']:.4f} psnr {metrics['psnr']:.2f} dB wait {metrics['data_wait']:.0%}"
             job.board.put.remote(step, note)
