@@ -1,0 +1,182 @@
+"""A tracking run from the driver's side: opened once, found again after a kill, closed with its status.
+
+The driver opens the run and hands its `RunRef` to rank 0, which writes through a `RunLogger`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.metadata
+import json
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.storage import digest_of
+from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.redact import mask, mask_text
+from pipeline.tracking.store import RunRef, artifact_root, client, plain_errors, prepare_store, tracking_uri
+
+__all__ = ["RunLogger", "RunRef", "code_revision", "finish", "open_run", "prepare_store", "tracking_uri"]
+
+RUN_KEY = "blindsr.run_key"
+_PARAMS_PER_REQUEST = 100
+_log = logging.getLogger(__name__)
+
+
+def open_run(
+    experiment: str,
+    name: str,
+    uri: str,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
+    resume_id: str | None = None,
+    key: str | None = None,
+) -> RunRef:
+    """Open the tracking run of a training run: a new one, or the one it was recorded in before.
+
+    `resume_id` is re-opened when it still exists. Without it, a run of the same `key` that a killed driver left
+    RUNNING before its first metric is taken over, so that none is doubled; one that has metrics belongs to work
+    whose files are gone, and is closed as KILLED.
+
+    Args:
+        experiment: MLflow experiment, made when it is not there.
+        name: shown name of the run.
+        uri: tracking URI, as `tracking_uri` returns it.
+        params: nested mapping; logged flattened (`train.steps`) and masked, once. On a resume, values that differ
+            from the recorded ones become tags `resumed.<path>`, since a parameter of MLflow cannot change.
+        tags: digests, code revision and the like; replaced on a resume.
+        resume_id: MLflow run id of an earlier sitting.
+        key: what identifies the training run over restarts, such as the URI of its folder; by default its machine,
+            name and parameters.
+
+    Raises:
+        BadRequestError: the store cannot be reached or refuses, or the experiment was deleted.
+    """
+    flat = {path: mask(path, value)[:6000] for path, value in flatten(params)}
+    shown = {path: mask(path, value) for path, value in tags.items()}
+    key = key or digest_of([socket.gethostname(), name, params])
+    api = client(uri)
+    with plain_errors(uri, f"cannot open run '{name}'"):
+        run = _earlier_run(uri, resume_id) or _orphan(uri, experiment, key)
+        if run is None:
+            origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": Path(sys.argv[0]).name}
+            run = api.create_run(_experiment(uri, experiment), run_name=name, tags={**origin, **shown, RUN_KEY: key})
+        else:
+            api.update_run(run.info.run_id, status="RUNNING")
+            known = run.data.params
+            changed = {f"resumed.{k}": v for k, v in flat.items() if k in known and known[k] != v}
+            _log_batches(uri, run.info.run_id, tags={**shown, **changed, RUN_KEY: key})
+            flat = {path: value for path, value in flat.items() if path not in known}
+        _log_batches(uri, run.info.run_id, params=flat)
+    return RunRef(run.info.run_id, uri)
+
+
+def finish(ref: RunRef, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Close the run. A store that is away is warned of, not raised: the caller may be handling the real error."""
+    try:
+        client(ref.tracking_uri).set_terminated(ref.run_id, status)
+    except Exception as error:
+        _log.warning("run %s could not be closed as %s: %s", ref.run_id, status, mask_text(str(error)))
+
+
+def flatten(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, text) of every leaf; texts as they are, all else as JSON."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def code_revision() -> dict[str, str]:
+    """What code this is, as tags: commit and dirtiness of a checkout, else the version of the installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / ".git").exists() and (root / "pyproject.toml").exists():
+        try:
+            commit = _git(root, "rev-parse", "HEAD")
+            dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+        except (OSError, subprocess.SubprocessError):
+            pass  # no git program, or a checkout of someone else: the package version is still true
+        else:
+            return {"mlflow.source.git.commit": commit, "code.revision": commit, "code.dirty": str(dirty).lower()}
+    try:
+        return {"code.version": importlib.metadata.version("blind-sr")}
+    except importlib.metadata.PackageNotFoundError:
+        return {"code.version": "unknown"}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def _experiment(uri: str, name: str) -> str:
+    """The id of the experiment, made when it is not there; another process may be making it too."""
+    from mlflow.exceptions import MlflowException
+
+    api, root = client(uri), artifact_root(uri)
+    found = api.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(api.create_experiment(name, artifact_location=str(root) if root else None))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = api.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise BadRequestError(
+            f"experiment '{name}' was deleted; choose another tracking.experiment, or run 'mlflow experiments restore'"
+        )
+    return str(found.experiment_id)
+
+
+def _earlier_run(uri: str, run_id: str | None) -> Any:  # noqa: ANN401 - mlflow.entities.Run, imported late
+    """The run of an earlier sitting; nothing when it was deleted, or recorded in another store."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client(uri).get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        run = None
+    if run is None or run.info.lifecycle_stage != "active":
+        _log.warning("run %s is not in %s any more; a new one is opened", run_id, mask_text(uri))
+        return None
+    return run
+
+
+def _orphan(uri: str, experiment: str, key: str) -> Any:  # noqa: ANN401 - as above
+    """A run of this key still RUNNING without a metric; those with metrics are closed as KILLED."""
+    api = client(uri)
+    query = f"attributes.status = 'RUNNING' and tags.`{RUN_KEY}` = '{key}'"
+    empty = None
+    for run in api.search_runs([_experiment(uri, experiment)], filter_string=query):
+        if run.data.metrics or empty is not None:
+            api.set_terminated(run.info.run_id, "KILLED")
+        else:
+            empty = run
+    return empty
+
+
+def _log_batches(
+    uri: str, run_id: str, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
+) -> None:
+    """All params and tags in as few requests as the server's limit allows."""
+    from mlflow.entities import Param, RunTag
+
+    api = client(uri)
+    items: list[Param | RunTag] = [Param(k, v) for k, v in (params or {}).items()]
+    items += [RunTag(k, v) for k, v in (tags or {}).items()]
+    for start in range(0, len(items), _PARAMS_PER_REQUEST):
+        part = items[start : start + _PARAMS_PER_REQUEST]
+        some_params = [item for item in part if isinstance(item, Param)]
+        api.log_batch(run_id, params=some_params, tags=[item for item in part if isinstance(item, RunTag)])
