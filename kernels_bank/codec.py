@@ -253,7 +253,9 @@ class KernelCodec:
 
         from kernels_bank.runtime import storage
 
-        metadata = {"kind": _KIND, "schema": SCHEMA, "bank_digest": self.bank_digest, "digest": self.digest}
+        about = {"schema": SCHEMA, "bank_digest": self.bank_digest, "digest": self.digest}
+        # One entry, because safetensors writes several in random order and equal codecs should be equal files.
+        metadata = {_KIND: json.dumps(about, sort_keys=True)}
         storage.write_bytes(path, save(self._arrays(), metadata=metadata))
 
     @classmethod
@@ -271,23 +273,23 @@ class KernelCodec:
         data = storage.read_bytes(path)
         try:
             arrays = load(data)
-            metadata = _metadata(data)
+            about = _about(data)
         except (SafetensorError, ValueError, KeyError) as error:
             raise ArtefactError(f"{path}: not a readable safetensors file ({error}); rebuild the bank") from error
-        if metadata.get("kind") != _KIND:
+        if about is None:
             raise ArtefactError(f"{path}: a safetensors file, but not a kernel codec")
-        if metadata.get("schema") != SCHEMA:
+        if about.get("schema") != SCHEMA:
             raise ArtefactError(
-                f"{path}: codec schema {metadata.get('schema')!r} is unknown to this version, which reads {SCHEMA!r}"
+                f"{path}: codec schema {about.get('schema')!r} is unknown to this version, which reads {SCHEMA!r}"
             )
         missing = {"mean", "basis", "std", "spectrum"} - arrays.keys()
         if missing:
             raise ArtefactError(f"{path}: the codec lacks {', '.join(sorted(missing))}")
         codec = cls(
             **{name: arrays[name] for name in ("mean", "basis", "std", "spectrum")},
-            bank_digest=metadata.get("bank_digest", ""),
+            bank_digest=about.get("bank_digest", ""),
         )
-        if codec.digest != metadata.get("digest"):
+        if codec.digest != about.get("digest"):
             raise ArtefactError(f"{path}: the codec's content does not match its digest; the file is damaged")
         return codec
 
@@ -313,8 +315,8 @@ def _components_for(spectrum: np.ndarray, share: float) -> int:
     return int(np.searchsorted(cumulative, share * cumulative[-1] * (1 - 1e-12))) + 1
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file (its reader for bytes returns tensors only)."""
+def _about(data: bytes) -> dict[str, str] | None:
+    """What a codec's file says about itself (safetensors' own reader for bytes returns tensors only)."""
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    return dict(header.get("__metadata__", {}))
+    entry = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_KIND)
+    return None if entry is None else dict(json.loads(entry))

@@ -178,7 +178,7 @@ def _mirrored(top: np.ndarray) -> np.ndarray:
     whole = np.concatenate([top, top[:, :half, ::-1][:, ::-1]], axis=1)
     # The middle row pairs with itself.
     whole[:, half, half + 1 :] = whole[:, half, :half][:, ::-1]
-    return whole / whole.reshape(len(whole), -1).sum(axis=1)[:, None, None]
+    return whole / whole.reshape(len(whole), top.shape[2] * top.shape[2]).sum(axis=1)[:, None, None]
 
 
 def perturb(kernels: np.ndarray, noise: float, *, rng: np.random.Generator) -> np.ndarray:
@@ -186,4 +186,6 @@ def perturb(kernels: np.ndarray, noise: float, *, rng: np.random.Generator) -> n
     if noise == 0:
         return kernels
     noisy = kernels * (1 + noise * rng.random(kernels.shape))
-    return (noisy / noisy.reshape(len(noisy), -1).sum(axis=1)[:, None, None]).astype(np.float32)
+    return (noisy / noisy.reshape(len(noisy), noisy.shape[1] * noisy.shape[2]).sum(axis=1)[:, None, None]).astype(
+        np.float32
+    )

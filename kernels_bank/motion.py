@@ -2,10 +2,10 @@
 
 The hand moves the image with a velocity v(t). A force f(t) drives it, a random walk that forgets itself (Ornstein-
 Uhlenbeck, time constant tau); v follows f with inertia (time constant mu); both turn steadily (rotation); at random
-moments v jumps (impulsive shakes); some paths drift besides. All times are in exposures: a tau of 3 is a short
+moments v jumps (impulsive shakes). All times are in exposures: a tau of 3 is a short
 exposure, one smooth stroke; a tau of 0.05 a long one, a tangle.
 
-    f' = -f / tau + sqrt(2 / tau) * white noise          v' = (f - v) / mu + jumps          x' = v + drift
+    f' = -f / tau + sqrt(2 / tau) * white noise          v' = (f - v) / mu + jumps          x' = v
 
 The kernel is where the light falls: the path, narrowed across a random axis, centred and scaled to its extent, is
 splatted bilinearly at equal times, so slow stretches are bright; then softened by a pixel-sized tap.
@@ -30,17 +30,14 @@ _STEPS = 192
 class Shake:
     """The laws of `sample_motion`; times in exposures. The defaults cover the measured kernels of Levin et al. 2009."""
 
-    memory: tuple[float, float] = (0.05, 3.0)  # tau, log-uniform
-    inertia: tuple[float, float] = (0.02, 1.0)  # mu, log-uniform
-    turning: float = 0.6  # share of paths that turn
-    turn: float = 4.0  # standard deviation of their turn, radians an exposure
-    shaken: float = 0.47  # share of paths with impulsive shakes
+    memory: tuple[float, float] = (0.02, 10.0)  # tau, log-uniform
+    inertia: tuple[float, float] = (0.02, 1.6)  # mu, log-uniform
+    turn: float = 3.3  # standard deviation of the turn, radians an exposure
+    shaken: float = 0.6  # share of paths with impulsive shakes
     shakes: float = 6.0  # most jumps expected in an exposure
     shake: float = 1.7  # standard deviation of a jump, in units of the usual velocity
-    drifting: float = 0.4  # share of paths that drift
-    drift: float = 0.85  # standard deviation of the drift, the same unit
-    narrowing: float = 6.0  # largest factor by which a path is narrowed across a random axis, log-uniform
-    softness: float = 0.3  # largest weight of each neighbour in the softening tap
+    narrowing: float = 3.0  # largest factor by which a path is narrowed across a random axis, log-uniform
+    softness: float = 0.25  # largest weight of each neighbour in the softening tap
 
 
 def sample_motion(
@@ -90,7 +87,7 @@ def draw_motion(
     x, y, spans = _fitted(x, y, extent[0] + (extent[1] - extent[0]) * np.sqrt(rng.random(n)), size)
     uniform = rng.random(n)
     kernels = _softened(_splatted(x, y, size), law.softness * uniform * uniform)
-    mass = kernels.reshape(n, -1).sum(axis=1)
+    mass = kernels.reshape(n, size * size).sum(axis=1)
     return (kernels / mass[:, None, None]).astype(np.float32), spans, memory
 
 
@@ -101,11 +98,10 @@ def _paths(memory: np.ndarray, law: Shake, rng: np.random.Generator) -> tuple[np
     follow = np.minimum(1 / (portable.log_uniform(rng.random(n), *law.inertia) * _STEPS), 1.0)
     push = np.sqrt(2 * forget)
     # Half the turn a step; cosine and sine by the tangent half-angle, which needs no trigonometry.
-    half_turn = rng.standard_normal(n) * law.turn / (2 * _STEPS) * (rng.random(n) < law.turning)
+    half_turn = rng.standard_normal(n) * law.turn / (2 * _STEPS)
     cosine = (1 - half_turn * half_turn) / (1 + half_turn * half_turn)
     sine = 2 * half_turn / (1 + half_turn * half_turn)
     jumps = rng.random(n) * law.shakes / _STEPS * (rng.random(n) < law.shaken)
-    drift = rng.standard_normal((2, n)) * law.drift * (rng.random(n) < law.drifting)
 
     force = rng.standard_normal((2, n))
     velocity = force.copy()
@@ -121,7 +117,6 @@ def _paths(memory: np.ndarray, law: Shake, rng: np.random.Generator) -> tuple[np
             vector[1] = sine * vector[0] + cosine * vector[1]
             vector[0] = turned
         position += velocity
-        position += drift
         path[step] = position
     return path[:, 0], path[:, 1]
 

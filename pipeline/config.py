@@ -42,7 +42,9 @@ class ModelConfig(Frozen):
     warm_start: bool = Field(
         False, description="schedule 'rounds' only: a round starts from the previous one's image instead of x0"
     )
-    x0: Literal["nearest", "bicubic"] = Field("nearest", description="first estimate; published weights need nearest")
+    x0: Literal["nearest", "bicubic"] = Field(
+        "bicubic", description="first estimate, aligned with the decimation; published weights need nearest"
+    )
     checkpoint_activations: bool = Field(False, description="recompute each unfolding in the backward pass")
 
     @model_validator(mode="after")

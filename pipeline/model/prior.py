@@ -33,8 +33,8 @@ class ResBlock(nn.Module):
 class ResUNet(nn.Module):
     """(B, 3, H, W) image and (B,) noise level beta -> (B, 3, H, W) cleaner image; any H, W >= 1.
 
-    `global_skip` adds the input to the output and starts the network as nearly the identity: training from
-    scratch then begins at what the data steps alone achieve. Published weights have none.
+    `global_skip` adds the input to the output and starts the network as the identity: training from scratch
+    then begins at what the data steps alone achieve. Published weights have none.
     """
 
     def __init__(self, widths: tuple[int, int, int, int], blocks: int, *, global_skip: bool) -> None:
@@ -78,7 +78,8 @@ class ResUNet(nn.Module):
             if isinstance(module, ResBlock):
                 nn.init.orthogonal_(module.res[2].weight, gain=0.1)  # type: ignore[arg-type]
         if self.global_skip:
-            nn.init.orthogonal_(self.m_tail.weight, gain=0.01)
+            nn.init.orthogonal_(self.m_head.weight, gain=0.2)
+            nn.init.zeros_(self.m_tail.weight)
 
 
 def _down(channels: int, wider: int, blocks: int) -> nn.Sequential:

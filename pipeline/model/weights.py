@@ -60,6 +60,7 @@ def usrnet_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
             hyper_hidden=last.shape[1],
             rounds=1,
             schedule="rounds",
+            x0="nearest",
         )
     except ValidationError as error:
         raise ArtefactError(f"{where}: not a USRNet checkpoint ({error.errors()[0]['msg']})") from error

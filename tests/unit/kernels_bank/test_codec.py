@@ -106,6 +106,13 @@ def test_explained_variance_is_met_and_minimal(kernels):
     assert KernelCodec.fit(kernels, components=3, explained_variance=0.8).components == 3
 
 
+def test_truncated_is_the_shorter_fit(kernels):
+    long, short = (KernelCodec.fit(kernels, components=c) for c in (12, 5))
+    assert long.truncated(5).digest == short.digest
+    with pytest.raises(BadRequestError, match="has 12"):
+        long.truncated(13)
+
+
 def test_plain_form_is_dans(kernels):
     plain, standard = (KernelCodec.fit(kernels, components=6, standardize=s) for s in (False, True))
     np.testing.assert_array_equal(plain.std, 1)
@@ -159,6 +166,8 @@ def test_file_round_trip_keeps_the_digest(kernels, tmp_path):
     loaded = KernelCodec.load(f"file://{tmp_path}/codec.safetensors")
     assert (loaded.digest, loaded.bank_digest) == (codec.digest, "abc")
     np.testing.assert_array_equal(loaded.encode(kernels), codec.encode(kernels))
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "codec.safetensors").read_bytes()
     assert KernelCodec.fit(kernels, components=4, bank_digest="abd").digest != codec.digest
 
 
@@ -175,9 +184,9 @@ def test_damaged_files_are_refused(kernels, tmp_path):
         (bytes(flipped), "does not match its digest"),
         (good[:-5], "not a readable"),
         (b"hello", "not a readable"),
-        (save(load(good), metadata={"kind": "kernel-codec", "schema": "99"}), "schema '99' is unknown"),
+        (save(load(good), metadata={"kernel-codec": '{"schema": "99"}'}), "schema '99' is unknown"),
         (save(load(good)), "not a kernel codec"),
-        (save({"mean": codec.mean}, metadata={"kind": "kernel-codec", "schema": "1"}), "lacks basis, spectrum, std"),
+        (save({"mean": codec.mean}, metadata={"kernel-codec": '{"schema": "1"}'}), "lacks basis, spectrum, std"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(ArtefactError, match=message):

@@ -1,0 +1,186 @@
+"""The alternation against hand-written loops, and what its parts depend on."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import ModelConfig
+from pipeline.model import BlindUSRNet, data_step, upsample
+from pipeline.model.estimator import Estimator
+from pipeline.model.spectral import SpectralInit
+
+
+def network(config, codec, seed=0):
+    """A network none of whose parts is the identity, as it is after some training."""
+    torch.manual_seed(seed)
+    net = BlindUSRNet(config, codec).eval()
+    nn.init.normal_(net.restorer.p.m_tail.weight, std=0.02)
+    nn.init.normal_(net.estimator.out.weight, std=0.1)
+    return net
+
+
+def initial_by_hand(net, lr, scale):
+    match net.config.initial_kernel:
+        case "delta":
+            kernel = torch.zeros(len(lr), 11, 11)
+            kernel[:, 5, 5] = 1
+            return kernel, torch.as_tensor(net.codec.encode(kernel))
+        case "mean":
+            code = torch.zeros(len(lr), 10)
+        case "spectral":
+            code = net.spectral(lr, scale, torch.full((len(lr),), 0.01))
+    return net.codec.decode(code), code
+
+
+def unfold_by_hand(net, x, lr, kernel, scale, steps):
+    alphas, betas = net.restorer.h(torch.full((len(lr),), 0.01), scale)
+    for i in steps:
+        x = net.restorer.p(data_step(x, lr, kernel, alphas[:, i, None, None, None], scale), betas[:, i])
+    return x
+
+
+def loop_by_hand(net, lr, scale):
+    """(sr, kernel, code) of every round, as DESIGN's alternation says it."""
+    config = net.config
+    kernel, code = initial_by_hand(net, lr, scale)
+    start = x = upsample(lr, scale, config.x0)
+    rounds = []
+    parts = {1: [range(2), range(2, 4)], 2: [range(1), range(1, 3), range(3, 4)]}[config.rounds]
+    for t in range(config.rounds + 1):
+        if t:
+            code = code + net.estimator(lr, x, scale)
+            kernel = net.codec.decode(code)
+        if config.schedule == "interleaved":
+            x = unfold_by_hand(net, x, lr, kernel, scale, parts[t])
+        else:
+            x = unfold_by_hand(net, x if config.warm_start and t else start, lr, kernel, scale, range(4))
+        rounds.append((x, kernel, code))
+    return rounds
+
+
+@pytest.mark.parametrize("initial_kernel", ["delta", "mean", "spectral"])
+@pytest.mark.parametrize(
+    ("schedule", "warm_start", "rounds", "x0"),
+    [
+        ("interleaved", False, 1, "nearest"),
+        ("interleaved", False, 2, "bicubic"),
+        ("rounds", False, 1, "bicubic"),
+        ("rounds", False, 2, "nearest"),
+        ("rounds", True, 2, "bicubic"),
+    ],
+)
+def test_every_round_equals_a_hand_written_loop(initial_kernel, schedule, warm_start, rounds, x0, small, codec):
+    config = small(initial_kernel=initial_kernel, schedule=schedule, warm_start=warm_start, rounds=rounds, x0=x0)
+    net, lr = network(config, codec), torch.rand(2, 3, 18, 20)
+    with torch.no_grad():
+        out, expected = net(lr, 2, 0.01), loop_by_hand(net, lr, 2)
+    assert len(out.rounds) == rounds + 1
+    for found, by_hand in zip(out.rounds, expected, strict=True):
+        for value, reference in zip(found, by_hand, strict=True):
+            torch.testing.assert_close(value, reference, atol=1e-5, rtol=1e-5)
+    assert out.sr is out.rounds[-1].sr
+    assert out.kernel is out.rounds[-1].kernel
+    assert torch.equal(out.codes, torch.stack([r.code for r in out.rounds], 1))
+
+
+def test_every_kernel_is_one(small, codec):
+    net = network(small(rounds=2), codec)
+    nn.init.normal_(net.estimator.out.weight, std=5)
+    for found in net(torch.rand(2, 3, 18, 20), 2, 0.0).rounds:
+        assert (found.kernel >= 0).all()
+        torch.testing.assert_close(found.kernel.sum((1, 2)), torch.ones(2))
+
+
+def test_a_known_kernel_goes_through_the_same_restorer(small, codec, draw_kernels):
+    net, lr, kernel = network(small(), codec), torch.rand(2, 3, 18, 20), draw_kernels(2, 11)
+    with torch.no_grad():
+        assert torch.equal(net.restore(lr, kernel, 2, 0.01), net.restorer(lr, kernel, 2, 0.01))
+
+
+@pytest.mark.parametrize("schedule", ["rounds", "interleaved"])
+def test_detached_no_gradient_crosses_rounds_else_it_does(schedule, small, codec):
+    """The image loss reaches the estimator and the initial kernel only when config says so."""
+    for detach in (True, False):
+        net = network(small(schedule=schedule, detach=detach), codec).train()
+        net(torch.rand(2, 3, 18, 20), 2, 0.0).sr.square().mean().backward()
+        for part in (net.estimator, net.spectral):
+            reached = any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+            assert reached is not detach
+        assert all(p.grad is not None for p in net.restorer.parameters())
+
+
+@pytest.mark.parametrize("scales", [(2,), (2, 3, 4)])
+@pytest.mark.parametrize("initial_kernel", ["delta", "mean", "spectral"])
+def test_every_parameter_takes_part_in_every_training_forward(scales, initial_kernel, small, codec):
+    """What data-parallel training needs: also the heads of scales that this batch has not."""
+    net = network(small(scales=scales, initial_kernel=initial_kernel), codec).train()
+    out = net(torch.rand(2, 3, 18, 20), 2, 0.0)
+    (out.sr.mean() + out.codes.mean()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_one_model_restores_all_its_scales_and_no_other(scale, small, codec):
+    net, lr = network(small(scales=(2, 3, 4)), codec), torch.rand(1, 3, 18, 13)
+    assert net(lr, scale, 0.0).sr.shape == (1, 3, 18 * scale, 13 * scale)
+    with pytest.raises(ValueError, match=r"scale 1 for images \(1, 3, 18, 13\); this model restores 2, 3, 4"):
+        net(lr, 1, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_the_estimate_depends_on_both_of_its_inputs(scale):
+    torch.manual_seed(0)
+    estimator = Estimator((scale,), 8, 2, 5).eval()
+    lr, sr = torch.rand(1, 3, 9, 10), torch.rand(1, 3, 9 * scale, 10 * scale)
+    code = estimator(lr, sr, scale)
+    # Flat instead of textured: inputs of the same statistics would be pooled to nearly the same code.
+    for other in (estimator(lr * 0, sr, scale), estimator(lr, sr * 0, scale)):
+        assert (code - other).norm() > 0.02 * code.norm()
+
+
+def test_estimator_has_dans_size():
+    """288,596 parameters for 10 components, at every scale (DAN v1)."""
+    for scale in (2, 3, 4):
+        assert sum(p.numel() for p in Estimator((scale,), 32, 5, 10).parameters()) == 288_596
+
+
+def test_the_sizes_of_the_published_networks(codec):
+    full = ModelConfig(unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
+    for config, count in ((ModelConfig(), 590_332), (full, 17_016_016)):
+        assert sum(p.numel() for p in BlindUSRNet(config, codec).restorer.parameters()) == count
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 9), (31, 70), (64, 33)])
+def test_spectral_start_takes_any_size_and_ignores_brightness(height, width):
+    torch.manual_seed(0)
+    spectral = SpectralInit(6).eval()
+    lr = torch.rand(2, 3, height, width)
+    code = spectral(lr, 2, torch.zeros(2))
+    assert code.shape == (2, 6)
+    torch.testing.assert_close(spectral(lr + 0.1, 2, torch.zeros(2)), code, atol=1e-4, rtol=1e-3)
+    for scale, sigma in ((3, 0.0), (2, 0.1)):
+        assert not torch.equal(spectral(lr, scale, torch.full((2,), sigma)), code)
+
+
+def test_spectral_features_show_the_blur_and_not_its_direction():
+    """Blurring one axis lowers that axis's high frequencies; mirroring the image changes nothing there."""
+    spectral = SpectralInit(4)
+    sharp = torch.rand(1, 3, 64, 64)
+    blurred = (sharp + sharp.roll(1, -1) + sharp.roll(-1, -1)) / 3
+    plain, soft = (spectral.features(image).reshape(2, 32, 17)[0] for image in (sharp, blurred))
+    assert (soft - plain)[:, 9:13].mean() < -1
+    assert (soft - plain)[9:24, :3].mean() > 0
+    mirrored = spectral.features(blurred.flip(-2, -1)).reshape(2, 32, 17)[0]
+    torch.testing.assert_close(mirrored, soft, atol=1e-3, rtol=1e-3)
+
+
+def test_schedule_covers_every_unfolding_once(codec):
+    for unfoldings, rounds in itertools.product(range(2, 12), range(1, 8)):
+        if rounds < unfoldings:
+            net = BlindUSRNet(ModelConfig(unfoldings=unfoldings, rounds=rounds, widths=(2, 2, 2, 2)), codec)
+            parts = net._parts()
+            assert [i for first, last in parts for i in range(first, last)] == list(range(unfoldings))
+            assert all(last > first for first, last in parts)
+            assert len(parts) == rounds + 1
