@@ -1,0 +1,158 @@
+"""What a version consists of: the pyfunc around a model folder, and its model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernels_bank.runtime.storage import read_json
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.models import ModelSignature
+
+MANIFEST = "model.json"  # of a model folder; names the other files with their sha256
+DIGEST = "model.sha256"  # tag of a version: sha256 of the manifest, and so of everything
+METRIC = "metric."  # prefix of the tags that hold a version's evaluation
+PICTURE = "picture.png"  # of the model card, when the model folder has one
+MODEL = "artifacts/model"  # where the model folder lies in a version
+_WRAPPER = Path(__file__).parents[1] / "inference" / "pyfunc_model.py"
+# What the wrapper needs, said here: MLflow would find out by loading the model in a child process.
+_REQUIREMENTS = ["blind-sr", "mlflow>=3.17.2,<4", "numpy>=2.0", "torch>=2.6", "safetensors>=0.5"]
+
+
+def write(work: Path, stored: LoggedModel, origin: Run, folder: Path, name: str, tags: Mapping[str, str]) -> Path:
+    """Make the pyfunc in the empty folder `work`; returns the folder to upload.
+
+    Args:
+        work: scratch folder.
+        stored: the logged model that the files will belong to.
+        origin: the run that made the model.
+        folder: the model folder.
+        name: of the registered model.
+        tags: of the version, `input` and the digest among them.
+    """
+    from mlflow.models import Model
+    from mlflow.pyfunc import save_model
+
+    manifest = read_json(folder / MANIFEST)
+    model = work / "model"  # MLflow stores it under this name
+    shutil.copytree(folder, model)
+    target = work / "version"
+    with warnings.catch_warnings():
+        # Advice about type hints and an input example; the signature below says both.
+        warnings.simplefilter("ignore", UserWarning)
+        save_model(
+            target,
+            mlflow_model=Model(
+                artifact_path=stored.artifact_location,
+                model_uuid=stored.model_id,
+                model_id=stored.model_id,
+                run_id=origin.info.run_id,
+                metadata={DIGEST: tags[DIGEST], "input": tags["input"]},
+            ),
+            python_model=str(_WRAPPER),
+            artifacts={"model": str(model)},
+            signature=signature(manifest),
+            pip_requirements=_REQUIREMENTS,
+        )
+    picture = (folder / PICTURE).exists()
+    if picture:
+        shutil.copy2(folder / PICTURE, target / PICTURE)
+    (target / "README.md").write_text(card(name, manifest, tags, origin, picture=picture), encoding="utf-8")
+    return target
+
+
+def signature(manifest: Mapping[str, Any]) -> ModelSignature:
+    """Images (N, H, W, 3) uint8 -> (N, sH, sW, 3) uint8, with `scale` and `sigma` (negative: estimated)."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
+    scale = int(manifest["config"]["scales"][0])
+    params = ParamSchema([ParamSpec("scale", "long", scale), ParamSpec("sigma", "double", -1.0)])
+    return ModelSignature(inputs=images, outputs=images, params=params)
+
+
+def requirements(manifest: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, Any]:
+    """What the model accepts, as data: scales, sides, kernel size, and the noise it was trained for.
+
+    Args:
+        manifest: `model.json` of the model folder.
+        params: of the run that trained it (`data.sigma`); empty for imported weights.
+    """
+    config = manifest["config"]
+    return {
+        "images": "uint8 RGB (N, H, W, 3)",
+        "scales": list(config["scales"]),
+        "multiple_of": 1,
+        "kernel_size": manifest.get("kernel_size"),
+        "blind": manifest["kind"] == "blind",
+        "sigma_range": json.loads(params.get("data.sigma", "null")),
+    }
+
+
+def summary(manifest: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """One line for the registry's own page."""
+    needs = json.loads(tags["input"])
+    kind = "blind: estimates the blur kernel" if needs["blind"] else "non-blind: needs the blur kernel"
+    scales = ", ".join(f"x{scale}" for scale in needs["scales"])
+    return f"Super-resolution {scales}; {kind}; {manifest['config']['unfoldings']} unfoldings"
+
+
+def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin: Run, *, picture: bool) -> str:
+    """The model card: what the version is, what it accepts, how good it is, where it came from; in Markdown."""
+    needs = json.loads(tags["input"])
+    sigma = needs["sigma_range"]
+    noise = (
+        f"{sigma[0]:g} to {sigma[1]:g} ({sigma[0] * 255:.2f} to {sigma[1] * 255:.2f} of 255)"
+        if sigma
+        else "not recorded"
+    )
+    kernel = (
+        f"{needs['kernel_size']} x {needs['kernel_size']}" if needs["kernel_size"] else "any odd size, given by you"
+    )
+    metrics = {k.removeprefix(METRIC): float(v) for k, v in tags.items() if k.startswith(METRIC)}
+    provenance = {**manifest.get("provenance", {}), **{k: v for k, v in tags.items() if _is_origin(k)}}
+    lines = [f"# {name}", "", summary(manifest, tags), ""]
+    if picture:
+        lines += [f"![{name}]({PICTURE})", ""]
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "import mlflow",
+        f'model = mlflow.pyfunc.load_model("models:/{name}@champion")  # or any alias or version',
+        f'restored = model.predict(images, params={{"scale": {needs["scales"][0]}}})  # uint8 (N, H, W, 3) RGB',
+        "```",
+        "",
+        "## Accepts",
+        "",
+        f"- images: {needs['images']}, any height and width",
+        f"- scale factors: {', '.join(str(scale) for scale in needs['scales'])}",
+        f"- blur kernel: {kernel}; uniform over the image",
+        f"- noise level trained for: {noise}",
+        "",
+        "## Evaluation",
+        "",
+    ]
+    if metrics:
+        lines += ["| metric | value |", "|---|---|", *(f"| {key} | {metrics[key]:.4g} |" for key in sorted(metrics))]
+    else:
+        lines += ["Stored with the version in the registry once it is evaluated (`jobs/registry.py show`)."]
+    lines += ["", "## Origin", "", f"- run: {origin.info.run_name} (`{origin.info.run_id}`)"]
+    lines += [f"- {key}: `{value}`" for key, value in sorted(provenance.items())]
+    lines += ["", "## Files", "", "| file | sha256 |", "|---|---|"]
+    lines += [f"| artifacts/model/{file} | `{digest}` |" for file, digest in sorted(manifest["sha256"].items())]
+    lines += [f"| artifacts/model/model.json | `{tags[DIGEST]}` |", ""]
+    lines += ["## Configuration", "", "```json", json.dumps(manifest["config"], indent=1, sort_keys=True), "```", ""]
+    return "\n".join(lines)
+
+
+def _is_origin(tag: str) -> bool:
+    return not tag.startswith((METRIC, "model.", "mlflow.")) and tag != "input"

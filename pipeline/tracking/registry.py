@@ -1,0 +1,318 @@
+"""The model registry: a version is made of a model folder, found by name and alias, and checked when it comes back.
+
+A version is a models-from-code pyfunc: `MLmodel`, the wrapper's source, `README.md` and the model folder's own files
+(safetensors and JSON) under `artifacts/model/`. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.storage import join, read_json, sha256_of
+from pipeline.tracking import package
+from pipeline.tracking.package import DIGEST, MANIFEST, METRIC
+from pipeline.tracking.redact import mask
+from pipeline.tracking.store import RunRef, checked_uri, client, plain_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+LEASE = ".promotion"  # ends the name of the entry that serves as a lock; see promotion.py
+_DEFAULT_STORE = "runs/mlflow.db"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    number: int
+    aliases: tuple[str, ...]
+    created: int  # ms since 1970
+    run_id: str
+    tags: Mapping[str, str]
+    description: str
+
+    @property
+    def uri(self) -> str:
+        """How others refer to it."""
+        return f"models:/{self.name}/{self.number}"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The stored evaluation: `psnr.<protocol>...` and the like."""
+        return {k.removeprefix(METRIC): float(v) for k, v in self.tags.items() if k.startswith(METRIC)}
+
+
+def store_uri(given: str | None = None) -> str:
+    """The store to look models up in: the given one, `MLFLOW_TRACKING_URI`, or `runs/mlflow.db` when it is there.
+
+    Raises:
+        BadRequestError: none of them.
+    """
+    if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
+        return checked_uri(uri)
+    if not Path(_DEFAULT_STORE).exists():
+        raise BadRequestError(
+            f"no registry: {_DEFAULT_STORE} is not there; set MLFLOW_TRACKING_URI (or --tracking-uri) to an mlflow "
+            "server or to sqlite:///DIR/mlflow.db"
+        )
+    return checked_uri(f"sqlite:///{_DEFAULT_STORE}")
+
+
+def register(
+    run: RunRef, model_dir: str | Path, name: str, alias: str, metrics: Mapping[str, float], tags: Mapping[str, str]
+) -> int:
+    """Make a model folder the newest version of `name` and point `alias` at it.
+
+    The same folder registered again from the same run is found, not doubled.
+
+    Args:
+        run: the run that made it; the version links to it.
+        model_dir: what `pipeline.model.weights.save_model` wrote, on this machine; checked before it is taken.
+            A `picture.png` in it is shown on the model card.
+        name: of the registered model, made when it is not there.
+        alias: such as `candidate`.
+        metrics: evaluation by protocol, `psnr.<protocol>...`; more can be added with `add_metrics`.
+        tags: digests of shards and bank, code revision and the like.
+
+    Returns:
+        The version's number.
+
+    Raises:
+        ArtefactError: a file of the folder is missing or does not have the digest that `model.json` gives.
+        BadRequestError: the store cannot be reached or refuses.
+    """
+    folder, uri = Path(model_dir), run.tracking_uri
+    digest = check_folder(folder)
+    api = client(uri)
+    with plain_errors(uri, f"cannot register '{name}'"):
+        number = _already(api, name, run.run_id, digest)
+        if number is None:
+            origin = api.get_run(run.run_id)
+            inherited = {k: v for k, v in origin.data.tags.items() if k.startswith("code.")}
+            own = {k: mask(k, v) for k, v in {**inherited, **tags}.items()}
+            own |= {f"{METRIC}{key}": repr(float(value)) for key, value in metrics.items()}
+            own |= {
+                DIGEST: digest,
+                "input": json.dumps(package.requirements(read_json(folder / MANIFEST), origin.data.params)),
+            }
+            number = _create_version(api, origin, folder, name, own)
+        api.set_registered_model_alias(name, alias, str(number))
+    return number
+
+
+def add_metrics(uri: str, name: str, version: int, metrics: Mapping[str, float]) -> None:
+    """Store an evaluation with a version: what `promote` and `compare` read.
+
+    Raises:
+        BadRequestError: no such version, or the store cannot be reached.
+    """
+    api = client(uri)
+    with plain_errors(uri, f"cannot store metrics of {name} version {version}"):
+        for key, value in metrics.items():
+            api.set_model_version_tag(name, str(version), f"{METRIC}{key}", repr(float(value)))
+
+
+def resolve(uri: str, tracking_uri: str | None = None) -> tuple[str, int]:
+    """(name, version) of `models:/name@alias` or `models:/name/3`; `name@alias` and `name/3` mean the same.
+
+    Raises:
+        BadRequestError: not of that form, or no such model, alias or version; the error lists what there is.
+    """
+    found = find(uri, tracking_uri)
+    return found.name, found.number
+
+
+def find(uri: str, tracking_uri: str | None = None) -> Version:
+    """The version that a `models:/` URI names. Raises BadRequestError as `resolve` does."""
+    form = re.fullmatch(r"(?:models:/)?([^/@:]+)(?:@([^/@]+)|/(\d+))", uri)
+    if form is None:
+        raise BadRequestError(f"model '{uri}': write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = form.groups()
+    where = store_uri(tracking_uri)
+    aliases = aliases_of(name, where)
+    if alias is not None and alias not in aliases:
+        known = ", ".join(f"{a} (version {n})" for a, n in sorted(aliases.items())) or "none"
+        raise BadRequestError(f"model '{name}' has no alias '{alias}'; it has: {known}")
+    wanted = aliases[alias] if alias is not None else int(number)
+    versions = list_versions(name, where)
+    for version in versions:
+        if version.number == wanted:
+            return version
+    known = ", ".join(str(v.number) for v in versions) or "none"
+    raise BadRequestError(f"model '{name}' has no version {wanted}; it has: {known}")
+
+
+def list_models(tracking_uri: str) -> list[str]:
+    """Names of all registered models, sorted."""
+    api = client(tracking_uri)
+    with plain_errors(tracking_uri, "cannot list models"):
+        return sorted(model.name for model in pages(api.search_registered_models) if not model.name.endswith(LEASE))
+
+
+def list_versions(name: str, tracking_uri: str) -> list[Version]:
+    """All versions of a model, newest first. Raises BadRequestError when the model is not there."""
+    aliases = aliases_of(name, tracking_uri)
+    api = client(tracking_uri)
+    with plain_errors(tracking_uri, f"cannot list versions of '{name}'"):
+        found = pages(lambda page_token: api.search_model_versions(f"name = '{name}'", page_token=page_token))
+        versions = [_version(item, aliases) for item in found]
+    return sorted(versions, key=lambda version: -version.number)
+
+
+def aliases_of(name: str, tracking_uri: str) -> dict[str, int]:
+    """Alias -> version of a model. Raises BadRequestError that lists the known models when it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    api = client(tracking_uri)
+    try:
+        with plain_errors(tracking_uri, f"cannot look up model '{name}'"):
+            return {alias: int(number) for alias, number in api.get_registered_model(name).aliases.items()}
+    except BadRequestError as error:
+        cause = error.__cause__
+        if isinstance(cause, MlflowException) and cause.error_code == "RESOURCE_DOES_NOT_EXIST":
+            known = ", ".join(list_models(tracking_uri)) or "none"
+            raise BadRequestError(f"no model '{name}' in the registry; it has: {known}") from error
+        raise
+
+
+def download(uri: str, tracking_uri: str | None = None) -> Path:
+    """The model folder of a version on this machine, every file's digest checked.
+
+    Folders are kept under `$XDG_CACHE_HOME/blind-sr/models/<digest>` and taken from there the next time.
+
+    Raises:
+        BadRequestError: no such model, alias or version, or the store cannot be reached.
+        ArtefactError: the stored files are not those that were registered.
+    """
+    where = store_uri(tracking_uri)
+    version = find(uri, where)
+    if (digest := version.tags.get(DIGEST)) is None:
+        raise ArtefactError(f"{version.uri}: not one of this program's models, it has no tag '{DIGEST}'")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blind-sr" / "models"
+    kept = cache / digest
+    if kept.exists():
+        try:
+            if check_folder(kept) == digest:
+                return kept
+        except ArtefactError:
+            pass  # damaged since: fetched again
+        shutil.rmtree(kept)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=cache) as incoming:
+        folder = fetch(version, where, Path(incoming)) / "artifacts" / "model"
+        if (found := check_folder(folder)) != digest:
+            raise ArtefactError(
+                f"{version.uri}: {MANIFEST} has sha256 {found[:12]}, registered was {digest[:12]}; "
+                "the stored files were changed"
+            )
+        try:
+            folder.rename(kept)
+        except OSError:
+            if not kept.exists():  # else another process fetched the same just now
+                raise
+    return kept
+
+
+def fetch(version: Version, tracking_uri: str, target: Path) -> Path:
+    """Everything stored with a version, unchecked, under `target`. Raises BadRequestError."""
+    from mlflow.artifacts import download_artifacts
+
+    try:
+        with plain_errors(tracking_uri, f"cannot fetch {version.uri}"):
+            found = download_artifacts(
+                version.uri, dst_path=str(target), tracking_uri=tracking_uri, registry_uri=tracking_uri
+            )
+    except OSError as error:
+        raise BadRequestError(f"cannot fetch {version.uri}: {error}") from error
+    return Path(found)
+
+
+def check_folder(folder: Path) -> str:
+    """Compare every file of a model folder with the digests in its manifest; returns the manifest's own sha256.
+
+    Raises:
+        ArtefactError: a file is missing or changed.
+    """
+    where = join(folder, MANIFEST)
+    manifest = read_json(where)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
+        raise ArtefactError(f"{where}: not the manifest of a model (no list of sha256)")
+    for name, expected in manifest["sha256"].items():
+        if (found := sha256_of(join(folder, name))) != expected:
+            raise ArtefactError(
+                f"{join(folder, name)}: sha256 {found[:12]} is not the {str(expected)[:12]} of {MANIFEST}; "
+                "the file was changed or damaged"
+            )
+    return sha256_of(where)
+
+
+def pages(search: Any) -> list[Any]:  # noqa: ANN401 - MLflow's searches share no type
+    """All results of a search that answers page by page."""
+    found, token = [], None
+    while True:
+        page = search(page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
+
+
+def _already(api: MlflowClient, name: str, run_id: str, digest: str) -> int | None:
+    """The version that this run registered from this folder before a kill."""
+    found = pages(lambda page_token: api.search_model_versions(f"name = '{name}'", page_token=page_token))
+    numbers = [int(v.version) for v in found if v.run_id == run_id and v.tags.get(DIGEST) == digest]
+    return max(numbers, default=None)
+
+
+def _create_version(api: MlflowClient, origin: Run, folder: Path, name: str, tags: Mapping[str, str]) -> int:
+    """Store the pyfunc as a logged model of the run and make it a version."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
+
+    try:
+        api.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    run_id = origin.info.run_id
+    stored = api.create_logged_model(origin.info.experiment_id, name=name, source_run_id=run_id, model_type="blind-sr")
+    with tempfile.TemporaryDirectory(prefix="blindsr-model-") as temporary:
+        target = package.write(Path(temporary), stored, origin, folder, name, tags)
+        api.log_model_artifacts(stored.model_id, str(target))
+    api.finalize_logged_model(stored.model_id, "READY")
+    api.log_outputs(run_id, [LoggedModelOutput(stored.model_id, step=0)])
+    # The location itself: `models:/<id>` would be looked up in MLflow's global store, not in this one.
+    made = api.create_model_version(
+        name,
+        stored.artifact_location,
+        run_id=run_id,
+        tags=dict(tags),
+        description=package.summary(read_json(folder / package.MANIFEST), tags),
+        model_id=stored.model_id,
+    )
+    return int(made.version)
+
+
+def _version(item: ModelVersion, aliases: Mapping[str, int]) -> Version:
+    number = int(item.version)
+    return Version(
+        name=item.name,
+        number=number,
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
+        created=int(item.creation_timestamp),
+        run_id=item.run_id or "",
+        tags=dict(item.tags),
+        description=item.description or "",
+    )
