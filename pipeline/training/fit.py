@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -75,7 +75,7 @@ def fit(config: RunConfig, *, verbose: bool = False) -> Fitted:
     )
     record = {"config": config.model_dump(mode="json"), "digests": digests, "run_id": run.run_id}
     storage.write_json(storage.join(home, "run.json"), record)
-    status = "FAILED"
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         folder = _train(config, run, digests, home, data_cpus)
         model = Path(home) / "model"

@@ -1,0 +1,70 @@
+"""An evaluation protocol is data: how the LR image is made, what the output is compared on, what the headline is."""
+
+from __future__ import annotations
+
+from math import lcm
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.config import Frozen, Scale, Sigma
+
+
+class Protocol(Frozen):
+    """Every number of a table depends on all of these. Noise is the same for every image of one size."""
+
+    name: str
+    multiple: int = Field(8, ge=1, description="images are cropped to multiples of lcm(scale, this)")
+    crop: int | None = Field(None, ge=48, description="longest side kept, cut from the middle; none keeps whole images")
+    lr_quantize: Literal["none", "round", "floor"] = "floor"
+    sigmas: dict[Scale, tuple[Sigma, ...]] = Field(min_length=1, description="noise levels by scale, [0, 1] scale")
+    noise_seed: int = Field(0, ge=0, description="the same for every image")
+    round_output: bool = Field(True, description="clamp and round the output to 8 bit before comparing")
+    border: Literal["scale", "scale^2"] = "scale^2"
+    headline: Literal["psnr_rgb", "psnr_y"] = "psnr_rgb"
+
+    def border_pixels(self, scale: int) -> int:
+        """HR pixels cropped from every side before comparing."""
+        return scale if self.border == "scale" else scale * scale
+
+    def size_multiple(self, scale: int) -> int:
+        """What height and width of the HR image are multiples of."""
+        return lcm(scale, self.multiple)
+
+
+_TABLE1: dict[int, tuple[float, ...]] = {1: (0.0,), 2: (0.0,), 3: (0.0, 2.55 / 255, 7.65 / 255), 4: (0.0,)}
+
+PROTOCOLS = {
+    # USRNet (CVPR 2020), Table 1, as its published script computes it: circular blur whose LR image is floored to
+    # 8 bit, upper-left decimation, RGB PSNR with a border of s^2. The table has noise at x3 only.
+    "usrnet-table1": Protocol(name="usrnet-table1", sigmas=_TABLE1),
+    # The same without any quantisation: what the method does on the model it assumes.
+    "float": Protocol(name="float", sigmas=_TABLE1, lr_quantize="none", round_output=False),
+}
+
+
+def load_protocol(name_or_path: str) -> Protocol:
+    """A protocol by its name, or from a YAML file with the fields of `Protocol`.
+
+    Raises:
+        BadRequestError: no such name or file, or the file's fields do not validate.
+    """
+    if name_or_path in PROTOCOLS:
+        return PROTOCOLS[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise BadRequestError(
+            f"protocol '{name_or_path}': neither a known name ({', '.join(PROTOCOLS)}) nor a YAML file"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Protocol.model_validate(content)
+    except yaml.YAMLError as error:
+        raise BadRequestError(f"protocol {path}: not YAML ({' '.join(str(error).split())})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise BadRequestError(f"protocol {path}: {where}: {first['msg']}") from error

@@ -1,0 +1,118 @@
+"""How fast samples are made: `make bench` prints each group's median and rate; ratios are read within a group.
+
+The baseline is the field's loader: decode the whole 2K PNG, take one 96 x 96 crop, blur it with SciPy, slice, add
+noise. Ours is what a data task of the feed does for the same samples. One thread each.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from kernels_bank import sample_gaussian
+from pipeline.config import DataConfig
+from pipeline.data.images import decode_image, decode_tile, encode_png
+from pipeline.data.photographs import TRAIN, copy_photographs
+from pipeline.data.samples import degrade_draws, draw
+from pipeline.data.tiles import cut, read_samples, write_samples
+from pipeline.degrade import degrade
+
+BANK = sample_gaussian(256, 21, rng=np.random.default_rng(0))
+DATA = DataConfig(shards="", bank="", patch=96, patches_per_tile=8, sigma=(0.0, 0.05))
+SCALE = 2
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """A real photograph at the size of a DIV2K image, with a trace of grain so that PNG has something to do."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    folder, _ = copy_photographs(tmp_path_factory.mktemp("photographs"))
+    image = decode_image((Path(folder) / next(iter(TRAIN))).read_bytes())
+    large = cv2.resize(image, (2040, 1356), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    grain = np.random.default_rng(0).integers(-2, 3, large.shape, dtype=np.int16)
+    return np.clip(large + grain, 0, 255).astype(np.uint8)
+
+
+def rate(benchmark, samples: int) -> None:
+    benchmark.extra_info["samples_per_s"] = round(samples / benchmark.stats.stats.median, 1)
+    print(f"\n{benchmark.name}: {benchmark.extra_info['samples_per_s']} samples/s")
+
+
+@pytest.mark.benchmark(group="samples from a 2K photograph")
+def test_field_loader(benchmark, photo: np.ndarray) -> None:
+    png, random = encode_png(photo), np.random.default_rng(0)
+
+    def one_sample() -> np.ndarray:
+        image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR_RGB)
+        top, left = random.integers(1356 - 96), random.integers(2040 - 96)
+        crop = image[top : top + 96, left : left + 96].astype(np.float32) / 255
+        kernel = BANK[random.integers(len(BANK))][..., None]
+        lr = ndimage.convolve(crop, kernel, mode="wrap")[::SCALE, ::SCALE]
+        return lr + random.standard_normal(lr.shape).astype(np.float32) * np.float32(0.02)
+
+    benchmark(one_sample)
+    rate(benchmark, 1)
+
+
+@pytest.mark.benchmark(group="samples from a 2K photograph")
+def test_our_feed_task(benchmark, photo: np.ndarray) -> None:
+    stream = io.BytesIO()
+    write_samples(cut(photo, 480, name="a", sha256="0" * 64), stream)
+    tar = stream.getvalue()
+
+    def one_shard() -> int:
+        draws = [
+            draw(pixels, tile.key, patch, epoch=0, seed=0, data=DATA, bank=BANK)
+            for tile in read_samples(tar)
+            for pixels in [decode_tile(tile.png)]
+            for patch in range(DATA.patches_per_tile)
+        ]
+        for first in range(0, len(draws), 16):
+            degrade_draws(draws[first : first + 16], SCALE, "none")
+        return len(draws)
+
+    samples = benchmark(one_shard)
+    rate(benchmark, samples)
+
+
+def patches() -> tuple[torch.Tensor, torch.Tensor]:
+    hr = torch.rand(16, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    return hr, torch.from_numpy(BANK[:16])
+
+
+@pytest.mark.benchmark(group="degradation of 16 patches")
+def test_scipy_per_patch(benchmark) -> None:
+    hr, kernels = (tensor.numpy() for tensor in patches())
+    benchmark(
+        lambda: [ndimage.convolve(x, k[None], mode="wrap")[:, ::2, ::2] for x, k in zip(hr, kernels, strict=True)]
+    )
+
+
+@pytest.mark.benchmark(group="degradation of 16 patches")
+def test_our_degrade(benchmark) -> None:
+    hr, kernels = patches()
+    torch.set_num_threads(1)
+    benchmark(degrade, hr, kernels, 2)
+
+
+@pytest.mark.benchmark(group="decoding a 480 x 480 tile")
+@pytest.mark.parametrize("codec", ["png-level-1", "png-level-3", "png-level-9", "webp-lossless", "raw"])
+def test_tile_codec(benchmark, photo: np.ndarray, codec: str) -> None:
+    tile = np.ascontiguousarray(photo[400:880, 700:1180])
+    if codec == "raw":
+        data = tile.tobytes()
+        benchmark(lambda: np.frombuffer(data, np.uint8).reshape(tile.shape).copy())
+    elif codec == "webp-lossless":
+        data = cv2.imencode(".webp", tile, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
+        benchmark(lambda: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
+    else:
+        data = encode_png(tile, level=int(codec[-1]))
+        benchmark(decode_tile, data)
+    print(f"\n{codec}: {len(data) / tile.size:.2f} of the raw bytes")
