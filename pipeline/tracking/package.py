@@ -9,15 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels_bank.runtime.storage import read_json
+from kernels_bank.runtime.errors import ArtefactError
+from kernels_bank.runtime.storage import join, read_json, sha256_of
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.models import ModelSignature
 
 MANIFEST = "model.json"  # of a model folder; names the other files with their sha256
-DIGEST = "model.sha256"  # tag of a version: sha256 of the manifest, and so of everything
-METRIC = "metric."  # prefix of the tags that hold a version's evaluation
+# Tags of a version.
+DIGEST = "model.sha256"  # sha256 of the manifest, and so of everything
+CONFIG = "model.config"  # the network's configuration, as in the manifest
+INPUT = "input"  # what the model accepts
+METRIC = "metric."  # prefix: a version's evaluation
+PROMOTED = "promoted."  # prefix: when an alias was moved to it, by whom and why
 PICTURE = "picture.png"  # of the model card, when the model folder has one
 MODEL = "artifacts/model"  # where the model folder lies in a version
 _WRAPPER = Path(__file__).parents[1] / "inference" / "pyfunc_model.py"
@@ -41,7 +46,9 @@ def write(work: Path, stored: LoggedModel, origin: Run, folder: Path, name: str,
 
     manifest = read_json(folder / MANIFEST)
     model = work / "model"  # MLflow stores it under this name
-    shutil.copytree(folder, model)
+    model.mkdir()
+    for file in (MANIFEST, *manifest["sha256"]):  # and nothing else that lies there, such as an optimizer's state
+        shutil.copy2(folder / file, model / file)
     target = work / "version"
     with warnings.catch_warnings():
         # Advice about type hints and an input example; the signature below says both.
@@ -53,7 +60,7 @@ def write(work: Path, stored: LoggedModel, origin: Run, folder: Path, name: str,
                 model_uuid=stored.model_id,
                 model_id=stored.model_id,
                 run_id=origin.info.run_id,
-                metadata={DIGEST: tags[DIGEST], "input": tags["input"]},
+                metadata={DIGEST: tags[DIGEST], INPUT: tags[INPUT]},
             ),
             python_model=str(_WRAPPER),
             artifacts={"model": str(model)},
@@ -67,16 +74,53 @@ def write(work: Path, stored: LoggedModel, origin: Run, folder: Path, name: str,
     return target
 
 
+def check_folder(folder: Path) -> str:
+    """Compare every file of a model folder with the digests in its manifest; returns the manifest's own sha256.
+
+    Raises:
+        ArtefactError: a file is missing or changed.
+    """
+    where = join(folder, MANIFEST)
+    manifest = read_json(where)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
+        raise ArtefactError(f"{where}: not the manifest of a model (no list of sha256)")
+    for name, expected in manifest["sha256"].items():
+        if name != Path(name).name:
+            raise ArtefactError(f"{where}: '{name}' lies outside the folder; this is no manifest of ours")
+        if (found := sha256_of(join(folder, name))) != expected:
+            raise ArtefactError(
+                f"{join(folder, name)}: sha256 {found[:12]} is not the {str(expected)[:12]} of {MANIFEST}; "
+                "the file was changed or damaged"
+            )
+    return sha256_of(where)
+
+
+def check_version(version: Path) -> None:
+    """Compare the model folder inside a stored version with the digest in its `MLmodel`. Raises ArtefactError."""
+    from mlflow.models import Model
+
+    registered = (Model.load(version).metadata or {}).get(DIGEST)
+    if (found := check_folder(version / MODEL)) != registered:
+        raise ArtefactError(
+            f"{version / MODEL / MANIFEST}: sha256 {found[:12]}, registered was {str(registered)[:12]}; "
+            "the stored files were changed"
+        )
+
+
 def signature(manifest: Mapping[str, Any]) -> ModelSignature:
-    """Images (N, H, W, 3) uint8 -> (N, sH, sW, 3) uint8, with `scale` and `sigma` (negative: estimated)."""
+    """Images (N, H, W, 3) uint8 -> (N, sH, sW, 3) uint8, with `scale`, `sigma` and `kernel` of the wrapper."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
     scale = int(manifest["config"]["scales"][0])
-    params = ParamSchema([ParamSpec("scale", "long", scale), ParamSpec("sigma", "double", -1.0)])
-    return ModelSignature(inputs=images, outputs=images, params=params)
+    params = [
+        ParamSpec("scale", "long", scale),
+        ParamSpec("sigma", "double", -1.0),
+        ParamSpec("kernel", "double", [], (-1,)),
+    ]
+    return ModelSignature(inputs=images, outputs=images, params=ParamSchema(params))
 
 
 def requirements(manifest: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, Any]:
@@ -99,7 +143,7 @@ def requirements(manifest: Mapping[str, Any], params: Mapping[str, str]) -> dict
 
 def summary(manifest: Mapping[str, Any], tags: Mapping[str, str]) -> str:
     """One line for the registry's own page."""
-    needs = json.loads(tags["input"])
+    needs = json.loads(tags[INPUT])
     kind = "blind: estimates the blur kernel" if needs["blind"] else "non-blind: needs the blur kernel"
     scales = ", ".join(f"x{scale}" for scale in needs["scales"])
     return f"Super-resolution {scales}; {kind}; {manifest['config']['unfoldings']} unfoldings"
@@ -107,7 +151,7 @@ def summary(manifest: Mapping[str, Any], tags: Mapping[str, str]) -> str:
 
 def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin: Run, *, picture: bool) -> str:
     """The model card: what the version is, what it accepts, how good it is, where it came from; in Markdown."""
-    needs = json.loads(tags["input"])
+    needs = json.loads(tags[INPUT])
     sigma = needs["sigma_range"]
     noise = (
         f"{sigma[0]:g} to {sigma[1]:g} ({sigma[0] * 255:.2f} to {sigma[1] * 255:.2f} of 255)"
@@ -118,7 +162,7 @@ def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin
         f"{needs['kernel_size']} x {needs['kernel_size']}" if needs["kernel_size"] else "any odd size, given by you"
     )
     metrics = {k.removeprefix(METRIC): float(v) for k, v in tags.items() if k.startswith(METRIC)}
-    provenance = {**manifest.get("provenance", {}), **{k: v for k, v in tags.items() if _is_origin(k)}}
+    provenance = {**manifest.get("provenance", {}), **{k: v for k, v in tags.items() if is_origin(k)}}
     lines = [f"# {name}", "", summary(manifest, tags), ""]
     if picture:
         lines += [f"![{name}]({PICTURE})", ""]
@@ -148,11 +192,12 @@ def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin
     lines += ["", "## Origin", "", f"- run: {origin.info.run_name} (`{origin.info.run_id}`)"]
     lines += [f"- {key}: `{value}`" for key, value in sorted(provenance.items())]
     lines += ["", "## Files", "", "| file | sha256 |", "|---|---|"]
-    lines += [f"| artifacts/model/{file} | `{digest}` |" for file, digest in sorted(manifest["sha256"].items())]
-    lines += [f"| artifacts/model/model.json | `{tags[DIGEST]}` |", ""]
+    lines += [f"| {file} | `{digest}` |" for file, digest in sorted(manifest["sha256"].items())]
+    lines += [f"| {MANIFEST} | `{tags[DIGEST]}` |", ""]
     lines += ["## Configuration", "", "```json", json.dumps(manifest["config"], indent=1, sort_keys=True), "```", ""]
     return "\n".join(lines)
 
 
-def _is_origin(tag: str) -> bool:
-    return not tag.startswith((METRIC, "model.", "mlflow.")) and tag != "input"
+def is_origin(tag: str) -> bool:
+    """Whether a version's tag says where it came from: digests of its data, code revision."""
+    return not tag.startswith((METRIC, PROMOTED, "model.", "mlflow.")) and tag != INPUT

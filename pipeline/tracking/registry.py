@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from kernels_bank.runtime.storage import join, read_json, sha256_of
+from kernels_bank.runtime.storage import read_json
 from pipeline.tracking import package
-from pipeline.tracking.package import DIGEST, MANIFEST, METRIC
+from pipeline.tracking.package import CONFIG, DIGEST, INPUT, MANIFEST, METRIC, MODEL, PICTURE, check_folder
 from pipeline.tracking.redact import mask
-from pipeline.tracking.store import RunRef, checked_uri, client, plain_errors
+from pipeline.tracking.store import RunRef, checked_uri, client, plain_errors, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-LEASE = ".promotion"  # ends the name of the entry that serves as a lock; see promotion.py
+LEASE = ".promotion"  # ends the name of the entry that serves as a lock; see lease.py
 _DEFAULT_STORE = "runs/mlflow.db"
 
 
@@ -41,6 +41,7 @@ class Version:
     aliases: tuple[str, ...]
     created: int  # ms since 1970
     run_id: str
+    model_id: str  # of the logged model that holds its files
     tags: Mapping[str, str]
     description: str
 
@@ -56,19 +57,19 @@ class Version:
 
 
 def store_uri(given: str | None = None) -> str:
-    """The store to look models up in: the given one, `MLFLOW_TRACKING_URI`, or `runs/mlflow.db` when it is there.
+    """The store to look models up in: the given one, `MLFLOW_TRACKING_URI`, or `runs/mlflow.db`.
 
     Raises:
-        BadRequestError: none of them.
+        BadRequestError: the SQLite file is not there, or neither a server nor an SQLite file is named.
     """
-    if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
-        return checked_uri(uri)
-    if not Path(_DEFAULT_STORE).exists():
+    uri = checked_uri(given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_DEFAULT_STORE}")
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
         raise BadRequestError(
-            f"no registry: {_DEFAULT_STORE} is not there; set MLFLOW_TRACKING_URI (or --tracking-uri) to an mlflow "
+            f"no registry: {database} is not there; set MLFLOW_TRACKING_URI (or --tracking-uri) to an mlflow "
             "server or to sqlite:///DIR/mlflow.db"
         )
-    return checked_uri(f"sqlite:///{_DEFAULT_STORE}")
+    return uri
 
 
 def register(
@@ -104,9 +105,11 @@ def register(
             inherited = {k: v for k, v in origin.data.tags.items() if k.startswith("code.")}
             own = {k: mask(k, v) for k, v in {**inherited, **tags}.items()}
             own |= {f"{METRIC}{key}": repr(float(value)) for key, value in metrics.items()}
+            manifest = read_json(folder / MANIFEST)
             own |= {
                 DIGEST: digest,
-                "input": json.dumps(package.requirements(read_json(folder / MANIFEST), origin.data.params)),
+                CONFIG: json.dumps(manifest["config"], sort_keys=True),
+                INPUT: json.dumps(package.requirements(manifest, origin.data.params)),
             }
             number = _create_version(api, origin, folder, name, own)
         api.set_registered_model_alias(name, alias, str(number))
@@ -199,8 +202,7 @@ def download(uri: str, tracking_uri: str | None = None) -> Path:
     """
     where = store_uri(tracking_uri)
     version = find(uri, where)
-    if (digest := version.tags.get(DIGEST)) is None:
-        raise ArtefactError(f"{version.uri}: not one of this program's models, it has no tag '{DIGEST}'")
+    digest = _registered_digest(version)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blind-sr" / "models"
     kept = cache / digest
     if kept.exists():
@@ -212,12 +214,7 @@ def download(uri: str, tracking_uri: str | None = None) -> Path:
         shutil.rmtree(kept)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=cache) as incoming:
-        folder = fetch(version, where, Path(incoming)) / "artifacts" / "model"
-        if (found := check_folder(folder)) != digest:
-            raise ArtefactError(
-                f"{version.uri}: {MANIFEST} has sha256 {found[:12]}, registered was {digest[:12]}; "
-                "the stored files were changed"
-            )
+        folder = _fetch(version, where, Path(incoming)) / MODEL
         try:
             folder.rename(kept)
         except OSError:
@@ -226,37 +223,55 @@ def download(uri: str, tracking_uri: str | None = None) -> Path:
     return kept
 
 
-def fetch(version: Version, tracking_uri: str, target: Path) -> Path:
-    """Everything stored with a version, unchecked, under `target`. Raises BadRequestError."""
+def export(uri: str, output: Path, tracking_uri: str | None = None) -> None:
+    """Write the model folder of a version, its model card and its picture to `output`; digests are checked.
+
+    Raises:
+        BadRequestError: `output` exists and is not empty, no such version, or the store cannot be reached.
+        ArtefactError: the stored files are not those that were registered.
+    """
+    where = store_uri(tracking_uri)
+    version = find(uri, where)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadRequestError(f"{output} is there already; nothing is overwritten, choose another --output")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as incoming:
+            stored = _fetch(version, where, Path(incoming))
+            for name in ("README.md", PICTURE):
+                if (stored / name).exists():
+                    (stored / name).rename(stored / MODEL / name)
+            (stored / MODEL).rename(output)
+    except OSError as error:
+        raise BadRequestError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _registered_digest(version: Version) -> str:
+    if (digest := version.tags.get(DIGEST)) is None:
+        raise ArtefactError(f"{version.uri}: not one of this program's models, it has no tag '{DIGEST}'")
+    return digest
+
+
+def _fetch(version: Version, tracking_uri: str, target: Path) -> Path:
+    """Everything stored with a version, under `target`, the model folder in it checked."""
     from mlflow.artifacts import download_artifacts
 
+    digest = _registered_digest(version)
     try:
         with plain_errors(tracking_uri, f"cannot fetch {version.uri}"):
-            found = download_artifacts(
-                version.uri, dst_path=str(target), tracking_uri=tracking_uri, registry_uri=tracking_uri
+            stored = Path(
+                download_artifacts(
+                    version.uri, dst_path=str(target), tracking_uri=tracking_uri, registry_uri=tracking_uri
+                )
             )
     except OSError as error:
         raise BadRequestError(f"cannot fetch {version.uri}: {error}") from error
-    return Path(found)
-
-
-def check_folder(folder: Path) -> str:
-    """Compare every file of a model folder with the digests in its manifest; returns the manifest's own sha256.
-
-    Raises:
-        ArtefactError: a file is missing or changed.
-    """
-    where = join(folder, MANIFEST)
-    manifest = read_json(where)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
-        raise ArtefactError(f"{where}: not the manifest of a model (no list of sha256)")
-    for name, expected in manifest["sha256"].items():
-        if (found := sha256_of(join(folder, name))) != expected:
-            raise ArtefactError(
-                f"{join(folder, name)}: sha256 {found[:12]} is not the {str(expected)[:12]} of {MANIFEST}; "
-                "the file was changed or damaged"
-            )
-    return sha256_of(where)
+    if (found := check_folder(stored / MODEL)) != digest:
+        raise ArtefactError(
+            f"{version.uri}: {MANIFEST} has sha256 {found[:12]}, registered was {digest[:12]}; "
+            "the stored files were changed"
+        )
+    return stored
 
 
 def pages(search: Any) -> list[Any]:  # noqa: ANN401 - MLflow's searches share no type
@@ -313,6 +328,7 @@ def _version(item: ModelVersion, aliases: Mapping[str, int]) -> Version:
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
         created=int(item.creation_timestamp),
         run_id=item.run_id or "",
+        model_id=item.model_id or "",
         tags=dict(item.tags),
         description=item.description or "",
     )
