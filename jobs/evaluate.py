@@ -1,0 +1,36 @@
+"""Compare a model with bicubic and with itself given the true kernel, over kernels and scales.
+
+python jobs/evaluate.py --model URI --images DIR [--kernels benchmark|FILE] [--scales 2,3,4] --output DIR
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.cli import Command, run
+from pipeline.evaluation.settings import EvaluationSettings
+
+
+class Evaluate(Command, EvaluationSettings):  # type: ignore[misc] # both carry a model_config
+    """PSNR and SSIM of bicubic, blind and non-blind restoration for every kernel, scale and noise level."""
+
+    output: Path = Field(description="folder for results.parquet, summary.json and pictures; resumes a killed run")
+    check: bool = Field(False, description="load the model and look at the images; compute nothing")
+
+
+def main(command: Evaluate) -> None:
+    """Run the command."""
+    from pipeline.evaluation import report
+
+    settings = EvaluationSettings.model_validate(command.model_dump(include=set(EvaluationSettings.model_fields)))
+    if command.check:
+        print(report.planned(settings))
+        return
+    report.run_evaluation(settings, command.output)
+    print(f"results in {command.output}: " + ", ".join(sorted(p.name for p in command.output.iterdir())))
+
+
+if __name__ == "__main__":
+    run(Evaluate, main)

@@ -1,0 +1,137 @@
+"""One case of the comparison: an image, a kernel, a scale and a noise level, restored by every method.
+
+Pure functions of their arguments, so the numbers are the same on any worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.degrade import degrade, quantize
+from pipeline.evaluation.baselines import bicubic, bicubic_unaligned
+from pipeline.evaluation.metrics import kernel_error, psnr, psnr_shifted, ssim
+from pipeline.evaluation.protocol import Protocol
+from pipeline.inference import Restorer
+from pipeline.seeds import rng
+
+BICUBIC, UNALIGNED, NONBLIND, BLIND = "bicubic", "bicubic-unaligned", "nonblind", "blind"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is degraded, and how."""
+
+    image: str  # URI
+    kernel: int  # 1-based number in the kernel set
+    scale: int
+    sigma: float  # [0, 1] scale
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one method made of an LR image."""
+
+    sr: np.ndarray  # (H, W, 3) float32 in [0, 1], not clipped
+    kernel: np.ndarray | None  # (k, k) that it was restored with
+    rounds: list[np.ndarray]  # the image after each kernel estimate; of blind methods only
+    seconds: float
+
+
+def crop_hr(image: np.ndarray, scale: int, protocol: Protocol) -> np.ndarray:
+    """The part of an image (H, W, 3) that is compared: the protocol's crop, then a multiple of its size multiple."""
+    if protocol.crop is not None:
+        top, left = (max(0, (side - protocol.crop) // 2) for side in image.shape[:2])
+        image = image[top : top + protocol.crop, left : left + protocol.crop]
+    multiple = protocol.size_multiple(scale)
+    height, width = (side - side % multiple for side in image.shape[:2])
+    return np.ascontiguousarray(image[:height, :width])
+
+
+def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protocol: Protocol) -> np.ndarray:
+    """The LR image (H/s, W/s, 3) float32 of an HR image (H, W, 3) uint8: blur, decimate, quantise, add noise.
+
+    Computed in float64, so that flooring to 8 bit (the published script's) meets the same integers everywhere.
+    """
+    image = torch.from_numpy(hr).double().permute(2, 0, 1)[None] / 255
+    blurred = degrade(image, torch.from_numpy(kernel).double()[None], scale)
+    lr = quantize(blurred, protocol.lr_quantize)[0].permute(1, 2, 0).numpy()
+    if sigma > 0:
+        noise = rng(protocol.noise_seed, epoch=0, key=f"{lr.shape}", purpose="evaluation-noise")
+        lr = lr + sigma * noise.standard_normal(lr.shape)
+    return lr.astype(np.float32)
+
+
+def restore_all(
+    lr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, models: Mapping[str, Restorer]
+) -> dict[str, Estimate]:
+    """Every method's estimate from an LR image (h, w, 3).
+
+    Args:
+        lr: float32.
+        kernel: (k, k) true kernel; only `nonblind`, and models that are not blind, see it.
+        scale: of the degradation.
+        sigma: true noise level, told to all models.
+        models: by the method's name: `blind`, `nonblind`, or a model's URI.
+    """
+    found = {}
+    for name, enlarge in ((BICUBIC, bicubic), (UNALIGNED, bicubic_unaligned)):
+        started = time.perf_counter()
+        found[name] = Estimate(enlarge(lr, scale), None, [], time.perf_counter() - started)
+    for name, model in models.items():
+        started = time.perf_counter()
+        image = model.tensor(lr)
+        if model.is_blind and name != NONBLIND:
+            out = model.blind(image, scale, sigma)
+            sr, used, rounds = out.sr, out.kernel[0].cpu().numpy(), [_array(r.sr) for r in out.rounds]
+        else:
+            known = torch.as_tensor(kernel, dtype=torch.float32, device=model.device)[None]
+            sr, used, rounds = model.nonblind(image, known, scale, sigma), kernel, []
+        found[name] = Estimate(_array(sr), used, rounds, time.perf_counter() - started)
+    return found
+
+
+def measure(
+    estimate: Estimate, hr: np.ndarray, lr: np.ndarray, kernel: np.ndarray, scale: int, protocol: Protocol
+) -> dict[str, Any]:
+    """All metrics of one estimate against the HR image (H, W, 3) uint8; None where a method has no such thing."""
+    border = protocol.border_pixels(scale)
+
+    def compared(sr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if protocol.round_output:
+            return (sr.clip(0, 1) * 255).round().astype(np.uint8), hr
+        return sr, hr.astype(np.float32) / 255
+
+    image, reference = compared(estimate.sr)
+    shifted = psnr_shifted(image, reference, border=border)
+    values: dict[str, Any] = {
+        "psnr_rgb": psnr(image, reference, border=border),
+        "psnr_y": psnr(image, reference, border=border, channel="y"),
+        "ssim_rgb": ssim(image, reference, border=border),
+        "ssim_y": ssim(image, reference, border=border, channel="y"),
+        "psnr_rgb_shifted": shifted.psnr,
+        "kernel_psnr": None,
+        "kernel_correlation": None,
+        "lr_residual": None,
+        "psnr_rounds": [psnr(*compared(sr), border=border) for sr in estimate.rounds],
+        "kernel_estimate": None,
+        "seconds": estimate.seconds,
+    }
+    if estimate.kernel is not None:
+        image_tensor = torch.from_numpy(np.ascontiguousarray(estimate.sr.transpose(2, 0, 1)))[None]
+        explained = degrade(image_tensor, torch.as_tensor(estimate.kernel, dtype=torch.float32)[None], scale)
+        values["lr_residual"] = float(np.sqrt(np.mean((explained[0].numpy().transpose(1, 2, 0) - lr) ** 2)))
+    if estimate.rounds and estimate.kernel is not None:
+        error = kernel_error(estimate.kernel, kernel)
+        values |= {"kernel_psnr": error.psnr, "kernel_correlation": error.correlation}
+        values["kernel_estimate"] = estimate.kernel.astype(np.float32).ravel().tolist()
+    return values
+
+
+def _array(sr: torch.Tensor) -> np.ndarray:
+    return np.asarray(sr[0].permute(1, 2, 0).cpu().numpy())

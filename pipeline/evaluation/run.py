@@ -1,0 +1,242 @@
+"""The evaluation as a Ray Data job: every case once, in any order, on any number of workers.
+
+Finished cases are kept in a journal beside the results, so that a killed evaluation goes on where it stopped. The
+results are written last, `summary.json` after all others.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from kernels_bank import benchmark_kernels, load_kernels
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.cluster import connect
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.progress import Progress
+from kernels_bank.store import content_digest
+from pipeline.data.images import BadImageError, decode_image, read_header
+from pipeline.data.sources import list_sources
+from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, Case, crop_hr, make_lr, measure, restore_all
+from pipeline.evaluation.protocol import Protocol, load_protocol
+from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.inference import Restorer
+from pipeline.inference.restorer import default_device
+
+JOURNAL, RESULTS, SUMMARY = "journal.jsonl", "results.parquet", "summary.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation that fits together: everything is loaded and checked, nothing computed."""
+
+    models: dict[str, Restorer]  # by method
+    kernels: np.ndarray  # (N, k, k)
+    protocol: Protocol
+    cases: list[Case]
+    about: dict[str, Any]  # provenance
+    made_from: str  # its digest
+
+
+def prepare(settings: EvaluationSettings) -> Plan:
+    """Load the models and look at the images.
+
+    Raises:
+        BadRequestError: no such model, image, kernel or protocol, or they do not fit each other.
+    """
+    protocol = load_protocol(settings.protocol)
+    models = load_models(settings)
+    kernels = benchmark_kernels() if settings.kernels == "benchmark" else load_kernels(settings.kernels)
+    scales = settings.scales or tuple(s for s in models[NONBLIND].scales if s in protocol.sigmas)
+    for scale, model in itertools.product(scales, models.values()):
+        model.check(scale, kernel_given=True)
+        if scale not in protocol.sigmas:
+            raise BadRequestError(f"protocol '{protocol.name}' has no scale {scale}; it has {list(protocol.sigmas)}")
+    images = _checked_images(settings.images, scales, kernels, protocol)
+    about = {
+        "model": models[NONBLIND].uri,
+        "digests": {name: model.digest for name, model in models.items()},
+        "protocol": protocol.model_dump(mode="json"),
+        "kernels": content_digest(kernels),
+        "kernel_count": len(kernels),
+        "images": images,
+        "scales": list(scales),
+    }
+    cases = [
+        Case(image, number, scale, sigma)
+        for image in images
+        for scale in scales
+        for sigma in protocol.sigmas[scale]
+        for number in range(1, len(kernels) + 1)
+    ]
+    made_from = storage.digest_of(about)
+    return Plan(models, kernels, protocol, cases, about | {"made_from": made_from}, made_from)
+
+
+def evaluate(plan: Plan, output: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The rows of the results, one a case and method, and whether an earlier call had finished them in `output`.
+
+    Raises:
+        ArtefactError: `output` holds another evaluation.
+    """
+    if (output / SUMMARY).exists():
+        if storage.read_json(output / SUMMARY).get("made_from") != plan.made_from:
+            raise ArtefactError(f"{output}: holds another evaluation; choose another --output or delete it")
+        return _read_rows(output), True
+    order = {name: i for i, name in enumerate((BICUBIC, UNALIGNED, *plan.models))}
+    rows = _compute(plan, output)
+    rows.sort(key=lambda r: (r["scale"], r["sigma"], r["kernel"], r["image"], order[r["method"]]))
+    return rows, False
+
+
+def load_models(settings: EvaluationSettings) -> dict[str, Restorer]:
+    """Every model by the name of its method; the evaluated one as `blind` (if it is) and as `nonblind`."""
+    model = Restorer.load(settings.model)
+    models = ({BLIND: model} if model.is_blind else {}) | {NONBLIND: model}
+    return models | {uri: Restorer.load(uri) for uri in settings.compare}
+
+
+def save(rows: list[dict[str, Any]], summary: Mapping[str, Any], output: Path) -> None:
+    """Write the results, the summary last, and drop the journal."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist(rows), sink)
+    storage.write_bytes(output / RESULTS, sink.getvalue().to_pybytes())
+    storage.write_json(output / SUMMARY, summary)
+    (output / JOURNAL).unlink(missing_ok=True)
+
+
+def _read_rows(output: Path) -> list[dict[str, Any]]:
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = parquet.read_table(output / RESULTS).to_pylist()
+    return rows
+
+
+def _checked_images(uri: str, scales: tuple[int, ...], kernels: np.ndarray, protocol: Protocol) -> dict[str, str]:
+    """URI -> sha256 of every image. Refuses an image that a case of it could not be computed for."""
+    import hashlib
+
+    found = {}
+    for source in list_sources(uri):
+        if source.member:
+            raise BadRequestError(f"{uri}: unpack the zip; the evaluation reads folders and prefixes")
+        data = storage.read_bytes(source.uri)
+        try:
+            header = read_header(data)
+        except BadImageError as error:
+            raise BadRequestError(f"{source.uri}: {error}; take it out of the folder") from error
+        for scale in scales:
+            multiple, border = protocol.size_multiple(scale), protocol.border_pixels(scale)
+            sides = [min(side, protocol.crop or side) // multiple * multiple for side in (header.height, header.width)]
+            smallest = max(kernels.shape[-1], 2 * border + 11)  # SSIM's window inside the border
+            if min(sides) < smallest:
+                raise BadRequestError(
+                    f"{source.uri}: {header.width} x {header.height} is too small for scale {scale}, a kernel of "
+                    f"{kernels.shape[-1]} pixels and a border of {border}; take it out of the folder"
+                )
+        found[source.uri] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:
+    """The rows of all cases; those in the journal are not computed again."""
+    output.mkdir(parents=True, exist_ok=True)
+    journal = output / JOURNAL
+    done = _read_journal(journal, plan.made_from)
+    left = [{"case": json.dumps(_key(case))} for case in plan.cases if tuple(_key(case)) not in done]
+    rows = [row for found in done.values() for row in found]
+    if not left:
+        return rows
+    with journal.open("a", encoding="utf-8") as lines, Progress("evaluate", len(plan.cases), "case") as bar:
+        if not journal.stat().st_size:
+            print(json.dumps({"made_from": plan.made_from}), file=lines, flush=True)
+        bar.start_at(len(done))
+        for row in _graph(left, plan).iter_rows():
+            found = json.loads(row["rows"])
+            print(row["rows"], file=lines, flush=True)
+            rows += found
+            bar.advance(note=f"{found[0]['image']} x{found[0]['scale']} kernel {found[0]['kernel']}")
+    return rows
+
+
+def _graph(left: list[dict[str, str]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported late
+    connect()
+    import ray
+
+    resources = ray.cluster_resources()
+    cards, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    # One actor a card, or a core: cases are independent, and one thread each is the best use of cores.
+    return ray.data.from_items(left, override_num_blocks=len(left)).map(
+        _Worker,  # type: ignore[arg-type] # Ray's stub knows functions only
+        fn_constructor_kwargs={"models": plan.models, "kernels": plan.kernels, "protocol": plan.protocol},
+        compute=ray.data.ActorPoolStrategy(size=min(cards or cpus, len(left))),
+        num_cpus=1,
+        num_gpus=1 if cards else None,
+    )
+
+
+class _Worker:
+    """An actor that holds the models and computes one case after another."""
+
+    def __init__(self, models: Mapping[str, Restorer], kernels: np.ndarray, protocol: Protocol) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        device = default_device()
+        self._models = {n: Restorer(m.network, uri=m.uri, digest=m.digest, device=device) for n, m in models.items()}
+        self._kernels, self._protocol = kernels, protocol
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        """The case's rows as JSON."""
+        case = Case(*json.loads(row["case"]))
+        hr = crop_hr(_decoded(case.image), case.scale, self._protocol)
+        kernel = self._kernels[case.kernel - 1]
+        lr = make_lr(hr, kernel, case.scale, case.sigma, self._protocol)
+        name = PurePosixPath(case.image).name
+        key = {"image": name, "kernel": case.kernel, "scale": case.scale, "sigma": case.sigma, "uri": case.image}
+        rows = [
+            key | {"method": method, **measure(estimate, hr, lr, kernel, case.scale, self._protocol)}
+            for method, estimate in restore_all(lr, kernel, case.scale, case.sigma, self._models).items()
+        ]
+        return {"rows": json.dumps(rows)}
+
+
+@functools.lru_cache(maxsize=2)
+def _decoded(uri: str) -> np.ndarray:
+    """Cases of one image follow each other, so each worker decodes it once."""
+    return decode_image(storage.read_bytes(uri))
+
+
+def _key(case: Case) -> list[Any]:
+    return [case.image, case.kernel, case.scale, case.sigma]
+
+
+def _read_journal(path: Path, made_from: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Finished cases of an earlier, killed call; a last line that was cut short is cut off, its case done again."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        path.write_bytes(whole)
+    if not whole:
+        return {}
+    first, *lines = whole.decode().splitlines()
+    if json.loads(first).get("made_from") != made_from:
+        raise ArtefactError(f"{path.parent}: holds another evaluation; choose another --output or delete it")
+    done = {}
+    for line in lines:
+        rows = json.loads(line)
+        case = Case(rows[0]["uri"], rows[0]["kernel"], rows[0]["scale"], rows[0]["sigma"])
+        done[tuple(_key(case))] = rows
+    return done

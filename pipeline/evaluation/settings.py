@@ -1,0 +1,18 @@
+"""What an evaluation compares on what: light enough for a command's --help."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.config import Frozen, Scale
+
+
+class EvaluationSettings(Frozen):
+    """What is compared on what."""
+
+    model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION, a model or checkpoint directory, a .pth")
+    images: str = Field(description="folder, zip or s3:// prefix of sharp images")
+    kernels: str = Field("benchmark", description="the 12 built-in ones, or a .mat, .npy, .npz or .png of kernels")
+    scales: tuple[Scale, ...] | None = Field(None, description="default: all that the model was made for")
+    protocol: str = Field("usrnet-table1", description="usrnet-table1, float, or a YAML file")
+    compare: tuple[str, ...] = Field((), description="other models to show beside, by URI")

@@ -1,0 +1,142 @@
+"""From the rows of an evaluation to what people read: means over images, the headline numbers, the terminal table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED
+from pipeline.evaluation.protocol import Protocol
+
+# The metrics that summary.json holds as means, besides the headline.
+_AVERAGED = (
+    *("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "psnr_rgb_shifted"),
+    *("kernel_psnr", "kernel_correlation", "lr_residual", "seconds"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (scale, sigma, method): every metric by kernel, averaged over the images."""
+
+    scale: int
+    sigma: float
+    method: str
+    by_kernel: dict[str, list[float | None]]  # metric -> a value for each kernel, None where the method has none
+    psnr_rounds: list[float]  # mean PSNR after each kernel estimate; empty for methods without rounds
+
+    def mean(self, metric: str, kernels: Sequence[int]) -> float | None:
+        """The mean over kernels with these 1-based numbers."""
+        values = [v for k in kernels if (v := self.by_kernel[metric][k - 1]) is not None]
+        return float(np.mean(values)) if values else None
+
+
+def kernel_groups(count: int) -> dict[str, list[int]]:
+    """1-based kernel numbers by name: of twelve (the benchmark's layout) the Gaussian and the motion ones, and all."""
+    groups = {"gaussian": list(range(1, 9)), "motion": list(range(9, 13))} if count == 12 else {}
+    return groups | {"all": list(range(1, count + 1))}
+
+
+def cells(rows: Sequence[dict[str, Any]], kernel_count: int) -> list[Cell]:
+    """Means over images, in the order of the rows."""
+    grouped: dict[tuple[int, float, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[row["scale"], row["sigma"], row["method"]].append(row)
+    found = []
+    for (scale, sigma, method), members in grouped.items():
+        by_kernel: dict[str, list[float | None]] = {}
+        for metric in _AVERAGED:
+            values: list[list[float]] = [[] for _ in range(kernel_count)]
+            for row in members:
+                if row[metric] is not None:
+                    values[row["kernel"] - 1].append(row[metric])
+            by_kernel[metric] = [float(np.mean(v)) if v else None for v in values]
+        rounds = [row["psnr_rounds"] for row in members if row["psnr_rounds"]]
+        found.append(Cell(scale, sigma, method, by_kernel, np.mean(rounds, axis=0).tolist() if rounds else []))
+    return found
+
+
+def summarise(about: dict[str, Any], table: Sequence[Cell], protocol: Protocol) -> dict[str, Any]:
+    """What `summary.json` holds: the provenance, every mean, and the headline numbers by name."""
+    groups = kernel_groups(about["kernel_count"])
+    return {
+        **about,
+        "groups": groups,
+        "headline": headline(table, protocol, groups),
+        "means": [
+            {
+                "scale": cell.scale,
+                "sigma": cell.sigma,
+                "method": cell.method,
+                "by_kernel": cell.by_kernel,
+                "psnr_rounds": cell.psnr_rounds,
+                **{name: {m: cell.mean(m, members) for m in _AVERAGED} for name, members in groups.items()},
+            }
+            for cell in table
+        ],
+    }
+
+
+def headline(table: Sequence[Cell], protocol: Protocol, groups: dict[str, list[int]]) -> dict[str, float]:
+    """`psnr.<protocol>.x2.blind` and the like: the mean over all kernels, and over each group as `....gaussian`."""
+    found = {}
+    for cell in table:
+        noise = f".sigma{cell.sigma * 255:.2f}" if cell.sigma else ""
+        if cell.method not in (BICUBIC, BLIND, NONBLIND):
+            continue
+        for name, members in groups.items():
+            value = cell.mean(protocol.headline, members)
+            suffix = "" if name == "all" else f".{name}"
+            if value is not None:
+                found[f"psnr.{protocol.name}.x{cell.scale}{noise}.{cell.method}{suffix}"] = value
+    return found
+
+
+def print_tables(table: Sequence[Cell], kernel_count: int, protocol: Protocol, console: Console) -> None:
+    """One table for each scale and noise level: a row a kernel, PSNR by method, the gap to the known kernel, a bar."""
+    groups = kernel_groups(kernel_count)
+    for scale, sigma in dict.fromkeys((cell.scale, cell.sigma) for cell in table):
+        chosen = {c.method: c for c in table if (c.scale, c.sigma) == (scale, sigma) and c.method != UNALIGNED}
+        noise = f"noise {sigma * 255:.2f}/255" if sigma else "no noise"
+        out = Table(title=f"x{scale}, {noise}: {_LABEL[protocol.headline]} (dB), protocol {protocol.name}")
+        out.add_column("kernel", justify="right")
+        for method in chosen:
+            out.add_column(method, justify="right")
+        if BLIND in chosen:
+            out.add_column("blind - nonblind", justify="right")
+        shown = chosen.get(BLIND) or chosen[NONBLIND]
+        out.add_column(f"{shown.method} - bicubic", justify="left", no_wrap=True)
+        lines = [(str(k), [k]) for k in range(1, kernel_count + 1)] + [(f"{n} mean", k) for n, k in groups.items()]
+        for name, members in lines:
+            if len(members) > 1 and name.startswith(next(iter(groups))):
+                out.add_section()
+            values = {method: cell.mean(protocol.headline, members) or 0.0 for method, cell in chosen.items()}
+            best = max(values.values())
+            row: list[str | Text] = [name]
+            row += [Text(f"{v:.2f}", style="bold" if v == best else "") for v in values.values()]
+            if BLIND in chosen:
+                row.append(_gap(values[BLIND] - values[NONBLIND]))
+            row.append(_bar(values[shown.method] - values[BICUBIC]))
+            out.add_row(*row)
+        console.print(out)
+
+
+_LABEL = {"psnr_rgb": "RGB PSNR", "psnr_y": "Y PSNR"}
+
+
+def _gap(difference: float) -> Text:
+    style = "green" if difference > -0.5 else "yellow" if difference > -2 else "red"
+    return Text(f"{difference:+.2f}", style=style)
+
+
+def _bar(gain: float) -> Text:
+    """A bar of one block for half a decibel, with its number."""
+    blocks = min(16, round(abs(gain) * 2))
+    return Text(f"{gain:+.2f} " + "█" * blocks, style="green" if gain >= 0 else "red")
