@@ -259,11 +259,9 @@ def _fetch(version: Version, tracking_uri: str, target: Path) -> Path:
     digest = _registered_digest(version)
     try:
         with plain_errors(tracking_uri, f"cannot fetch {version.uri}"):
-            stored = Path(
-                download_artifacts(
-                    version.uri, dst_path=str(target), tracking_uri=tracking_uri, registry_uri=tracking_uri
-                )
-            )
+            # Not by its models:/ URI: MLflow would look that up in its global store, not in this one.
+            source = client(tracking_uri).get_model_version_download_uri(version.name, str(version.number))
+            stored = Path(download_artifacts(source, dst_path=str(target), tracking_uri=tracking_uri))
     except OSError as error:
         raise BadRequestError(f"cannot fetch {version.uri}: {error}") from error
     if (found := check_folder(stored / MODEL)) != digest:

@@ -1,0 +1,216 @@
+"""The registry's commands: each class is what one takes, its `answer` what it does, as plain data for JSON or a table.
+
+Importing this costs no mlflow.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from pipeline.config import Frozen
+from pipeline.tracking import registry
+from pipeline.tracking.package import CONFIG, DIGEST, INPUT, PROMOTED, is_origin
+from pipeline.tracking.registry import Version
+from pipeline.tracking.store import checked_uri, prepare_store, tracking_uri
+
+Answer = dict[str, Any] | list[dict[str, Any]]
+_VERSION = "NAME@ALIAS or NAME/VERSION"
+
+
+class Request(Frozen):
+    """What every command takes."""
+
+    tracking_uri: str | None = Field(
+        None, description="mlflow server or sqlite:///DIR/mlflow.db; else MLFLOW_TRACKING_URI, else runs/mlflow.db"
+    )
+    as_json: bool = Field(False, alias="json", description="print JSON instead of a table")
+
+    def store(self) -> str:
+        """The tracking URI to use. Raises BadRequestError when there is no store."""
+        return registry.store_uri(self.tracking_uri)
+
+
+class ListModels(Request):
+    """List the registered models."""
+
+    def answer(self) -> Answer:
+        """One entry for each model."""
+        store = self.store()
+        found = []
+        for name in registry.list_models(store):
+            versions = registry.list_versions(name, store)
+            newest = versions[0] if versions else None
+            found.append(
+                {
+                    "name": name,
+                    "versions": len(versions),
+                    "newest": newest.number if newest else None,
+                    "created": _date(newest) if newest else None,
+                    "aliases": registry.aliases_of(name, store),
+                    "description": newest.description if newest else "",
+                }
+            )
+        return found
+
+
+class Show(Request):
+    """Show a model with its versions and promotions, or all that is known of one version."""
+
+    model: CliPositionalArg[str] = Field(description=f"NAME, {_VERSION}")
+
+    def answer(self) -> Answer:
+        """The model, or the version."""
+        store = self.store()
+        if set("@/") & set(self.model):
+            return described(registry.find(self.model, store))
+        versions = registry.list_versions(self.model, store)
+        return {
+            "name": self.model,
+            "aliases": registry.aliases_of(self.model, store),
+            "versions": [described(version) for version in versions],
+        }
+
+
+class Promote(Request):
+    """Give an alias to a version, unless its stored evaluation is worse than the one of the version that has it."""
+
+    name: CliPositionalArg[str] = Field(description="registered model")
+    version: CliPositionalArg[int] = Field(description="its version to promote")
+    alias: str = "champion"
+    tolerance: float = Field(0.05, ge=0, description="dB of PSNR by which it may be worse")
+    force: str | None = Field(None, description="promote in spite of that; the reason is stored with the version")
+
+    def answer(self) -> Answer:
+        """The recorded move, or that there was nothing to do."""
+        from pipeline.tracking.promotion import promote
+
+        move = promote(self.store(), self.name, self.version, self.alias, tolerance=self.tolerance, force=self.force)
+        where = {"name": self.name, "alias": self.alias, "version": self.version}
+        return where | (asdict(move) if move else {"action": "none"})
+
+
+class Rollback(Request):
+    """Give an alias back to the version that had it before."""
+
+    name: CliPositionalArg[str] = Field(description="registered model")
+    alias: str = "champion"
+
+    def answer(self) -> Answer:
+        """The recorded move."""
+        from pipeline.tracking.promotion import rollback
+
+        return {"name": self.name, "alias": self.alias} | asdict(rollback(self.store(), self.name, self.alias))
+
+
+class Export(Request):
+    """Write a version's model folder (weights, codec, model.json, README.md) to a new directory."""
+
+    model: CliPositionalArg[str] = Field(description=_VERSION)
+    output: Path = Field(description="directory to make")
+
+    def answer(self) -> Answer:
+        """Where it is."""
+        store = self.store()
+        registry.export(self.model, self.output, store)
+        return {"model": registry.find(self.model, store).uri, "output": str(self.output)}
+
+
+class ImportWeights(Request):
+    """Register weights from elsewhere: the .pth of a published USRNet, or a model folder of this program."""
+
+    file: CliPositionalArg[str] = Field(description=".pth, .safetensors or model folder; a path or s3://")
+    name: str = Field(description="registered model to add a version to; made when it is not there")
+    alias: str = "candidate"
+
+    def store(self) -> str:
+        """The store, made when it is not there."""
+        store = checked_uri(self.tracking_uri) if self.tracking_uri else tracking_uri("runs")
+        prepare_store(store)
+        return store
+
+    def answer(self) -> Answer:
+        """The version, and whether it is new."""
+        from pipeline.tracking.imports import import_weights
+
+        store = self.store()
+        version, is_new = import_weights(self.file, self.name, self.alias, store)
+        return {"new": is_new} | described(registry.find(f"{self.name}/{version}", store))
+
+
+class Compare(Request):
+    """Put two versions side by side: evaluation, configuration, origin."""
+
+    one: CliPositionalArg[str] = Field(description=_VERSION)
+    other: CliPositionalArg[str] = Field(description="the same, also of another model")
+
+    def answer(self) -> Answer:
+        """Both versions, all metrics with differences, and what else differs."""
+        store = self.store()
+        one, other = described(registry.find(self.one, store)), described(registry.find(self.other, store))
+        metrics = {}
+        for key in sorted(one["metrics"].keys() | other["metrics"].keys()):
+            values = [one["metrics"].get(key), other["metrics"].get(key)]
+            metrics[key] = [*values, None if None in values else values[1] - values[0]]
+        differing = {
+            part: {
+                key: [one[part].get(key), other[part].get(key)]
+                for key in sorted(one[part].keys() | other[part].keys())
+                if one[part].get(key) != other[part].get(key)
+            }
+            for part in ("config", "input", "origin")
+        }
+        same = one["digest"] == other["digest"]
+        return {"one": one["uri"], "other": other["uri"], "same_files": same, "metrics": metrics, **differing}
+
+
+class Gc(Request):
+    """List versions that nobody needs (no alias, no way back, neither new nor recent); --delete deletes them."""
+
+    name: CliPositionalArg[str | None] = Field(None, description="registered model; all of them by default")
+    keep: int = Field(5, ge=0, description="the newest versions of each model that always stay")
+    older_than: float = Field(30.0, ge=0, description="days; younger versions always stay")
+    delete: bool = Field(False, description="delete them; by default they are only listed")
+
+    def answer(self) -> Answer:
+        """The versions found and whether they are gone."""
+        from pipeline.tracking.retention import delete_spare, spare
+
+        store, find = self.store(), delete_spare if self.delete else spare
+        names = [self.name] if self.name else registry.list_models(store)
+        return [
+            {"name": v.name, "version": v.number, "created": _date(v), "run_id": v.run_id, "deleted": self.delete}
+            for name in names
+            for v in find(store, name, keep=self.keep, older_than_days=self.older_than)
+        ]
+
+
+def described(version: Version) -> dict[str, Any]:
+    """All that the registry knows of a version, without fetching a file."""
+    tags = version.tags
+    moves = [json.loads(tags[key]) | {"alias": key.split(".")[1]} for key in sorted(tags) if key.startswith(PROMOTED)]
+    return {
+        "name": version.name,
+        "version": version.number,
+        "uri": version.uri,
+        "aliases": list(version.aliases),
+        "created": _date(version),
+        "description": version.description,
+        "run_id": version.run_id,
+        "digest": tags.get(DIGEST),
+        "input": json.loads(tags.get(INPUT, "{}")),
+        "config": json.loads(tags.get(CONFIG, "{}")),
+        "metrics": dict(sorted(version.metrics.items())),
+        "origin": {key: tags[key] for key in sorted(tags) if is_origin(key)},
+        "moves": moves,
+    }
+
+
+def _date(version: Version) -> str:
+    return datetime.fromtimestamp(version.created / 1000, UTC).isoformat(timespec="seconds")

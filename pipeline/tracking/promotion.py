@@ -1,0 +1,197 @@
+"""Moving an alias through a gate, and back: `promote` compares stored evaluations, `rollback` reads the record.
+
+Each move is recorded as a tag of the version that got the alias, before the alias moves; the record is what
+`rollback` goes back along.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.tracking import registry
+from pipeline.tracking.lease import Lease, exclusive
+from pipeline.tracking.package import PROMOTED
+from pipeline.tracking.redact import mask_text
+from pipeline.tracking.registry import Version
+from pipeline.tracking.store import client, plain_errors
+
+_BASELINE = "bicubic"  # the method in a metric's name that no model has a part in
+_ROUNDING = 1e-9  # dB; decimal tolerances are not exact in binary
+
+
+@dataclass(frozen=True)
+class Move:
+    """An alias was given to a version."""
+
+    number: int  # counts the moves of one alias
+    action: Literal["promote", "rollback"]
+    version: int
+    previous: int | None  # which version had the alias before
+    at: str  # ISO 8601, UTC
+    by: str
+    objections: tuple[str, ...]  # of the gate
+    reason: str | None  # why they were overruled
+
+
+def promote(
+    uri: str, name: str, version: int, alias: str = "champion", *, tolerance: float = 0.05, force: str | None = None
+) -> Move | None:
+    """Give `alias` to a version that is not worse than the one that has it.
+
+    The files of the version are fetched and checked first. Concurrent promotions take turns.
+
+    Args:
+        uri: tracking URI.
+        name: of the registered model.
+        version: to promote.
+        alias: usually `champion`.
+        tolerance: dB of PSNR by which it may be worse on any protocol.
+        force: a reason to promote it in spite of the gate; stored with the version.
+
+    Returns:
+        What was recorded; nothing when the version has the alias already.
+
+    Raises:
+        BadRequestError: the gate objects, no such version, or the store cannot be reached.
+        ArtefactError: the version's files are not those that were registered.
+    """
+    if force is not None and not force.strip():
+        raise BadRequestError("--force needs a reason; it is stored with the version")
+    _check_alias(alias)
+    registry.download(f"models:/{name}/{version}", uri)
+    with exclusive(uri, name) as lease:
+        versions = {v.number: v for v in registry.list_versions(name, uri)}
+        if version not in versions:
+            raise BadRequestError(f"model '{name}' has no version {version} any more")
+        previous = registry.aliases_of(name, uri).get(alias)
+        if previous == version:
+            return None
+        champion = versions[previous].metrics if previous in versions else {}
+        objections = objections_to(versions[version].metrics, champion, tolerance)
+        if objections and force is None:
+            raise BadRequestError(
+                f"{name} version {version} is not promoted over {alias} version {previous}: {'; '.join(objections)}; "
+                f"evaluate it (python jobs/evaluate.py --model models:/{name}/{version} ...), raise --tolerance, "
+                "or give a reason with --force"
+            )
+        reason = mask_text(force.strip()) if force is not None else None
+        return _move(lease, uri, alias, versions.values(), _record("promote", version, previous, objections, reason))
+
+
+def rollback(uri: str, name: str, alias: str = "champion") -> Move:
+    """Give `alias` back to the version that had it before; a second time, to the one before that.
+
+    Raises:
+        BadRequestError: nothing has the alias, no earlier version is recorded or left, or the store cannot be reached.
+    """
+    with exclusive(uri, name) as lease:
+        versions = {v.number: v for v in registry.list_versions(name, uri)}
+        current = registry.aliases_of(name, uri).get(alias)
+        if current is None:
+            raise BadRequestError(
+                f"no version of model '{name}' has the alias '{alias}'; there is nothing to roll back"
+            )
+        earlier = earlier_holder(history(versions.values(), alias), current, versions)
+        if earlier is None:
+            raise BadRequestError(f"no version is recorded to have had the alias '{alias}' before version {current}")
+        return _move(lease, uri, alias, versions.values(), _record("rollback", earlier, current, (), None))
+
+
+def objections_to(candidate: Mapping[str, float], champion: Mapping[str, float], tolerance: float) -> tuple[str, ...]:
+    """Why a candidate should not replace a champion; nothing when it may.
+
+    Compared are the PSNR values, `psnr.<protocol>.x<scale>.<method>`, of every evaluation that the champion has;
+    the bicubic baseline is no model's merit.
+
+    Args:
+        candidate: metrics of the new version.
+        champion: of the version in its place.
+        tolerance: dB by which it may be worse.
+    """
+    found = []
+    for key in sorted(champion):
+        if not key.startswith("psnr.") or key.endswith(f".{_BASELINE}") or math.isnan(champion[key]):
+            continue
+        if key not in candidate:
+            found.append(f"{key} is {champion[key]:.2f} dB and not evaluated for the candidate")
+        # Written so that a candidate's NaN is an objection.
+        elif not candidate[key] >= champion[key] - tolerance - _ROUNDING:
+            found.append(f"{key} falls from {champion[key]:.2f} to {candidate[key]:.2f} dB")
+    return tuple(found)
+
+
+def history(versions: Iterable[Version], alias: str) -> list[Move]:
+    """The recorded moves of an alias, oldest first; those to deleted versions are gone with them."""
+    prefix = f"{PROMOTED}{alias}."
+    texts = [text for version in versions for key, text in version.tags.items() if key.startswith(prefix)]
+    moves = [json.loads(text) for text in texts]
+    return sorted((Move(**{**move, "objections": tuple(move["objections"])}) for move in moves), key=lambda m: m.number)
+
+
+def earlier_holder(moves: Sequence[Move], current: int, existing: Iterable[int]) -> int | None:
+    """Which version to roll back to from `current`.
+
+    The moves are replayed as a stack: a promotion pushes, a rollback pops. Where the record and the alias disagree
+    (a move that a kill cut off after its record, or an alias moved by hand), the alias is right.
+    """
+    stack: list[int] = []
+    for move in moves:
+        if move.previous is not None:
+            _settle(stack, move.previous)
+        if move.action == "promote" or move.version not in stack:
+            stack.append(move.version)
+        else:
+            while stack[-1] != move.version:
+                stack.pop()
+    _settle(stack, current)
+    left = set(existing) - {current}
+    return next((version for version in reversed(stack) if version in left), None)
+
+
+def _settle(stack: list[int], holder: int) -> None:
+    """Make the true holder the top: as recorded, one step back (the last move never happened), or moved by hand."""
+    if len(stack) > 1 and stack[-1] != holder and stack[-2] == holder:
+        stack.pop()
+    elif not stack or stack[-1] != holder:
+        stack.append(holder)
+
+
+def _check_alias(alias: str) -> None:
+    """MLflow's own rule, asked before anything is written. Raises BadRequestError."""
+    if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.I):
+        raise BadRequestError(
+            f"alias '{alias}': use letters, digits, - and _, but neither 'latest' nor 'v1', 'v2', ..."
+        )
+
+
+def _record(
+    action: Literal["promote", "rollback"],
+    version: int,
+    previous: int | None,
+    objections: tuple[str, ...],
+    reason: str | None,
+) -> Move:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Move(0, action, version, previous, now, getpass.getuser(), objections, reason)
+
+
+def _move(lease: Lease, uri: str, alias: str, versions: Iterable[Version], move: Move) -> Move:
+    """Record the move, then make it: the other order could lose the way back."""
+    number = max((m.number for m in history(versions, alias)), default=0) + 1
+    move = Move(**{**asdict(move), "number": number})
+    api = client(uri)
+    with plain_errors(uri, f"cannot move the alias '{alias}' of '{lease.name}'"):
+        lease.check()
+        tag = f"{PROMOTED}{alias}.{number:06d}"
+        api.set_model_version_tag(lease.name, str(move.version), tag, json.dumps(asdict(move)))
+        lease.check()
+        api.set_registered_model_alias(lease.name, alias, str(move.version))
+    return move

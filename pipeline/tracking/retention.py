@@ -1,0 +1,54 @@
+"""Which versions nobody needs any more, and how they are deleted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+from pipeline.tracking import registry
+from pipeline.tracking.lease import exclusive
+from pipeline.tracking.promotion import earlier_holder, history
+from pipeline.tracking.registry import Version
+from pipeline.tracking.store import client, plain_errors
+
+_DAY_MS = 86_400_000
+
+
+def spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Version]:
+    """Versions of a model that may go: no alias, not what an alias would be rolled back to, neither new nor recent.
+
+    Args:
+        uri: tracking URI.
+        name: of the registered model.
+        keep: the newest so many always stay.
+        older_than_days: younger ones always stay.
+
+    Raises:
+        BadRequestError: no such model, or the store cannot be reached.
+    """
+    versions, aliases = registry.list_versions(name, uri), registry.aliases_of(name, uri)
+    numbers = [v.number for v in versions]
+    wanted = {earlier_holder(history(versions, alias), held, numbers) for alias, held in aliases.items()}
+    before = int(time.time() * 1000 - older_than_days * _DAY_MS)
+    return outdated(versions, wanted | set(aliases.values()), keep, before)
+
+
+def outdated(versions: Sequence[Version], wanted: Collection[int | None], keep: int, before: int) -> list[Version]:
+    """Of `versions`, newest first: those behind the first `keep`, made before a time (ms since 1970), not wanted."""
+    return [v for v in versions[keep:] if v.created < before and v.number not in wanted]
+
+
+def delete_spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Version]:
+    """Delete what `spare` finds while no alias can move; returns it. Raises BadRequestError as `spare` does.
+
+    The files are marked as deleted; `mlflow gc` then frees the disk.
+    """
+    api = client(uri)
+    with exclusive(uri, name) as lease:
+        found = spare(uri, name, keep=keep, older_than_days=older_than_days)
+        for version in found:
+            with plain_errors(uri, f"cannot delete {version.uri}"):
+                lease.check()
+                api.delete_model_version(name, str(version.number))
+                api.delete_logged_model(version.model_id)
+    return found
