@@ -126,7 +126,10 @@ class ImportWeights(Request):
     """Register weights from elsewhere: the .pth of a published USRNet, or a model folder of this program."""
 
     file: CliPositionalArg[str] = Field(description=".pth, .safetensors or model folder; a path or s3://")
-    name: str = Field(description="registered model to add a version to; made when it is not there")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="registered model to add a version to; made when it is not there",
+    )
     alias: str = "candidate"
 
     def store(self) -> str:

@@ -23,7 +23,6 @@ from pipeline.tracking.redact import mask_text
 from pipeline.tracking.registry import Version
 from pipeline.tracking.store import client, plain_errors
 
-_BASELINE = "bicubic"  # the method in a metric's name that no model has a part in
 _ROUNDING = 1e-9  # dB; decimal tolerances are not exact in binary
 
 
@@ -108,23 +107,23 @@ def rollback(uri: str, name: str, alias: str = "champion") -> Move:
 def objections_to(candidate: Mapping[str, float], champion: Mapping[str, float], tolerance: float) -> tuple[str, ...]:
     """Why a candidate should not replace a champion; nothing when it may.
 
-    Compared are the PSNR values, `psnr.<protocol>.x<scale>.<method>`, of every evaluation that the champion has;
-    the bicubic baseline is no model's merit.
+    Compared is the mean PSNR over the kernels, `psnr.<protocol>...<method>`, of every evaluation that the champion
+    has: of its blind restoration, or of the non-blind one when it does no other.
 
     Args:
         candidate: metrics of the new version.
         champion: of the version in its place.
         tolerance: dB by which it may be worse.
     """
+    scores = {key: value for key, value in champion.items() if key.startswith("psnr.") and not math.isnan(value)}
+    decisive = [key for key in scores if key.endswith(".blind")] or [key for key in scores if key.endswith(".nonblind")]
     found = []
-    for key in sorted(champion):
-        if not key.startswith("psnr.") or key.endswith(f".{_BASELINE}") or math.isnan(champion[key]):
-            continue
+    for key in sorted(decisive):
         if key not in candidate:
-            found.append(f"{key} is {champion[key]:.2f} dB and not evaluated for the candidate")
+            found.append(f"{key} is {scores[key]:.2f} dB and not evaluated for the candidate")
         # Written so that a candidate's NaN is an objection.
-        elif not candidate[key] >= champion[key] - tolerance - _ROUNDING:
-            found.append(f"{key} falls from {champion[key]:.2f} to {candidate[key]:.2f} dB")
+        elif not candidate[key] >= scores[key] - tolerance - _ROUNDING:
+            found.append(f"{key} falls from {scores[key]:.2f} to {candidate[key]:.2f} dB")
     return tuple(found)
 
 

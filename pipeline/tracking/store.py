@@ -101,12 +101,17 @@ def prepare_store(uri: str) -> None:
     another name, behind a lock, and renamed.
 
     Raises:
-        BadRequestError: the folder cannot be written.
+        BadRequestError: the folder cannot be written, or the file is there and no SQLite database.
     """
     database = sqlite_path(uri)
-    if database is None or database.exists():
+    if database is None:
         return
     try:
+        if database.exists():
+            with database.open("rb") as file:
+                if file.read(16) != b"SQLite format 3\0":
+                    raise BadRequestError(f"{database}: not an SQLite database; name another file")
+            return
         database.parent.mkdir(parents=True, exist_ok=True)
         with (database.parent / f".{database.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
