@@ -1,53 +1,59 @@
 """Cut photographs into WebDataset shards.
 
 python jobs/shard_images.py --source DIR|ZIP|s3://... --output URI [--tile 480] [--shard-mib 128]
+python jobs/shard_images.py --download div2k-train --output URI
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import Field
 
+from kernels_bank.runtime.errors import BadRequestError
 from pipeline.cli import Command, run
-from pipeline.data.manifest import ShardSettings
+from pipeline.data.download import DIV2K_URL, SETS, download
+from pipeline.data.manifest import ShardSettings, described, verify
 
 
 class ShardImages(Command, ShardSettings):  # type: ignore[misc] # both carry a model_config
     """Photographs (folder, zip or s3:// prefix) to lossless WebDataset tars with a manifest."""
 
     source: str = Field("", description="folder (recursive), zip file, or s3:// prefix of images")
+    download: Literal["", "div2k-train", "div2k-valid"] = Field("", description="fetch this set and use it as --source")
+    downloads: Path = Field(Path("downloads"), description="folder that fetched zips are kept in")
+    base_url: str = Field(DIV2K_URL, description="where they are fetched from")
     output: str = Field(description="URI the shards are written to")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="unusable images tolerated before the job stops")
     verify: bool = Field(False, description="re-hash and decode every sample under --output, and stop")
-    check: bool = Field(False, description="list what would be sharded; write nothing")
+    check: bool = Field(False, description="fetch nothing, write nothing: say what would be done")
 
 
 def main(command: ShardImages) -> None:
     """Run the command."""
-    from kernels_bank.runtime.progress import Progress
-    from pipeline.data import manifest, sources
-
     if command.verify:
-        shards = manifest.read_manifest(command.output)
-        with Progress("verify", len(shards.train) + len(shards.validation), "shard") as bar:
-            manifest.verify(command.output, lambda shard: bar.advance(note=shard.name))
-        print(f"{command.output}: all hashes right, every sample decodes; digest {shards.digest}")
+        print(f"{command.output}: all hashes right, every sample decodes\n{described(verify(command.output))}")
         return
-    found = sources.list_sources(command.source)
+    if bool(command.source) == bool(command.download):
+        raise BadRequestError("the photographs come from --source or from --download; give one of them")
+    source = command.source
+    if command.download:
+        if command.check:
+            print(f"would fetch {SETS[command.download]} from {command.base_url} to {command.downloads}")
+            return
+        source = str(download(SETS[command.download], command.downloads, base_url=command.base_url))
     if command.check:
+        from pipeline.data.sources import list_sources
+
+        found = list_sources(source)
         print(f"{len(found)} image files, {found[0].name} ... {found[-1].name}; output {command.output}")
         return
     from pipeline.data.shards import make_shards
 
     settings = ShardSettings.model_validate(command.model_dump(include=set(ShardSettings.model_fields)))
-    result, reused = make_shards(command.source, command.output, settings, max_bad_fraction=command.max_bad_fraction)
-    state = "reused, nothing to do" if reused else "written"
-    print(f"{command.output}: {state}; digest {result.digest}")
-    print(
-        f"  {result.images} images, {result.samples} training tiles in {len(result.train)} shards, "
-        f"{len(result.validation)} validation shards, {len(result.skipped)} skipped"
-    )
-    for skipped in result.skipped:
-        print(f"  skipped {skipped.name}: {skipped.reason}")
+    manifest, reused = make_shards(source, command.output, settings, max_bad_fraction=command.max_bad_fraction)
+    print(f"{command.output}: {'reused, nothing to do' if reused else 'written'}\n{described(manifest)}")
 
 
 if __name__ == "__main__":

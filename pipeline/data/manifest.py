@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
+from kernels_bank.runtime.progress import Progress
 from pipeline.config import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -30,6 +30,7 @@ class Skipped(Frozen):
 
     name: str
     reason: str
+    duplicate_of: str = Field("", description="the input that shows the same picture, if that is the reason")
 
 
 class ShardSettings(Frozen):
@@ -38,6 +39,10 @@ class ShardSettings(Frozen):
     tile: int = Field(480, ge=32, description="tile side in pixels; the last row and column align to the edge")
     shard_mib: float = Field(128, gt=0, description="aim for the size of a tar")
     validation: float = Field(0.0, ge=0, lt=1, description="share of the images (never tiles) kept for validation")
+    min_side: int = Field(32, ge=1, description="images with a shorter side are skipped, in pixels")
+    drop_flat: float = Field(
+        0.0, ge=0, description="tiles whose standard deviation is below this many grey levels are left out; 0: none"
+    )
 
 
 class Manifest(Frozen):
@@ -49,6 +54,7 @@ class Manifest(Frozen):
     train: tuple[Shard, ...]
     validation: tuple[Shard, ...] = ()
     images: int
+    flat: int = Field(0, description="tiles left out because they are flat")
     skipped: tuple[Skipped, ...] = ()
     digest: str
 
@@ -102,8 +108,8 @@ def read_shard(uri: str, shard: Shard) -> bytes:
     return data
 
 
-def verify(uri: str, on_shard: Callable[[Shard], None]) -> Manifest:
-    """Re-hash every shard and decode every sample; `on_shard` is called after each.
+def verify(uri: str) -> Manifest:
+    """Re-hash every shard and decode every sample, with progress.
 
     Raises:
         ArtefactError: the first shard that is not what the manifest says.
@@ -112,15 +118,36 @@ def verify(uri: str, on_shard: Callable[[Shard], None]) -> Manifest:
     from pipeline.data.tiles import read_samples
 
     manifest = read_manifest(uri)
-    for shard in (*manifest.train, *manifest.validation):
-        count = 0
-        for sample in read_samples(read_shard(uri, shard)):
-            try:
-                decode_tile(sample.png)
-            except BadImageError as error:
-                raise ArtefactError(f"{storage.join(uri, shard.name)}: sample {sample.key}: {error}") from error
-            count += 1
-        if count != shard.samples:
-            raise ArtefactError(f"{storage.join(uri, shard.name)}: {count} samples, the manifest says {shard.samples}")
-        on_shard(shard)
+    shards = (*manifest.train, *manifest.validation)
+    with Progress("verify", len(shards), "shard") as bar:
+        for shard in shards:
+            count = 0
+            for sample in read_samples(read_shard(uri, shard)):
+                try:
+                    decode_tile(sample.png)
+                except BadImageError as error:
+                    raise ArtefactError(f"{storage.join(uri, shard.name)}: sample {sample.key}: {error}") from error
+                count += 1
+            if count != shard.samples:
+                raise ArtefactError(
+                    f"{storage.join(uri, shard.name)}: {count} samples, the manifest says {shard.samples}"
+                )
+            bar.advance(note=shard.name)
     return manifest
+
+
+def described(manifest: Manifest) -> str:
+    """What a shard set holds, and every input that is not in it with the reason; a few lines of text."""
+    shards = (*manifest.train, *manifest.validation)
+    held_out = sum(shard.samples for shard in manifest.validation)
+    lines = [
+        f"  images   {manifest.images}, {len(manifest.skipped)} skipped",
+        f"  tiles    {manifest.samples} for training in {len(manifest.train)} shards",
+        f"           {held_out} for validation in {len(manifest.validation)} shards",
+        f"  stored   {sum(shard.bytes for shard in shards) / 2**20:.1f} MiB",
+        f"  digest   {manifest.digest}",
+    ]
+    if manifest.flat:
+        lines.insert(2, f"           {manifest.flat} flat ones left out")
+    lines += [f"  skipped  {skipped.name}: {skipped.reason}" for skipped in manifest.skipped]
+    return "\n".join(lines)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+import pyarrow.fs as pafs
+
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
+from pipeline.data.images import BadImageError
 
 _EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image file: `name` is its path inside the source, `member` its name in a zip (else empty)."""
+    """One image file: `name` is its path inside the source, `member` its number in a zip (else -1)."""
 
     uri: str
     name: str
-    member: str = ""
+    member: int = -1
 
 
 def list_sources(uri: str) -> list[Source]:
@@ -31,21 +36,33 @@ def list_sources(uri: str) -> list[Source]:
     if not storage.exists(root):
         raise BadRequestError(f"{uri}: no such folder, zip or prefix")
     if root.lower().endswith(".zip"):
-        found = [Source(root, name, name) for name in _zip_members(root)]
+        infos = _open_zip(root).infolist()
+        found = [Source(root, info.filename, i) for i, info in enumerate(infos) if not info.is_dir()]
     else:
+        filesystem, path = storage.resolve(root)
+        if filesystem.get_file_info(path).type == pafs.FileType.File:
+            raise BadRequestError(f"{uri}: is a single file; name its folder, a .zip, or an s3:// prefix")
         found = [Source(storage.join(root, name), name) for name, _ in storage.list_files(root, recursive=True)]
     images = [s for s in found if _is_image(s.name)]
     if not images:
         raise BadRequestError(f"{uri}: no images in it; PNG, JPEG, WebP, BMP and TIFF files are used")
-    return sorted(images, key=lambda source: source.name)
+    return sorted(images, key=lambda source: (source.name, source.member))
 
 
 def read_source(source: Source) -> bytes:
-    """The encoded image."""
-    if not source.member:
+    """The encoded image.
+
+    Raises:
+        BadImageError: a zip member that is damaged, encrypted or packed in a way Python cannot read.
+        ArtefactError: the file is gone or cannot be read.
+    """
+    if source.member < 0:
         return storage.read_bytes(source.uri)
-    with _open_zip(source.uri) as archive:
-        return archive.read(source.member)
+    archive = _open_zip(source.uri)
+    try:
+        return archive.read(archive.infolist()[source.member])
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+        raise BadImageError(f"cannot be read from the zip ({error})") from error
 
 
 def _is_image(name: str) -> bool:
@@ -54,14 +71,11 @@ def _is_image(name: str) -> bool:
     return path.suffix.lower() in _EXTENSIONS and not hidden
 
 
-def _zip_members(uri: str) -> list[str]:
-    with _open_zip(uri) as archive:
-        return [info.filename for info in archive.infolist() if not info.is_dir()]
-
-
+@functools.lru_cache(maxsize=1)
 def _open_zip(uri: str) -> zipfile.ZipFile:
+    """Opened once a process: the table of contents of a large zip is not read again for every member."""
     filesystem, path = storage.resolve(uri)
     try:
         return zipfile.ZipFile(filesystem.open_input_file(path))
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, OSError, ValueError) as error:  # ValueError: pyarrow's, of a file too short to seek in
         raise BadRequestError(f"{uri}: not a readable zip file ({error})") from error

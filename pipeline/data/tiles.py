@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import cv2
 import numpy as np
 import webdataset
 
@@ -35,8 +36,18 @@ def tile_starts(length: int, tile: int) -> list[int]:
     return [*range(0, length - tile, tile), length - tile]
 
 
-def cut(image: np.ndarray, tile: int, *, name: str, sha256: str) -> Iterator[TileSample]:
+def is_flat(piece: np.ndarray, threshold: float) -> bool:
+    """Whether every channel of an (H, W, 3) uint8 tile varies less than `threshold` grey levels (standard deviation).
+
+    Such tiles, clear sky or a blown highlight, look the same blurred and sharp: nothing can be learned from them.
+    """
+    return bool(cv2.meanStdDev(piece)[1].max() < threshold)
+
+
+def cut(image: np.ndarray, tile: int, *, name: str, sha256: str, drop_flat: float = 0.0) -> Iterator[TileSample]:
     """Cut (H, W, 3) uint8 RGB into lossless samples, row by row; an image smaller than a tile is one sample.
+
+    Tiles that are flat by the threshold `drop_flat` are left out; 0 keeps all.
 
     The key is made of the source's hash and the tile's place: unique, free of dots, and the same whatever other
     images are in the set, so that a sample's random draws never depend on its neighbours.
@@ -45,6 +56,8 @@ def cut(image: np.ndarray, tile: int, *, name: str, sha256: str) -> Iterator[Til
     for top in tile_starts(height, tile):
         for left in tile_starts(width, tile):
             piece = image[top : top + tile, left : left + tile]
+            if is_flat(piece, drop_flat):
+                continue
             place = {
                 "source": name,
                 "source_sha256": sha256,
@@ -53,6 +66,11 @@ def cut(image: np.ndarray, tile: int, *, name: str, sha256: str) -> Iterator[Til
             }
             key = f"{sha256[:16]}-{top:05d}-{left:05d}"
             yield TileSample(key, encode_png(piece), json.dumps(place, sort_keys=True).encode())
+
+
+def tile_count(height: int, width: int, tile: int) -> int:
+    """How many tiles an image of this size is cut into."""
+    return len(tile_starts(height, tile)) * len(tile_starts(width, tile))
 
 
 def write_samples(samples: Iterator[TileSample], stream: BinaryIO) -> int:

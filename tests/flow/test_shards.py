@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
@@ -30,9 +31,8 @@ def hashes(uri: str) -> dict[str, str]:
 
 
 def test_the_set_verifies_and_is_reused(shards: str, photographs: Path):
-    seen = []
-    found = manifest.verify(shards, lambda shard: seen.append(shard.name))
-    assert len(seen) == len(found.train) >= 3
+    found = manifest.verify(shards)
+    assert len(found.train) >= 3
     again, reused = make_shards(str(photographs), shards, SETTINGS)
     assert reused
     assert again == found
@@ -62,22 +62,61 @@ def test_ray_data_reads_the_tars_unchanged(shards: str):
     assert len(rows) == manifest.read_manifest(shards).samples
 
 
-def test_bad_inputs_are_skipped_by_name_and_too_many_stop_the_job(photographs: Path, tmp_path: Path):
+def test_bad_inputs_are_skipped_by_name_and_too_many_stop_the_job(tmp_path: Path):
     source = tmp_path / "mixed"
     source.mkdir()
     rng = np.random.default_rng(0)
     for i in range(8):
         (source / f"good{i}.png").write_bytes(encode_png(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)))
-    (source / "copy.png").write_bytes((source / "good3.png").read_bytes())
+    Image.open(source / "good3.png").save(source / "other-file-same-picture.bmp")
     (source / "text.png").write_text("not an image")
     (source / "cut.png").write_bytes((source / "good1.png").read_bytes()[:-900])
-    with pytest.raises(BadRequestError, match=r"of 11 images cannot be used: .*text\.png \(not a readable image\)"):
-        make_shards(str(source), str(tmp_path / "out"), SETTINGS, max_bad_fraction=0.05)
-    found, _ = make_shards(str(source), str(tmp_path / "out"), SETTINGS, max_bad_fraction=0.3)
-    assert {s.name for s in found.skipped} == {"copy.png", "text.png", "cut.png"} or {
-        s.name for s in found.skipped
-    } == {"good3.png", "text.png", "cut.png"}
+    (source / "tiny.png").write_bytes(encode_png(np.zeros((1, 1, 3), np.uint8)))
+    with pytest.raises(BadRequestError, match=r"3 of 12 images cannot be used: .*text\.png \(not a readable image\)"):
+        make_shards(str(source), str(tmp_path / "out"), SETTINGS, max_bad_fraction=0.24)
+    assert not (tmp_path / "out").exists()
+    found, _ = make_shards(str(source), str(tmp_path / "out"), SETTINGS, max_bad_fraction=0.25)
+    assert {s.name: s.reason for s in found.skipped} == {
+        "other-file-same-picture.bmp": "the same picture as good3.png",
+        "text.png": "not a readable image",
+        "cut.png": "damaged pixel data",
+        "tiny.png": "1 x 1 pixels, a side is shorter than --min-side 32",
+    }
     assert found.images == found.samples == 8
+
+
+def test_flat_tiles_are_left_out_on_request_and_counted(tmp_path: Path):
+    picture = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
+    picture[:, :100] = np.random.default_rng(1).integers(100, 103, (100, 100, 1), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "half.png").write_bytes(encode_png(picture))
+    for drop_flat, kept in ((0.0, 2), (2.0, 1)):
+        out = str(tmp_path / f"out{drop_flat}")
+        found, _ = make_shards(str(tmp_path / "in"), out, ShardSettings(tile=100, drop_flat=drop_flat))
+        assert (found.samples, found.flat) == (kept, 2 - kept)
+    with pytest.raises(BadRequestError, match="no training tile is left"):
+        make_shards(str(tmp_path / "in"), str(tmp_path / "none"), ShardSettings(tile=100, drop_flat=200))
+
+
+def test_one_task_at_a_time_writes_what_many_write(shards: str, photographs: Path, tmp_path: Path):
+    import ray.data
+
+    options = ray.data.DataContext.get_current().execution_options
+    before, options.resource_limits = options.resource_limits, ray.data.ExecutionResources(cpu=1)
+    try:
+        make_shards(str(photographs), str(tmp_path), SETTINGS)
+    finally:
+        options.resource_limits = before
+    assert hashes(str(tmp_path)) == hashes(shards)
+
+
+def test_a_shard_goes_to_s3_by_multipart_upload(photographs: Path):
+    import boto3
+
+    make_shards(str(photographs), "s3://test/large", ShardSettings())
+    entity_tag = boto3.client("s3").head_object(Bucket="test", Key="large/train-000000.tar")["ETag"]
+    assert re.search(r"-\d+\"$", entity_tag)  # "<hash>-<parts>": only multipart uploads have that form
+    manifest.verify("s3://test/large")
 
 
 def test_a_flipped_byte_is_named(photographs: Path, tmp_path: Path):
@@ -88,7 +127,7 @@ def test_a_flipped_byte_is_named(photographs: Path, tmp_path: Path):
     victim.chmod(0o644)
     victim.write_bytes(bytes(data))
     with pytest.raises(ArtefactError, match=r"train-000001\.tar: damaged"):
-        manifest.verify(str(tmp_path), lambda shard: None)
+        manifest.verify(str(tmp_path))
 
 
 def test_validation_split_is_by_image_and_does_not_depend_on_the_others(photographs: Path, tmp_path: Path):
@@ -131,8 +170,10 @@ def test_a_killed_job_is_finished_by_the_next_one(tmp_path: Path):
     job.wait()
     finished = {note.stem: (out / note.stem).stat().st_mtime_ns for note in out.glob("_notes/*.json")}
     assert not (out / "manifest.json").exists()
+    (out / ".train-000003.tar.0123456789ab.tmp").write_bytes(b"half a shard")
+    (out / "backup.tar").write_bytes(b"somebody's own")
     make_shards(str(source), str(out), settings)
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
     make_shards(str(source), str(tmp_path / "undisturbed"), settings)
+    (out / "backup.tar").unlink()
     assert hashes(str(out)) == hashes(str(tmp_path / "undisturbed"))
-    assert hashlib.sha256((out / "manifest.json").read_bytes()).hexdigest() == hashes(str(out))["manifest.json"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.images import decode_tile
-from pipeline.data.tiles import cut, read_samples, tile_starts, write_samples
+from pipeline.data.tiles import cut, is_flat, read_samples, tile_count, tile_starts, write_samples
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -41,6 +41,21 @@ def test_the_image_can_be_put_together_again():
         top, left, bottom, right = json.loads(sample.json)["box"]
         again[top:bottom, left:right] = decode_tile(sample.png)
     assert np.array_equal(again, image)
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(32, 120))
+def test_the_count_of_tiles_is_known_beforehand(height: int, width: int, tile: int):
+    image = np.zeros((height, width, 3), np.uint8)
+    assert tile_count(height, width, tile) == len(list(cut(image, tile, name="a", sha256="0" * 64)))
+
+
+def test_a_tile_is_flat_when_no_channel_varies():
+    tile = np.full((40, 40, 3), 90, np.uint8)
+    tile[:, ::2, 1] = 94  # standard deviation 2 in one channel
+    assert is_flat(tile, 2.01)
+    assert not is_flat(tile, 1.99)
+    assert list(cut(tile, 40, name="a", sha256="0" * 64, drop_flat=2.01)) == []
+    assert not is_flat(np.zeros((8, 8, 3), np.uint8), 0)
 
 
 def test_tars_are_byte_identical_and_carry_no_clock_or_owner():

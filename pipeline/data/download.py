@@ -1,0 +1,119 @@
+"""Fetch a published photograph set over HTTP: resumed where it stopped, checked against its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.progress import Progress
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30
+# Waits between attempts that brought nothing; any byte that arrives starts the row anew.
+_RETRY_WAITS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file on the web and what it must be."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.file} ({self.bytes / 2**20:.0f} MiB)"
+
+
+# DIV2K (Agustsson & Timofte, NTIRE 2017), high-resolution images: 800 for training, 100 for validation.
+DIV2K_URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
+SETS = {
+    "div2k-train": Published(
+        "DIV2K_train_HR.zip", 3_530_603_713, "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"
+    ),
+    "div2k-valid": Published(
+        "DIV2K_valid_HR.zip", 448_993_893, "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"
+    ),
+}
+
+
+def download(published: Published, folder: Path, *, base_url: str = DIV2K_URL) -> Path:
+    """Fetch a file to `folder`, or finish an earlier attempt; returns its path. A complete file is only checked.
+
+    Raises:
+        BadRequestError: the server does not have the file, keeps failing, or the disk is too small.
+        ArtefactError: what came is not the published file.
+    """
+    target = folder / published.file
+    if target.exists():
+        _check(target, published)
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    if shutil.disk_usage(folder).free < published.bytes - have:
+        raise BadRequestError(f"{folder}: {published.bytes / 2**30:.1f} GiB are needed; choose another --downloads")
+    url = f"{base_url.rstrip('/')}/{published.file}"
+    with Progress(published.file, -(-published.bytes // _CHUNK), "MiB") as bar:
+        bar.start_at(have // _CHUNK)
+        failures = 0
+        while have < published.bytes:
+            before = have
+            problem = _fetch(url, part, published, bar)
+            have = part.stat().st_size if part.exists() else 0
+            failures = 0 if have > before else failures + 1
+            if failures > len(_RETRY_WAITS_S):
+                raise BadRequestError(
+                    f"{url}: {problem}; {have} of {published.bytes} bytes are in {part}, the same command goes on"
+                )
+            if have < published.bytes:
+                time.sleep(_RETRY_WAITS_S[max(0, failures - 1)])
+    _check(part, published)
+    part.replace(target)
+    return target
+
+
+def _fetch(url: str, part: Path, published: Published, bar: Progress) -> str:
+    """One request for what is missing, appended to `part`; returns why it ended early, if it did."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            if have and answer.status != 206:  # a server without ranges sends everything again
+                have = 0
+                bar.start_at(0)
+            coming = int(answer.headers.get("Content-Length") or published.bytes - have)
+            if have + coming != published.bytes:
+                raise ArtefactError(
+                    f"{url}: the server's file has {have + coming} bytes, the published one {published.bytes}"
+                )
+            with part.open("ab" if have else "wb") as stream:
+                while chunk := answer.read(_CHUNK):
+                    stream.write(chunk)
+                    bar.advance((have + len(chunk)) // _CHUNK - have // _CHUNK)
+                    have += len(chunk)
+        return "the connection was cut"
+    except urllib.error.HTTPError as error:
+        if error.code < 500 and error.code != 429:
+            raise BadRequestError(f"{url}: the server says {error.code} {error.reason}") from error
+        return f"the server says {error.code}"
+    except (OSError, http.client.HTTPException) as error:
+        return f"no connection ({error})"
+
+
+def _check(file: Path, published: Published) -> None:
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != published.sha256:
+        file.unlink()
+        raise ArtefactError(
+            f"{file}: its sha256 {found[:16]}... is not the published {published.sha256[:16]}...; "
+            "it was deleted, fetch it again or from another --base-url"
+        )

@@ -1,0 +1,39 @@
+"""Rows out of a Ray Data graph, with a user's mistake told as one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import ray.data
+from ray.exceptions import RayTaskError
+
+from kernels_bank.runtime.errors import BadRequestError
+
+
+def rows_of(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """All rows as they come. Raises the BadRequestError that a task raised, without Ray's traceback around it."""
+    keep_errors(dataset)
+    with plain_errors():
+        yield from dataset.iter_rows()
+
+
+def keep_errors(dataset: ray.data.Dataset) -> None:
+    """Let the errors of tasks through as they were raised; Ray Data would turn them into text."""
+    dataset.context.raise_original_map_exception = True
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise the BadRequestError inside a Ray error instead of it."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        if isinstance(cause, BadRequestError):
+            # Ours are one line; what follows is Ray's advice on retries.
+            raise type(cause)(str(cause).splitlines()[0]) from None
+        raise

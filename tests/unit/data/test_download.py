@@ -1,0 +1,119 @@
+"""Downloads against a local server that knows ranges, cuts connections, and may hold the wrong file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.data import download as module
+from pipeline.data.download import Published, download
+
+CONTENT = np.random.default_rng(0).bytes(3_500_000)
+FILE = Published("photos.zip", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves `content`; cuts the connection after `cut_after` bytes of an answer; `status` overrides."""
+
+    content = CONTENT
+    cut_after = len(CONTENT)
+    ranges = True
+    status = 0
+    asked: list[str | None]
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent."""
+
+    def do_GET(self) -> None:
+        """One answer."""
+        asked = self.headers.get("Range")
+        self.asked.append(asked)
+        if self.status:
+            self.send_error(self.status)
+            return
+        start = 0
+        if asked and self.ranges:
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+        else:
+            self.send_response(200)
+        body = self.content[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.cut_after])
+        self.close_connection = True
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Server]]:
+    monkeypatch.setattr(module, "_RETRY_WAITS_S", (0.0, 0.0))
+    handler = type("Handler", (Server,), {"asked": []})
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
+    handler.url = f"http://127.0.0.1:{listening.server_port}/DIV2K/"
+    yield handler
+    listening.shutdown()
+    listening.server_close()
+
+
+def test_a_file_comes_whole_and_is_not_fetched_again(server: type[Server], tmp_path: Path):
+    for _ in range(2):
+        path = download(FILE, tmp_path / "new", base_url=server.url)
+        assert path.read_bytes() == CONTENT
+    assert server.asked == [None]
+    assert [p.name for p in path.parent.iterdir()] == ["photos.zip"]
+
+
+def test_cut_connections_go_on_where_they_were_cut(server: type[Server], tmp_path: Path):
+    server.cut_after = 1_500_000
+    assert download(FILE, tmp_path, base_url=server.url).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1500000-", "bytes=3000000-"]
+
+
+def test_a_killed_download_goes_on_in_the_next_run(server: type[Server], tmp_path: Path):
+    (tmp_path / "photos.zip.part").write_bytes(CONTENT[:2_000_001])
+    assert download(FILE, tmp_path, base_url=server.url).read_bytes() == CONTENT
+    assert server.asked == ["bytes=2000001-"]
+
+
+def test_a_server_without_ranges_starts_over(server: type[Server], tmp_path: Path):
+    server.ranges = False
+    (tmp_path / "photos.zip.part").write_bytes(CONTENT[:1000])
+    assert download(FILE, tmp_path, base_url=server.url).read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_is_refused_and_nothing_of_it_stays(server: type[Server], tmp_path: Path):
+    server.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    with pytest.raises(ArtefactError, match="is not the published"):
+        download(FILE, tmp_path, base_url=server.url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_is_refused_before_it_is_fetched(server: type[Server], tmp_path: Path):
+    server.content = CONTENT[:5000]
+    with pytest.raises(ArtefactError, match="has 5000 bytes, the published one 3500000"):
+        download(FILE, tmp_path, base_url=server.url)
+
+
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, 3)])
+def test_an_error_names_the_address_and_only_passing_ones_are_tried_again(
+    server: type[Server], tmp_path: Path, status: int, requests: int
+):
+    server.status = status
+    with pytest.raises(BadRequestError, match=rf"DIV2K/photos\.zip: the server says {status}"):
+        download(FILE, tmp_path, base_url=server.url)
+    assert len(server.asked) == requests
+
+
+def test_no_server_is_one_clear_line(server: type[Server], tmp_path: Path):
+    with pytest.raises(BadRequestError, match=r"no connection .*the same command goes on"):
+        download(FILE, tmp_path, base_url="http://127.0.0.1:9/DIV2K")
