@@ -74,6 +74,12 @@ def exists(uri: str | Path) -> bool:
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def is_file(uri: str | Path) -> bool:
+    """Whether a file, not a folder or prefix, is there."""
+    filesystem, path = resolve(uri)
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+
+
 def list_files(uri: str | Path, *, recursive: bool = False) -> list[tuple[str, int]]:
     """(path relative to `uri`, bytes) of every file below it, sorted; empty when there is nothing."""
     filesystem, path = resolve(uri)

@@ -30,6 +30,6 @@ def estimate_sigma(image: np.ndarray) -> float:
     values = np.linalg.eigvalsh(np.cov(patches, rowvar=False))  # ascending
     for count in range(len(values), 0, -1):
         group = values[:count]
-        if np.count_nonzero(group > group.mean()) <= np.count_nonzero(group < group.mean()):
+        if np.count_nonzero(group > group.mean()) >= np.count_nonzero(group < group.mean()):
             break
     return float(np.sqrt(max(float(group.mean()) - _ROUNDING, 0.0)))

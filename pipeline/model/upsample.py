@@ -6,13 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_CUBIC = -0.75  # the free parameter of the cubic convolution kernel, as in OpenCV
+
 
 def upsample(lr: Tensor, scale: int, mode: str) -> Tensor:
     """Enlarge (B, C, h, w) to (B, C, s*h, s*w).
 
-    `nearest` repeats pixels, as the published USRNet does. `bicubic` interpolates by Keys' kernel (a = -0.5) with
-    LR pixel (i, j) exactly at HR pixel (s*i, s*j), where the decimation took it from: resizing functions that align
-    the corners of the pixel grid shift the picture by (s - 1) / 2.
+    `nearest` repeats pixels, as the published USRNet does. `bicubic` interpolates by the cubic convolution kernel
+    (Keys 1981, a = -0.75 as in OpenCV; edges replicated) with LR pixel (i, j) exactly at HR pixel (s*i, s*j), where
+    the decimation took it from: resizing functions that align the corners of the pixel grid shift the picture by
+    (s - 1) / 2.
 
     Raises:
         ValueError: another mode.
@@ -30,8 +33,8 @@ def _bicubic(lr: Tensor, scale: int) -> Tensor:
     taps = torch.arange(-1, 3, dtype=lr.dtype, device=lr.device)
     phases = torch.arange(scale, dtype=lr.dtype, device=lr.device) / scale
     distance = (taps - phases[:, None]).abs()  # (s, 4)
-    near = (1.5 * distance - 2.5) * distance.square() + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance.square() + 1
+    far = _CUBIC * (((distance - 5) * distance + 8) * distance - 4)
     line = torch.where(distance <= 1, near, far).where(distance < 2, 0)
     weight = (line[:, None, :, None] * line[None, :, None, :]).reshape(scale * scale, 1, 4, 4)
     planes = F.pad(lr.reshape(batch * channels, 1, height, width), (1, 2, 1, 2), mode="replicate")

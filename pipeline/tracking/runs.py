@@ -20,9 +20,9 @@ from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.storage import digest_of
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.redact import mask, mask_text
-from pipeline.tracking.store import RunRef, artifact_root, client, plain_errors, prepare_store, tracking_uri
+from pipeline.tracking.store import RunRef, artifact_root, client, plain_errors, prepare_store, tracking_uri, use_store
 
-__all__ = ["RunLogger", "RunRef", "code_revision", "finish", "open_run", "prepare_store", "tracking_uri"]
+__all__ = ["RunLogger", "RunRef", "code_revision", "finish", "open_run", "prepare_store", "tracking_uri", "use_store"]
 
 RUN_KEY = "blindsr.run_key"
 _PARAMS_PER_REQUEST = 100

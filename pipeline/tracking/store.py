@@ -62,6 +62,13 @@ def tracking_uri(output: str | Path) -> str:
     return checked_uri(f"{_SQLITE}{storage.resolve(output)[1]}/mlflow.db")
 
 
+def use_store(output: str | Path) -> str:
+    """Make the store of a run under `output` the one that this process looks models up in; returns its URI."""
+    uri = tracking_uri(output)
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    return uri
+
+
 def checked_uri(uri: str) -> str:
     """`uri` in a form that means the same in any working directory.
 

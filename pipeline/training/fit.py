@@ -63,7 +63,7 @@ def fit(config: RunConfig, *, verbose: bool = False) -> Fitted:
         run = runs.RunRef(record["run_id"], uri)
         return Fitted(Path(home) / "model", run, record["version"], reused=True)
 
-    connect(min_cpus=_cpus_needed(config), verbose=verbose)
+    connect(min_cpus=cpus_needed(config), verbose=verbose)
     data_cpus = _check_cluster(config)
     run = runs.open_run(
         experiment=config.tracking.experiment,
@@ -103,7 +103,7 @@ def check(config: RunConfig, sheet: Path) -> str:
     """Start nothing but the feed: read a few batches, save a contact sheet (HR | LR | kernel), describe the run."""
     config = _absolute(config)
     digests = data_digests(config)
-    connect(min_cpus=_cpus_needed(config))
+    connect(min_cpus=cpus_needed(config))
     data_cpus = _check_cluster(config)
     train, samples = config.train, read_manifest(config.data.shards).samples * config.data.patches_per_tile
     batches = Feed(config, stages=(), workers=train.workers, rank=0).batches(50, cpus=data_cpus)
@@ -162,7 +162,8 @@ def _differences(before: dict, now: dict, path: str = "") -> list[str]:
     return sorted(found)
 
 
-def _cpus_needed(config: RunConfig) -> int:
+def cpus_needed(config: RunConfig) -> int:
+    """Logical CPUs for all workers and one data task of each."""
     return int(config.train.workers * (config.train.cpus_per_worker + config.data.task_cpus) + 0.999)
 
 
@@ -173,7 +174,7 @@ def _check_cluster(config: RunConfig) -> float:
     if left < config.data.task_cpus:
         raise BadRequestError(
             f"the cluster has {have:g} CPUs; {workers} workers x {config.train.cpus_per_worker:g} and a data task of "
-            f"{config.data.task_cpus:g} for each need {_cpus_needed(config)}; lower train.workers, "
+            f"{config.data.task_cpus:g} for each need {cpus_needed(config)}; lower train.workers, "
             "train.cpus_per_worker or data.task_cpus"
         )
     return left

@@ -1,0 +1,46 @@
+"""The whole way on six bundled photographs in a few minutes: kernels, shards, training, registry, table, picture.
+
+python jobs/quickstart.py [--output DIR]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.cli import Command, parse, run
+from pipeline.config import RunConfig
+
+_CONFIGS = Path(__file__).parent / "configs"
+
+
+class Quickstart(Command):
+    """Build a kernel bank and shards, train, register, evaluate and restore, all on this machine."""
+
+    output: str = Field("runs", description="folder for everything that is made")
+
+
+def main(command: Quickstart) -> None:
+    """Run the command."""
+    from jobs.train import Train
+    from pipeline.quickstart import quickstart
+
+    home = f"{command.output}/quickstart"
+    arguments = ["--config", str(_CONFIGS / "quickstart.yaml"), "--output", command.output]
+    train = parse(Train, [*arguments, "--data.shards", f"{home}/shards", "--data.bank", f"{home}/bank"])
+    config = RunConfig.model_validate(train.model_dump(include=set(RunConfig.model_fields)))
+    result = quickstart(config, _CONFIGS / "quickstart-protocol.yaml")
+    stem = result.restored / f"{result.lr.stem}-x2"
+    print("\nEverything lies in", result.home)
+    print(f"  picture   {stem}-compare.png  (input | bicubic | restored | kernel)")
+    print(f"  table     {result.home}/evaluation-v{result.version}/psnr-by-kernel.png")
+    print(f"  model     {result.model} = version {result.version}")
+    print("Go on with")
+    print(f"  .venv/bin/mlflow ui --backend-store-uri {result.tracking_uri}")
+    print(f"  .venv/bin/python jobs/restore.py --model {result.model} --input YOUR.jpg --output restored --scale 2")
+    print("  .venv/bin/python jobs/registry.py list")
+
+
+if __name__ == "__main__":
+    run(Quickstart, main)

@@ -1,0 +1,107 @@
+"""The whole way on bundled photographs: bank, shards, training, evaluation, look-up, restoration."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernels_bank import KernelBankSpec, benchmark_kernels
+from kernels_bank.runtime.cluster import connect
+from pipeline.config import RunConfig
+from pipeline.data.manifest import ShardSettings
+from pipeline.data.photographs import copy_photographs
+
+BANK = KernelBankSpec(gaussian=1000, motion=1000)
+SHARDS = ShardSettings(tile=240, shard_mib=1)
+_SHOWN = "chelsea.png"
+_SHOWN_KERNEL = 7  # of the benchmark: a slanted anisotropic Gaussian
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where everything lies."""
+
+    home: Path
+    tracking_uri: str
+    model: str  # models:/name@alias
+    version: int
+    headline: dict[str, float]
+    restored: Path  # folder of the restored picture
+    lr: Path  # the picture that was restored
+
+
+def quickstart(config: RunConfig, protocol: Path) -> Result:
+    """Run every step; those whose results are there and match are reused, and say so.
+
+    Args:
+        config: the training run; bank and shards are built where it looks for them.
+        protocol: YAML file of the evaluation protocol.
+    """
+    from kernels_bank.generate import build_bank, present
+    from pipeline.data.shards import make_shards
+    from pipeline.evaluation.report import run_evaluation
+    from pipeline.evaluation.settings import EvaluationSettings
+    from pipeline.inference.files import restore_files
+    from pipeline.tracking import runs
+    from pipeline.training.fit import cpus_needed, fit
+
+    home = Path(config.output).absolute() / config.name
+    uri = runs.use_store(config.output)
+    threading.Thread(target=runs.prepare_store, args=(uri,), daemon=True).start()
+    connect(min_cpus=cpus_needed(config))
+    train, held_out = copy_photographs(home / "photographs")
+
+    with step("1/6 kernel bank"):
+        if present(BANK, config.data.bank):
+            print(f"  {config.data.bank}: the same bank is there; reused")
+        bank = build_bank(BANK, config.data.bank)
+        print(f"  {BANK.count} kernels, code of {bank.codec.components} components; see {config.data.bank}/preview.png")
+    with step("2/6 shards"):
+        shards, reused = make_shards(str(train), config.data.shards, SHARDS)
+        state = "the same shards are there; reused" if reused else "written"
+        print(f"  {shards.images} photographs, {shards.samples} tiles in {len(shards.train)} shards: {state}")
+    with step("3/6 training"):
+        fitted = fit(config)
+        print(f"  {'finished before; reused' if fitted.reused else 'finished'}: {fitted.model}")
+    name = config.tracking.model_name
+    model = f"models:/{name}@{config.tracking.alias}"
+    print(f"4/6 registered: {name} version {fitted.version}, alias {config.tracking.alias}", flush=True)
+    with step("5/6 evaluation on two held-out photographs"):
+        settings = EvaluationSettings(model=model, images=str(held_out), protocol=str(protocol))
+        headline = run_evaluation(settings, home / f"evaluation-v{fitted.version}")
+    with step("6/6 look-up by alias and restoration"):
+        lr = _degraded(held_out / _SHOWN, home)
+        restored = home / f"restored-v{fitted.version}"
+        restore_files(model, str(lr), str(restored), scale=2, overwrite=True)
+    return Result(home, uri, model, fitted.version, headline, restored, lr)
+
+
+class step:  # noqa: N801 - reads as a statement
+    """`with step("1/6 kernel bank"):` prints the name before and the seconds after."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        print(f"{self._name} ...", flush=True)
+        self._started = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        print(f"  {time.monotonic() - self._started:.1f} s", flush=True)
+
+
+def _degraded(photograph: Path, home: Path) -> Path:
+    """The held-out photograph as a bad camera would have taken it: blurred, halved, rounded to 8 bit."""
+    from pipeline.data.images import decode_image, encode_png
+    from pipeline.evaluation.cases import crop_hr, make_lr
+    from pipeline.evaluation.protocol import PROTOCOLS
+
+    protocol = PROTOCOLS["usrnet-table1"]
+    hr = crop_hr(decode_image(photograph.read_bytes()), 2, protocol)
+    lr = make_lr(hr, benchmark_kernels()[_SHOWN_KERNEL - 1], 2, 0.0, protocol)
+    path = home / "lr" / photograph.name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(encode_png((lr * 255).round().astype("uint8")))
+    return path
