@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
+import pwd
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,9 +70,7 @@ def s3() -> Iterator[str]:
     """An S3 server over HTTP with a bucket `test`; the AWS variables of this process point at it."""
     import boto3
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     settings = {
         "AWS_ENDPOINT_URL": endpoint,
@@ -92,3 +97,91 @@ def s3() -> Iterator[str]:
         server.wait()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with MLflow's tables; copying it saves a test the seconds that making them takes."""
+    from pipeline.tracking.store import prepare_store
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    prepare_store(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def sqlite_store(empty_store: Path, tmp_path: Path) -> str:
+    """Tracking URI of a store of this test's own."""
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str | None]:
+    """The URI of a PostgreSQL database, or nothing where its programs or its driver are not installed."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs or importlib.util.find_spec("psycopg2") is None:
+        yield None
+        return
+    port = free_port()
+    # It refuses to run as root, and its user could not enter pytest's own folders.
+    user = "postgres" if os.geteuid() == 0 else None
+    account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
+    with tempfile.TemporaryDirectory(prefix="blindsr-pg-") as folder, contextlib.ExitStack() as stack:
+        if user:
+            shutil.chown(folder, user)
+        data, quiet = f"{folder}/data", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+        initialise = [programs[-1], "-D", data, "-U", "mlflow", "--auth=trust", "--no-sync"]
+        subprocess.run(initialise, check=True, **account, **quiet)
+        serve = [programs[-1].with_name("postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"]
+        server = subprocess.Popen(serve, **account, **quiet)
+        stack.callback(stop, server, signal.SIGINT)
+        wait_for_port(port, server)
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+
+
+@pytest.fixture(scope="session")
+def tracking_server(
+    s3: str, postgres: str | None, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """URI of an `mlflow server`: on PostgreSQL if it is installed, else on SQLite; artifacts go to S3."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    backend = postgres or f"sqlite:///{shutil.copy(empty_store, folder / 'server.db')}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--workers", "1"]
+    command += ["--artifacts-destination", "s3://test/mlflow", "--host", "127.0.0.1", "--port", str(port)]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    log = (folder / "server.log").open("w")
+    server = subprocess.Popen(
+        command, cwd=folder, env=os.environ | quiet, start_new_session=True, stdout=log, stderr=log
+    )
+    try:
+        wait_for_port(port, server)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60) as answer:
+            assert answer.status == 200
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        log.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, server: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the server ended while starting"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+def stop(server: subprocess.Popen, how: signal.Signals) -> None:
+    server.send_signal(how)
+    server.wait(timeout=30)

@@ -1,0 +1,275 @@
+"""Runs and the background logger on a real SQLite store and a real server: nothing doubled, lost or given away."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.tracking import runs
+from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.store import client
+
+pytestmark = pytest.mark.flow
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def store(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue("sqlite_store" if request.param == "sqlite" else "tracking_server")
+
+
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest) -> str:
+    return request.node.name
+
+
+def steps(uri: str, run_id: str, key: str) -> list[int]:
+    return [metric.step for metric in client(uri).get_metric_history(run_id, key)]
+
+
+def runs_of(uri: str, experiment: str) -> list:
+    api = client(uri)
+    return api.search_runs([api.get_experiment_by_name(experiment).experiment_id])
+
+
+def test_a_run_is_opened_once_and_reopened_by_its_id(store: str, experiment: str):
+    params = {"train": {"steps": 5}, "many": {str(n): n for n in range(230)}}
+    ref = runs.open_run(experiment, "a", store, params, {"shards": "1"})
+    runs.finish(ref, "FAILED")
+    longer = {**params, "train": {"steps": 9, "new": 1}}
+    again = runs.open_run(experiment, "a", store, longer, {"shards": "2"}, resume_id=ref.run_id)
+    assert again.run_id == ref.run_id
+    (run,) = runs_of(store, experiment)
+    assert run.info.status == "RUNNING"
+    assert len(run.data.params) == 232
+    assert run.data.params["train.steps"] == "5"  # a parameter of MLflow cannot change
+    assert run.data.tags["resumed.train.steps"] == "9"
+    assert run.data.params["train.new"] == "1"
+    assert run.data.tags["shards"] == "2"
+    runs.finish(again, "FINISHED")
+    assert runs_of(store, experiment)[0].info.status == "FINISHED"
+
+
+def test_a_killed_driver_leaves_no_double(sqlite_store: str, experiment: str):
+    script = (
+        "import os, signal\n"
+        "from pipeline.tracking import runs\n"
+        f"print(runs.open_run({experiment!r}, 'a', {sqlite_store!r}, {{}}, {{}}, key='k').run_id, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    first = killed.stdout.split()[-1]
+    assert runs.open_run(experiment, "a", sqlite_store, {}, {}, key="k").run_id == first
+    # With metrics it belongs to work whose files are gone: closed, and a new run takes over.
+    client(sqlite_store).log_metric(first, "loss", 1.0, step=1)
+    second = runs.open_run(experiment, "a", sqlite_store, {}, {}, key="k").run_id
+    assert second != first
+    status = {run.info.run_id: run.info.status for run in runs_of(sqlite_store, experiment)}
+    assert status == {first: "KILLED", second: "RUNNING"}
+
+
+def test_other_runs_of_the_experiment_are_left_alone(store: str, experiment: str):
+    one = runs.open_run(experiment, "a", store, {}, {}, key="one")
+    two = runs.open_run(experiment, "a", store, {}, {}, key="two")
+    assert one.run_id != two.run_id
+    assert {run.info.status for run in runs_of(store, experiment)} == {"RUNNING"}
+
+
+def test_drivers_that_start_at_once_share_an_experiment(sqlite_store: str, experiment: str):
+    opened: list[str] = []
+    threads = [
+        threading.Thread(
+            target=lambda n=n: opened.append(runs.open_run(experiment, f"r{n}", sqlite_store, {}, {}).run_id)
+        )
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(opened)) == 4
+    assert {run.info.run_id for run in runs_of(sqlite_store, experiment)} == set(opened)
+
+
+def test_a_deleted_experiment_is_said_so(sqlite_store: str, experiment: str):
+    runs.open_run(experiment, "a", sqlite_store, {}, {})
+    api = client(sqlite_store)
+    api.delete_experiment(api.get_experiment_by_name(experiment).experiment_id)
+    with pytest.raises(BadRequestError, match=rf"experiment '{experiment}' was deleted"):
+        runs.open_run(experiment, "b", sqlite_store, {}, {})
+
+
+def test_the_logger_writes_points_pictures_and_files(store: str, experiment: str, tmp_path: Path):
+    ref = runs.open_run(experiment, "a", store, {}, {})
+    file = tmp_path / "note.txt"
+    file.write_text("as it was")
+    picture = np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8)
+    with RunLogger(ref, interval_s=0.05) as logger:
+        for step in range(1, 1206):  # more than a request may hold
+            logger.metrics(step, {"loss": 1 / step, "psnr": float(step)})
+        logger.image("sample/row", picture, step=7)
+        logger.artifact(file, "notes")
+        file.write_text("changed afterwards")
+        logger.input("shards", "d" * 64, "s3://me:hunter22@bucket/shards")
+        picture[:] = 0
+    api = client(store)
+    history = api.get_metric_history(ref.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(n, 1 / n) for n in range(1, 1206)]
+    fetched = api.download_artifacts(ref.run_id, "notes/note.txt", str(tmp_path))
+    assert Path(fetched).read_text() == "as it was"
+    from PIL import Image
+
+    shown = next(i.path for i in api.list_artifacts(ref.run_id, "images") if i.path.endswith(".png"))
+    stored = np.asarray(Image.open(api.download_artifacts(ref.run_id, shown, str(tmp_path))))
+    assert np.array_equal(stored, np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8))
+    (data,) = api.get_run(ref.run_id).inputs.dataset_inputs
+    assert json.loads(data.dataset.source) == {"uri": "s3://***@bucket/shards", "sha256": "d" * 64}
+
+
+def test_steps_repeated_after_a_restart_are_dropped(sqlite_store: str, experiment: str):
+    ref, picture = runs.open_run(experiment, "a", sqlite_store, {}, {}), np.zeros((4, 4, 3), np.uint8)
+    for last in (6, 10):  # the second sitting starts at the checkpoint, before what was logged
+        with RunLogger(ref, interval_s=0.05) as logger:
+            for step in range(4 if last == 10 else 0, last + 1):
+                logger.metrics(step, {"loss": float(step + last)})
+            logger.image("sample", picture, step=5)
+    history = client(sqlite_store).get_metric_history(ref.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(n, n + 6.0) for n in range(7)] + [
+        (n, n + 10.0) for n in (7, 8, 9, 10)
+    ]
+    pictures = client(sqlite_store).list_artifacts(ref.run_id, "images")
+    assert len([p for p in pictures if p.path.endswith(".png")]) == 1
+
+
+class Gate:
+    """A TCP forwarder to the server that can be shut: the server is then away, and comes back without a restart."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.removeprefix("http://").split(":")
+        self._target = (host, int(port))
+        self._listener: socket.socket | None = None
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.open()
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._connections: list[socket.socket] = []
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        assert self._listener is not None
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._connections:
+            connection.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+                far = socket.create_connection(self._target)
+            except OSError:
+                return
+            self._connections += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            sink.close()
+
+
+@pytest.fixture
+def gate(tracking_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    made = Gate(tracking_server)
+    yield made
+    made.shut()
+
+
+def test_a_server_that_is_away_costs_no_time_and_no_point(
+    gate: Gate, tracking_server: str, experiment: str, caplog: pytest.LogCaptureFixture
+):
+    ref = runs.open_run(experiment, "a", f"http://127.0.0.1:{gate.port}", {}, {})
+    with caplog.at_level(logging.WARNING), RunLogger(ref, interval_s=0.05) as logger:
+        logger.metrics(0, {"loss": 0.0})
+        wait_until(lambda: steps(tracking_server, ref.run_id, "loss") == [0])
+        gate.shut()
+        started = time.monotonic()
+        for step in range(1, 50):
+            logger.metrics(step, {"loss": float(step)})
+        logger.image("sample", np.zeros((4, 4, 3), np.uint8), step=3)
+        assert time.monotonic() - started < 0.5  # no call waits for the server
+        wait_until(lambda: "points are kept and sent later" in caplog.text)
+        assert steps(tracking_server, ref.run_id, "loss") == [0]
+        gate.open()
+    assert steps(tracking_server, ref.run_id, "loss") == list(range(50))
+    assert client(tracking_server).list_artifacts(ref.run_id, "images")
+    assert "are lost" not in caplog.text
+
+
+def test_a_server_that_stays_away_ends_in_a_warning(gate: Gate, experiment: str, caplog: pytest.LogCaptureFixture):
+    ref = runs.open_run(experiment, "a", f"http://127.0.0.1:{gate.port}", {}, {})
+    gate.shut()
+    logger = RunLogger(ref, interval_s=0.05)
+    with caplog.at_level(logging.WARNING):
+        logger.metrics(1, {"loss": 1.0, "psnr": 2.0})
+        started = time.monotonic()
+        logger.close(limit_s=2)
+    assert time.monotonic() - started < 10
+    assert f"2 points and files of run {ref.run_id} are lost" in caplog.text
+    runs.finish(ref, "FINISHED")  # warns too, and does not hide what the caller may be handling
+    assert "could not be closed as FINISHED" in caplog.text
+    gate.open()
+
+
+def wait_until(condition, limit_s: float = 60) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_no_secret_is_in_the_store(tmp_path: Path, empty_store: Path):
+    # In a process of its own, as a user would have it: credentials in the environment and in the settings.
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(empty_store.read_bytes())
+    secrets = {"AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENG", "MLFLOW_TRACKING_PASSWORD": "correcthorse9"}
+    script = (
+        "import os\n"
+        "from pipeline.tracking import runs\n"
+        "from pipeline.tracking.logger import RunLogger\n"
+        "data = {'shards': 'https://me:hunter22@host/shards', 'note': os.environ['AWS_SECRET_ACCESS_KEY']}\n"
+        "argv = ['--token', os.environ['MLFLOW_TRACKING_PASSWORD']]\n"
+        "params = {'data': data, 'db': {'password': 'letmein7'}, 'argv': argv}\n"
+        "tags = {'url': 'https://b/k?X-Amz-Signature=abcdef0123&x=1', 'id': 'AKIAABCDEFGHIJKLMNOP'}\n"
+        f"ref = runs.open_run('secrets', 'a', 'sqlite:///{database}', params, tags)\n"
+        "with RunLogger(ref) as logger:\n"
+        "    logger.input('shards', 'd' * 64, 'https://me:hunter22@host/shards')\n"
+        "runs.finish(ref, 'FINISHED')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], env=os.environ | secrets, check=True, timeout=120)
+    written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert b"https://***@host/shards" in written  # it was recorded
+    for secret in (*secrets.values(), "hunter22", "letmein7", "abcdef0123", "AKIAABCDEFGHIJKLMNOP"):
+        assert secret.encode() not in written, secret
