@@ -69,7 +69,9 @@ class Progress:
     def _line(self, *, final: bool = False) -> None:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
-        remaining = (self._total - self._done) / max(self._rate(), 1e-9)
-        tail = f"in {elapsed:.1f} s" if final else f"ETA {remaining:.0f} s"
+        rate = self._rate()
+        # Resumed work has no rate before its first item.
+        eta = f"ETA {(self._total - self._done) / rate:.0f} s" if rate > 0 else "ETA unknown"
+        tail = f"in {elapsed:.1f} s" if final else eta
         line = f"{self._label}: {self._done}/{self._total} {self._unit} ({self._rate_text()}, {tail}) {self._note}"
         print(line.rstrip(), file=sys.stderr, flush=True)

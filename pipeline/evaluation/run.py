@@ -128,7 +128,7 @@ def _checked_images(uri: str, scales: tuple[int, ...], kernels: np.ndarray, prot
 
     found = {}
     for source in list_sources(uri):
-        if source.member:
+        if source.member >= 0:
             raise BadRequestError(f"{uri}: unpack the zip; the evaluation reads folders and prefixes")
         data = storage.read_bytes(source.uri)
         try:

@@ -54,7 +54,7 @@ class LiveLine:
             while True:
                 last = self._stop.wait(0.5)
                 step, note = ray.get(self.board.get.remote())
-                if step:
+                if step != shown and step:
                     # The rate counts from the first note on: a resumed run starts in the middle, and the first steps
                     # of any run wait for its data.
                     if shown is None:

@@ -1,0 +1,137 @@
+"""The evaluation on real Ray workers: the same numbers on any of them, and after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from pyarrow import parquet
+
+from kernels_bank import KernelCodec, sample_gaussian
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.config import ModelConfig
+from pipeline.data.images import decode_image, encode_png
+from pipeline.evaluation.report import planned, run_evaluation
+from pipeline.evaluation.run import _Worker, prepare
+from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.model import BlindUSRNet
+from pipeline.model.weights import save_model
+
+pytestmark = pytest.mark.flow
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def settings(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluationSettings:
+    """An untrained x2 model, three small photographs, four kernels, no noise."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    torch.manual_seed(0)
+    kernels = sample_gaussian(200, 13, rng=np.random.default_rng(0))
+    config = ModelConfig(unfoldings=3, rounds=1, widths=(4, 4, 8, 8), residual_blocks=1, global_skip=True)
+    save_model(BlindUSRNet(config, KernelCodec.fit(kernels, components=8)), folder / "model", {})
+    (folder / "images").mkdir()
+    for name in ("coffee.png", "china.jpg", "flower.jpg"):
+        image = decode_image((photographs / name).read_bytes())
+        (folder / "images" / name).with_suffix(".png").write_bytes(encode_png(image[100:196, 100:204]))
+    np.save(folder / "kernels.npy", kernels[:4])
+    return EvaluationSettings(
+        model=str(folder / "model"), images=str(folder / "images"), kernels=str(folder / "kernels.npy")
+    )
+
+
+def rows(output: Path) -> list[dict]:
+    """The results without what a clock said."""
+    found = parquet.read_table(output / "results.parquet").to_pylist()
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_any_worker_gives_the_same_numbers_and_a_kill_loses_none(settings: EvaluationSettings, tmp_path: Path):
+    headline = run_evaluation(settings, tmp_path / "a")
+    assert set(headline) == {f"psnr.usrnet-table1.x2.{method}" for method in ("bicubic", "blind", "nonblind")}
+    found = rows(tmp_path / "a")
+    assert len(found) == 3 * 4 * 4
+    assert {row["method"] for row in found} == {"bicubic", "bicubic-unaligned", "blind", "nonblind"}
+
+    # One process, no Ray: the oracle.
+    plan = prepare(settings)
+    alone = _Worker(plan.models, plan.kernels, plan.protocol)
+    expected = {}
+    for case in plan.cases[:3]:
+        key = [case.image, case.kernel, case.scale, case.sigma]
+        for row in json.loads(alone({"case": json.dumps(key)})["rows"]):
+            expected[row["image"], row["kernel"], row["method"]] = row
+    for row in found:
+        if (oracle := expected.get((row["image"], row["kernel"], row["method"]))) is not None:
+            assert {k: v for k, v in oracle.items() if k != "seconds"} == row
+
+    # As a job that is killed once it has begun; then by the same command again.
+    killed = tmp_path / "killed"
+    journal, text = _start_and_kill(settings, killed)
+    assert not (killed / "summary.json").exists()
+    run_evaluation(settings, killed)
+    assert rows(killed) == found
+    kept = [json.loads(line)[0]["seconds"] for line in text.splitlines()[1:]]
+    table = parquet.read_table(killed / "results.parquet").to_pylist()
+    assert set(kept) <= {row["seconds"] for row in table}, "finished cases were computed again"
+    assert not journal.exists()
+    assert run_evaluation(settings, killed) == headline
+
+
+def _start_and_kill(settings: EvaluationSettings, output: Path) -> tuple[Path, str]:
+    """Run the job until its journal has a case, then kill all of its processes; returns the journal."""
+    flags = ["--model", settings.model, "--images", settings.images, "--kernels", settings.kernels]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    job = subprocess.Popen(
+        [sys.executable, "jobs/evaluate.py", *flags, "--output", str(output)],
+        cwd=REPO,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    journal, deadline = output / "journal.jsonl", time.monotonic() + 180
+    while not (journal.exists() and journal.read_text().count("\n") >= 2):
+        assert job.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    tree = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
+    for process in tree:
+        process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(tree, timeout=20)
+    job.wait()
+    text = journal.read_text()
+    journal.write_text(text + '[{"image": "cut sho')  # a kill in the middle of a line
+    return journal, text[: text.rfind("\n") + 1]
+
+
+def test_what_does_not_fit_is_said_before_anything_starts(settings: EvaluationSettings, tmp_path: Path):
+    assert "3 images x 4 kernels at scales 2" in planned(settings)
+    for change, message in (
+        ({"scales": (3,)}, "was not made for scale 3"),
+        ({"images": str(tmp_path)}, "no images in it"),
+        ({"model": str(tmp_path)}, r"holds no model\.json"),
+        ({"protocol": "mine"}, "neither a known name"),
+        ({"kernels": str(tmp_path / "k.txt")}, "unknown kind of kernel file"),
+    ):
+        with pytest.raises(BadRequestError, match=message):
+            planned(settings.model_copy(update=change))
+    (tmp_path / "tiny.png").write_bytes(encode_png(np.zeros((20, 90, 3), np.uint8)))
+    with pytest.raises(BadRequestError, match=r"tiny\.png: 90 x 20 is too small for scale 2"):
+        planned(settings.model_copy(update={"images": str(tmp_path)}))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_another_evaluation_is_not_mixed_in(settings: EvaluationSettings, tmp_path: Path):
+    one = settings.model_copy(update={"protocol": "float"})
+    run_evaluation(one, tmp_path)
+    with pytest.raises(ArtefactError, match="holds another evaluation"):
+        run_evaluation(settings, tmp_path)

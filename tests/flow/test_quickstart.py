@@ -1,0 +1,78 @@
+"""The whole way with a few training steps: every artefact is there, belongs together, and is found again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from kernels_bank import store
+from pipeline import quickstart as whole_way
+from pipeline.config import RunConfig
+from pipeline.data import manifest as shards
+from pipeline.data.images import decode_image
+from pipeline.tracking import registry
+
+pytestmark = pytest.mark.flow
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """quickstart.yaml, narrow and short."""
+    content = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
+    home = tmp_path / "quickstart"
+    content["output"] = str(tmp_path)
+    content["data"] |= {"bank": str(home / "bank"), "shards": str(home / "shards")}
+    content["model"] |= {"widths": [4, 4, 8, 8], "unfoldings": 3, "rounds": 1}
+    content["train"] |= {"steps": 4, "log_every": 2, "image_every": 2, "checkpoint_every": 2, "warmup_steps": 1}
+    return RunConfig.model_validate(content)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_photographs_in_a_registered_model_out(config: RunConfig, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that the run's own store is used, and the variable put back
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    protocol = tmp_path / "protocol.yaml"
+    protocol.write_text("name: tiny\ncrop: 64\nsigmas: {2: [0.0]}\n")
+    result = whole_way.quickstart(config, protocol)
+
+    assert sum(record.rows for record in store.verify(config.data.bank)) == 2000
+    assert shards.verify(config.data.shards, lambda _: None).images == 4
+
+    version = registry.find(result.model)
+    assert version.number == result.version == 1
+    assert version.aliases == ("candidate",)
+    looked_up = load_file(registry.download(result.model) / "weights.safetensors")
+    trained = load_file(result.home / "model" / "weights.safetensors")
+    assert looked_up.keys() == trained.keys()
+    assert all(torch.equal(looked_up[name], trained[name]) for name in trained)
+    bank, data = store.read_manifest(config.data.bank), shards.read_manifest(config.data.shards)
+    assert (version.tags["bank"], version.tags["shards"]) == (bank.digest, data.digest)
+
+    assert set(result.headline) >= {f"psnr.tiny.x2.{method}" for method in ("bicubic", "blind", "nonblind")}
+    assert version.metrics == pytest.approx(result.headline)
+    rows = json.loads((result.home / "evaluation-v1" / "summary.json").read_text())["means"]
+    assert {row["method"] for row in rows} == {"bicubic", "bicubic-unaligned", "blind", "nonblind"}
+    lr, restored = (decode_image(p.read_bytes()) for p in (result.lr, result.restored / "chelsea-x2.png"))
+    assert restored.shape == (2 * lr.shape[0], 2 * lr.shape[1], 3)
+
+    api = registry.client(result.tracking_uri)
+    run = api.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    recorded = {f.path for f in api.list_artifacts(version.run_id, "evaluation/tiny")}
+    assert {f"evaluation/tiny/{n}" for n in ("summary.json", "samples.png", "results.parquet")} <= recorded
+    assert api.list_artifacts(version.run_id, "images")
+
+    # Again: all is found, nothing is made anew.
+    capsys.readouterr()
+    again = whole_way.quickstart(config, protocol)
+    assert (again.version, again.headline) == (result.version, result.headline)
+    shown = capsys.readouterr().out
+    assert shown.count("reused") == 3
+    assert "nothing was computed" in shown
+    assert len(registry.list_versions("blind-sr-x2", result.tracking_uri)) == 1

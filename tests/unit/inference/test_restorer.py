@@ -1,0 +1,165 @@
+"""Restoring with a network: nothing changes inside, edges do not ring, wrong requests are one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+
+from kernels_bank import KernelCodec, benchmark_kernels, load_kernels, sample_gaussian
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.config import ModelConfig
+from pipeline.data.images import decode_image, encode_png
+from pipeline.degrade import degrade
+from pipeline.inference import Restorer
+from pipeline.inference.boundary import periodic_extension
+from pipeline.inference.files import restore_files
+from pipeline.inference.noise import estimate_sigma
+from pipeline.model import BlindUSRNet
+from pipeline.model.weights import save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An untrained blind x2 model on disk: it already deblurs by its data steps."""
+    torch.manual_seed(0)
+    codec = KernelCodec.fit(sample_gaussian(300, 13, rng=np.random.default_rng(0)), components=8)
+    config = ModelConfig(unfoldings=3, rounds=1, widths=(4, 4, 8, 8), residual_blocks=1, global_skip=True)
+    path = tmp_path_factory.mktemp("model")
+    save_model(BlindUSRNet(config, codec), path, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def restorer(folder):
+    return Restorer.load(folder, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return data.chelsea()[60:124, 100:172]
+
+
+@pytest.mark.parametrize(("height", "width", "margin"), [(1, 5, 3), (17, 40, 13), (64, 63, 20), (9, 9, 30)])
+def test_the_extension_keeps_the_image_and_closes_the_seam(height, width, margin):
+    random = np.random.default_rng(0)
+    image = random.random((height, width, 3)).cumsum(0).cumsum(1).astype(np.float32)
+    extended = periodic_extension(image, margin)
+    assert all(
+        side % 8 == 0 and side >= own + margin for side, own in zip(extended.shape, (height, width), strict=False)
+    )
+    np.testing.assert_array_equal(extended[:height, :width], image)
+    # The jump from the last row to the first is no larger than the ordinary steps of the band.
+    for axis in (0, 1):
+        seam = np.abs(np.take(extended, 0, axis) - np.take(extended, -1, axis)).max()
+        steps = np.abs(np.diff(extended, axis=axis)).max()
+        assert seam <= 1.01 * steps
+
+
+def test_without_it_a_real_photograph_rings(restorer):
+    """A photograph whose left and right edges differ: restored as if it were periodic, the edges ring."""
+    ramp = np.linspace(0, 255, 96)[None, :, None] * np.ones((64, 1, 3))
+    hr = torch.from_numpy(ramp / 255).permute(2, 0, 1)[None].float()
+    padded = torch.nn.functional.pad(hr, (24, 24, 24, 24), mode="replicate")
+    kernel = torch.from_numpy(benchmark_kernels()[3][None])
+    lr = degrade(padded, kernel, 2)[..., 12:-12, 12:-12]  # blurred by what lies outside, not by the other edge
+    image = (lr[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    known = kernel[0].numpy()
+    extended = restorer.restore(image, 2, 0.0, known).image.astype(float)
+    wrapped = restorer.nonblind(restorer.tensor(image / 255), kernel, 2, 0.0)[0].permute(1, 2, 0).numpy() * 255
+
+    def error(sr: np.ndarray) -> float:
+        return float(np.abs(sr - ramp)[:, :8].mean())
+
+    assert error(extended) < 0.3 * error(wrapped)
+
+
+def test_a_shifted_crop_restores_to_the_same_interior(restorer, photo):
+    """What lies far from the edges does not depend on where the edges are."""
+    kernel = benchmark_kernels(21)[1]
+    whole = restorer.restore(photo, 2, 0.0, kernel).image.astype(int)
+    part = restorer.restore(photo[:, 8:], 2, 0.0, kernel).image.astype(int)
+    assert np.abs(whole[40:-40, 56:-40] - part[40:-40, 40:-40]).max() <= 2
+
+
+def test_the_answer_says_what_was_assumed(restorer, photo):
+    restored = restorer.restore(photo, 2)
+    assert restored.image.shape == (128, 144, 3)
+    assert restored.image.dtype == np.uint8
+    assert restored.kernel.shape == (13, 13)
+    assert (restored.kernel >= 0).all()
+    assert restored.kernel.sum() == pytest.approx(1, abs=1e-5)
+    assert restored.sigma == estimate_sigma(photo)
+    again = degrade(
+        torch.from_numpy(restored.image).permute(2, 0, 1)[None].float() / 255,
+        torch.from_numpy(restored.kernel)[None],
+        2,
+    )
+    inside = again[0].permute(1, 2, 0).numpy()[8:-8, 8:-8] - photo[8:-8, 8:-8] / 255
+    assert restored.residual == pytest.approx(float(np.sqrt((inside**2).mean())), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": 3}, "was not made for scale 3; it restores 2"),
+        ({"image": np.zeros((4, 4), np.uint8)}, r"\(h, w, 3\) uint8 RGB is expected"),
+        ({"image": np.zeros((4, 4, 3), np.float32)}, r"\(h, w, 3\) uint8 RGB is expected"),
+        ({"kernel": np.ones((4, 4), np.float32)}, "odd side"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(restorer, photo, arguments, message):
+    with pytest.raises(BadRequestError, match=message):
+        restorer.restore(**({"image": photo, "scale": 2} | arguments))
+
+
+def test_damaged_or_missing_models_are_refused(folder, tmp_path):
+    with pytest.raises(ArtefactError, match=r"holds no model\.json"):
+        Restorer.load(tmp_path)
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = bytearray((tmp_path / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "weights.safetensors").write_bytes(bytes(weights))
+    with pytest.raises(ArtefactError, match="was changed or damaged"):
+        Restorer.load(tmp_path)
+
+
+def test_files_in_files_out(folder, photo, tmp_path):
+    source = tmp_path / "in"
+    (source / "deep").mkdir(parents=True)
+    (source / "cat.png").write_bytes(encode_png(photo))
+    (source / "deep" / "cat.png").write_bytes(encode_png(photo[:40]))
+    (source / "broken.png").write_bytes(encode_png(photo)[:200])
+    outcomes = restore_files(str(folder), str(source), str(tmp_path / "out"), scale=2)
+    assert {o.name: bool(o.output) for o in outcomes} == {
+        "broken.png": False,
+        "cat.png": True,
+        "deep/cat.png": True,
+    }
+    assert decode_image((tmp_path / "out" / "cat-x2.png").read_bytes()).shape == (128, 144, 3)
+    about = json.loads((tmp_path / "out" / "deep" / "cat-x2.json").read_text())
+    assert about["kernel"] == "estimated"
+    kernel = np.load(tmp_path / "out" / "cat-x2-kernel.npy")
+    np.testing.assert_allclose(load_kernels(tmp_path / "out" / "cat-x2-kernel.png")[0], kernel, atol=2e-5)
+    with pytest.raises(BadRequestError, match=r"cat-x2\.png exists"):
+        restore_files(str(folder), str(source), str(tmp_path / "out"), scale=2)
+    # The estimate given back as the known kernel restores the same picture.
+    known = restore_files(
+        str(folder),
+        str(source / "cat.png"),
+        str(tmp_path / "known"),
+        scale=2,
+        kernel=str(tmp_path / "out" / "cat-x2-kernel.npy"),
+    )
+    assert len(known) == 1
+
+
+def test_two_inputs_never_share_an_output(folder, photo, tmp_path):
+    for name in ("a.png", "a.bmp"):
+        (tmp_path / name).write_bytes(encode_png(photo))
+    with pytest.raises(BadRequestError, match=r"would both become .*a-x2\.png"):
+        restore_files(str(folder), str(tmp_path), str(tmp_path / "out"), scale=2)
