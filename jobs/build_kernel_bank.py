@@ -1,19 +1,17 @@
 """Build a kernel bank, or look at one.
 
-    python jobs/build_kernel_bank.py --output banks/default
-    python jobs/build_kernel_bank.py --output s3://bucket/bank --gaussian 100000 --motion 100000 --size 21 --seed 0
+    python jobs/build_kernel_bank.py --output banks/default|s3://bucket/bank [--gaussian 100000 --motion 100000]
     python jobs/build_kernel_bank.py --output banks/dan --preset dan1-x4 --gaussian 30000
     python jobs/build_kernel_bank.py --output banks/default --verify | --info | --check
 
-Running the same command again finishes an interrupted bank and leaves a complete one as it is.
+Run again, it finishes an interrupted bank and leaves a complete one. Pictures also go into the run of MLFLOW_RUN_ID.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from kernels_bank.runtime.errors import BadRequestError
-from kernels_bank.spec import PRESETS, KernelBankSpec
+from kernels_bank.spec import PRESETS, KernelBankSpec, preset_spec
 from pipeline.cli import Command, run
 
 
@@ -31,10 +29,8 @@ class BuildKernelBank(Command, KernelBankSpec):
 
     def spec(self) -> KernelBankSpec:
         """The bank asked for: explicit settings over the preset over the defaults."""
-        if self.preset is not None and self.preset not in PRESETS:
-            raise BadRequestError(f"preset {self.preset}: unknown; choose from {', '.join(PRESETS)}")
         explicit = {n: getattr(self, n) for n in self.model_fields_set & KernelBankSpec.model_fields.keys()}
-        return KernelBankSpec.model_validate(PRESETS.get(self.preset or "", {}) | explicit)
+        return preset_spec(self.preset, explicit) if self.preset else KernelBankSpec(**explicit)
 
 
 def job(command: BuildKernelBank) -> None:
@@ -49,8 +45,12 @@ def job(command: BuildKernelBank) -> None:
         print(report.planned(command.spec(), command.output))
     else:
         from kernels_bank.generate import build_bank
+        from pipeline.tracking.bank import active_run, log_bank
 
+        tracked = active_run(command.output)
         build_bank(command.spec(), command.output)
+        if tracked:
+            log_bank(tracked, command.output)
         print(report.described(command.output))
 
 

@@ -187,18 +187,10 @@ class KernelCodec:
             BadRequestError: settings out of range.
         """
         d = total.shape[0]
-        if components is not None and not 1 <= components <= d:
-            raise BadRequestError(f"components = {components}: choose between 1 and {d}, the number of kernel pixels")
-        if explained_variance is not None and not 0 < explained_variance <= 1:
-            raise BadRequestError(f"explained_variance = {explained_variance}: choose a share in (0, 1]")
         mean = total / count
         variances, vectors = np.linalg.eigh(outer / count - np.outer(mean, mean))
         spectrum, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
-        if components is None and explained_variance is None:
-            explained_variance = 0.99
-        kept = components or d
-        if explained_variance is not None:
-            kept = min(kept, _components_for(spectrum, explained_variance))
+        kept = components_for(spectrum, components, explained_variance)
         basis = vectors[:, :kept]
         # Eigenvectors come with either sign. The one kept has a positive sum when early pixels weigh more: a rule
         # that symmetric and antisymmetric components alike obey, so that the same kernels give the same codes.
@@ -309,10 +301,24 @@ class KernelCodec:
         return mean, basis, std
 
 
-def _components_for(spectrum: np.ndarray, share: float) -> int:
-    """The smallest number of directions that hold `share` of the variance; at least 1."""
+def components_for(spectrum: np.ndarray, components: int | None, explained_variance: float | None) -> int:
+    """The length of a code by the rule of `KernelCodec.fit`; at least 1.
+
+    Raises:
+        BadRequestError: settings out of range.
+    """
+    d = len(spectrum)
+    if components is not None and not 1 <= components <= d:
+        raise BadRequestError(f"components = {components}: choose between 1 and {d}, the number of kernel pixels")
+    if explained_variance is not None and not 0 < explained_variance <= 1:
+        raise BadRequestError(f"explained_variance = {explained_variance}: choose a share in (0, 1]")
+    if explained_variance is None:
+        if components is not None:
+            return components
+        explained_variance = 0.99
     cumulative = np.cumsum(spectrum)
-    return int(np.searchsorted(cumulative, share * cumulative[-1] * (1 - 1e-12))) + 1
+    enough = int(np.searchsorted(cumulative, explained_variance * cumulative[-1] * (1 - 1e-12))) + 1
+    return min(components or d, enough)
 
 
 def _about(data: bytes) -> dict[str, str] | None:

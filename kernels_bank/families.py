@@ -12,7 +12,7 @@ import numpy as np
 
 from kernels_bank.disk import disk_kernels, draw_disk
 from kernels_bank.gaussian import draw_gaussian, gaussian_kernels, perturb
-from kernels_bank.motion import draw_motion
+from kernels_bank.motion import Shake, draw_motion
 from kernels_bank.spec import Family, KernelBankSpec
 
 CHUNK = 1024
@@ -45,7 +45,8 @@ def draw_chunk(spec: KernelBankSpec, family: Family, chunk: int) -> Drawn:
             angle = np.degrees(np.arctan2(axis[:, 1], axis[:, 0])) % 180
             drawn = {"sigma_along": sigmas[:, 0], "sigma_across": sigmas[:, 1], "angle": angle}
         case "motion":
-            kernels, extent, memory = draw_motion(CHUNK, spec.size, rng=rng, extent=spec.extent)
+            shake = Shake(memory=spec.memory, turn=spec.turn, narrowing=spec.narrowing)
+            kernels, extent, memory = draw_motion(CHUNK, spec.size, rng=rng, extent=spec.extent, shake=shake)
             drawn = {"extent": extent, "memory": memory}
         case "disk":
             radius = draw_disk(CHUNK, spec.size, rng=rng, radius=spec.disk_radius)

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels_bank.codec import KernelCodec
+from kernels_bank.codec import KernelCodec, components_for
 from kernels_bank.families import draw_range
+from kernels_bank.losses import draw_samples, measure
 from kernels_bank.runtime import cluster, storage
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.spec import KernelBankSpec
 from kernels_bank.store import (
@@ -47,6 +48,7 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
     Raises:
         ArtefactError: another bank lies at `uri`.
         BadRequestError: `uri` cannot be written to.
+        JobFailedError: a shard could not be made or written; what is there is kept.
     """
     uri = storage.absolute(uri)
     existing = present(spec, uri)
@@ -56,22 +58,19 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
         storage.write_json(storage.join(uri, BUILDING), {"spec": spec.model_dump(mode="json")})
     except OSError as error:
         raise BadRequestError(f"{uri}: cannot be written to ({' '.join(str(error).split())})") from error
-    records, count, total, outer = _build_shards(spec, uri)
+    records, total, outer = _build_shards(spec, uri)
     digest = bank_digest(spec.size, records)
-    codec = KernelCodec.from_moments(
-        count,
-        total,
-        outer,
-        spec.components,
-        spec.explained_variance,
-        standardize=spec.standardize,
-        bank_digest=digest,
+    full = KernelCodec.from_moments(
+        spec.count, total, outer, components=spec.size**2, standardize=spec.standardize, bank_digest=digest
     )
+    codec = full.truncated(components_for(full.spectrum, spec.components, spec.explained_variance))
     codec.save(storage.join(uri, CODEC))
+    samples = draw_samples(spec)
+    losses = measure(samples, full, codec.components)
     if previews:
         from kernels_bank.preview import write_previews
 
-        write_previews(spec, codec, uri)
+        write_previews(samples, full, codec.components, losses, uri)
     manifest = Manifest(
         spec=spec,
         digest=digest,
@@ -81,6 +80,7 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
             digest=codec.digest,
             components=codec.components,
             explained_variance=codec.explained_variance,
+            losses=losses,
         ),
         made_with={name: version(name) for name in ("numpy", "pyarrow", "ray")},
     )
@@ -111,24 +111,32 @@ def present(spec: KernelBankSpec, uri: str) -> Manifest | None:
     return manifest
 
 
-def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], int, np.ndarray, np.ndarray]:
-    """All shards, and the number, sum and sum of outer products of their kernels."""
+def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], np.ndarray, np.ndarray]:
+    """All shards, and the sum and the sum of outer products of their kernels."""
     cluster.connect()
     import ray
+    from ray.exceptions import RayTaskError
 
     shards = plan(spec)
     rows = [{"position": i, "shard": s.model_dump_json(), "spec": spec.model_dump_json()} for i, s in enumerate(shards)]
     done: dict[int, dict[str, Any]] = {}
     graph = ray.data.from_items(rows, override_num_blocks=len(rows)).map(functools.partial(build_shard, uri=uri))
-    with Progress("kernels", total=spec.count, unit="kernel") as bar:
-        for row in graph.iter_rows():
-            done[row["position"]] = row
-            bar.advance(shards[row["position"]].rows, note=f"{len(done)} of {len(shards)} shards")
+    graph.context.raise_original_map_exception = True
+    try:
+        with Progress("kernels", total=spec.count, unit="kernel") as bar:
+            for row in graph.iter_rows():
+                done[row["position"]] = row
+                bar.advance(shards[row["position"]].rows, note=f"{len(done)} of {len(shards)} shards")
+    except RayTaskError as error:
+        reason = str(error.cause or error).strip().splitlines()[0]
+        raise JobFailedError(
+            f"{uri}: after {len(done)} of {len(shards)} shards: {reason}; the same command goes on from there"
+        ) from error
     # In the order of the plan, so that the sums, and with them the codec, do not depend on which task ended first.
     ordered = [done[i] for i in range(len(shards))]
     records = [ShardRecord.model_validate_json(row["record"]) for row in ordered]
     total, outer = (np.sum([row[name] for row in ordered], axis=0) for name in ("total", "outer"))
-    return records, spec.count, total, outer
+    return records, total, outer
 
 
 def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:

@@ -1,109 +1,149 @@
 """Pictures of a bank, written beside its manifest.
 
-preview.png         kernels of each family
-distributions.png   what was drawn: sigmas and angles, extents, measured widths
-codec.png           the PCA spectrum, and what each family loses with fewer components
+preview.png         kernels of each family, in the order of their width
+distributions.png   what was drawn, and how wide the kernels came out
+codec.png           the PCA spectrum, its first directions, and what each family loses with fewer components
 """
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kernels_bank.codec import KernelCodec
-from kernels_bank.families import draw_range
+from kernels_bank.losses import Loss, Samples, decoded_psnr
 from kernels_bank.runtime import storage
-from kernels_bank.spec import Family, KernelBankSpec
+from kernels_bank.spec import Family
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Kernels of each family that are looked at; they are drawn again, which is cheaper than reading them.
-_SAMPLE = 1024
+PICTURES = ("preview.png", "distributions.png", "codec.png")
 _INK = "#22303c"
 _COLOURS: dict[Family, str] = {"gaussian": "#2a6f97", "motion": "#d1495b", "disk": "#66a182", "delta": "#8d96a3"}
+_DRAWN = {
+    "sigma_along": "sigma along the axis (px)",
+    "sigma_across": "sigma across the axis (px)",
+    "angle": "angle of the axis (degrees)",
+    "extent": "extent of the path (px)",
+    "memory": "memory of the force (exposures)",
+    "radius": "radius (px)",
+}
 
-Samples = dict[Family, tuple[np.ndarray, dict[str, np.ndarray]]]
 
-
-def write_previews(spec: KernelBankSpec, codec: KernelCodec, uri: str) -> None:
-    """Write the three pictures into the bank's folder."""
-    samples = {f: draw_range(spec, f, 0, min(n, _SAMPLE)) for f, n in spec.counts.items() if n}
-    pictures = {
-        "preview.png": mosaics(samples),
-        "distributions.png": distributions(samples),
-        "codec.png": losses(samples, codec),
-    }
-    for name, figure in pictures.items():
+def write_previews(samples: Samples, full: KernelCodec, kept: int, losses: list[Loss], uri: str) -> None:
+    """Write the pictures into the bank's folder; `full` is the codec with all components, `kept` the bank's length."""
+    figures = (mosaics(samples), distributions(samples), codec_sheet(samples, full, kept, losses))
+    for name, figure in zip(PICTURES, figures, strict=True):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
+        figure.savefig(buffer, format="png", dpi=100)
         storage.write_bytes(storage.join(uri, name), buffer.getvalue())
 
 
-def mosaics(samples: Samples, rows: int = 8, columns: int = 16) -> Figure:
-    """A grid of kernels of each family, each kernel scaled to its own maximum."""
-    shown = {family: kernels for family, (kernels, _) in samples.items() if family != "delta" or len(samples) == 1}
-    figure, axes = _panels(len(shown), columns=2, width=6.4, height=3.5)
-    for axis, (family, kernels) in zip(axes, shown.items(), strict=False):
-        side = kernels.shape[-1] + 2
-        grid = np.full((rows * side, columns * side), np.nan)
-        for i, kernel in enumerate(kernels[: rows * columns]):
-            top, left = (i // columns) * side + 1, (i % columns) * side + 1
-            grid[top : top + side - 2, left : left + side - 2] = np.sqrt(kernel / kernel.max())
-        axis.imshow(grid, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(f"{family} kernels (square root, each to its maximum)", fontsize=9, color=_INK)
-        axis.set_axis_off()
+def mosaics(samples: Samples, rows: int = 8, columns: int = 14) -> Figure:
+    """A grid of kernels of each family from narrow to wide, each scaled to its own maximum."""
+    shown = _worth_a_look(samples)
+    figure, axes = _panels(len(shown), columns=2, width=6.6, height=4.6)
+    for axis, (family, (kernels, drawn)) in zip(axes, shown.items(), strict=False):
+        chosen = kernels[: rows * columns]
+        _tiles(axis, chosen[np.argsort(np.hypot(*_axes_of(chosen)), kind="stable")], columns)
+        ranges = [f"{_DRAWN[name]}: {round(v.min(), 2):g} to {round(v.max(), 2):g}" for name, v in drawn.items()]
+        title = f"{family} kernels, {kernels.shape[1]} x {kernels.shape[2]}, from narrow to wide"
+        axis.set_title(title, fontsize=11, color=_INK)
+        axis.set_xlabel("\n".join(ranges), fontsize=8, color=_INK)
     return figure
 
 
 def distributions(samples: Samples) -> Figure:
     """What was drawn, and how wide the kernels came out."""
-    panels: list[tuple[Family, str, np.ndarray]] = []
-    for family, (_, drawn) in samples.items():
-        labels = {"extent": "extent (px)", "memory": "memory (exposures)", "angle": "angle (degrees)"}
-        panels += [(family, labels.get(name, name.replace("_", " ") + " (px)"), v) for name, v in drawn.items()]
-    widths = {family: _axes_of(kernels) for family, (kernels, _) in samples.items() if family != "delta"}
-    figure, axes = _panels(len(panels) + 1, columns=3, width=4.2, height=2.5)
-    for axis, (family, label, values) in zip(axes, panels, strict=False):
-        axis.hist(values, bins=32, color=_COLOURS[family], edgecolor="white", linewidth=0.4)
-        _label(axis, f"{family}: {label}", "", "kernels")
-    for family, (major, minor) in widths.items():
-        axes[len(panels)].scatter(major, minor, s=3, alpha=0.5, color=_COLOURS[family], label=family, linewidths=0)
-    _label(axes[len(panels)], "measured standard deviation", "along (px)", "across (px)")
-    if widths:
-        axes[len(panels)].legend(fontsize=7, markerscale=3, frameon=False)
-    return figure
-
-
-def losses(samples: Samples, codec: KernelCodec) -> Figure:
-    """The PCA spectrum and, by number of components, the decoded kernels' error."""
-    figure, axes = _panels(2, columns=2, width=5.6, height=3.4)
-    share = 1 - np.cumsum(codec.spectrum) / max(float(codec.spectrum.sum()), 1e-300)
-    axes[0].semilogy(np.arange(1, len(share) + 1), np.maximum(share, 1e-7), color=_INK)
-    axes[0].axvline(codec.components, color="#d1495b", linewidth=1, linestyle="--")
-    axes[0].set_ylim(1e-6, 1)
-    _label(axes[0], f"variance left out ({codec.components} components kept)", "components", "share of the variance")
-    counts = sorted(
-        {c for c in (1, 2, 4, 7, 10, 16, 24, 40, 64, 110, 160) if c < codec.components} | {codec.components}
-    )
+    panels = [(family, name, values) for family, (_, drawn) in samples.items() for name, values in drawn.items()]
+    figure, axes = _panels(len(panels) + 1, columns=3, width=4.2, height=2.6)
+    for axis, (family, name, values) in zip(axes, panels, strict=False):
+        # Times span decades.
+        edges = np.geomspace(values.min(), values.max(), 33) if name == "memory" else np.linspace(*_ends(values), 33)
+        axis.hist(values, bins=edges.tolist(), color=_COLOURS[family], edgecolor="white", linewidth=0.4)
+        axis.set_xscale("log" if name == "memory" else "linear")
+        _label(axis, f"{family}: {_DRAWN[name]}", "", f"of {len(values):,} kernels")
+    scatter = axes[len(panels)]
     for family, (kernels, _) in samples.items():
-        errors = [relative_error(kernels, codec.truncated(count)).mean() for count in counts]
-        axes[1].plot(counts, errors, marker="o", markersize=3, color=_COLOURS[family], label=family)
-    axes[1].set_xscale("log")
-    axes[1].set_ylim(bottom=0)
-    axes[1].legend(fontsize=8, frameon=False)
-    _label(axes[1], "relative L2 error of the decoded kernel", "components", "mean error")
+        if family != "delta":
+            scatter.scatter(*_axes_of(kernels), s=3, alpha=0.4, color=_COLOURS[family], label=family, linewidths=0)
+    _label(scatter, "measured standard deviation", "along (px)", "across (px)")
+    if scatter.collections:
+        scatter.legend(fontsize=7, markerscale=3, frameon=False, loc="upper left")
     return figure
 
 
-def relative_error(kernels: np.ndarray, codec: KernelCodec) -> np.ndarray:
-    """(N,): |decoded - kernel| / |kernel|, Euclidean."""
-    difference = codec.decode(codec.encode(kernels)) - kernels
-    norm = np.sqrt((kernels * kernels).sum(axis=(1, 2)))
-    return np.asarray(np.sqrt((difference * difference).sum(axis=(1, 2))) / norm)
+def codec_sheet(samples: Samples, full: KernelCodec, kept: int, losses: list[Loss]) -> Figure:
+    """The spectrum, the losses by number of components, the first directions, and decoded kernels."""
+    figure, axes = _panels(4, columns=2, width=6.6, height=3.7)
+    spectrum, psnr, directions, decoded = axes
+    left_out = np.cumsum(full.spectrum[::-1])[::-1] / max(float(full.spectrum.sum()), 1e-300)
+    spectrum.semilogy(np.arange(len(left_out)), np.maximum(left_out, 1e-7), color=_INK)
+    spectrum.axvline(kept, color=_COLOURS["motion"], linewidth=1, linestyle="--")
+    spectrum.set_ylim(1e-6, 1)
+    for loss in losses:
+        left = 1 - loss.explained_variance
+        spectrum.plot(loss.components, max(left, 1e-7), "o", markersize=4, color=_INK)
+        spectrum.annotate(
+            f" {loss.components}: {loss.explained_variance:.1%}", (loss.components, left), fontsize=7, va="bottom"
+        )
+    _label(spectrum, f"variance left out; this bank's code has {kept} components", "components", "share")
+
+    between = [c for c in (1, 2, 4, 16, 40, 85, 160) if c <= full.components and c != kept]
+    for family, (kernels, _) in samples.items():
+        measured = {loss.components: loss.psnr[family] for loss in losses}
+        curve = measured | {c: float(decoded_psnr(kernels, full.truncated(c)).mean()) for c in between}
+        psnr.plot(sorted(curve), [curve[c] for c in sorted(curve)], color=_COLOURS[family], label=family)
+        psnr.plot(list(measured), list(measured.values()), "o", markersize=4, color=_COLOURS[family])
+        for length, db in measured.items():
+            psnr.text(length, db, f"{db:.1f} ", fontsize=7, ha="right", va="bottom", color=_COLOURS[family])
+    psnr.set_xscale("log")
+    psnr.set_xticks([loss.components for loss in losses], [str(loss.components) for loss in losses])
+    psnr.minorticks_off()
+    psnr.legend(fontsize=8, frameon=False, loc="upper left")
+    _label(psnr, "PSNR of the decoded kernel, mean by family", "components", "dB")
+
+    side, count = full.size, min(72, full.components)
+    _tiles(directions, full.basis[:, :count].T.reshape(count, side, side), 12, signed=True)
+    _label(directions, f"principal directions 1 to {count} (blue below, red above zero)", "", "")
+
+    true = np.concatenate([k[: 6 if f == "motion" else 4] for f, (k, _) in _worth_a_look(samples).items()])
+    versions = [true, *(c.decode(c.encode(true)) for c in (full.truncated(loss.components) for loss in losses[::-1]))]
+    names = ["true", *(str(loss.components) for loss in losses[::-1])]
+    _tiles(decoded, np.concatenate(versions), len(true), names=names)
+    _label(decoded, "kernels of the bank, and decoded from so many components", "", "")
+    return figure
+
+
+def _worth_a_look(samples: Samples) -> Samples:
+    """Without the delta, which is the same each time, unless there is nothing else."""
+    return {family: sample for family, sample in samples.items() if family != "delta" or len(samples) == 1}
+
+
+def _tiles(
+    axis: Axes, pictures: np.ndarray, columns: int, *, signed: bool = False, names: list[str] | None = None
+) -> None:
+    """Small square pictures (n, k, k) on a grid, each scaled to its own maximum; `names` label the rows.
+
+    Kernels are shown by their square root, so that faint tails are seen.
+    """
+    side = pictures.shape[-1] + 2
+    grid = np.full((-(-len(pictures) // columns) * side, columns * side), np.nan)
+    for i, picture in enumerate(pictures):
+        scaled = picture / max(float(np.abs(picture).max()), 1e-12)
+        top, left = (i // columns) * side + 1, (i % columns) * side + 1
+        grid[top : top + side - 2, left : left + side - 2] = scaled if signed else np.sqrt(np.maximum(scaled, 0))
+    look: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1} if signed else {"cmap": "magma", "vmin": 0}
+    axis.imshow(grid, vmax=1, interpolation="nearest", **look)
+    axis.set_xticks([])
+    middles = (np.arange(len(names or [])) + 0.5) * side
+    axis.set_yticks(middles, names or [])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
 
 
 def _axes_of(kernels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +156,12 @@ def _axes_of(kernels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     spread = np.sqrt((xx - yy) ** 2 / 4 + xy * xy)
     middle = (xx + yy) / 2
     return np.sqrt(np.maximum(middle + spread, 0)), np.sqrt(np.maximum(middle - spread, 0))
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """Ends of a histogram; a constant gets some room."""
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _panels(count: int, *, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

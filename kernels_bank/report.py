@@ -11,7 +11,7 @@ from kernels_bank.store import plan, read_manifest, verify
 
 
 def described(uri: str | Path) -> str:
-    """Counts, digests, codec and settings of a complete bank, one a line."""
+    """Counts, digests, codec, settings and the codec's losses of a complete bank."""
     manifest = read_manifest(uri)
     spec, codec = manifest.spec, manifest.codec
     size = sum(shard.bytes for shard in manifest.shards)
@@ -23,7 +23,15 @@ def described(uri: str | Path) -> str:
         "codec": f"{codec.components} components hold {codec.explained_variance:.4%} of the variance, {codec.digest}",
         "spec": spec.model_dump_json(exclude_none=True),
     }
-    return "\n".join(f"{name:8} {text}" for name, text in lines.items())
+    described = [f"{name:8} {text}" for name, text in lines.items()]
+    head = "".join(f"{loss.components:>8}" for loss in codec.losses)
+    held = "".join(f"{loss.explained_variance:>8.1%}" for loss in codec.losses)
+    table = [f"{'components':24}{head}", f"{'variance held':24}{held}"]
+    table += [
+        f"{family + ', decoded PSNR':24}" + "".join(f"{loss.psnr[family]:>8.1f}" for loss in codec.losses)
+        for family in codec.losses[0].psnr
+    ]
+    return "\n".join([*described, "", *table])
 
 
 def planned(spec: KernelBankSpec, uri: str | Path) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kernels_bank.runtime.errors import BadRequestError
 
 Family = Literal["gaussian", "motion", "disk", "delta"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -31,7 +34,17 @@ class KernelBankSpec(BaseModel):
     noise: float = Field(
         0.0, ge=0, le=1, description="Gaussian: multiplicative noise, each pixel times 1 + U(0, noise)"
     )
-    extent: Range = Field((2.0, 26.0), description="motion: longer side of the path, in pixels; cut to what fits")
+    extent: Range = Field(
+        (2.0, 26.0), description="motion, length: longer side of the path, in pixels; cut to what fits"
+    )
+    memory: Range = Field(
+        (0.02, 10.0),
+        description="motion, curvature: exposures until the force on the hand is another; short is a tangle",
+    )
+    turn: float = Field(3.3, ge=0, description="motion, curvature: standard deviation of the turn, radians an exposure")
+    narrowing: float = Field(
+        3.0, ge=1, description="motion, anisotropy: a path is narrowed across a random axis by up to this factor"
+    )
     disk_radius: Range = Field((0.5, 8.0), description="defocus: radius in pixels; cut to what fits")
 
     components: int | None = Field(None, ge=1, description="length of the kernel code")
@@ -46,7 +59,10 @@ class KernelBankSpec(BaseModel):
             raise ValueError(f"size {self.size} is even; a centre pixel needs an odd side")
         if self.count == 0:
             raise ValueError("gaussian, motion, disk and delta are all 0; ask for at least one kernel")
-        for name, (low, high) in (("sigma", self.sigma), ("extent", self.extent), ("disk_radius", self.disk_radius)):
+        if self.motion and self.size < 7:
+            raise ValueError(f"size {self.size}: motion kernels need at least 7; choose motion 0 or a larger size")
+        ranges = {"sigma": self.sigma, "extent": self.extent, "memory": self.memory, "disk_radius": self.disk_radius}
+        for name, (low, high) in ranges.items():
             if low > high:
                 raise ValueError(f"{name} ({low}, {high}): the lower bound comes first")
         if self.components is not None and self.components > self.size**2:
@@ -76,3 +92,18 @@ PRESETS: dict[str, dict[str, object]] = {
     "dan2-x4": {"motion": 0, "size": 31, "sigma": (0.6, 5.0), "isotropic": 0.0, "noise": 0.25, "components": 15},
     "usrnet": {"size": 25, "sigma": (0.6**0.5, 12.0**0.5), "sigma_law": "variance", "isotropic": 0.0},
 }
+
+
+def preset_spec(name: str, explicit: Mapping[str, object]) -> KernelBankSpec:
+    """A preset of `PRESETS` with some settings replaced.
+
+    Raises:
+        BadRequestError: no preset of this name, or settings that do not go with it.
+    """
+    if name not in PRESETS:
+        raise BadRequestError(f"preset {name}: unknown; choose from {', '.join(PRESETS)}")
+    try:
+        return KernelBankSpec.model_validate(PRESETS[name] | dict(explicit))
+    except ValidationError as error:
+        reasons = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+        raise BadRequestError(f"preset {name} with {', '.join(explicit)}: {reasons}") from error
