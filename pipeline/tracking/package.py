@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MANIFEST = "model.json"  # of a model folder; names the other files with their sha256
 # Tags of a version.
 DIGEST = "model.sha256"  # sha256 of the manifest, and so of everything
+FILES = "model.id"  # the logged model that holds the files; MLflow's registry does not keep it
 CONFIG = "model.config"  # the network's configuration, as in the manifest
 INPUT = "input"  # what the model accepts
 METRIC = "metric."  # prefix: a version's evaluation

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.storage import read_json
 from pipeline.tracking import package
-from pipeline.tracking.package import CONFIG, DIGEST, INPUT, MANIFEST, METRIC, MODEL, PICTURE, check_folder
+from pipeline.tracking.package import CONFIG, DIGEST, FILES, INPUT, MANIFEST, METRIC, MODEL, PICTURE, check_folder
 from pipeline.tracking.redact import mask
 from pipeline.tracking.store import RunRef, checked_uri, client, plain_errors, sqlite_path
 
@@ -41,7 +41,6 @@ class Version:
     aliases: tuple[str, ...]
     created: int  # ms since 1970
     run_id: str
-    model_id: str  # of the logged model that holds its files
     tags: Mapping[str, str]
     description: str
 
@@ -311,7 +310,7 @@ def _create_version(api: MlflowClient, origin: Run, folder: Path, name: str, tag
         name,
         stored.artifact_location,
         run_id=run_id,
-        tags=dict(tags),
+        tags={**tags, FILES: stored.model_id},
         description=package.summary(read_json(folder / package.MANIFEST), tags),
         model_id=stored.model_id,
     )
@@ -326,7 +325,6 @@ def _version(item: ModelVersion, aliases: Mapping[str, int]) -> Version:
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
         created=int(item.creation_timestamp),
         run_id=item.run_id or "",
-        model_id=item.model_id or "",
         tags=dict(item.tags),
         description=item.description or "",
     )

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from pipeline.tracking import registry
 from pipeline.tracking.lease import exclusive
+from pipeline.tracking.package import FILES
 from pipeline.tracking.promotion import earlier_holder, history
 from pipeline.tracking.registry import Version
 from pipeline.tracking.store import client, plain_errors
@@ -50,5 +51,6 @@ def delete_spare(uri: str, name: str, *, keep: int, older_than_days: float) -> l
             with plain_errors(uri, f"cannot delete {version.uri}"):
                 lease.check()
                 api.delete_model_version(name, str(version.number))
-                api.delete_logged_model(version.model_id)
+                if files := version.tags.get(FILES):
+                    api.delete_logged_model(files)
     return found

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,62 @@ def tracking_server(
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         log.close()
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def store(request: pytest.FixtureRequest) -> str:
+    """Tracking URI of both kinds of store."""
+    return request.getfixturevalue("sqlite_store" if request.param == "sqlite" else "tracking_server")
+
+
+@pytest.fixture
+def model_name(request: pytest.FixtureRequest) -> str:
+    """A name in the registry of this test's own: the server serves the whole session."""
+    return re.sub(r"\W+", "-", request.node.name).strip("-")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Folders of small blind x2 models; each number gives other weights."""
+    import numpy as np
+    import torch
+
+    from kernels_bank import KernelCodec, sample_gaussian
+    from pipeline.config import ModelConfig
+    from pipeline.model import BlindUSRNet
+    from pipeline.model.weights import save_model
+
+    parent = tmp_path_factory.mktemp("models")
+    codec = KernelCodec.fit(sample_gaussian(50, 11, rng=np.random.default_rng(0)), components=4)
+    config = ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, estimator_channels=4)
+
+    def make(number: int) -> Path:
+        folder = parent / str(number)
+        if not folder.exists():
+            folder.mkdir()
+            torch.manual_seed(number)
+            save_model(BlindUSRNet(config, codec), folder, provenance={"bank": "b" * 64})
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def add_version(
+    model_name: str, model_folder: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """Registers a version from a run of its own; fetched models are kept in this test's folder."""
+    from pipeline.tracking import registry, runs
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def add(store: str, number: int = 0, metrics: dict[str, float] | None = None, folder: Path | None = None) -> int:
+        run = runs.open_run("registry", "a", store, {"data": {"sigma": [0.0, 0.02]}}, {}, key=f"{model_name}{number}")
+        runs.finish(run, "FINISHED")
+        folder = folder or model_folder(number)
+        return registry.register(run, folder, model_name, "candidate", metrics or {}, {"shards": "s" * 64})
+
+    return add
 
 
 def free_port() -> int:

@@ -25,11 +25,6 @@ from pipeline.tracking.store import client
 pytestmark = pytest.mark.flow
 
 
-@pytest.fixture(params=["sqlite", "server"])
-def store(request: pytest.FixtureRequest) -> str:
-    return request.getfixturevalue("sqlite_store" if request.param == "sqlite" else "tracking_server")
-
-
 @pytest.fixture
 def experiment(request: pytest.FixtureRequest) -> str:
     return request.node.name

@@ -100,7 +100,7 @@ def test_rolling_back_retraces_the_promotions_in_reverse(promoted: list[int]):
 
 
 def version(number: int, created: int) -> Version:
-    return Version("m", number, (), created, "", "", {}, "")
+    return Version("m", number, (), created, "", {}, "")
 
 
 def test_only_old_unwanted_versions_behind_the_newest_are_outdated():

@@ -1,0 +1,378 @@
+"""The registry on real stores: what is looked up is what was registered, checked, and never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs.registry import Registry, main
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.cli import run
+from pipeline.config import ModelConfig
+from pipeline.inference import Restorer
+from pipeline.model import USRNet
+from pipeline.model.weights import load_usrnet
+from pipeline.tracking import registry, runs
+from pipeline.tracking.store import client
+
+pytestmark = pytest.mark.flow
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 20, 17, 3), np.uint8)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def stored_files(tmp_path: Path) -> Path:
+    """The model folder inside the only version of a SQLite store in `tmp_path`."""
+    (manifest,) = tmp_path.glob("mlartifacts/**/model.json")
+    return manifest.parent
+
+
+def test_lookup_gives_back_what_was_registered(
+    store: str, model_name: str, model_folder: Callable[[int], Path], add_version: Callable[..., int]
+):
+    one, two = add_version(store, 1), add_version(store, 2)
+    client(store).set_registered_model_alias(model_name, "champion", str(one))
+    assert contents(registry.download(f"models:/{model_name}@champion", store)) == contents(model_folder(1))
+    assert contents(registry.download(f"models:/{model_name}/{two}", store)) == contents(model_folder(2))
+    assert registry.resolve(f"models:/{model_name}@candidate", store) == (model_name, two)
+    assert [v.number for v in registry.list_versions(model_name, store)] == [two, one]
+
+    registry.add_metrics(store, model_name, one, {"psnr.float.x2.blind": 30.123456789012345})
+    found = registry.find(f"{model_name}@champion", store)
+    assert found.metrics == {"psnr.float.x2.blind": 30.123456789012345}
+    assert found.aliases == ("champion",)
+    assert found.tags["shards"] == "s" * 64
+    assert json.loads(found.tags["input"])["sigma_range"] == [0.0, 0.02]
+    assert json.loads(found.tags["model.config"])["widths"] == [4, 4, 4, 4]
+    assert client(store).get_run(found.run_id).info.status == "FINISHED"
+
+
+def test_the_server_keeps_rows_in_postgresql_and_files_on_s3(
+    postgres: str | None, tracking_server: str, model_name: str, add_version: Callable[..., int]
+):
+    if postgres is None:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql, pip install psycopg2-binary")
+    import boto3
+    import psycopg2
+
+    add_version(tracking_server)
+    with psycopg2.connect(postgres.replace("+psycopg2", "")) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT value FROM model_version_tags WHERE name = %s AND key = 'model.id'", (model_name,))
+        ((model,),) = cursor.fetchall()
+    found = boto3.client("s3").list_objects_v2(Bucket="test", Prefix="mlflow/")["Contents"]
+    weights = [item["Key"] for item in found if model in item["Key"] and item["Key"].endswith("/weights.safetensors")]
+    assert len(weights) == 1
+
+
+def test_registering_again_after_a_kill_makes_no_second_version(
+    store: str, model_name: str, model_folder: Callable[[int], Path]
+):
+    run_ = runs.open_run("registry", "a", store, {}, {}, key=model_name)
+    first = registry.register(run_, model_folder(1), model_name, "candidate", {}, {})
+    client(store).delete_registered_model_alias(model_name, "candidate")  # as if killed before the alias
+    assert registry.register(run_, model_folder(1), model_name, "candidate", {}, {}) == first
+    assert registry.aliases_of(model_name, store) == {"candidate": first}
+    assert registry.register(run_, model_folder(2), model_name, "candidate", {}, {}) != first
+    assert len(registry.list_versions(model_name, store)) == 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/{0}@champion", r"has no alias 'champion'; it has: candidate \(version 1\)"),
+        ("models:/{0}/7", "has no version 7; it has: 1"),
+        ("models:/nobody/1", "no model 'nobody' in the registry; it has: .*{0}"),
+        ("models:/{0}", "write models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/a/b/c", "write models:/"),
+    ],
+)
+def test_a_wrong_reference_is_told_what_there_is(
+    sqlite_store: str, model_name: str, add_version: Callable[..., int], uri: str, message: str
+):
+    add_version(sqlite_store)
+    with pytest.raises(BadRequestError, match=message.format(model_name)):
+        registry.download(uri.format(model_name), sqlite_store)
+
+
+# Python reports every name that a pickle asks for, by whatever library it is read.
+PREDICT = """
+import sys
+import numpy as np
+import mlflow
+
+unpickled = []
+sys.addaudithook(lambda event, arguments: event == "pickle.find_class" and unpickled.append(arguments))
+model = mlflow.pyfunc.load_model(sys.argv[1])
+images = np.load("images.npy")
+np.save("restored.npy", model.predict(images, params={"scale": 2}))
+np.save("known.npy", model.predict(images, params={"scale": 2, "sigma": 0.01, "kernel": [0.0] * 4 + [1.0] + [0.0] * 4}))
+print(*unpickled, *{"ray", "cv2"} & set(sys.modules))
+"""
+
+
+def test_mlflow_alone_restores_in_a_fresh_process(
+    store: str, model_name: str, model_folder: Callable[[int], Path], add_version: Callable[..., int], tmp_path: Path
+):
+    add_version(store, 1)
+    work = tmp_path / "elsewhere"
+    work.mkdir()
+    np.save(work / "images.npy", IMAGES)
+    # Without the keys of S3: the server hands the files out.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MLFLOW_"))}
+    environment |= {"MLFLOW_TRACKING_URI": store, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-c", PREDICT, f"models:/{model_name}@candidate"]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []  # nothing was unpickled, and it needs neither Ray nor OpenCV
+
+    restorer = Restorer.load(model_folder(1), torch.device("cpu"))
+    expected = np.stack([restorer.restore(image, 2).image for image in IMAGES])
+    assert np.array_equal(np.load(work / "restored.npy"), expected)
+    delta = np.eye(9, dtype=np.float32)[4].reshape(3, 3)
+    expected = np.stack([restorer.restore(image, 2, 0.01, delta).image for image in IMAGES])
+    assert np.array_equal(np.load(work / "known.npy"), expected)
+
+
+def test_nothing_stored_is_a_pickle_or_a_stray_file(
+    sqlite_store: str, model_folder: Callable[[int], Path], add_version: Callable[..., int], tmp_path: Path
+):
+    folder = shutil.copytree(model_folder(1), tmp_path / "checkpoint")
+    torch.save({"step": 1}, folder / "optimizer.pt")
+    Image.fromarray(IMAGES[0]).save(folder / "picture.png")
+    add_version(sqlite_store, folder=folder)
+    version = stored_files(tmp_path).parents[1]
+    assert contents(stored_files(tmp_path)).keys() == contents(model_folder(1)).keys()
+    files = [file for file in version.rglob("*") if file.is_file()]
+    assert "picture.png" in {file.name for file in files}
+    assert {file.suffix for file in files} == {"", ".yaml", ".py", ".txt", ".md", ".json", ".safetensors", ".png"}
+    for file in files:
+        head = file.read_bytes()[:2]
+        assert head[:1] != b"\x80", file  # a pickle of protocol 2 or newer
+        assert head != b"PK", file  # a zip, such as torch.save makes
+
+
+def flip_a_weight(folder: Path) -> None:
+    file = folder / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def flip_a_weight_and_correct_the_manifest(folder: Path) -> None:
+    flip_a_weight(folder)
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest["sha256"]["weights.safetensors"] = hashlib.sha256(
+        (folder / "weights.safetensors").read_bytes()
+    ).hexdigest()
+    (folder / "model.json").write_text(json.dumps(manifest))
+
+
+def lose_the_codec(folder: Path) -> None:
+    (folder / "codec.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (flip_a_weight, r"weights\.safetensors: sha256 \w+ is not the \w+ of model\.json"),
+        (flip_a_weight_and_correct_the_manifest, r"model\.json.* sha256 \w+, registered was \w+; .* were changed"),
+        (lose_the_codec, r"codec\.safetensors: no such file"),
+    ],
+)
+def test_changed_files_are_refused_by_every_way_in(
+    sqlite_store: str, model_name: str, add_version: Callable[..., int], tmp_path: Path, change, message: str
+):
+    import mlflow
+
+    add_version(sqlite_store)
+    change(stored_files(tmp_path))
+    with pytest.raises(ArtefactError, match=message):
+        registry.download(f"models:/{model_name}@candidate", sqlite_store)
+    with pytest.raises(ArtefactError, match=message):
+        registry.export(f"models:/{model_name}@candidate", tmp_path / "out", sqlite_store)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ArtefactError, match=message):
+        mlflow.pyfunc.load_model(str(stored_files(tmp_path).parents[1]))
+
+
+def test_a_newer_format_asks_for_a_newer_program(
+    sqlite_store: str,
+    model_name: str,
+    model_folder: Callable[[int], Path],
+    add_version: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    folder = shutil.copytree(model_folder(1), tmp_path / "newer")
+    manifest = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(manifest | {"schema_version": 2}))
+    add_version(sqlite_store, folder=folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_store)
+    with pytest.raises(ArtefactError, match="schema version 2, this program reads 1; update it"):
+        Restorer.load(f"models:/{model_name}@candidate")
+
+
+def test_fetched_models_are_kept_and_a_damaged_one_is_fetched_again(
+    sqlite_store: str, model_name: str, model_folder: Callable[[int], Path], add_version: Callable[..., int], tmp_path
+):
+    add_version(sqlite_store, 1)
+    uri = f"models:/{model_name}@candidate"
+    kept = registry.download(uri, sqlite_store)
+    flip_a_weight(kept)
+    assert contents(registry.download(uri, sqlite_store)) == contents(model_folder(1))
+    shutil.rmtree(tmp_path / "mlartifacts")
+    assert registry.download(uri, sqlite_store) == kept
+    flip_a_weight(kept)
+    with pytest.raises(BadRequestError, match=rf"cannot fetch models:/{model_name}/1"):
+        registry.download(uri, sqlite_store)
+
+
+@pytest.fixture
+def registry_job(sqlite_store: str, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """`jobs/registry.py` in this process: its output, or its error as an exception."""
+
+    def call(*arguments: str) -> str:
+        capsys.readouterr()
+        try:
+            run(Registry, main, [*arguments, "--tracking-uri", sqlite_store])
+        except SystemExit as stop:
+            error = capsys.readouterr().err
+            assert error.startswith("error: ")
+            assert error.count("\n") == 1
+            raise RuntimeError(f"{stop.code} {error}") from None
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def usrnet(tmp_path: Path) -> Path:
+    """A small USRNet as it would be published."""
+    torch.manual_seed(0)
+    network = USRNet(ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, x0="nearest"))
+    torch.save(network.state_dict(), tmp_path / "usrnet.pth")
+    return tmp_path / "usrnet.pth"
+
+
+def test_published_weights_are_imported_once_and_give_the_same_network(registry_job, usrnet: Path, tmp_path: Path):
+    answer = json.loads(registry_job("import-weights", str(usrnet), "--name", "usrnet", "--json"))
+    assert (answer["new"], answer["version"], answer["aliases"]) == (True, 1, ["candidate"])
+    assert answer["origin"]["import.sha256"] == hashlib.sha256(usrnet.read_bytes()).hexdigest()
+    assert answer["input"]["blind"] is False
+    assert json.loads(registry_job("import-weights", str(usrnet), "--name", "usrnet", "--json"))["new"] is False
+    registry_job("export", "usrnet/1", "--output", str(tmp_path / "out"))
+    ours, theirs = Restorer.load(tmp_path / "out").network.state_dict(), load_usrnet(usrnet).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_is_imported_by_its_averaged_weights(
+    registry_job, model_folder: Callable[[int], Path], tmp_path: Path
+):
+    checkpoint = shutil.copytree(model_folder(1), tmp_path / "checkpoint")
+    shutil.copy(model_folder(2) / "weights.safetensors", checkpoint / "ema.safetensors")
+    registry_job("import-weights", str(checkpoint), "--name", "ours")
+    registry_job("export", "ours@candidate", "--output", str(tmp_path / "out"))
+    assert contents(tmp_path / "out")["weights.safetensors"] == contents(model_folder(2))["weights.safetensors"]
+    assert "README.md" in contents(tmp_path / "out")
+
+
+class Harmful:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_weights_from_outside_are_not_executed(registry_job, tmp_path: Path):
+    torch.save({"p": Harmful(tmp_path / "executed")}, tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_bytes(pickle.dumps(Harmful(tmp_path / "executed"), protocol=2))
+    for file in ("a.pth", "b.pth"):
+        with pytest.raises(RuntimeError, match=r"2 error: .*not a checkpoint of tensors"):
+            registry_job("import-weights", str(tmp_path / file), "--name", "usrnet")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_commands_of_the_job(registry_job, sqlite_store, model_name, add_version: Callable[..., int], tmp_path):
+    assert "no models are registered yet" in registry_job("list")
+    for number, psnr in ((1, 30.0), (2, 30.5), (3, 20.0)):
+        add_version(sqlite_store, number, {"psnr.float.x2.blind": psnr, "psnr.float.x2.bicubic": 25.0})
+    (row,) = json.loads(registry_job("list", "--json"))
+    assert (row["name"], row["versions"], row["aliases"]) == (model_name, 3, {"candidate": 3})
+    assert model_name in registry_job("list")
+
+    assert f"{model_name}: champion is version 1 now" in registry_job("promote", model_name, "1")
+    assert f"{model_name}: champion is version 2 now, before version 1" in registry_job("promote", model_name, "2")
+    with pytest.raises(RuntimeError, match=r"2 error: .*falls from 30\.50 to 20\.00 dB"):
+        registry_job("promote", model_name, "3")
+    forced = json.loads(registry_job("promote", model_name, "3", "--force", "a test", "--json"))
+    assert (forced["previous"], forced["reason"]) == (2, "a test")
+    assert "champion is version 2 now, before version 3" in registry_job("rollback", model_name)
+
+    shown = json.loads(registry_job("show", f"{model_name}@champion", "--json"))
+    assert shown["version"] == 2
+    assert [(m["action"], m["previous"]) for m in shown["moves"]] == [("promote", 1), ("rollback", 3)]
+    assert "a test" in registry_job("show", model_name)
+    assert "a test" in registry_job("show", f"{model_name}/3")
+
+    compared = json.loads(registry_job("compare", f"{model_name}/1", f"{model_name}/2", "--json"))
+    assert compared["metrics"]["psnr.float.x2.blind"] == [30.0, 30.5, 0.5]
+    assert compared["metrics"]["psnr.float.x2.bicubic"] == [25.0, 25.0, 0.0]
+    assert (compared["same_files"], compared["config"]) == (False, {})
+    assert "+0.5000" in registry_job("compare", f"{model_name}/1", f"{model_name}/2")
+
+    out = tmp_path / "out"
+    registry_job("export", f"{model_name}@champion", "--output", str(out))
+    assert shown["digest"] == hashlib.sha256((out / "model.json").read_bytes()).hexdigest()
+    with pytest.raises(RuntimeError, match=r"2 error: .*nothing is overwritten"):
+        registry_job("export", f"{model_name}@champion", "--output", str(out))
+
+    would = json.loads(registry_job("gc", "--keep", "0", "--older-than", "0", "--json"))
+    assert would == []  # 1 is the way back, 2 champion, 3 candidate
+    client(sqlite_store).delete_registered_model_alias(model_name, "candidate")
+    assert "1 versions would be deleted" in registry_job("gc", "--keep", "0", "--older-than", "0")
+    assert "1 versions deleted" in registry_job("gc", "--keep", "0", "--older-than", "0", "--delete")
+    assert json.loads(registry_job("list", "--json"))[0]["versions"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "nobody"], "no model 'nobody' in the registry; it has: none"),
+        (["promote", "nobody", "1"], "no model 'nobody'"),
+        (["promote", "nobody", "one"], r"promote\.version: .*integer"),
+        (["promote", "nobody", "1", "--alias", "latest"], "alias 'latest': use letters"),
+        (["rollback", "nobody"], "no model 'nobody'"),
+        (["import-weights", "nowhere.pth", "--name", "a"], r"nowhere\.pth: no such file"),
+        (["import-weights", "nowhere", "--name", "a"], "neither a .pth or .safetensors file"),
+        (["import-weights", "a.pth", "--name", "a/b"], r"import_weights\.name: .*pattern"),
+        (["forget"], "invalid choice: 'forget'"),
+    ],
+)
+def test_bad_requests_are_one_line_and_exit_2(registry_job, arguments: list[str], message: str):
+    with pytest.raises(RuntimeError, match=f"2 error: .*{message}"):
+        registry_job(*arguments)
+
+
+def test_a_job_without_a_command_says_what_there_is(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit, match="2"):
+        run(Registry, main, [])
+    assert "say what to do: list, show, promote" in capsys.readouterr().err
