@@ -65,13 +65,16 @@ class DataConfig(Frozen):
     patch: int = Field(96, ge=16, description="HR patch side in pixels")
     patches_per_tile: int = Field(8, ge=1, description="crops taken from each decoded tile an epoch")
     shards_per_window: int = Field(2, ge=1, description="shards mixed by one data task")
+    kernel_source: Literal["bank", "online"] = Field(
+        "bank", description="online: a new Gaussian for every sample, from the law in the bank's spec"
+    )
     sigma: tuple[Sigma, Sigma] = Field(
         (0.0, 0.0), description="noise level drawn uniformly between these, [0, 1] scale"
     )
     noise_free: float = Field(0.0, ge=0, le=1, description="share of samples without noise")
     lr_quantize: Literal["none", "round", "floor"] = "none"
     max_bad_fraction: float = Field(
-        0.01, ge=0, le=1, description="samples that may fail to decode before the run stops"
+        0.01, ge=0, le=1, description="share of the training tiles that may be damaged before the run stops"
     )
     task_cpus: float = Field(0.5, gt=0, description="logical CPUs a data task reserves")
 
@@ -82,32 +85,68 @@ class DataConfig(Frozen):
         return self
 
 
+class LossConfig(Frozen):
+    """Weights of the loss terms; L1 on the image has weight 1."""
+
+    code: float = Field(0.1, ge=0, description="L1 on the standardised kernel code, mean over rounds")
+    kernel: float = Field(0.0, ge=0, description="sum of |k' - k| over the decoded kernel, mean over rounds")
+    consistency: float = Field(0.0, ge=0, description="L1 between the re-degraded result and the LR image")
+    image_rounds: Literal["last", "all"] = Field("last", description="rounds whose image is supervised")
+
+
 class TrainConfig(Frozen):
     """The optimisation and its workers."""
 
     steps: int = Field(ge=1, description="optimizer steps; the run ends here")
     batch_size: int = Field(16, ge=1, description="global: the same at any number of workers")
-    workers: int = Field(1, ge=1, description="training processes")
+    micro_batch: int | None = Field(None, ge=1, description="images of one forward of a worker; default: all of them")
+    workers: int | tuple[int, int] = Field(1, description="training processes; [min, max] goes on when a node leaves")
     cpus_per_worker: float = Field(1.0, gt=0, description="logical CPUs a worker reserves; data tasks need the rest")
     gpu: bool = Field(False, description="one CUDA card a worker, nccl instead of gloo")
+    precision: Literal["float32", "bf16"] = Field("float32", description="of the convolutions; FFTs stay float32")
+    tf32: bool = Field(True, description="TensorFloat-32 for float32 products on CUDA cards that have it")
+    start_from: str | None = Field(
+        None, description="weights a new run starts from: a model folder, models:/..., or a USRNet .pth (restorer only)"
+    )
+    learn: Literal["all", "restorer", "kernel", "spectral"] = Field(
+        "all", description="what is trained; restorer: with true kernels; spectral: the initial kernel alone"
+    )
+    loss: LossConfig = LossConfig()
     learning_rate: float = Field(2e-4, gt=0, description="of the restorer")
     kernel_learning_rate: float = Field(2e-4, gt=0, description="of the estimator and the initial kernel's net")
     warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["cosine", "halving"] = Field(
+        "cosine", description="cosine: down to a twentieth; halving: x 1/2 at each of `halve_at`"
+    )
+    halve_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="steps of the schedule 'halving'")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
-    code_weight: float = Field(0.1, ge=0, description="weight of L1 on the kernel code beside L1 on the image")
     ema_decay: float = Field(0.999, ge=0, lt=1)
     checkpoint_every: int = Field(500, ge=1, description="steps")
+    checkpoint_minutes: float | None = Field(None, gt=0, description="a checkpoint also after this long without one")
+    validate_every: int = Field(500, ge=1, description="steps; needs a validation split in the shards")
+    validation_tiles: int = Field(32, ge=1, description="held-out tiles that a validation restores")
     log_every: int = Field(20, ge=1, description="steps")
     image_every: int = Field(500, ge=1, description="steps between pictures in the tracking run")
     max_failures: int = Field(3, ge=0, description="worker losses survived before the run fails")
     deterministic: bool = False
 
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
     @model_validator(mode="after")
-    def _batch_splits(self) -> TrainConfig:
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not split over {self.workers} workers; make it a multiple"
-            )
+    def _consistent(self) -> TrainConfig:
+        low, high = self.worker_range
+        if not 1 <= low <= high:
+            raise ValueError(f"workers {self.workers}: give a number >= 1, or [min, max] with min <= max")
+        for count in range(low, high + 1):
+            if self.batch_size % count:
+                raise ValueError(
+                    f"batch_size {self.batch_size} does not split over {count} workers; make it a multiple"
+                )
+        if (self.schedule == "halving") != bool(self.halve_at):
+            raise ValueError("halve_at belongs to schedule 'halving', and the schedule needs it")
         return self
 
 
@@ -115,7 +154,7 @@ class TrackingConfig(Frozen):
     """Where the run is recorded. The server is MLFLOW_TRACKING_URI's, else an SQLite file under `output`."""
 
     experiment: str = "blind-sr"
-    model_name: str = Field("blind-sr-x2", description="name in the registry")
+    model_name: str | None = Field("blind-sr-x2", description="name in the registry; none: the result is not registered")
     alias: str = Field("candidate", description="alias the new version gets")
 
 
@@ -138,4 +177,15 @@ class RunConfig(Frozen):
                     f"data.patch {self.data.patch} is not a multiple of scale {scale} in model.scales; "
                     "use a common multiple such as 96"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> RunConfig:
+        if self.train.learn == "spectral" and self.model.initial_kernel != "spectral":
+            raise ValueError(
+                f"train.learn 'spectral' with model.initial_kernel '{self.model.initial_kernel}' trains nothing; "
+                "set model.initial_kernel to spectral"
+            )
+        if self.train.learn == "spectral" and not (self.train.loss.code or self.train.loss.kernel):
+            raise ValueError("train.learn 'spectral' needs train.loss.code or train.loss.kernel above 0")
         return self

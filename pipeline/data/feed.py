@@ -1,34 +1,41 @@
 """Shards to batches: the Ray Data graph of one training worker.
 
-One row of the plan is one task: it reads its shards whole, checks them against the manifest, decodes each tile once,
-crops, degrades, and gives back samples ready for the network, so that whole images never cross the object store.
-Row order is kept, so the stream a worker sees is the one `plan.py` says, on any machine.
+One row of the plan is one task (`task.py`). Row order is kept, so the stream a worker sees is the one `plan.py` says,
+on any machine, and its position is all that a checkpoint has to hold.
+
+Every worker runs a graph of its own, made from the plan and the checkpoint's position. A graph shared by the workers
+and split among them (what `TorchTrainer(datasets=...)` does) deals blocks to whoever asks first: then no position in
+a worker's stream means anything, and an exact resume is not possible.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import ray.data
 import torch
 from ray.data.collate_fn import NumpyBatchCollateFn
 
-from kernels_bank import KernelBank
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import RunConfig
 from pipeline.data import plan
-from pipeline.data.images import BadImageError, decode_tile
-from pipeline.data.manifest import Manifest, read_manifest, read_shard
-from pipeline.data.samples import Draw, degrade_draws, draw
-from pipeline.data.tiles import TileSample, read_samples
+from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.data.rows import keep_errors, plain_errors
+from pipeline.data.task import read_segment
 
 # A task hands its samples on in blocks of about this size, so that the first batch does not wait for the last.
 _BLOCK_BYTES = 4 << 20
+# Tasks of one Ray Dataset. A run of a million steps over a small set has tens of thousands, and Ray takes a
+# millisecond for each before the first one starts; so the plan is streamed in stretches of this many.
+_STRETCH = 512
+# Share of the cluster's object store that the graphs of all workers may fill together. Ray's own limit is a graph's.
+_STORE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Batch:
     scale: int
     keys: tuple[str, ...]
     replaced: int  # samples whose tile was damaged and whose place another took
+    bad: tuple[str, ...] = ()  # the damaged shards and tiles behind them
 
 
 class Feed:
@@ -60,129 +68,114 @@ class Feed:
         """Stream `count` batches, prefetched, using at most `cpus` logical CPUs of the cluster for data tasks.
 
         Raises:
-            ArtefactError: a shard that is missing or damaged, or more bad samples than `max_bad_fraction`.
+            ArtefactError: a shard that is missing, or more damaged tiles than `max_bad_fraction` allows.
         """
-        config = self._config
-        manifest = read_manifest(config.data.shards)
+        manifest = read_manifest(self._config.data.shards)
+        raw = self._stream(manifest, count, cpus=cpus, pin=torch.device(device).type == "cuda")
+        return _batches(_tolerating(raw, manifest, self._config.data.max_bad_fraction), torch.device(device))
+
+    def _stream(self, manifest: Manifest, count: int, *, cpus: float, pin: bool) -> Iterator[dict[str, Any]]:
+        data = self._config.data
+        windows = -(-len(manifest.train) // data.shards_per_window)
+        window_samples = manifest.samples * data.patches_per_tile / windows
+        stretch = max(1, round(_STRETCH * window_samples / self._batch_size)) * self._batch_size
         segments = plan.stream(
             manifest.train,
-            seed=config.seed,
-            patches_per_tile=config.data.patches_per_tile,
-            shards_per_window=config.data.shards_per_window,
+            seed=self._config.seed,
+            patches_per_tile=data.patches_per_tile,
+            shards_per_window=data.shards_per_window,
         )
         mine = plan.for_worker(segments, self.stages, self.workers, self._rank)
         unchanged = bool(self.stages) and self.stages[-1].workers == self.workers
         position = self.stages[-1].consumed if unchanged else 0
-        rows = []
-        for segment in plan.take(mine, count * self._batch_size):
-            rows.append({**asdict(segment), "shards": ",".join(segment.shards), "position": position})
-            position += len(segment)
-        task = functools.partial(_read_segment, config=config, manifest=manifest, batch_size=self._batch_size)
+        for part in plan.in_stretches(mine, count * self._batch_size, stretch):
+            rows = []
+            for segment in part:
+                rows.append({**asdict(segment), "shards": ",".join(segment.shards), "position": position})
+                position += len(segment)
+            yield from self._read(rows, manifest, cpus=cpus, pin=pin)
+
+    def _read(self, rows: list[dict[str, Any]], manifest: Manifest, *, cpus: float, pin: bool) -> Iterable[Any]:
+        """One Ray Dataset over some rows of the plan."""
+        config = self._config
+        task = functools.partial(_read_row, config=config, manifest=manifest, batch_size=self._batch_size)
         plan_rows = ray.data.from_items(rows, override_num_blocks=len(rows))
         data = plan_rows.map_batches(task, batch_size=1, num_cpus=config.data.task_cpus, batch_format="numpy")
+        keep_errors(data)
         data.context.target_max_block_size = _BLOCK_BYTES
         data.context.execution_options.preserve_order = True
+        store = ray.cluster_resources().get("object_store_memory", 0.0)
         data.context.execution_options.resource_limits = ray.data.ExecutionResources(
-            cpu=max(cpus, config.data.task_cpus)
+            cpu=max(cpus, config.data.task_cpus), object_store_memory=store * _STORE_SHARE / self.workers
         )
-        batches = data.iterator().iter_torch_batches(
-            batch_size=self._batch_size, prefetch_batches=2, collate_fn=_Collate(), device=device, drop_last=True
+        return data.iterator().iter_torch_batches(
+            batch_size=self._batch_size, prefetch_batches=2, collate_fn=_Collate(pin=pin), device="cpu"
         )
-        return _tolerating(itertools.islice(batches, count), config.data.max_bad_fraction)
+
+
+def _read_row(
+    row: dict[str, Any], *, config: RunConfig, manifest: Manifest, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    # Tasks run side by side, one core each.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    epoch, start, stop, position = (int(row[name][0]) for name in ("epoch", "start", "stop", "position"))
+    segment = plan.Segment(epoch, tuple(str(row["shards"][0]).split(",")), start, stop)
+    return read_segment(segment, position, config=config, manifest=manifest, batch_size=batch_size)
 
 
 class _Collate(NumpyBatchCollateFn):
-    """Rows to the tensors of a batch. LR images travel as bytes because their size changes with the scale."""
+    """Rows to the tensors of a batch, in Ray Data's own thread; pinned where they go on to a card."""
+
+    def __init__(self, *, pin: bool) -> None:
+        self._pin = pin
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Any:  # noqa: ANN401 - what Ray calls CollatedData
         scale, side = int(batch["scale"][0]), batch["hr"].shape[-1]
-        lr = np.stack([np.frombuffer(image, np.float32) for image in batch["lr"]])
-        return {
-            "lr": torch.from_numpy(lr.reshape(-1, 3, side // scale, side // scale)),
-            "hr": torch.from_numpy(np.array(batch["hr"])),
-            "kernel": torch.from_numpy(np.array(batch["kernel"])),
-            "sigma": torch.from_numpy(np.array(batch["sigma"])),
-            "scale": scale,
-            "keys": tuple(batch["key"]),
-            "replaced": int(batch["replaced"].sum()),
-        }
+        lr = np.frombuffer(b"".join(batch["lr"]), np.float32).reshape(-1, 3, side // scale, side // scale)
+        arrays = {"lr": lr} | {name: batch[name] for name in ("hr", "kernel", "sigma")}
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        if self._pin:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return tensors | {"scale": scale, "keys": tuple(batch["key"]), "bad": [str(b) for b in batch["bad"] if b]}
 
 
-def _tolerating(batches: Iterator[dict[str, Any]], max_bad_fraction: float) -> Iterator[Batch]:
-    """Count replaced samples as they pass; a few are normal in a large set, many mean damaged shards."""
-    seen = bad = 0
-    for raw in batches:
-        batch = Batch(**raw | {"hr": raw["hr"].float().div_(255)})
-        seen, bad = seen + len(batch.keys), bad + batch.replaced
-        if bad > max_bad_fraction * max(seen, 1000):
-            raise ArtefactError(f"{bad} of {seen} samples could not be decoded; run shard_images.py --verify")
-        yield batch
-
-
-@functools.lru_cache(maxsize=1)
-def _bank(uri: str) -> KernelBank:
-    """Opened once a process, whatever number of segments it reads."""
-    torch.set_num_threads(1)  # data tasks run side by side, one core each
-    return KernelBank.open(uri)
-
-
-def _read_segment(
-    row: dict[str, Any], *, config: RunConfig, manifest: Manifest, batch_size: int
+def _tolerating(
+    batches: Iterator[dict[str, Any]], manifest: Manifest, max_bad_fraction: float
 ) -> Iterator[dict[str, Any]]:
-    """All samples of one plan row, in blocks that never mix two batches' scales."""
-    epoch, start, stop, position = (int(row[name][0]) for name in ("epoch", "start", "stop", "position"))
-    segment = plan.Segment(epoch, tuple(str(row["shards"][0]).split(",")), start, stop)
-    tiles = _read_tiles(config.data.shards, manifest, segment.shards)
-    draws = _draw_all(tiles, segment, config)
-    done = 0
-    while done < len(draws):
-        batch, offset = divmod(position + done, batch_size)
-        chunk = draws[done : done + batch_size - offset]
-        scale = plan.scale_of(config.model.scales, batch, seed=config.seed)
-        lr = degrade_draws([d for d, _ in chunk], scale, config.data.lr_quantize)
-        yield {
-            "lr": np.array([image.tobytes() for image in lr], dtype=object),
-            "hr": np.stack([d.hr for d, _ in chunk]),
-            "kernel": np.stack([d.kernel for d, _ in chunk]),
-            "sigma": np.array([d.sigma for d, _ in chunk], np.float32),
-            "scale": np.full(len(chunk), scale),
-            "key": np.array([d.key for d, _ in chunk]),
-            "replaced": np.array([replaced for _, replaced in chunk], np.int8),
-        }
-        done += len(chunk)
+    """Name what is damaged as it passes, and stop when it is more than a share of the training tiles."""
+    shards = {shard.name: shard.samples for shard in manifest.train}
+    bad: dict[str, int] = {}  # damaged shard or tile -> how many tiles that is
+    with plain_errors():
+        for batch in batches:
+            for name in set(batch["bad"]) - bad.keys():
+                bad[name] = shards.get(name, 1)
+                logging.getLogger(__name__).warning("%s: damaged, other tiles take its place", name)
+            if sum(bad.values()) > max_bad_fraction * manifest.samples:
+                raise ArtefactError(_too_many(bad, manifest.samples, max_bad_fraction))
+            yield batch
 
 
-def _read_tiles(uri: str, manifest: Manifest, names: tuple[str, ...]) -> list[TileSample]:
-    shards = {shard.name: shard for shard in manifest.train}
-    tiles: list[TileSample] = []
-    for name in names:
-        found = list(read_samples(read_shard(uri, shards[name])))
-        if len(found) != shards[name].samples:
-            raise ArtefactError(f"{uri}/{name}: {len(found)} samples, its manifest says {shards[name].samples}")
-        tiles += found
-    return tiles
+def _too_many(bad: dict[str, int], samples: int, max_bad_fraction: float) -> str:
+    names = ", ".join(list(bad)[:10]) + (" ..." if len(bad) > 10 else "")
+    return (
+        f"{sum(bad.values())} of {samples} training tiles are damaged, more than data.max_bad_fraction "
+        f"{max_bad_fraction:g} allows: {names}; remake the shards with jobs/shard_images.py"
+    )
 
 
-def _draw_all(tiles: list[TileSample], segment: plan.Segment, config: RunConfig) -> list[tuple[Draw, bool]]:
-    """(draw, replaced) for every sample of a segment in its mixed order; each tile is decoded once."""
-    data, bank = config.data, _bank(config.data.bank).kernels
-    order = plan.mixed_order(segment, len(tiles), data.patches_per_tile, seed=config.seed)
-    draws: dict[int, tuple[Draw, bool]] = {}
-    for tile in np.unique(order[:, 0]):
-        pixels, replaced = _decode_or_next(tiles, int(tile))
-        for place in np.flatnonzero(order[:, 0] == tile):
-            patch = int(order[place, 1])
-            key = tiles[tile].key
-            drawn = draw(pixels, key, patch, epoch=segment.epoch, seed=config.seed, data=data, bank=bank)
-            draws[int(place)] = (drawn, replaced)
-    return [draws[place] for place in range(len(segment))]
-
-
-def _decode_or_next(tiles: list[TileSample], index: int) -> tuple[np.ndarray, bool]:
-    """A tile's pixels; a damaged tile gives its place to the next good one, so that no position is lost."""
-    for step in range(len(tiles)):
-        try:
-            return decode_tile(tiles[(index + step) % len(tiles)].png), step > 0
-        except BadImageError:
-            continue
-    raise ArtefactError(f"none of {len(tiles)} tiles decodes; run shard_images.py --verify")
+def _batches(raw: Iterator[dict[str, Any]], device: torch.device) -> Iterator[Batch]:
+    """Tensors on their device. HR images travel as bytes and become floats there."""
+    for batch in raw:
+        lr, hr, kernel, sigma = (batch[name].to(device, non_blocking=True) for name in ("lr", "hr", "kernel", "sigma"))
+        bad: Sequence[str] = batch["bad"]
+        yield Batch(
+            lr=lr,
+            hr=hr.float().div_(255),
+            kernel=kernel,
+            sigma=sigma,
+            scale=batch["scale"],
+            keys=batch["keys"],
+            replaced=len(bad),
+            bad=tuple(dict.fromkeys(bad)),
+        )

@@ -16,6 +16,10 @@ SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 
 
+class DamagedShardError(ArtefactError):
+    """A shard whose bytes are not those the manifest describes."""
+
+
 class Shard(Frozen):
     """One tar: file name, how many samples, its size and hash."""
 
@@ -99,13 +103,15 @@ def read_shard(uri: str, shard: Shard) -> bytes:
     """The whole tar, checked against its hash, so that neither a cut connection nor a flipped bit goes unseen.
 
     Raises:
-        ArtefactError: missing or damaged.
+        ArtefactError: missing, or cannot be read.
+        DamagedShardError: its bytes are others than the manifest's, at a second reading too.
     """
     where = storage.join(uri, shard.name)
-    data = storage.read_bytes(where)
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise ArtefactError(f"{where}: damaged (its sha256 is not the manifest's); remake it with jobs/shard_images.py")
-    return data
+    for _ in range(2):
+        data = storage.read_bytes(where)
+        if hashlib.sha256(data).hexdigest() == shard.sha256:
+            return data
+    raise DamagedShardError(f"{where}: damaged (its sha256 is not the manifest's); remake it with jobs/shard_images.py")
 
 
 def verify(uri: str) -> Manifest:

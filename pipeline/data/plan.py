@@ -79,13 +79,21 @@ def advance(stages: Sequence[Stage], workers: int, samples: int) -> tuple[Stage,
     return (*stages, Stage(workers=workers, consumed=samples))
 
 
-def take(segments: Iterator[Segment], samples: int) -> list[Segment]:
-    """As many whole segments as hold at least `samples` samples."""
-    taken: list[Segment] = []
+def in_stretches(segments: Iterator[Segment], samples: int, stretch: int) -> Iterator[list[Segment]]:
+    """Exactly `samples` samples off the front of a stream, in lists of `stretch` samples and a shorter last one."""
+    rest: Segment | None = None
     while samples > 0:
-        taken.append(next(segments))
-        samples -= len(taken[-1])
-    return taken
+        missing = min(stretch, samples)
+        samples -= missing
+        taken = []
+        while missing > 0:
+            segment, rest = rest or next(segments), None
+            if len(segment) > missing:
+                rest = replace(segment, start=segment.start + missing)
+                segment = replace(segment, stop=segment.start + missing)
+            taken.append(segment)
+            missing -= len(segment)
+        yield taken
 
 
 def mixed_order(segment: Segment, tiles: int, patches_per_tile: int, *, seed: int) -> np.ndarray:

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.data import feed
 from pipeline.data.feed import Batch, Feed
 from pipeline.data.manifest import read_manifest
+from pipeline.data.plan import Stage
 from pipeline.degrade import degrade
 
 pytestmark = pytest.mark.flow
@@ -63,10 +66,58 @@ def test_the_resumed_stream_is_bit_equal(config: RunConfig, consumed: int):
     assert all(equal(a, b) for a, b in zip(undisturbed[consumed:], resumed, strict=True))
 
 
-def test_a_damaged_shard_is_named(config: RunConfig, shards: str, tmp_path: Path):
+def test_stretches_join_without_a_seam(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    undisturbed = read(config, 20)
+    monkeypatch.setattr(feed, "_STRETCH", 0.1)  # several Ray Datasets a window
+    assert all(equal(a, b) for a, b in zip(undisturbed, read(config, 20), strict=True))
+
+
+def test_with_another_number_of_workers_the_rest_of_the_epoch_comes_once(config: RunConfig):
+    samples = read_manifest(config.data.shards).samples * config.data.patches_per_tile
+    stages: tuple[Stage, ...] = ()
+    seen: list[str] = []
+    # One worker for two batches, then two of them, then one to the end of the epoch.
+    for workers, batches in ((1, 2), (2, 3), (1, samples // 8 - 5)):
+        for rank in range(workers):
+            for batch in read(config, batches, stages=stages, workers=workers, rank=rank):
+                seen += batch.keys
+        stages = Feed(config, stages=stages, workers=workers, rank=0).after(batches)
+    assert len(seen) == samples
+    assert set(Counter(seen).values()) == {1}
+
+
+def test_a_damaged_shard_is_tolerated_within_the_bound_and_named_beyond_it(
+    config: RunConfig, shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     for name, _ in storage.list_files(shards):
         (tmp_path / name).write_bytes(storage.read_bytes(storage.join(shards, name)))
     (tmp_path / "train-000001.tar").write_bytes(b"\0" * 10240)
-    damaged = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(tmp_path)})})
-    with pytest.raises(Exception, match=r"train-000001\.tar: damaged"):
-        read(damaged, read_manifest(shards).samples)
+    manifest = read_manifest(shards)
+    count = manifest.samples * config.data.patches_per_tile // config.train.batch_size
+
+    def damaged(bound: float) -> RunConfig:
+        data = config.data.model_copy(update={"shards": str(tmp_path), "max_bad_fraction": bound})
+        return config.model_copy(update={"data": data})
+
+    batches = read(damaged(0.6), count)
+    assert len(batches) == count
+    assert {name for batch in batches for name in batch.bad} == {"train-000001.tar"}
+    lost = manifest.train[1].samples * config.data.patches_per_tile
+    assert lost - config.train.batch_size <= sum(batch.replaced for batch in batches) <= lost
+    assert caplog.messages == ["train-000001.tar: damaged, other tiles take its place"]
+    with pytest.raises(ArtefactError, match=rf"^{manifest.train[1].samples} of {manifest.samples} .*train-000001\.tar"):
+        read(damaged(0.01), count)
+
+
+def test_a_missing_shard_is_one_line_that_names_it(config: RunConfig, shards: str, tmp_path: Path):
+    (tmp_path / "manifest.json").write_bytes(storage.read_bytes(storage.join(shards, "manifest.json")))
+    empty = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(tmp_path)})})
+    with pytest.raises(ArtefactError, match=r"^\S*/train-\d{6}\.tar: no such file$"):
+        read(empty, 1)
+
+
+def test_batches_go_to_the_device_of_the_worker(config: RunConfig):
+    """The meta device stands in for a card: with values other than tensors in a batch Ray moves none of it."""
+    (batch,) = Feed(config, stages=(), workers=1, rank=0).batches(1, cpus=1, device="meta")
+    assert {getattr(batch, name).device.type for name in ("lr", "hr", "kernel", "sigma")} == {"meta"}
+    assert batch.hr.dtype == torch.float32

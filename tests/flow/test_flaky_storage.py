@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
+from pipeline.config import DataConfig, RunConfig, TrainConfig
+from pipeline.data import feed
+from pipeline.data.feed import Feed
 from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.tiles import read_samples
 
@@ -76,6 +81,32 @@ def test_every_sample_comes_once():
         keys = [s.key for shard in manifest.train for s in read_samples(read_shard("s3://test/flaky", shard))]
         assert len(keys) == len(set(keys)) == manifest.samples
     assert FlakyProxy.cuts >= 4
+
+
+@pytest.mark.usefixtures("flaky")
+def test_the_feed_gives_an_epoch_as_if_nothing_had_happened(shards: str, bank: str, monkeypatch: pytest.MonkeyPatch):
+    config = RunConfig(
+        name="flaky",
+        data=DataConfig(shards=shards, bank=bank, patch=48, patches_per_tile=2, shards_per_window=1),
+        train=TrainConfig(steps=1, batch_size=8),
+    )
+    count = read_manifest(shards).samples * 2 // 8
+    calm = list(Feed(config, stages=(), workers=1, rank=0).batches(count, cpus=1))
+    stormy_data = config.data.model_copy(update={"shards": "s3://test/flaky"})
+    read_row, endpoint = feed._read_row, os.environ["AWS_ENDPOINT_URL"]
+
+    def through_the_proxy(row: dict, **settings: object) -> Iterator[dict]:
+        # Ray's processes have the variables of the time they were started.
+        before, os.environ["AWS_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"], endpoint
+        yield from read_row(row, **settings)
+        os.environ["AWS_ENDPOINT_URL"] = before
+
+    monkeypatch.setattr(feed, "_read_row", through_the_proxy)
+    stormy = Feed(config.model_copy(update={"data": stormy_data}), stages=(), workers=1, rank=0)
+    for after, before in zip(stormy.batches(count, cpus=1), calm, strict=True):
+        assert after.keys == before.keys
+        assert torch.equal(after.lr, before.lr)
+    assert FlakyProxy.cuts >= 2
 
 
 @pytest.mark.usefixtures("flaky")

@@ -82,10 +82,17 @@ def test_a_segment_in_two_parts_mixes_as_in_one():
     assert np.array_equal(order, np.concatenate(parts))
 
 
-def test_take_gives_just_enough():
-    stream = iter(segments([3, 3, 3], 9, shards_per_window=1, patches_per_tile=1))
-    assert [len(s) for s in plan.take(stream, 7)] == [3, 3, 3]
-    assert plan.take(stream, 0) == []
+@given(counts, st.integers(1, 40), st.integers(1, 15))
+def test_stretches_hold_a_streams_samples_in_order_and_no_more(counts: list[int], total: int, stretch: int):
+    def flat(parts: list[list[plan.Segment]]) -> list[tuple[int, tuple[str, ...], int]]:
+        return [(s.epoch, s.shards, position) for part in parts for s in part for position in range(s.start, s.stop)]
+
+    everything = segments(counts, epochs=total + 1)  # an epoch has a sample at least
+    parts = list(plan.in_stretches(iter(everything), total, stretch))
+    assert flat(parts) == flat([everything])[:total]
+    sizes = [sum(len(segment) for segment in part) for part in parts]
+    assert sizes[:-1] == [stretch] * (len(sizes) - 1)
+    assert 0 < sizes[-1] <= stretch
 
 
 def test_all_workers_have_the_same_scale_and_all_scales_come():

@@ -1,0 +1,81 @@
+"""The validation samples: one of every held-out tile for every scale, the same in every run, epoch and worker."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import torch
+
+from kernels_bank.runtime.errors import ArtefactError
+from pipeline.config import RunConfig
+from pipeline.data.feed import Batch
+from pipeline.data.images import BadImageError, decode_tile
+from pipeline.data.manifest import read_manifest, read_shard
+from pipeline.data.samples import Draw, degrade_draws, draw, with_fresh_kernels
+from pipeline.data.task import open_bank
+from pipeline.data.tiles import read_samples
+
+# Not the run's: two runs that differ in their seed only are judged on the same images.
+_SEED = 0
+
+
+def validation_batches(
+    config: RunConfig, *, rank: int = 0, workers: int = 1, limit: int | None = None, batch_size: int = 16
+) -> list[Batch]:
+    """The validation samples of one worker, on the CPU, read without Ray.
+
+    Tile i goes to worker i modulo `workers`; nothing is dropped to make the shares equal, so sums and counts have to
+    be added up over the workers, not their means averaged.
+
+    Args:
+        config: of the run; patch, kernels, noise and scales are taken from it.
+        rank: of the worker.
+        workers: that share the samples.
+        limit: use only this many tiles, the first ones (of all workers together).
+        batch_size: largest number of samples of a batch; the last one of each scale is shorter.
+
+    Returns:
+        Batches of one scale each, in the order of `config.model.scales`; none without a validation split.
+
+    Raises:
+        ArtefactError: a shard or a tile is missing or damaged.
+    """
+    draws = _draws(config, rank, workers, limit)
+    batches = []
+    for scale in config.model.scales:
+        for first in range(0, len(draws), batch_size):
+            # A copy, because drawing the noise moves a draw's generator on: each scale starts where the others did.
+            chunk = copy.deepcopy(draws[first : first + batch_size])
+            batches.append(to_batch(chunk, scale, config.data.lr_quantize))
+    return batches
+
+
+def to_batch(draws: list[Draw], scale: int, lr_quantize: str) -> Batch:
+    """Draws as what a training step gets."""
+    return Batch(
+        lr=torch.from_numpy(degrade_draws(draws, scale, lr_quantize)),
+        hr=torch.from_numpy(np.stack([d.hr for d in draws])).float().div_(255),
+        kernel=torch.from_numpy(np.stack([d.kernel for d in draws])),
+        sigma=torch.tensor([d.sigma for d in draws], dtype=torch.float32),
+        scale=scale,
+        keys=tuple(d.key for d in draws),
+        replaced=0,
+    )
+
+
+def _draws(config: RunConfig, rank: int, workers: int, limit: int | None) -> list[Draw]:
+    data, uri = config.data, config.data.shards
+    bank = open_bank(data.bank)
+    tiles = ((s, t) for s in read_manifest(uri).validation for t in read_samples(read_shard(uri, s)))
+    draws = []
+    for shard, tile in itertools.islice(tiles, rank, limit, workers):
+        try:
+            pixels = decode_tile(tile.png)
+        except BadImageError as error:
+            raise ArtefactError(f"{uri}/{shard.name}: validation sample {tile.key}: {error}; remake it") from error
+        draws.append(draw(pixels, tile.key, 0, epoch=0, seed=_SEED, data=data, bank=bank.kernels))
+    if data.kernel_source == "online" and draws:
+        draws = with_fresh_kernels(draws, bank.spec, epoch=0, seed=_SEED)
+    return draws
