@@ -25,6 +25,7 @@ from pipeline.tracking.store import client, plain_errors
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_PATIENCE_S = 3.0  # a wait longer than this is said
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +81,7 @@ def _acquire(api: MlflowClient, name: str, token: str, hold_s: float, wait_s: fl
     from mlflow.exceptions import MlflowException
 
     started = time.monotonic()
-    holder, holder_since = "", started
+    holder, holder_since, said = "", started, False
     while True:
         lease = Lease(name, hold_s)
         try:
@@ -103,6 +104,9 @@ def _acquire(api: MlflowClient, name: str, token: str, hold_s: float, wait_s: fl
         elif now - started > wait_s:
             raise BadRequestError(f"model '{name}' is being changed by another process ({found[33:]}); try again later")
         else:
+            if now - started > _PATIENCE_S and not said:
+                said = True
+                _log.warning("waiting: model '%s' is being changed by another process (%s)", name, found[33:])
             time.sleep(random.uniform(0.1, 0.3))
 
 

@@ -58,7 +58,7 @@ def _models(console: Console, models: list[dict[str, Any]]) -> None:
 def _model(console: Console, model: dict[str, Any]) -> None:
     table = _table("version", "aliases", "created", "evaluation", "run", title=model["name"])
     for version in model["versions"]:
-        metrics = "\n".join(f"{key} {value:.4g}" for key, value in version["metrics"].items()) or "none stored"
+        metrics = "\n".join(f"{key} {_number(value)}" for key, value in version["metrics"].items()) or "none stored"
         row = (str(version["version"]), ", ".join(version["aliases"]), _minute(version["created"]), metrics)
         table.add_row(*row, version["run_id"])
     console.print(table)
@@ -76,7 +76,7 @@ def _version(console: Console, version: dict[str, Any]) -> None:
     facts.add_row("digest", version["digest"])
     for part in ("input", "origin", "config", "metrics"):
         for key, value in version[part].items():
-            facts.add_row(f"{part}  {key}", f"{value:.4f}" if part == "metrics" else _text(value))
+            facts.add_row(f"{part}  {key}", _number(value) if part == "metrics" else _text(value))
     console.print(facts)
     _moves(console, version["moves"])
 
@@ -109,7 +109,7 @@ def _move(answer: dict[str, Any]) -> None:
 def _comparison(console: Console, answer: dict[str, Any]) -> None:
     table = _table("", answer["one"], answer["other"], "difference")
     for key, (one, other, difference) in answer["metrics"].items():
-        table.add_row(key, _number(one), _number(other), f"{difference:+.4f}" if difference is not None else "")
+        table.add_row(key, _number(one), _number(other), f"{difference:+.3f}" if difference is not None else "")
     for part in ("config", "input", "origin"):
         for key, (one, other) in answer[part].items():
             table.add_row(f"{part}  {key}", _text(one), _text(other))
@@ -146,7 +146,7 @@ def _minute(iso: str | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else f"{value:.3f}"
 
 
 def _text(value: object) -> str:

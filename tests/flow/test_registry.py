@@ -337,7 +337,7 @@ def test_the_commands_of_the_job(registry_job, sqlite_store, model_name, add_ver
     assert compared["metrics"]["psnr.float.x2.blind"] == [30.0, 30.5, 0.5]
     assert compared["metrics"]["psnr.float.x2.bicubic"] == [25.0, 25.0, 0.0]
     assert (compared["same_files"], compared["config"]) == (False, {})
-    assert "+0.5000" in registry_job("compare", f"{model_name}/1", f"{model_name}/2")
+    assert "+0.500" in registry_job("compare", f"{model_name}/1", f"{model_name}/2")
 
     out = tmp_path / "out"
     registry_job("export", f"{model_name}@champion", "--output", str(out))
