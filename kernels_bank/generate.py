@@ -128,9 +128,10 @@ def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], np
                 done[row["position"]] = row
                 bar.advance(shards[row["position"]].rows, note=f"{len(done)} of {len(shards)} shards")
     except RayTaskError as error:
+        # Our errors are one line; what follows is Ray's advice on retries.
         reason = str(error.cause or error).strip().splitlines()[0]
         raise JobFailedError(
-            f"{uri}: after {len(done)} of {len(shards)} shards: {reason}; the same command goes on from there"
+            f"after {len(done)} of {len(shards)} shards: {reason}; the same command goes on from there"
         ) from error
     # In the order of the plan, so that the sums, and with them the codec, do not depend on which task ended first.
     ordered = [done[i] for i in range(len(shards))]
@@ -148,7 +149,11 @@ def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:
         record, kernels = found
     else:
         kernels, parameters = draw_range(spec, shard.family, shard.start, shard.start + shard.rows)
-        record = write_shard(uri, shard, law, kernels, parameters)
+        try:
+            record = write_shard(uri, shard, law, kernels, parameters)
+        except OSError as error:
+            reason = error.strerror or " ".join(str(error).split())
+            raise JobFailedError(f"{storage.join(uri, shard.name)}: cannot be written ({reason})") from error
     flat = kernels.reshape(len(kernels), -1).astype(np.float64)
     return {
         "position": row["position"],

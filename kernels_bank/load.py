@@ -11,6 +11,8 @@ import numpy as np
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
 
 def load_kernels(path: str | Path) -> np.ndarray:
     """Read blur kernels from a path or URI.
@@ -102,11 +104,11 @@ def _png(data: bytes) -> Iterable[np.ndarray]:
 def _mat(data: bytes) -> Iterable[np.ndarray]:
     from scipy import io as scipy_io
 
-    try:
-        stream: Any = io.BytesIO(data)  # SciPy's stubs know paths only
-        variables = scipy_io.loadmat(stream)
-    except NotImplementedError:  # MATLAB 7.3 files are HDF5
+    # MATLAB 7.3 files are HDF5 behind a header of 512 bytes; other programs write none.
+    if _HDF5 in (data[:8], data[512:520]):
         return _mat_hdf5(data)
+    stream: Any = io.BytesIO(data)  # SciPy's stubs know paths only
+    variables = scipy_io.loadmat(stream)
     value = _only({name: v for name, v in variables.items() if not name.startswith("__")})
     return list(value.ravel()) if value.dtype == object else _split(value)
 

@@ -51,4 +51,5 @@ def quiet_data(*, verbose: bool = False) -> None:
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
     if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # An error in a task is raised to the job, which says it in a line; the log would say it in pages, twice.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -22,6 +22,8 @@ from kernels_bank.families import draw_range
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.store import verify
 from pipeline.cli import run
+from pipeline.tracking.runs import open_run
+from pipeline.tracking.store import client
 
 pytestmark = pytest.mark.flow
 
@@ -238,17 +240,53 @@ def _workers_share(bank: KernelBank, uri: Path, cache: Path) -> None:
             assert growth < size / 4
 
 
-def test_s3_bank_is_built_verified_and_cached(cluster, s3, cache):
+def test_s3_bank_is_built_verified_and_cached(cluster, s3, cache, tmp_path):
     spec = SPEC.model_copy(update={"gaussian": 300, "motion": 0})
     manifest = build_bank(spec, "s3://test/bank", previews=False)
     assert build_bank(spec, "s3://test/bank") == manifest
     bank = KernelBank.open("s3://test/bank")
-    assert bank.digest == manifest.digest
+    assert bank.digest == manifest.digest == build_bank(spec, tmp_path / "local", previews=False).digest
     np.testing.assert_array_equal(bank.kernels[:300], draw_range(spec, "gaussian", 0, 300)[0])
     assert len(list(verify("s3://test/bank"))) == 3
     assert [file.name for file in cache.glob("banks/*.npy")] == [f"{bank.digest}.npy"]
     with pytest.raises(BadRequestError, match="cannot be written to"):
         build_bank(spec, "s3://nobody/bank")
+
+
+def test_pictures_go_into_the_active_run(built, tmp_path, monkeypatch, capsys):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    run_ref = open_run("banks", "bank", uri, params={}, tags={})
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_ref.run_id)
+    arguments = [f"--{name}={count}" for name, count in SPEC.counts.items()] + ["--size=15", "--seed=7"]
+    command("--output", str(built), *arguments, "--components=24")
+    found = client(uri).list_artifacts(run_ref.run_id, "kernels")
+    names = ["codec.png", "distributions.png", "manifest.json", "preview.png"]
+    assert {file.path: file.file_size for file in found} == {
+        f"kernels/{name}": (built / name).stat().st_size for name in names
+    }
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(SystemExit) as exit_status:
+        command("--output", str(tmp_path / "new"), *arguments)
+    assert exit_status.value.code == 2
+    assert "cannot find run 000" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_shard_that_cannot_be_written_is_one_line(cluster, tmp_path, capsys):
+    """A folder in its place; the build ends with what went wrong, and the same command goes on from there."""
+    obstacle = tmp_path / "bank" / "kernels-00000.parquet"
+    obstacle.mkdir(parents=True)
+    arguments = ["--output", str(tmp_path / "bank"), "--gaussian", "10", "--motion", "0"]
+    with pytest.raises(SystemExit) as exit_status:
+        command(*arguments)
+    assert exit_status.value.code == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert "kernels-00000.parquet" in error[0]
+    obstacle.rmdir()
+    command(*arguments)
+    assert len(KernelBank.open(tmp_path / "bank")) == 10
 
 
 def test_command_line(built, tmp_path, capsys):
@@ -257,6 +295,11 @@ def test_command_line(built, tmp_path, capsys):
     assert "1,500 gaussian + 1,500 motion + 60 disk + 4 delta kernels, 15 x 15" in shown
     assert KernelBank.open(built).digest in shown
     assert "24 components hold" in shown
+    table = [line.split() for line in shown.splitlines() if line.startswith(("components", "motion, decoded"))]
+    assert table[0][1:] == ["10", "24", "64", "110"]
+    losses = [float(db) for db in table[1][3:]]
+    assert losses == sorted(losses)
+    assert 15 < losses[0] < losses[3] < 80
     command("--output", str(built), "--verify")
     assert "all 4 shards" in capsys.readouterr().out
     target = tmp_path / "new"

@@ -20,7 +20,7 @@ from kernels_bank.families import CHUNK, draw_range
 from kernels_bank.gaussian import draw_gaussian, gaussian_kernels
 from kernels_bank.motion import Shake, _fitted, _softened, _splatted
 from kernels_bank.runtime.errors import BadRequestError
-from kernels_bank.spec import FAMILIES, PRESETS
+from kernels_bank.spec import FAMILIES, PRESETS, preset_spec
 
 SAMPLERS = {"gaussian": sample_gaussian, "motion": sample_motion, "disk": sample_disk}
 
@@ -187,6 +187,26 @@ def test_any_range_alone_has_the_same_bits(family):
             np.testing.assert_array_equal(values, parameters[name][start:stop])
 
 
+def test_length_curvature_and_anisotropy_are_settings():
+    """Each setting of the spec reaches the kernels, and does what it is called."""
+
+    def widths(**changes: object) -> float:
+        """Variance across the main axis in units of that along it: 0 is a line, 1 is round."""
+        spec = KernelBankSpec(extent=(14.0, 14.0)).model_copy(update=changes)
+        kernels, _ = draw_range(spec, "motion", 0, CHUNK)
+        axis = np.arange(-10, 11)
+        yy, xx, xy = kernels.sum(2) @ axis**2, kernels.sum(1) @ axis**2, (kernels @ axis) @ axis
+        spread = np.sqrt((xx - yy) ** 2 / 4 + xy**2)
+        return float((((xx + yy) / 2 - spread) / ((xx + yy) / 2 + spread)).mean())
+
+    _, drawn = draw_range(KernelBankSpec(extent=(5.0, 5.0)), "motion", 0, 64)
+    np.testing.assert_allclose(drawn["extent"], 5, rtol=1e-6)
+    usual = widths()
+    assert widths(turn=0.0) < 0.8 * usual < usual < 0.8 * widths(turn=8.0)
+    assert widths(narrowing=8.0) < 0.9 * usual < usual < 0.95 * widths(narrowing=1.0)
+    assert widths(memory=(10.0, 10.0)) < 0.9 * widths(memory=(0.02, 0.02))
+
+
 def test_seed_and_chunk_make_other_kernels():
     first, _ = draw_range(KernelBankSpec(seed=0), "gaussian", 0, 2 * CHUNK)
     other, _ = draw_range(KernelBankSpec(seed=1), "gaussian", 0, CHUNK)
@@ -237,10 +257,22 @@ def test_presets_are_valid_and_draw(preset):
         np.testing.assert_array_equal(drawn["sigma_along"], drawn["sigma_across"])
 
 
+def test_presets_give_way_to_explicit_settings():
+    assert preset_spec("dan1-x2", {"gaussian": 7}) == KernelBankSpec.model_validate(
+        PRESETS["dan1-x2"] | {"gaussian": 7}
+    )
+    with pytest.raises(BadRequestError, match=r"preset dan2-x2 with components: .* 121 pixels"):
+        preset_spec("dan2-x2", {"components": 300})
+    with pytest.raises(BadRequestError, match="preset dan9: unknown"):
+        preset_spec("dan9", {})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"size": 20}, "even"),
+        ({"size": 5}, "motion kernels need at least 7"),
+        ({"memory": (2.0, 1.0)}, "lower bound comes first"),
         ({"gaussian": -1}, "greater than or equal to 0"),
         ({"gaussian": 0, "motion": 0}, "all 0"),
         ({"sigma": (3.0, 1.0)}, "lower bound comes first"),

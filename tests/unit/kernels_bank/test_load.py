@@ -1,0 +1,134 @@
+"""Kernels from the files of others: every kind gives the same kernels, and what is wrong is said."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import io as scipy_io
+
+from kernels_bank import load_kernels, sample_motion
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+
+KERNELS = sample_motion(3, 9, rng=np.random.default_rng(0))
+
+
+def cells(kernels: list[np.ndarray]) -> np.ndarray:
+    """A MATLAB cell array."""
+    row = np.empty((1, len(kernels)), dtype=object)
+    row[0] = [*kernels]
+    return row
+
+
+def hdf5_cells(path: Path, kernels: list[np.ndarray]) -> None:
+    """As MATLAB 7.3 writes a cell array: references to transposed arrays under #refs#."""
+    with h5py.File(path, "w") as file:
+        stored = [file.create_dataset(f"#refs#/{i}", data=k.T) for i, k in enumerate(kernels)]
+        references = np.array([[item.ref for item in stored]], dtype=h5py.ref_dtype).T
+        file.create_dataset("kernels", data=references)
+
+
+WRITERS = {
+    "a.npy": lambda path: np.save(path, KERNELS),
+    "named.npz": lambda path: np.savez(path, kernels=KERNELS, other=np.zeros(3)),
+    "only.npz": lambda path: np.savez(path, anything=KERNELS),
+    "cell.mat": lambda path: scipy_io.savemat(path, {"kernels": cells(list(KERNELS))}),
+    "array.mat": lambda path: scipy_io.savemat(path, {"k": np.moveaxis(KERNELS, 0, 2)}),
+    "hdf5.mat": lambda path: hdf5_cells(path, list(KERNELS)),
+    "hdf5-array.mat": lambda path: h5py.File(path, "w").create_dataset("kernels", data=KERNELS.transpose(0, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_gives_the_same_kernels(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    loaded = load_kernels(f"file://{tmp_path}/{name}")
+    assert loaded.dtype == np.float32
+    np.testing.assert_allclose(loaded, KERNELS, atol=1e-7)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_pictures(tmp_path, bits):
+    top = 2**bits - 1
+    values = np.rint(KERNELS[0] / KERNELS[0].max() * top).astype(np.uint8 if bits == 8 else np.uint16)
+    Image.fromarray(values).save(tmp_path / "k.PNG")
+    loaded = load_kernels(tmp_path / "k.PNG")
+    np.testing.assert_allclose(loaded[0], values / values.sum(dtype=np.float64), atol=1e-7)
+
+
+def test_values_become_a_kernel_of_float32(tmp_path):
+    """Unnormalised, negative lobes, float64, one kernel without a first axis."""
+    raw = KERNELS[0].astype(np.float64) * 255
+    raw[0, 0] = -3
+    np.save(tmp_path / "k.npy", raw)
+    np.testing.assert_allclose(load_kernels(tmp_path / "k.npy"), KERNELS[:1], atol=1e-7)
+
+
+def test_other_sides_keep_their_origin(tmp_path):
+    """The origin of a (k, k) kernel is (k // 2, k // 2), also of an even one; all land on one middle pixel."""
+    odd, even, flat = np.zeros((5, 5)), np.zeros((4, 4)), np.zeros((3, 7))
+    odd[2, 2] = even[2, 2] = flat[1, 3] = 1
+    scipy_io.savemat(tmp_path / "k.mat", {"kernels": cells([odd, even, flat])})
+    loaded = load_kernels(tmp_path / "k.mat")
+    assert loaded.shape == (3, 7, 7)
+    assert (loaded[:, 3, 3] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("none.npy", lambda path: None, "no such file"),
+        ("k.txt", lambda path: path.write_text("1"), "unknown kind of kernel file '.txt'"),
+        ("k.npy", lambda path: path.write_bytes(b"hello"), "cannot be read as .npy"),
+        ("k.npy", lambda path: np.save(path, np.array([{}], dtype=object)), "cannot be read as .npy"),
+        ("k.npy", lambda path: np.save(path, np.zeros((2, 5, 5))), "kernel 1: has no positive value"),
+        ("k.npy", lambda path: np.save(path, np.full((5, 5), np.nan)), "kernel 1: a finite"),
+        ("k.npy", lambda path: np.save(path, np.zeros((2, 3, 4))), r"shape \(2, 3, 4\) holds no kernels"),
+        ("k.npy", lambda path: np.save(path, np.zeros((0, 5, 5))), "holds no kernels"),
+        ("k.npz", lambda path: np.savez(path, a=KERNELS, b=KERNELS), "has the variables a, b; name one"),
+        ("k.mat", lambda path: path.write_bytes(b"MATLAB"), "cannot be read as .mat"),
+        ("k.png", lambda path: path.write_bytes(b"\x89PNG"), "cannot be read as .png"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_file(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(BadRequestError, match=message) as error:
+        load_kernels(tmp_path / name)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_pickles_are_not_loaded(tmp_path):
+    """An object array would run code when unpickled."""
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    trap = np.empty(1, dtype=object)
+    trap[0] = Trap()
+    np.save(tmp_path / "k.npy", trap, allow_pickle=True)
+    with pytest.raises(ArtefactError):
+        load_kernels(tmp_path / "k.npy")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_hdf5_needs_its_package(tmp_path, monkeypatch):
+    WRITERS["hdf5.mat"](tmp_path / "k.mat")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(BadRequestError, match="pip install h5py"):
+        load_kernels(tmp_path / "k.mat")
+
+
+def test_the_published_files(shared):
+    twelve = load_kernels(shared / "data" / "kernels_12.mat")
+    levin = load_kernels(shared / "data" / "Levin09.mat")
+    assert (twelve.shape, levin.shape) == ((12, 25, 25), (8, 27, 27))
+    # Side lengths as published; each lies centre on centre in the common field.
+    for kernel, side in zip(levin, (19, 17, 15, 27, 13, 21, 23, 23), strict=True):
+        margin = (27 - side) // 2
+        assert kernel[margin : 27 - margin, margin : 27 - margin].sum() == pytest.approx(1, abs=1e-6)
