@@ -4,6 +4,9 @@ With T = `config.rounds` kernel estimates there are T + 1 kernels k_0 ... k_T, k
 image i made with k_i. `rounds` (DAN's schedule) runs all K unfoldings for each of them. `interleaved` cuts the K
 unfoldings into T + 1 nearly equal parts and estimates between them, so that a whole blind restoration costs
 one unfolding and T estimates.
+
+A wrong kernel can cost far more than a right one gains. So at inference, where asked, a guard lets an estimate stand
+only if the image restored with it scores no worse than with the kernel that stood before (`guard.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from kernels_bank.codec import KernelCodec, decode_codes, encode_codes
 from pipeline.config import ModelConfig
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
+from pipeline.model.guard import restoration_score
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, USRNet, check_inputs
 
@@ -38,7 +42,8 @@ class BlindOutput:
     sr: Tensor  # (B, 3, s*h, s*w), not clipped
     kernel: Tensor  # (B, k, k), >= 0, sum 1
     codes: Tensor  # (B, T + 1, c), the initial kernel's first
-    rounds: list[Round]  # T + 1 of them; the last holds `sr` and `kernel`
+    rounds: list[Round]  # T + 1 of them, each with its own kernel; unguarded, the last holds `sr` and `kernel`
+    winner: Tensor  # (B,) int64, the round whose kernel is `kernel`; unguarded always T
 
 
 class BlindUSRNet(nn.Module):
@@ -54,14 +59,18 @@ class BlindUSRNet(nn.Module):
         self.estimator = Estimator(config.scales, config.estimator_channels, config.estimator_blocks, codec.components)
         self.spectral = SpectralInit(codec.components) if config.initial_kernel == "spectral" else None
 
-    def forward(self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None) -> BlindOutput:
+    def forward(
+        self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None, *, guard: bool = False
+    ) -> BlindOutput:
         """Estimate each image's kernel and restore it.
 
         Args:
             lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
             scale: one of `config.scales`, the same for the whole batch.
             sigma: noise level on the [0, 1] scale, a number or (B,).
-            x0: (B, 3, s*h, s*w) first estimate, or None for `config.x0`.
+            x0: (B, 3, s*h, s*w) first estimate, for instance another model's; None for `config.x0`.
+            guard: let a kernel estimate stand only where it scores no worse than the kernel before it, image by
+                image. For inference; where a round does not start from x0 it runs that round's unfoldings twice.
 
         Raises:
             ValueError: non-finite or mis-shaped inputs, a scale this model was not made for.
@@ -70,15 +79,26 @@ class BlindUSRNet(nn.Module):
             known = ", ".join(map(str, self.config.scales))
             raise ValueError(f"scale {scale} for images {tuple(lr.shape)}; this model restores {known}")
         state = self.restorer.start(lr, scale, sigma, x0)
-        kernel, code = self.initial(lr, scale, sigma)
-        rounds: list[Round] = []
-        for first, last in self._parts():
-            if rounds:
-                kernel, code = self._estimate(state, rounds[-1])
-                state = self._next_start(state, rounds[-1].sr)
-            sr = self.restorer.unfold(state, self._operator(kernel, state), first, last)
-            rounds.append(Round(sr, kernel, code))
-        return BlindOutput(sr, kernel, torch.stack([r.code for r in rounds], 1), rounds)
+        parts = self._parts()
+        standing = self._round(state, *self.initial(lr, scale, sigma), parts[0])
+        winner = torch.zeros(lr.shape[0], dtype=torch.int64, device=lr.device)
+        rounds = [standing]
+        for number, part in enumerate(parts[1:], 1):
+            estimate = self._estimate(state, standing)
+            start = self._next_start(state, standing.sr)
+            new = self._round(start, *estimate, part)
+            rounds.append(new)
+            if guard:
+                # A fair comparison is between images of the same start and as many unfoldings.
+                old = standing if start is state else self._round(start, standing.kernel, standing.code, part)
+                better = self._score(new, start) <= self._score(old, start)
+                standing = Round(*(_where(better, *pair) for pair in zip(new, old, strict=True)))
+                winner = winner.where(~better, number)
+            else:
+                standing, winner = new, torch.full_like(winner, number)
+            state = start
+        codes = torch.stack([r.code for r in rounds], 1)
+        return BlindOutput(standing.sr, standing.kernel, codes, rounds, winner)
 
     def restore(
         self, lr: Tensor, kernel: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None
@@ -117,6 +137,12 @@ class BlindUSRNet(nn.Module):
         cuts = [(2 * i * unfoldings + parts) // (2 * parts) for i in range(parts + 1)]  # rounded to nearest
         return list(itertools.pairwise(cuts))
 
+    def _round(self, state: State, kernel: Tensor, code: Tensor, part: tuple[int, int]) -> Round:
+        return Round(self.restorer.unfold(state, self._operator(kernel, state), *part), kernel, code)
+
+    def _score(self, found: Round, state: State) -> Tensor:
+        return restoration_score(found.sr, state.lr, self._operator(found.kernel, state))
+
     def _estimate(self, state: State, previous: Round) -> tuple[Tensor, Tensor]:
         sr, code = previous.sr, previous.code
         if self.config.detach:
@@ -133,3 +159,8 @@ class BlindUSRNet(nn.Module):
 
     def _operator(self, kernel: Tensor, state: State) -> BlurOperator:
         return self.restorer.operator(kernel.detach() if self.config.detach else kernel, state)
+
+
+def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """`yes` for the images of the batch that `chosen` (B,) names, `no` for the others."""
+    return torch.where(chosen.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)

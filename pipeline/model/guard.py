@@ -1,0 +1,28 @@
+"""Which of two kernels is better for an image: judged by what the restorer makes of it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pipeline.model.fourier import BlurOperator
+
+
+def restoration_score(sr: Tensor, lr: Tensor, operator: BlurOperator) -> Tensor:
+    """How little a restored image deserves belief: LR residual times total variation, lower is better.
+
+    A kernel that is too wide or turned around makes the restorer ring: the variation rises, and not all of it is
+    taken back by the blur, so the residual rises as well. Of a kernel that is too narrow the image stays smooth,
+    but it explains the LR image less well. Either factor alone errs far more often, and the product has no weight
+    to tune (docs/network.md has the measurement).
+
+    Args:
+        sr: (B, C, s*h, s*w) restored with the operator's kernel.
+        lr: (B, C, h, w).
+        operator: blur and decimation with the kernel in question.
+
+    Returns:
+        (B,), comparable between kernels of one image at one stage of the restoration only.
+    """
+    residual = (operator.apply(sr) - lr).square().mean((1, 2, 3)).sqrt()
+    variation = sr.diff(dim=-1).abs().mean((1, 2, 3)) + sr.diff(dim=-2).abs().mean((1, 2, 3))
+    return residual * variation

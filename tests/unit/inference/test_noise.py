@@ -1,0 +1,51 @@
+"""The noise estimate: the reference's number, and the noise that was put in."""
+
+import numpy as np
+import pytest
+
+from pipeline.inference.noise import estimate_sigma
+
+
+def philox(key):
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def scene(height=120, width=160):
+    """Smooth shading with a few hard edges, the same in all channels, 40 ... 215."""
+    row, column = np.mgrid[:height, :width]
+    shading = 128 + 50 * np.sin(row / 17) * np.cos(column / 23)
+    return (shading + 30 * ((row // 40 + column // 50) % 2))[..., None].repeat(3, -1)
+
+
+def test_gives_scikit_images_number():
+    """`skimage.restoration.estimate_sigma` 0.26 with PyWavelets 1.8 on an image of odd height, mean of the channels."""
+    texture = philox(7).integers(0, 256, (33, 48, 3), dtype=np.uint8) // np.uint8(3)
+    image = texture + np.arange(48, dtype=np.uint8)[None, :, None]
+    assert estimate_sigma(image) == pytest.approx(0.09585132021291083, rel=1e-12)
+
+
+@pytest.mark.parametrize("level", [2, 5, 10, 25])
+def test_finds_the_noise_that_was_added(level):
+    noisy = scene() + philox(level).normal(0, level, (120, 160, 3))
+    found = 255 * estimate_sigma(noisy.round().clip(0, 255).astype(np.uint8))
+    assert found == pytest.approx(level, rel=0.06)
+
+
+def test_shading_and_edges_alone_are_not_noise():
+    assert 255 * estimate_sigma(scene().round().astype(np.uint8)) < 0.5
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_flat_image_has_none(value):
+    assert estimate_sigma(np.full((32, 40, 3), value, np.uint8)) == 0
+
+
+def test_too_small_to_tell_is_none():
+    assert estimate_sigma(philox(0).integers(0, 256, (15, 200, 3), dtype=np.uint8)) == 0
+    assert estimate_sigma(philox(0).integers(0, 256, (16, 200, 3), dtype=np.uint8)) > 0.1
+
+
+def test_mirror_images_have_the_same_noise_nearly():
+    noisy = (scene() + philox(1).normal(0, 6, (120, 160, 3))).round().clip(0, 255).astype(np.uint8)
+    for other in (noisy[::-1], noisy[:, ::-1], noisy.swapaxes(0, 1)):
+        assert estimate_sigma(other) == pytest.approx(estimate_sigma(noisy), rel=0.05)
