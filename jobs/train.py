@@ -7,6 +7,7 @@ ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/tr
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -20,22 +21,26 @@ class Train(Command, RunConfig):  # type: ignore[misc] # both carry a model_conf
     config: Path | None = Field(None, description="YAML file of the run; flags and environment override it")
     check: bool = Field(False, description="validate config, data and digests, save a contact sheet; train nothing")
     verbose: bool = Field(False, description="show Ray's own output too")
+    resume: Literal["auto", "never"] = Field("auto", description="never: refuse to go on with a run of this name")
 
 
 def main(command: Train) -> None:
     """Run the command."""
     config = RunConfig.model_validate(command.model_dump(include=set(RunConfig.model_fields)))
-    from pipeline.training import fit as training
-
     if command.check:
-        print(training.check(config, Path(f"{config.name}-check.png")))
+        from pipeline.training.check import check
+
+        print(check(config, Path(f"{config.name}-check.png")))
         return
-    fitted = training.fit(config, verbose=command.verbose)
-    name = config.tracking.model_name
+    from pipeline.training.fit import fit
+
+    fitted = fit(config, resume=command.resume, verbose=command.verbose)
     done = "was finished before; nothing to do" if fitted.reused else "finished"
-    print(f"run '{config.name}' {done}: {name} version {fitted.version}, alias {config.tracking.alias}")
+    name = config.tracking.model_name
+    version = f": {name} version {fitted.version}, alias {config.tracking.alias}" if name else ""
+    print(f"run '{config.name}' {done}{version}")
     print(f"  weights   {fitted.model}")
-    print(f"  tracking  {fitted.run.tracking_uri}  run {fitted.run.run_id}")
+    print(f"  tracking  {fitted.run.shown}  run {fitted.run.run_id}")
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
         _fail(str(error), status=2)
     except JobFailedError as error:
         _fail(str(error), status=1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -154,7 +154,9 @@ class TrackingConfig(Frozen):
     """Where the run is recorded. The server is MLFLOW_TRACKING_URI's, else an SQLite file under `output`."""
 
     experiment: str = "blind-sr"
-    model_name: str | None = Field("blind-sr-x2", description="name in the registry; none: the result is not registered")
+    model_name: str | None = Field(
+        "blind-sr-x2", description="name in the registry; none: the result is not registered"
+    )
     alias: str = Field("candidate", description="alias the new version gets")
 
 

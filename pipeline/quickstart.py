@@ -26,7 +26,7 @@ class Result:
     home: Path
     tracking_uri: str
     model: str  # models:/name@alias
-    version: int
+    version: int | None
     headline: dict[str, float]
     restored: Path  # folder of the restored picture
     lr: Path  # the picture that was restored

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import cv2
@@ -50,6 +50,11 @@ class Batch:
     keys: tuple[str, ...]
     replaced: int  # samples whose tile was damaged and whose place another took
     bad: tuple[str, ...] = ()  # the damaged shards and tiles behind them
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        names = ("lr", "hr", "kernel", "sigma")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 class Feed:
@@ -167,15 +172,13 @@ def _too_many(bad: dict[str, int], samples: int, max_bad_fraction: float) -> str
 def _batches(raw: Iterator[dict[str, Any]], device: torch.device) -> Iterator[Batch]:
     """Tensors on their device. HR images travel as bytes and become floats there."""
     for batch in raw:
-        lr, hr, kernel, sigma = (batch[name].to(device, non_blocking=True) for name in ("lr", "hr", "kernel", "sigma"))
         bad: Sequence[str] = batch["bad"]
-        yield Batch(
-            lr=lr,
-            hr=hr.float().div_(255),
-            kernel=kernel,
-            sigma=sigma,
+        tensors = {name: batch[name] for name in ("lr", "hr", "kernel", "sigma")}
+        moved = Batch(
+            **tensors,
             scale=batch["scale"],
             keys=batch["keys"],
             replaced=len(bad),
             bad=tuple(dict.fromkeys(bad)),
-        )
+        ).to(device)
+        yield replace(moved, hr=moved.hr.float().div_(255))

@@ -1,4 +1,4 @@
-"""How a training worker tells the driver's terminal where it stands: a tiny actor between them.
+"""The thread between a running training and its driver: a tiny actor with the newest numbers and a wish to stop.
 
 Ray can forward every worker's output to the driver, but then Ray's own noise comes with it; the newest numbers are
 all that a live line needs.
@@ -16,10 +16,11 @@ from kernels_bank.runtime.progress import Progress
 
 
 class Board:
-    """Holds the newest (step, note)."""
+    """Holds the newest (step, note), and whether the driver wants the run to stop."""
 
     def __init__(self) -> None:
         self._newest: tuple[int, str] = (0, "")
+        self._stop = False
 
     def put(self, step: int, note: str) -> None:
         """Called by rank 0."""
@@ -28,6 +29,28 @@ class Board:
     def get(self) -> tuple[int, str]:
         """Called by the driver."""
         return self._newest
+
+    def stop(self) -> None:
+        """Called by the driver: write a checkpoint and end."""
+        self._stop = True
+
+    def stopping(self) -> bool:
+        """Called by rank 0."""
+        return self._stop
+
+
+class StopWish:
+    """The driver's wish as rank 0 sees it, asked for in the background so that no step waits for the answer."""
+
+    def __init__(self, board: Any) -> None:  # noqa: ANN401 - an actor handle
+        self._board, self._answer = board, board.stopping.remote()
+
+    def __bool__(self) -> bool:
+        if ray.wait([self._answer], timeout=0)[0]:
+            if ray.get(self._answer):
+                return True
+            self._answer = self._board.stopping.remote()
+        return False
 
 
 class LiveLine:
@@ -54,7 +77,7 @@ class LiveLine:
             while True:
                 last = self._stop.wait(0.5)
                 step, note = ray.get(self.board.get.remote())
-                if step != shown and step:
+                if step and step != shown:
                     # The rate counts from the first note on: a resumed run starts in the middle, and the first steps
                     # of any run wait for its data.
                     if shown is None:

@@ -31,6 +31,7 @@ class State(Frozen):
     schema_version: Literal[1] = SCHEMA_VERSION
     step: int
     stages: tuple[Stage, ...]
+    score: float  # of the newest validation; which checkpoints are kept hangs on it
     config: RunConfig
     digests: dict[str, str]
 
@@ -84,11 +85,8 @@ def restore(
     ema.n_averaged.copy_(training["averaged"])
 
 
-def export(folder: Path, target: Path) -> BlindUSRNet:
-    """Write the model directory that is registered: the checkpoint's EMA weights under `weights.safetensors`."""
+def export(folder: Path, target: str | Path) -> None:
+    """Write the model folder that is registered: the checkpoint's EMA weights under `weights.safetensors`."""
     model = load_model(folder, weights=EMA)
-    assert isinstance(model, BlindUSRNet), f"{folder} is not a training checkpoint"
     provenance = json.loads((folder / STATE).read_text(encoding="utf-8"))["digests"]
-    target.mkdir(parents=True, exist_ok=True)
     save_model(model, target, provenance=provenance)
-    return model

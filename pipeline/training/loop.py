@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
-from kernels_bank import KernelBank
 from pipeline.config import RunConfig
-from pipeline.data.feed import Feed
+from pipeline.data.feed import Batch, Feed
 from pipeline.data.plan import Stage
-from pipeline.model import BlindUSRNet
-from pipeline.seeds import torch_seed
+from pipeline.data.validation import validation_batches
 from pipeline.tracking.runs import RunLogger, RunRef
 from pipeline.training import checkpoint
-from pipeline.training.pictures import sample_row, validation_batch
-from pipeline.training.step import Learner, train_step
+from pipeline.training.board import StopWish
+from pipeline.training.learner import build_learner
+from pipeline.training.pictures import fixed_batch, sample_rows
+from pipeline.training.step import Learner, agree, train_step
+from pipeline.training.validate import validate
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Job:
     run: RunRef
     board: Any  # handle of training.board.Board
     digests: dict[str, str]
-    data_cpus: float  # logical CPUs each worker's data tasks may use
+    data_cpus: float  # logical CPUs all workers' data tasks may use together
+    start: Any  # reference to the tensors a new run starts from, or None
 
 
 def train_worker(loop_config: dict[str, Job]) -> None:
@@ -44,91 +48,109 @@ def train_worker(loop_config: dict[str, Job]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(train.cpus_per_worker)))
-    torch.use_deterministic_algorithms(train.deterministic)
+    _set_up(config, device)
 
     learner = build_learner(config, device)
-    step = 0
-    stages: tuple[Stage, ...] = ()
-    if (last := ray.train.get_checkpoint()) is not None:
-        with last.as_directory() as folder:
-            state = checkpoint.load_state(Path(folder), job.digests)
-            checkpoint.restore(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
-        step, stages = state.step, state.stages
-
+    step, stages, score = _resume(job, learner)
     feed = Feed(config, stages=stages, workers=workers, rank=rank)
+    held_out = validation_batches(config, rank=rank, workers=workers, limit=train.validation_tiles)
     logger = RunLogger(job.run) if rank == 0 else None
-    fixed = validation_batch(config, device) if rank == 0 else None
-    first, clock = step, Clock()
+    fixed = fixed_batch(config).to(device) if rank == 0 else None
+    wish = StopWish(job.board) if rank == 0 else False
+    first, saved_at, clock = step, time.monotonic(), Clock()
     recent: list[dict[str, float]] = []  # metrics since the last log line, whose mean it shows
-    for batch in feed.batches(train.steps - step, cpus=job.data_cpus, device=str(device)):
-        clock.waited()
+    for batch in _timed(feed.batches(train.steps - step, cpus=job.data_cpus / workers, device=str(device)), clock):
         step += 1
         recent.append(train_step(learner, batch, train, step) | {"replaced_samples": float(batch.replaced)})
         clock.worked(images=train.batch_size)
         metrics = {name: sum(m[name] for m in recent) / len(recent) for name in recent[-1]}
-        if step % train.log_every == 0:
+        last = step == train.steps
+        if step % train.log_every == 0 or last:
             recent.clear()
-        if logger and (step % train.log_every == 0 or step == train.steps):
-            metrics |= clock.rates()
-            logger.metrics(step, metrics)
-            note = f"loss {metrics['loss']:.4f} psnr {metrics['psnr']:.2f} dB wait {metrics['data_wait']:.0%}"
-            job.board.put.remote(step, note)
-        if logger and fixed and (step % train.image_every == 0 or step == train.steps):
-            logger.image("samples", sample_row(learner.ema.module, fixed), step)
-        if step % train.checkpoint_every == 0 or step == train.steps:
-            state = checkpoint.State(step=step, stages=feed.after(step - first), config=config, digests=job.digests)
+            if logger:
+                metrics |= clock.rates()
+                logger.metrics(step, metrics)
+                job.board.put.remote(step, _note(metrics, score))
+        if step % train.validate_every == 0 or last:
+            found = validate(learner.ema.module, held_out, train, device)
+            score = found.get("val_psnr", -found["val_kernel_error"]) if found else float(step)
+            if logger:
+                logger.metrics(step, found)
+        if logger and fixed and (step % train.image_every == 0 or last):
+            logger.image("samples", sample_rows(learner.ema.module, fixed), step)
+        # Rank 0's clock and the driver's wish decide for all: every rank must report equally often.
+        overdue = train.checkpoint_minutes and time.monotonic() - saved_at > 60 * train.checkpoint_minutes
+        stop = not agree(not wish, device)
+        if step % train.checkpoint_every == 0 or last or stop or not agree(not overdue, device):
+            state = checkpoint.State(
+                step=step, stages=feed.after(step - first), score=score, config=config, digests=job.digests
+            )
             report(state, learner, metrics, rank)
+            saved_at = time.monotonic()
+        clock.rested()
+        if stop:
+            break
     if logger:
         logger.close()
 
 
-def build_learner(config: RunConfig, device: torch.device) -> Learner:
-    """Network, EMA, optimizer and schedule, the same on every rank before the first step."""
-    torch.manual_seed(torch_seed(config.seed, epoch=0, key="model", purpose="init"))
-    network = BlindUSRNet(config.model, KernelBank.open(config.data.bank).codec).to(device)
+def _set_up(config: RunConfig, device: torch.device) -> None:
+    """Threads, precision and determinism of this process."""
     train = config.train
-    groups = [
-        {"params": list(network.restorer.parameters()), "lr": train.learning_rate},
-        {"params": kernel_parameters(network), "lr": train.kernel_learning_rate},
-    ]
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: learning_rate_factor(done, train.warmup_steps, train.steps)
-    )
-    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay), use_buffers=False)
-    model = ray.train.torch.prepare_model(network) if ray.train.get_context().get_world_size() > 1 else network
-    return Learner(model, network, ema, optimizer, schedule)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(train.cpus_per_worker)))
+    torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = train.tf32
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(train.deterministic)
 
 
-def kernel_parameters(network: BlindUSRNet) -> list[torch.nn.Parameter]:
-    """What estimates the kernel: everything but the restorer."""
-    restorer = set(network.restorer.parameters())
-    return [parameter for parameter in network.parameters() if parameter not in restorer]
-
-
-def learning_rate_factor(done: int, warmup: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine down to a twentieth."""
-    if done < warmup:
-        return (done + 1) / warmup
-    progress = (done - warmup) / max(1, steps - warmup)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def _resume(job: Job, learner: Learner) -> tuple[int, tuple[Stage, ...], float]:
+    """Step, stages and score of the newest committed checkpoint, loaded into `learner`; else of a new run."""
+    if (last := ray.train.get_checkpoint()) is not None:
+        with last.as_directory() as folder:
+            state = checkpoint.load_state(Path(folder), job.digests)
+            checkpoint.restore(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
+        return state.step, state.stages, state.score
+    if job.start is not None:
+        tensors: dict[str, Tensor] = ray.get(job.start)
+        for module in (learner.network, learner.ema.module):
+            module.load_state_dict(tensors, strict=False)  # the driver has checked that they fit
+    return 0, (), 0.0
 
 
 def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float], rank: int) -> None:
     """Commit a checkpoint. Every rank reports (Ray Train counts them); only rank 0 writes."""
+    values = metrics | {"step": state.step, "score": state.score}
     if rank != 0:
-        ray.train.report(metrics)
+        ray.train.report(values)
         return
     with tempfile.TemporaryDirectory(prefix="blindsr-checkpoint-") as folder:
         checkpoint.save(Path(folder), state, learner.network, learner.ema, learner.optimizer, learner.schedule)
         saved = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"step-{state.step:08d}")
+        ray.train.report(values, checkpoint=saved, checkpoint_dir_name=f"step-{state.step:08d}")
+
+
+def _note(metrics: dict[str, float], score: float) -> str:
+    """What the live line shows."""
+    parts = [f"loss {metrics['loss']:.4f}"]
+    if "psnr" in metrics:
+        parts.append(f"psnr {metrics['psnr']:.2f} dB")
+    if "loss_code" in metrics:
+        parts.append(f"code {metrics['loss_code']:.3f}")
+    return " ".join([*parts, f"{metrics['images_per_s']:.0f} images/s", f"wait {metrics['data_wait']:.0%}"])
+
+
+def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
+    """The batches; the time until each comes counts as waiting."""
+    for batch in batches:
+        clock.waited()
+        yield batch
 
 
 class Clock:
-    """Where a worker's time goes between two log lines."""
+    """Where a worker's time goes between two log lines. Logging, validation and checkpoints count as neither."""
 
     def __init__(self) -> None:
         self._mark = time.perf_counter()
@@ -143,6 +165,10 @@ class Clock:
         """The time since the last mark was spent on a step."""
         self._work += self._lap()
         self._images += images
+
+    def rested(self) -> None:
+        """The time since the last mark does not count."""
+        self._lap()
 
     def rates(self) -> dict[str, float]:
         """Throughput (images a second over all workers) and the share of time spent waiting; starts anew."""

@@ -1,27 +1,110 @@
-"""What is minimised: L1 on the restored image + weighted L1 on the kernel's code (DAN, Luo et al., NeurIPS 2020)."""
+"""What is minimised, and by which part of the network.
+
+The seed's loss is L1 on the image + L1 on the kernel's code, as in DAN (Luo et al., NeurIPS 2020). `Task` is the
+network and its loss as one module, so that data-parallel training wraps both and every part has one forward.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.config import TrainConfig
-from pipeline.model import BlindOutput
+from pipeline.config import LossConfig, TrainConfig
+from pipeline.degrade import degrade
+from pipeline.model import BlindOutput, BlindUSRNet
 
 
-def objective(out: BlindOutput, hr: Tensor, code: Tensor, config: TrainConfig) -> dict[str, Tensor]:
-    """The loss and its terms, each a scalar.
+class Task(nn.Module):
+    """One training forward: the loss and its terms. What `learn` does not name is frozen.
+
+    all       the alternation; image and code
+    restorer  the restorer given the true kernel; image only (USRNet's own training)
+    kernel    the alternation with a frozen restorer; code, and the image through the estimator where not detached
+    spectral  the initial kernel alone: no image is restored, so a step costs next to nothing
+    """
+
+    def __init__(self, network: BlindUSRNet, config: TrainConfig) -> None:
+        super().__init__()
+        self.network, self._config = network, config
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(learns(config.learn, name))
+
+    def forward(self, lr: Tensor, hr: Tensor, kernel: Tensor, sigma: Tensor, scale: int) -> dict[str, Tensor]:
+        """The loss and its terms as scalars, and `psnr` where an image was restored; arguments as in `Batch`."""
+        network, loss = self.network, self._config.loss
+        match self._config.learn:
+            case "restorer":
+                sr = network.restore(lr, kernel, scale, sigma)
+                image = F.l1_loss(sr, hr)
+                return {"loss": image, "loss_image": image, "psnr": _psnr(sr, hr)}
+            case "spectral":
+                estimate, code = network.initial(lr, scale, sigma)
+                terms = {
+                    "loss_code": F.l1_loss(code, network.encode(kernel)),
+                    "loss_kernel": kernel_error(estimate, kernel),
+                }
+                weights = {"loss_code": loss.code, "loss_kernel": loss.kernel}
+                return {"loss": _weighted(terms, weights), **terms}
+            case _:
+                out = network(lr, scale, sigma)
+                terms = objective(out, lr, hr, kernel, network.encode(kernel), scale, loss)
+                return terms | {"psnr": _psnr(out.sr, hr)}
+
+
+def learns(learn: str, parameter: str) -> bool:
+    """Whether the parameter of this name in `BlindUSRNet` is trained."""
+    part = parameter.partition(".")[0]
+    match learn:
+        case "all":
+            return True
+        case "kernel":
+            return part != "restorer"
+    return part == learn
+
+
+def objective(
+    out: BlindOutput, lr: Tensor, hr: Tensor, kernel: Tensor, code: Tensor, scale: int, config: LossConfig
+) -> dict[str, Tensor]:
+    """The loss of the alternation and its terms, each a scalar.
 
     Every round's code is supervised (they share the estimator's weights, so each is a sample of its task); the
-    image only in the last round, as in DAN: its authors found supervising every round's image unstable.
+    image by default in the last round only, as in DAN: its authors found supervising every round's image unstable.
 
     Args:
         out: the network's answer.
+        lr: (B, 3, H/s, W/s).
         hr: (B, 3, H, W) sharp image in [0, 1].
-        code: (B, c) true code of the kernel.
-        config: the weights.
+        kernel: (B, k, k) true kernel.
+        code: (B, c) its code.
+        scale: s.
+        config: the weights; a term of weight 0 is not computed.
     """
-    image = F.l1_loss(out.sr, hr)
-    kernel_code = sum((F.l1_loss(estimate.code, code) for estimate in out.rounds), start=image.new_zeros(()))
-    kernel_code = kernel_code / len(out.rounds)
-    return {"loss": image + config.code_weight * kernel_code, "loss_image": image, "loss_code": kernel_code}
+    images = out.rounds if config.image_rounds == "all" else out.rounds[-1:]
+    terms = {
+        "loss_image": torch.stack([F.l1_loss(r.sr, hr) for r in images]).mean(),
+        "loss_code": torch.stack([F.l1_loss(r.code, code) for r in out.rounds]).mean(),
+    }
+    weights = {"loss_image": 1.0, "loss_code": config.code}
+    if config.kernel:
+        terms["loss_kernel"] = torch.stack([kernel_error(r.kernel, kernel) for r in out.rounds]).mean()
+        weights["loss_kernel"] = config.kernel
+    if config.consistency:
+        terms["loss_consistency"] = F.l1_loss(degrade(out.sr, out.kernel, scale), lr)
+        weights["loss_consistency"] = config.consistency
+    return {"loss": _weighted(terms, weights), **terms}
+
+
+def kernel_error(estimate: Tensor, kernel: Tensor) -> Tensor:
+    """Mean over the batch of sum |k' - k|, between 0 and 2: the mean over pixels would be smaller by their number."""
+    return (estimate - kernel).abs().sum((-2, -1)).mean()
+
+
+def _weighted(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+@torch.no_grad()
+def _psnr(sr: Tensor, hr: Tensor) -> Tensor:
+    """Of the whole batch pooled, in dB: a number to watch, not to report."""
+    return -10 * torch.log10((sr.clamp(0, 1) - hr).square().mean().clamp_min(1e-10))

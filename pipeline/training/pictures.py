@@ -8,42 +8,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from kernels_bank import KernelBank
 from pipeline.config import RunConfig
 from pipeline.data.feed import Batch
 from pipeline.data.images import decode_tile
 from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.pictures import kernel_picture, rows_picture, to_uint8
-from pipeline.data.samples import degrade_draws, draw
+from pipeline.data.samples import draw
+from pipeline.data.task import open_bank
 from pipeline.data.tiles import read_samples
+from pipeline.data.validation import to_batch, validation_batches
 
 _ROWS = 4
 
 
-def validation_batch(config: RunConfig, device: torch.device) -> Batch:
+def fixed_batch(config: RunConfig) -> Batch:
     """A few fixed samples, of the validation split where there is one; independent of epoch and worker."""
-    manifest = read_manifest(config.data.shards)
-    shard = (manifest.validation or manifest.train)[0]
-    bank = KernelBank.open(config.data.bank).kernels
-    tiles = list(itertools.islice(read_samples(read_shard(config.data.shards, shard)), _ROWS))
-    draws = [
-        draw(decode_tile(tile.png), tile.key, 0, epoch=0, seed=config.seed, data=config.data, bank=bank)
-        for tile in tiles
-    ]
-    scale = config.model.scales[0]
-    return Batch(
-        lr=torch.from_numpy(degrade_draws(draws, scale, config.data.lr_quantize)).to(device),
-        hr=torch.from_numpy(np.stack([d.hr for d in draws])).to(device).float().div_(255),
-        kernel=torch.from_numpy(np.stack([d.kernel for d in draws])).to(device),
-        sigma=torch.tensor([d.sigma for d in draws], dtype=torch.float32, device=device),
-        scale=scale,
-        keys=tuple(d.key for d in draws),
-        replaced=0,
-    )
+    if held_out := validation_batches(config, limit=_ROWS, batch_size=_ROWS):
+        return held_out[0]
+    uri, bank = config.data.shards, open_bank(config.data.bank).kernels
+    tiles = itertools.islice(read_samples(read_shard(uri, read_manifest(uri).train[0])), _ROWS)
+    draws = [draw(decode_tile(t.png), t.key, 0, epoch=0, seed=config.seed, data=config.data, bank=bank) for t in tiles]
+    return to_batch(draws, config.model.scales[0], config.data.lr_quantize)
 
 
 @torch.no_grad()
-def sample_row(network: nn.Module, batch: Batch) -> np.ndarray:
+def sample_rows(network: nn.Module, batch: Batch) -> np.ndarray:
     """(H, W, 3) uint8: one row a sample, LR | estimate | HR | true kernel | estimated kernel."""
     training = network.training
     out = network.eval()(batch.lr, batch.scale, batch.sigma)

@@ -1,0 +1,131 @@
+"""The Ray Train job of a run: started, watched, and ended with a checkpoint when someone asks it to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import Tensor
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import JobFailedError
+from pipeline.config import RunConfig
+from pipeline.tracking.runs import RunRef
+from pipeline.training.board import LiveLine
+from pipeline.training.loop import Job, train_worker
+
+
+class StoppedError(KeyboardInterrupt):
+    """The run ended early, with a checkpoint, because a signal asked for it."""
+
+
+def run_workers(
+    config: RunConfig,
+    run: RunRef,
+    digests: dict[str, str],
+    home: str,
+    data_cpus: float,
+    start: dict[str, Tensor] | None,
+) -> Path:
+    """Train on the cluster, from the newest checkpoint under `home`; returns the folder of the last checkpoint.
+
+    SIGINT and SIGTERM make the workers write a checkpoint and end; a second one ends at once.
+
+    Raises:
+        JobFailedError: the workers failed more often than `max_failures`, or in a way that a restart does not mend.
+        StoppedError: after a signal.
+    """
+    train = config.train
+    filesystem, path = storage.resolve(home)
+    with LiveLine(train.steps) as line:
+        job = Job(config, run, line.board, digests, data_cpus, ray.put(start) if start else None)
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(backend="nccl" if train.gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=train.workers,  # type: ignore[arg-type] # Ray's stub has no range
+                use_gpu=train.gpu,
+                resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.gpu else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name="checkpoints",
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=2, checkpoint_score_attribute="score", checkpoint_score_order="max"
+                ),
+            ),
+        )
+        try:
+            with _stop_on_signals(line.board):
+                result = _in_thread(trainer.fit)
+        except ray.train.TrainingFailedError as error:
+            raise JobFailedError(
+                f"run '{config.name}' failed: {_reason(error)}; the last good checkpoint is in {home}, "
+                "the same command goes on from it"
+            ) from error
+    if result.checkpoint is None:
+        raise JobFailedError(f"run '{config.name}' ended without a checkpoint")
+    if (step := int(result.metrics["step"])) < train.steps:
+        raise StoppedError(f"run '{config.name}' stopped at step {step} of {train.steps}; the same command goes on")
+    return Path(result.checkpoint.to_directory())
+
+
+def _in_thread(call: Any) -> Any:  # noqa: ANN401 - what the call returns
+    """The result of a call made in another thread, while this one stays free to handle signals.
+
+    Ray Train takes over SIGINT when it runs in the main thread, and then aborts without a checkpoint.
+    """
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="trainer", daemon=True).start()
+    return future.result()
+
+
+@contextmanager
+def _stop_on_signals(board: Any) -> Iterator[None]:  # noqa: ANN401 - an actor handle
+    """The first SIGINT or SIGTERM asks the workers to end with a checkpoint, the second raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread's code
+        return
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("stopping after a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+        board.stop.remote()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what a worker raised; the whole traceback is in the log of the worker."""
+    failures = getattr(error, "worker_failures", None) or {}
+    text = str(next(iter(failures.values()), error))
+    return text.strip().splitlines()[-1] if text.strip() else type(error).__name__
