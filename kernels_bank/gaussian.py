@@ -21,7 +21,7 @@ _SMALLEST_SIGMA = 0.1
 # Factors of an exponential stay below e^600, far from overflow at e^709.
 _LARGEST_EXPONENT = 600.0
 # Kernels evaluated together: their temporaries stay near the cache.
-_BLOCK = 512
+_BLOCK = 256
 
 
 def sample_gaussian(
@@ -126,28 +126,31 @@ def _by_factors(form: np.ndarray, half: int, nodes: int) -> np.ndarray:
 
     At x = i + dx the cross term is exp(b y)^i exp(b y dx): powers of one number a row, times one for each node.
     """
-    a, b, c = form[:, :, None]
+    a, b, c = form
     offsets, weights = _nodes(nodes)
-    columns = np.arange(-half, half + 1, dtype=np.float64)[:, None, None]
-    # (size, n, rows): the running product goes along the first axis.
-    top = np.zeros((2 * half + 1, len(a), half + 1))
-    powers = np.empty_like(top)
-    horizontal = [portable.exp(a * (columns + dx) * (columns + dx)) for dx in offsets]
-    for dy, wy in zip(offsets, weights, strict=True):
-        y = np.arange(-half, 1) + dy
-        step = b * y
+    columns = np.arange(-half, half + 1, dtype=np.float64)[:, None]
+    y = np.arange(-half, 1, dtype=np.float64)[:, None] + offsets[:, None, None]
+    # Kernels lie side by side in memory: (columns, [rows,] n), and one axis in front for each node.
+    x = columns + offsets[:, None, None]
+    horizontal = portable.exp(a * x * x)[:, :, None]
+    vertical = portable.exp(c * (y * y)) * weights[:, None, None]
+    step = b * y
+    right, left = portable.exp(step), portable.exp(-step)
+    within = portable.exp(step[:, None] * offsets[:, None, None]) * weights[:, None, None]
+    top = np.zeros((2 * half + 1, half + 1, len(a)))
+    row, powers, term = np.empty_like(top), np.empty_like(top), np.empty_like(top)
+    for dy in range(nodes):
         powers[half] = 1
-        powers[half + 1 :] = portable.exp(step)
-        powers[:half] = portable.exp(-step)
-        np.multiply.accumulate(powers[half:], axis=0, out=powers[half:])
-        np.multiply.accumulate(powers[half::-1], axis=0, out=powers[half::-1])
-        row = np.zeros_like(top)
-        for dx, wx, across in zip(offsets, weights, horizontal, strict=True):
-            row += across * (portable.exp(step * dx) * wx)
+        for i in range(half):
+            np.multiply(powers[half + i], right[dy], out=powers[half + i + 1])
+            np.multiply(powers[half - i], left[dy], out=powers[half - i - 1])
+        row[:] = 0
+        for dx in range(nodes):
+            row += np.multiply(horizontal[dx], within[dy, dx], out=term)
         row *= powers
-        row *= portable.exp(c * (y * y)) * wy
+        row *= vertical[dy]
         top += row
-    return top.transpose(1, 2, 0)
+    return top.transpose(2, 1, 0)
 
 
 def _directly(form: np.ndarray, half: int, nodes: int) -> np.ndarray:

@@ -24,6 +24,8 @@ from kernels_bank.runtime.errors import BadRequestError
 
 # Moments of the exposure at which light is counted: a 60-pixel path has three to a pixel.
 _STEPS = 192
+# Kernels splatted together: they stay in the cache.
+_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,19 @@ def draw_motion(
     law = shake or Shake()
     memory = portable.log_uniform(rng.random(n), *law.memory)
     x, y = _paths(memory, law, rng)
-    x, y = _narrowed(x, y, portable.log_uniform(rng.random(n), 1.0, law.narrowing), rng)
-    x, y, spans = _fitted(x, y, extent[0] + (extent[1] - extent[0]) * np.sqrt(rng.random(n)), size)
+    factor = portable.log_uniform(rng.random(n), 1.0, law.narrowing)
+    across = rng.standard_normal((2, n))
+    wanted = extent[0] + (extent[1] - extent[0]) * np.sqrt(rng.random(n))
     uniform = rng.random(n)
-    kernels = _softened(_splatted(x, y, size), law.softness * uniform * uniform)
-    mass = kernels.reshape(n, size * size).sum(axis=1)
-    return (kernels / mass[:, None, None]).astype(np.float32), spans, memory
+    softness = law.softness * uniform * uniform
+    kernels, spans = np.empty((n, size, size), dtype=np.float32), np.empty(n)
+    for start in range(0, n, _BLOCK):
+        some = slice(start, start + _BLOCK)
+        px, py = _narrowed(x[:, some], y[:, some], factor[some], across[:, some])
+        px, py, spans[some] = _fitted(px, py, wanted[some], size)
+        block = _softened(_splatted(px, py, size), softness[some])
+        kernels[some] = block / block.reshape(len(block), size * size).sum(axis=1)[:, None, None]
+    return kernels, spans, memory
 
 
 def _paths(memory: np.ndarray, law: Shake, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -103,29 +112,36 @@ def _paths(memory: np.ndarray, law: Shake, rng: np.random.Generator) -> tuple[np
     sine = 2 * half_turn / (1 + half_turn * half_turn)
     jumps = rng.random(n) * law.shakes / _STEPS * (rng.random(n) < law.shaken)
 
-    force = rng.standard_normal((2, n))
-    velocity = force.copy()
-    position = np.zeros((2, n))
+    # (axis, force and velocity, n): one rotation turns both.
+    state = np.empty((2, 2, n))
+    state[:] = rng.standard_normal((2, 1, n))
+    force, velocity = state[:, 0], state[:, 1]
     path = np.empty((_STEPS, 2, n))
+    position: np.ndarray | float = 0.0
+    noise, change, turned = np.empty((2, n)), np.empty((2, n)), np.empty((2, n))
     for step in range(_STEPS):
-        force += push * rng.standard_normal((2, n)) - forget * force
-        velocity += follow * (force - velocity)
+        rng.standard_normal(out=noise)
+        noise *= push
+        noise -= np.multiply(forget, force, out=change)
+        force += noise
+        np.subtract(force, velocity, out=change)
+        change *= follow
+        velocity += change
         jumping = np.flatnonzero(rng.random(n) < jumps)
-        velocity[:, jumping] += law.shake * rng.standard_normal((2, len(jumping)))
-        for vector in (force, velocity):
-            turned = cosine * vector[0] - sine * vector[1]
-            vector[1] = sine * vector[0] + cosine * vector[1]
-            vector[0] = turned
-        position += velocity
-        path[step] = position
+        if len(jumping):
+            velocity[:, jumping] += law.shake * rng.standard_normal((2, len(jumping)))
+        np.multiply(cosine, state[0], out=turned)
+        turned -= np.multiply(sine, state[1], out=change)
+        state[1] *= cosine
+        state[1] += np.multiply(sine, state[0], out=change)
+        state[0] = turned
+        position = np.add(position, velocity, out=path[step])
     return path[:, 0], path[:, 1]
 
 
-def _narrowed(
-    x: np.ndarray, y: np.ndarray, factor: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """The paths divided by `factor` across an axis of random direction."""
-    ux, uy = rng.standard_normal((2, x.shape[1]))
+def _narrowed(x: np.ndarray, y: np.ndarray, factor: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The paths divided by `factor` across axes of `direction` (2, n), of any length."""
+    ux, uy = direction
     norm = np.sqrt(ux * ux + uy * uy)
     ux, uy = ux / norm, uy / norm
     along, across = x * ux + y * uy, (y * ux - x * uy) / factor
@@ -149,18 +165,24 @@ def _splatted(x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
     left, top = x.astype(np.int64), y.astype(np.int64)
     right, below = x - left, y - top
     corner = np.arange(n) * (size * size) + top * size + left
-    pixels = np.concatenate([corner, corner + 1, corner + size, corner + size + 1])
-    light = np.concatenate([(1 - right) * (1 - below), right * (1 - below), (1 - right) * below, right * below])
+    pixels, light = np.empty((4, *corner.shape), dtype=np.int64), np.empty((4, *corner.shape))
+    for i, (offset, across, down) in enumerate(
+        ((0, 1 - right, 1 - below), (1, right, 1 - below), (size, 1 - right, below), (size + 1, right, below))
+    ):
+        np.add(corner, offset, out=pixels[i])
+        np.multiply(across, down, out=light[i])
     return np.bincount(pixels.ravel(), light.ravel(), minlength=n * size * size).reshape(n, size, size)
 
 
 def _softened(kernels: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Each kernel blurred by (w, 1 - 2w, w) along both axes; its border pixels are empty along the way in."""
-    weight = weight[:, None, None]
-    rows = kernels * (1 - 2 * weight)
-    rows[:, 1:] += weight * kernels[:, :-1]
-    rows[:, :-1] += weight * kernels[:, 1:]
-    both = rows * (1 - 2 * weight)
-    both[:, :, 1:] += weight * rows[:, :, :-1]
-    both[:, :, :-1] += weight * rows[:, :, 1:]
-    return both
+    n, size, _ = kernels.shape
+    weight = weight[:, None]
+    soft = kernels.reshape(n, size * size)
+    # As one line of pixels: what a step to the left or right carries over an end of a row is nothing.
+    for step in (size, 1):
+        tap = weight * soft
+        soft = soft * (1 - 2 * weight)
+        soft[:, step:] += tap[:, :-step]
+        soft[:, :-step] += tap[:, step:]
+    return soft.reshape(n, size, size)
