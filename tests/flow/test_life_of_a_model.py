@@ -1,0 +1,110 @@
+"""A model's whole life: trained, registered, evaluated, promoted, used by its alias elsewhere, replaced, rolled back.
+
+On a server (PostgreSQL and S3 where they are installed); test_quickstart.py goes the same way on SQLite.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from kernels_bank import benchmark_kernels
+from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.storage import join, sha256_of
+from pipeline.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from pipeline.tracking import registry
+from pipeline.tracking.imports import import_weights
+from pipeline.tracking.promotion import promote, rollback
+
+pytestmark = pytest.mark.flow
+
+RESTORE = """
+import sys
+import numpy as np
+from pipeline.inference import Restorer
+
+restorer = Restorer.load(sys.argv[1])
+print(restorer.digest)
+np.save("restored.npy", restorer.restore(np.load("image.npy"), 2).image)
+"""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_from_training_to_rollback(
+    tracking_server: str,
+    model_name: str,
+    shards: str,
+    bank: str,
+    photographs: Path,
+    model_folder: Callable[[int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from pipeline.evaluation.report import run_evaluation
+    from pipeline.evaluation.settings import EvaluationSettings
+    from pipeline.training.fit import fit
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = RunConfig(
+        name="life",
+        output=str(tmp_path / "runs"),
+        model=ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True),
+        data=DataConfig(shards=shards, bank=bank, patch=48),
+        train=TrainConfig(steps=3, batch_size=2, workers=1, cpus_per_worker=0.5, log_every=1),
+        tracking=TrackingConfig(experiment="life", model_name=model_name),
+    )
+    trained = fit(config)
+    other, _ = import_weights(str(model_folder(1)), model_name, "candidate", tracking_server)
+    assert (trained.version, other) == (1, 2)
+
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(sorted(photographs.iterdir())[0], images)
+    protocol = tmp_path / "small.yaml"
+    protocol.write_text(yaml.safe_dump({"name": "small", "crop": 64, "sigmas": {2: [0.0]}}))
+
+    kernel = tmp_path / "kernel.npy"
+    np.save(kernel, benchmark_kernels()[1])
+
+    def evaluate(version: int) -> dict[str, float]:
+        settings = EvaluationSettings(
+            model=f"models:/{model_name}/{version}",
+            images=str(images),
+            kernels=str(kernel),
+            protocol=str(protocol),
+        )
+        return run_evaluation(settings, tmp_path / f"evaluation-{version}")
+
+    headline = evaluate(1)
+    assert registry.find(f"{model_name}/1", tracking_server).metrics == headline
+    promote(tracking_server, model_name, 1)
+    with pytest.raises(BadRequestError, match="not evaluated for the candidate"):
+        promote(tracking_server, model_name, 2)
+    key = "psnr.small.x2.blind"  # random weights are worse than a start from the identity
+    assert evaluate(2)[key] < headline[key] - 1
+    with pytest.raises(BadRequestError, match="falls from"):
+        promote(tracking_server, model_name, 2)
+    promote(tracking_server, model_name, 2, force="to see it rolled back")
+
+    np.save(tmp_path / "image.npy", np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8))
+
+    def used_elsewhere() -> str:
+        """The digest of the weights that a fresh process gets by the alias."""
+        command = [sys.executable, "-c", RESTORE, f"models:/{model_name}@champion"]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert np.load(tmp_path / "restored.npy").shape == (48, 60, 3)
+        return done.stdout.split()[-1]
+
+    assert used_elsewhere() == sha256_of(model_folder(1) / "weights.safetensors")
+    assert rollback(tracking_server, model_name).version == 1
+    assert used_elsewhere() == sha256_of(join(trained.model, "weights.safetensors"))
