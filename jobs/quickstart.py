@@ -5,10 +5,12 @@ python jobs/quickstart.py [--output DIR]
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from pydantic import Field
 
+from jobs.train import Train
 from pipeline.cli import Command, parse, run
 from pipeline.config import RunConfig
 
@@ -23,14 +25,16 @@ class Quickstart(Command):
 
 def main(command: Quickstart) -> None:
     """Run the command."""
-    from jobs.train import Train
     from pipeline.quickstart import quickstart
 
-    home = f"{command.output}/quickstart"
-    arguments = ["--config", str(_CONFIGS / "quickstart.yaml"), "--output", command.output]
-    train = parse(Train, [*arguments, "--data.shards", f"{home}/shards", "--data.bank", f"{home}/bank"])
-    config = RunConfig.model_validate(train.model_dump(include=set(RunConfig.model_fields)))
-    result = quickstart(config, _CONFIGS / "quickstart-protocol.yaml")
+    places = {
+        "--output": command.output,
+        "--data.shards": f"{command.output}/quickstart/shards",
+        "--data.bank": f"{command.output}/quickstart/bank",
+    }
+    spectral = _config("quickstart-spectral.yaml", places)
+    places["--train.start-from"] = f"{command.output}/{spectral.name}/model"
+    result = quickstart(spectral, _config("quickstart.yaml", places), _CONFIGS / "quickstart-protocol.yaml")
     stem = result.restored / f"{result.lr.stem}-x2"
     print("\nEverything lies in", result.home)
     print(f"  picture   {stem}-compare.png  (input | bicubic | restored | kernel)")
@@ -40,6 +44,12 @@ def main(command: Quickstart) -> None:
     print(f"  .venv/bin/mlflow ui --backend-store-uri {result.tracking_uri}")
     print(f"  .venv/bin/python jobs/restore.py --model {result.model} --input YOUR.jpg --output restored --scale 2")
     print("  .venv/bin/python jobs/registry.py list")
+
+
+def _config(name: str, places: dict[str, str]) -> RunConfig:
+    """A training config with its places moved below --output."""
+    train = parse(Train, ["--config", str(_CONFIGS / name), *itertools.chain(*places.items())])
+    return RunConfig.model_validate(train.model_dump(include=set(RunConfig.model_fields)))
 
 
 if __name__ == "__main__":

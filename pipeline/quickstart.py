@@ -32,11 +32,12 @@ class Result:
     lr: Path  # the picture that was restored
 
 
-def quickstart(config: RunConfig, protocol: Path) -> Result:
+def quickstart(spectral: RunConfig, config: RunConfig, protocol: Path) -> Result:
     """Run every step; those whose results are there and match are reused, and say so.
 
     Args:
-        config: the training run; bank and shards are built where it looks for them.
+        spectral: the first stage of the training: the initial kernel alone.
+        config: the second: all of the network. Bank and shards are built where it looks for them.
         protocol: YAML file of the evaluation protocol.
     """
     from kernels_bank.generate import build_bank, present
@@ -62,9 +63,10 @@ def quickstart(config: RunConfig, protocol: Path) -> Result:
         shards, reused = make_shards(str(train), config.data.shards, SHARDS)
         state = "the same shards are there; reused" if reused else "written"
         print(f"  {shards.images} photographs, {shards.samples} tiles in {len(shards.train)} shards: {state}")
-    with step("3/6 training"):
-        fitted = fit(config)
-        print(f"  {'finished before; reused' if fitted.reused else 'finished'}: {fitted.model}")
+    with step("3/6 training, first the initial kernel alone, then all"):
+        for stage in (spectral, config):
+            fitted = fit(stage)
+            print(f"  {stage.name} {'was finished before; reused' if fitted.reused else 'finished'}: {fitted.model}")
     name = config.tracking.model_name
     model = f"models:/{name}@{config.tracking.alias}"
     print(f"4/6 registered: {name} version {fitted.version}, alias {config.tracking.alias}", flush=True)

@@ -21,25 +21,26 @@ pytestmark = pytest.mark.flow
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    """quickstart.yaml, narrow and short."""
-    content = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
-    home = tmp_path / "quickstart"
-    content["output"] = str(tmp_path)
-    content["data"] |= {"bank": str(home / "bank"), "shards": str(home / "shards")}
+def load(name: str, output: Path) -> RunConfig:
+    """A config of the quickstart, narrow and short."""
+    content = yaml.safe_load((CONFIGS / name).read_text())
+    content["output"] = str(output)
+    content["data"] |= {"bank": str(output / "quickstart/bank"), "shards": str(output / "quickstart/shards")}
     content["model"] |= {"widths": [4, 4, 8, 8], "unfoldings": 3, "rounds": 1}
-    content["train"] |= {"steps": 4, "log_every": 2, "image_every": 2, "checkpoint_every": 2, "warmup_steps": 1}
+    content["train"] |= {"steps": 4, "batch_size": 8, "log_every": 2, "image_every": 2, "checkpoint_every": 2}
+    if "start_from" in content["train"]:
+        content["train"]["start_from"] = str(output / "quickstart-spectral/model")
     return RunConfig.model_validate(content)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_photographs_in_a_registered_model_out(config: RunConfig, tmp_path: Path, monkeypatch, capsys):
+def test_photographs_in_a_registered_model_out(tmp_path: Path, monkeypatch, capsys):
+    spectral, config = (load(name, tmp_path) for name in ("quickstart-spectral.yaml", "quickstart.yaml"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that the run's own store is used, and the variable put back
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     protocol = tmp_path / "protocol.yaml"
     protocol.write_text("name: tiny\ncrop: 64\nsigmas: {2: [0.0]}\n")
-    result = whole_way.quickstart(config, protocol)
+    result = whole_way.quickstart(spectral, config, protocol)
 
     assert sum(record.rows for record in store.verify(config.data.bank)) == 2000
     assert shards.verify(config.data.shards, lambda _: None).images == 4
@@ -70,9 +71,9 @@ def test_photographs_in_a_registered_model_out(config: RunConfig, tmp_path: Path
 
     # Again: all is found, nothing is made anew.
     capsys.readouterr()
-    again = whole_way.quickstart(config, protocol)
+    again = whole_way.quickstart(spectral, config, protocol)
     assert (again.version, again.headline) == (result.version, result.headline)
     shown = capsys.readouterr().out
-    assert shown.count("reused") == 3
+    assert shown.count("reused") == 4
     assert "nothing was computed" in shown
     assert len(registry.list_versions("blind-sr-x2", result.tracking_uri)) == 1
