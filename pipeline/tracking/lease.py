@@ -99,15 +99,14 @@ def _acquire(api: MlflowClient, name: str, token: str, hold_s: float, wait_s: fl
         now = time.monotonic()
         if found != holder:
             holder, holder_since = found, now
+        if now - started > wait_s:
+            raise BadRequestError(f"model '{name}' is being changed by another process ({found[33:]}); try again later")
         if found and now - holder_since > hold_s:
             _bury(api, name, found)
-        elif now - started > wait_s:
-            raise BadRequestError(f"model '{name}' is being changed by another process ({found[33:]}); try again later")
-        else:
-            if now - started > _PATIENCE_S and not said:
-                said = True
-                _log.warning("waiting: model '%s' is being changed by another process (%s)", name, found[33:])
-            time.sleep(random.uniform(0.1, 0.3))
+        elif now - started > _PATIENCE_S and not said:
+            said = True
+            _log.warning("waiting: model '%s' is being changed by another process (%s)", name, found[33:])
+        time.sleep(random.uniform(0.1, 0.3))
 
 
 def _holder(api: MlflowClient, name: str) -> str:
@@ -129,7 +128,8 @@ def _bury(api: MlflowClient, name: str, holder: str) -> None:
     try:
         api.rename_registered_model(name + LEASE, f"{name}.{holder.split()[0]}{LEASE}")
     except MlflowException as error:
-        if not _passes(error):
+        # BAD_REQUEST: another waiter renamed it between the server's reading and its writing.
+        if not _passes(error) and error.error_code != "BAD_REQUEST":
             raise
 
 
