@@ -46,6 +46,7 @@ class ModelConfig(Frozen):
         "bicubic", description="first estimate, aligned with the decimation; published weights need nearest"
     )
     checkpoint_activations: bool = Field(False, description="recompute each unfolding in the backward pass")
+    compile_prior: bool = Field(False, description="torch.compile the prior in training, where a compiler exists")
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ModelConfig:

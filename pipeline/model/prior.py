@@ -59,7 +59,8 @@ class ResUNet(nn.Module):
         padding = (0, -width % SIDE_MULTIPLE, 0, -height % SIDE_MULTIPLE)
         if any(padding):
             image = F.pad(image, padding, mode="replicate")
-        level1 = self.m_head(image)
+        # Channels last: the layout in which convolutions are fastest, on CPUs and for CUDA's tensor cores alike.
+        level1 = self.m_head(image.contiguous(memory_format=torch.channels_last))
         level2 = self.m_down1(level1)
         level3 = self.m_down2(level2)
         level4 = self.m_down3(level3)
@@ -67,7 +68,9 @@ class ResUNet(nn.Module):
         out = self.m_up3(out + level4)
         out = self.m_up2(out + level3)
         out = self.m_up1(out + level2)
-        out = self.m_tail(out + level1)[..., :height, :width]
+        with torch.autocast(x.device.type, enabled=False):
+            # In bf16 the image itself would be rounded to steps of one grey level.
+            out = self.m_tail((out + level1).to(self.m_tail.weight.dtype))[..., :height, :width]
         return x + out if self.global_skip else out
 
     def _initialise(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
+from pipeline.model.compiling import compiler_works
 from pipeline.model.fourier import BlurOperator, spectrum
 from pipeline.model.prior import ResUNet
 from pipeline.model.upsample import upsample
@@ -137,6 +138,8 @@ class USRNet(nn.Module):
     def unfold(self, state: State, operator: BlurOperator, first: int, last: int) -> Tensor:
         """Unfoldings `first` <= i < `last` from `state.x`: (B, 3, s*h, s*w)."""
         x = state.x
+        if self.config.compile_prior and torch.is_grad_enabled():
+            self._compile_prior(x.device)
         for i in range(first, last):
             alpha, beta = state.alphas[:, i, None, None, None], state.betas[:, i]
             if self.config.checkpoint_activations and torch.is_grad_enabled():
@@ -144,6 +147,11 @@ class USRNet(nn.Module):
             else:
                 x = self._unfolding(x, state.y_spectrum, operator, alpha, beta)
         return x
+
+    def _compile_prior(self, device: torch.device) -> None:
+        """In place, so that names in the state dict stay; copies of the network are uncompiled until they train."""
+        if self.p._compiled_call_impl is None and compiler_works(device.type):
+            self.p.compile()
 
     def _unfolding(self, x: Tensor, y_spectrum: Tensor, operator: BlurOperator, alpha: Tensor, beta: Tensor) -> Tensor:
         out: Tensor = self.p(operator.step(x, y_spectrum, alpha), beta)
