@@ -34,7 +34,7 @@ def main(command: Quickstart) -> None:
     }
     spectral = _config("quickstart-spectral.yaml", places)
     places["--train.start-from"] = f"{command.output}/{spectral.name}/model"
-    result = quickstart(spectral, _config("quickstart.yaml", places), _CONFIGS / "quickstart-protocol.yaml")
+    result = quickstart(spectral, _config("quickstart.yaml", places), _CONFIGS / "protocols" / "quickstart.yaml")
     stem = result.restored / f"{result.lr.stem}-x2"
     print("\nEverything lies in", result.home)
     print(f"  picture   {stem}-compare.png  (input | bicubic | restored | kernel)")

@@ -101,7 +101,10 @@ class TrainConfig(Frozen):
     steps: int = Field(ge=1, description="optimizer steps; the run ends here")
     batch_size: int = Field(16, ge=1, description="global: the same at any number of workers")
     micro_batch: int | None = Field(None, ge=1, description="images of one forward of a worker; default: all of them")
-    workers: int | tuple[int, int] = Field(1, description="training processes; [min, max] goes on when a node leaves")
+    workers: int = Field(1, ge=1, description="training processes")
+    min_workers: int | None = Field(
+        None, ge=1, description="go on with as few as this when a node leaves; default: all"
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="logical CPUs a worker reserves; data tasks need the rest")
     gpu: bool = Field(False, description="one CUDA card a worker, nccl instead of gloo")
     precision: Literal["float32", "bf16"] = Field("float32", description="of the convolutions; FFTs stay float32")
@@ -132,16 +135,15 @@ class TrainConfig(Frozen):
     deterministic: bool = False
 
     @property
-    def worker_range(self) -> tuple[int, int]:
-        """Fewest and most workers."""
-        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+    def fewest_workers(self) -> int:
+        """Workers that the run can go on with."""
+        return self.workers if self.min_workers is None else self.min_workers
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        low, high = self.worker_range
-        if not 1 <= low <= high:
-            raise ValueError(f"workers {self.workers}: give a number >= 1, or [min, max] with min <= max")
-        for count in range(low, high + 1):
+        if self.fewest_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        for count in range(self.fewest_workers, self.workers + 1):
             if self.batch_size % count:
                 raise ValueError(
                     f"batch_size {self.batch_size} does not split over {count} workers; make it a multiple"

@@ -1,5 +1,19 @@
 """How good a model is: metrics, the kernel benchmark and its report."""
 
-from pipeline.evaluation.metrics import psnr, ssim
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.metrics import psnr, ssim
 
 __all__ = ["psnr", "ssim"]
+
+
+def __getattr__(name: str) -> object:
+    # Late: a command's --help imports this package's settings, not OpenCV.
+    if name in __all__:
+        from pipeline.evaluation import metrics
+
+        return getattr(metrics, name)
+    raise AttributeError(f"module 'pipeline.evaluation' has no attribute '{name}'")

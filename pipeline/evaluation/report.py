@@ -8,7 +8,7 @@ from rich.console import Console
 
 from kernels_bank.runtime import storage
 from pipeline.evaluation import figures
-from pipeline.evaluation.run import SUMMARY, evaluate, prepare, save
+from pipeline.evaluation.run import evaluate, prepare, save
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.evaluation.summary import cells, print_tables, summarise
 
@@ -21,7 +21,7 @@ def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, floa
     Writes results.parquet (a row a case and method), summary.json, psnr-by-kernel.png and samples.png.
 
     Returns:
-        The headline numbers by name, such as `psnr.usrnet-table1.x2.blind`.
+        The headline numbers by name, such as `psnr.usrnet-table1.Set5-1a2b3c4d.x2.blind`.
 
     Raises:
         BadRequestError: see `pipeline.evaluation.run`.
@@ -38,21 +38,22 @@ def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, floa
     kernels, protocol = plan.kernels, plan.protocol
     table = cells(rows, len(kernels))
     print_tables(table, len(kernels), protocol, Console(width=110))
-    if reused:
-        print(f"{output}: this evaluation was finished before; nothing was computed")
-        return dict(storage.read_json(output / SUMMARY)["headline"])
     summary = summarise(plan.about, table, protocol)
     headline: dict[str, float] = summary["headline"]
-    numbers = [n for n in (2, 7, 10) if n <= len(kernels)] or [1]
-    storage.write_bytes(output / BARS, figures.bars(table, kernels, protocol))
-    storage.write_bytes(output / SAMPLES, figures.samples(rows, kernels, numbers, plan.models, protocol))
-    save(rows, summary, output)
+    if reused:
+        print(f"{output}: this evaluation was finished before; nothing was computed")
+    else:
+        numbers = [n for n in (2, 7, 10) if n <= len(kernels)] or [1]
+        storage.write_bytes(output / BARS, figures.bars(table, kernels, protocol))
+        storage.write_bytes(output / SAMPLES, figures.samples(rows, kernels, numbers, plan.models, protocol))
+        save(rows, summary, output)
     if version is not None:
+        # Also when it was computed before: a kill may have come between the results and this.
         uri = registry.store_uri()
         registry.add_metrics(uri, version.name, version.number, headline)
         with RunLogger(RunRef(version.run_id, uri)) as logger:
             logger.metrics(0, headline)
-            logger.artifacts(output, f"evaluation/{protocol.name}")
+            logger.artifacts(output, f"evaluation/{protocol.name}/{plan.about['test_set']}")
     return headline
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -67,6 +68,7 @@ def prepare(settings: EvaluationSettings) -> Plan:
         "kernels": content_digest(kernels),
         "kernel_count": len(kernels),
         "images": images,
+        "test_set": _test_set(settings.images, sorted(images.values()), content_digest(kernels)),
         "scales": list(scales),
     }
     cases = [
@@ -94,6 +96,12 @@ def evaluate(plan: Plan, output: Path) -> tuple[list[dict[str, Any]], bool]:
     rows = _compute(plan, output)
     rows.sort(key=lambda r: (r["scale"], r["sigma"], r["kernel"], r["image"], order[r["method"]]))
     return rows, False
+
+
+def _test_set(uri: str, images: list[str], kernels: str) -> str:
+    """A name for what is measured on: the folder's, and eight digits of the images' and kernels' digests."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(storage.absolute(uri)).name)
+    return f"{name}-{storage.digest_of([images, kernels])[:8]}"
 
 
 def load_models(settings: EvaluationSettings) -> dict[str, Restorer]:
@@ -178,7 +186,8 @@ def _graph(left: list[dict[str, str]], plan: Plan) -> Any:  # noqa: ANN401 - ray
     # One actor a card, or a core: cases are independent, and one thread each is the best use of cores.
     return ray.data.from_items(left, override_num_blocks=len(left)).map(
         _Worker,  # type: ignore[arg-type] # Ray's stub knows functions only
-        fn_constructor_kwargs={"models": plan.models, "kernels": plan.kernels, "protocol": plan.protocol},
+        # In a list, so that the actors get the reference and not, with a warning of Ray's, an argument in the store.
+        fn_constructor_kwargs={"plan": [ray.put((plan.models, plan.kernels, plan.protocol))]},
         compute=ray.data.ActorPoolStrategy(size=min(cards or cpus, len(left))),
         num_cpus=1,
         num_gpus=1 if cards else None,
@@ -188,13 +197,14 @@ def _graph(left: list[dict[str, str]], plan: Plan) -> Any:  # noqa: ANN401 - ray
 class _Worker:
     """An actor that holds the models and computes one case after another."""
 
-    def __init__(self, models: Mapping[str, Restorer], kernels: np.ndarray, protocol: Protocol) -> None:
+    def __init__(self, plan: list[Any]) -> None:
+        import ray
         import torch
 
+        models, self._kernels, self._protocol = ray.get(plan[0])
         torch.set_num_threads(1)
         device = default_device()
         self._models = {n: Restorer(m.network, uri=m.uri, digest=m.digest, device=device) for n, m in models.items()}
-        self._kernels, self._protocol = kernels, protocol
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         """The case's rows as JSON."""

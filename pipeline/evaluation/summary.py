@@ -69,7 +69,7 @@ def summarise(about: dict[str, Any], table: Sequence[Cell], protocol: Protocol) 
     return {
         **about,
         "groups": groups,
-        "headline": headline(table, protocol, groups),
+        "headline": headline(table, protocol, groups, about["test_set"]),
         "means": [
             {
                 "scale": cell.scale,
@@ -84,8 +84,13 @@ def summarise(about: dict[str, Any], table: Sequence[Cell], protocol: Protocol) 
     }
 
 
-def headline(table: Sequence[Cell], protocol: Protocol, groups: dict[str, list[int]]) -> dict[str, float]:
-    """`psnr.<protocol>.x2.blind` and the like: the mean over all kernels, and over each group as `....gaussian`."""
+def headline(
+    table: Sequence[Cell], protocol: Protocol, groups: dict[str, list[int]], test_set: str
+) -> dict[str, float]:
+    """`psnr.<protocol>.<test set>.x2.blind` and the like: the mean over all kernels, over a group as `....gaussian`.
+
+    The name says what the number was measured on, so that numbers of the same name can be compared.
+    """
     found = {}
     for cell in table:
         noise = f".sigma{cell.sigma * 255:.2f}" if cell.sigma else ""
@@ -95,7 +100,7 @@ def headline(table: Sequence[Cell], protocol: Protocol, groups: dict[str, list[i
             value = cell.mean(protocol.headline, members)
             suffix = "" if name == "all" else f".{name}"
             if value is not None:
-                found[f"psnr.{protocol.name}.x{cell.scale}{noise}.{cell.method}{suffix}"] = value
+                found[f"psnr.{protocol.name}.{test_set}.x{cell.scale}{noise}.{cell.method}{suffix}"] = value
     return found
 
 

@@ -28,7 +28,7 @@ def check(config: RunConfig, sheet: Path) -> str:
     digests = data_digests(config)
     starting_tensors(config, KernelBank.open(config.data.bank).codec)
     connect(min_cpus=cpus_needed(config))
-    train, workers = config.train, config.train.worker_range[0]
+    train, workers = config.train, config.train.fewest_workers
     cpus = check_cluster(config) / workers
     samples = read_manifest(config.data.shards).samples * config.data.patches_per_tile
     batches = Feed(config, stages=(), workers=workers, rank=0).batches(_BATCHES, cpus=cpus)

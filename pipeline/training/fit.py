@@ -26,7 +26,7 @@ _FREE: dict[str, Any] = {
     "tracking": True,
     "data": {"task_cpus", "max_bad_fraction", "shards", "bank"},  # the two URIs: their digests are compared
     "train": {
-        *("steps", "workers", "cpus_per_worker", "gpu", "max_failures", "micro_batch", "start_from"),
+        *("steps", "workers", "min_workers", "cpus_per_worker", "gpu", "max_failures", "micro_batch", "start_from"),
         *("log_every", "image_every", "checkpoint_every", "checkpoint_minutes", "validate_every", "validation_tiles"),
     },
 }
@@ -109,12 +109,12 @@ def absolute(config: RunConfig) -> RunConfig:
 
 def cpus_needed(config: RunConfig) -> int:
     """Logical CPUs for the fewest workers and one data task of each."""
-    return int(config.train.worker_range[0] * (config.train.cpus_per_worker + config.data.task_cpus) + 0.999)
+    return int(config.train.fewest_workers * (config.train.cpus_per_worker + config.data.task_cpus) + 0.999)
 
 
 def check_cluster(config: RunConfig) -> float:
     """Data CPUs for all workers together. Workers that took every CPU would starve their own data tasks for ever."""
-    have, workers = ray.cluster_resources().get("CPU", 0.0), config.train.worker_range[0]
+    have, workers = ray.cluster_resources().get("CPU", 0.0), config.train.fewest_workers
     left = have - workers * config.train.cpus_per_worker
     if left < config.data.task_cpus * workers:
         raise BadRequestError(

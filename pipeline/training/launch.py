@@ -54,7 +54,7 @@ def run_workers(
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if train.gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=train.workers,  # type: ignore[arg-type] # Ray's stub has no range
+                num_workers=(train.fewest_workers, train.workers) if train.min_workers else train.workers,  # type: ignore[arg-type]
                 use_gpu=train.gpu,
                 resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.gpu else {}),
             ),

@@ -10,7 +10,7 @@ from jobs.train import Train
 from pipeline.cli import parse
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
-RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if "protocol" not in path.name)
+RUNS = sorted(path for path in CONFIGS.glob("*.yaml"))
 
 
 def load(name: str) -> Train:

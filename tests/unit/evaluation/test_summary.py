@@ -32,16 +32,16 @@ def rows() -> list[dict]:
 
 
 def test_headline_is_the_mean_over_kernels_of_means_over_images():
-    found = headline(cells(rows(), 12), TABLE1, kernel_groups(12))
-    assert found["psnr.usrnet-table1.x2.blind.gaussian"] == pytest.approx(26)
-    assert found["psnr.usrnet-table1.x2.blind.motion"] == pytest.approx(16)
-    assert found["psnr.usrnet-table1.x2.blind"] == pytest.approx((8 * 26 + 4 * 16) / 12)
+    found = headline(cells(rows(), 12), TABLE1, kernel_groups(12), "Set-1")
+    assert found["psnr.usrnet-table1.Set-1.x2.blind.gaussian"] == pytest.approx(26)
+    assert found["psnr.usrnet-table1.Set-1.x2.blind.motion"] == pytest.approx(16)
+    assert found["psnr.usrnet-table1.Set-1.x2.blind"] == pytest.approx((8 * 26 + 4 * 16) / 12)
     assert len(found) == 9
 
 
 def test_noise_levels_have_names_of_their_own():
-    found = headline(cells([row("a", 1, "bicubic", 20.0, 2.55 / 255)], 1), TABLE1, kernel_groups(1))
-    assert found == {"psnr.usrnet-table1.x2.sigma2.55.bicubic": 20.0}
+    found = headline(cells([row("a", 1, "bicubic", 20.0, 2.55 / 255)], 1), TABLE1, kernel_groups(1), "Set-1")
+    assert found == {"psnr.usrnet-table1.Set-1.x2.sigma2.55.bicubic": 20.0}
 
 
 def test_rounds_are_averaged_and_missing_values_left_out():
