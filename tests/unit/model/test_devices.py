@@ -1,0 +1,41 @@
+"""Everything takes its device from its inputs: the whole training step on a pretended accelerator."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CONFIGS = [
+    {"initial_kernel": "spectral", "scales": [2, 3]},
+    {"initial_kernel": "delta", "schedule": "rounds", "warm_start": True, "detach": False},
+    {"initial_kernel": "mean", "checkpoint_activations": True, "x0": "nearest", "scales": [1]},
+]
+BUFFERS = ["mean", "basis", "std", "spectral.window", "spectral.whitening"]
+
+
+def steps(small, *cases):
+    """In a process of its own: the pretended device would stay for all tests after it."""
+    settings = json.dumps([[small(**change).model_dump(mode="json"), left] for change, left in cases])
+    program = Path(__file__).with_name("fake_step.py")
+    done = subprocess.run([sys.executable, str(program), settings], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_training_step_stays_on_its_device_and_a_tensor_left_on_the_cpu_fails(small):
+    cases = [(change, None) for change in CONFIGS] + [(CONFIGS[0], name) for name in BUFFERS]
+    lines = steps(small, *cases)
+    assert lines[: len(CONFIGS)] == ["ended on card"] * len(CONFIGS)
+    for name, line in zip(BUFFERS, lines[len(CONFIGS) :], strict=True):
+        assert line.startswith("failed: Expected all tensors to be on the same device"), name
+
+
+def test_the_package_names_no_device():
+    """No `.cuda()` and no "cuda" outside training's switches and the choice of a default device."""
+    root = Path(__file__).parents[3] / "pipeline"
+    allowed = {root / "inference" / "restorer.py"}
+    for path in sorted((root / "model").glob("*.py")) + sorted((root / "inference").glob("*.py")):
+        if path not in allowed:
+            text = path.read_text(encoding="utf-8")
+            assert ".cuda(" not in text, path
+            assert '"cuda"' not in text, path
