@@ -158,6 +158,8 @@ def _checked_images(uri: str, scales: tuple[int, ...], kernels: np.ndarray, prot
 
 def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:
     """The rows of all cases; those in the journal are not computed again."""
+    from pipeline.data.rows import rows_of
+
     output.mkdir(parents=True, exist_ok=True)
     journal = output / JOURNAL
     done = _read_journal(journal, plan.made_from)
@@ -169,7 +171,7 @@ def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:
         if not journal.stat().st_size:
             print(json.dumps({"made_from": plan.made_from}), file=lines, flush=True)
         bar.start_at(len(done))
-        for row in _graph(left, plan).iter_rows():
+        for row in rows_of(_graph(left, plan)):
             found = json.loads(row["rows"])
             print(row["rows"], file=lines, flush=True)
             rows += found

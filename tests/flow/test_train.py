@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,40 +81,55 @@ def test_a_run_ends_with_a_registered_model_that_holds_the_trained_weights(confi
     assert fit(config).reused
 
 
-def test_killed_workers_and_a_killed_driver_do_not_change_the_result(config: RunConfig, tmp_path: Path):
+def test_kills_and_a_stop_do_not_change_the_result(config: RunConfig, tmp_path: Path):
+    """SIGKILL of a worker, SIGTERM of the driver, SIGKILL of the driver and its Ray: one run, the same bits."""
     import mlflow
 
+    config = config.model_copy(update={"train": config.train.model_copy(update={"steps": 24})})
     undisturbed = config.model_copy(update={"output": str(tmp_path / "undisturbed")})
     assert run_job(undisturbed, tmp_path).wait(timeout=300) == 0
 
-    # A worker is killed in the middle of the run; Ray Train starts the group again from the last checkpoint.
-    slow = config.model_copy(update={"train": config.train.model_copy(update={"steps": 12})})
-    job = run_job(slow, tmp_path)
-    wait_for_checkpoint(config, job)
+    job = run_job(config, tmp_path)
+    wait_for_step(config, job, 4)
     workers = [p for p in psutil.Process(job.pid).children(recursive=True) if is_train_worker(p)]
     workers[0].kill()
-    # Then the driver and all of its Ray.
-    time.sleep(3)
+    wait_for_step(config, job, 8)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=120) == 130
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{config.output}/mlflow.db")
+    record = json.loads((Path(config.output) / "small" / "run.json").read_text())
+    assert client.get_run(record["run_id"]).info.status == "KILLED"
+    stopped_at = newest_step(config)
+
+    job = run_job(config, tmp_path)
+    wait_for_step(config, job, min(stopped_at + 1, 24))
     kill_all(job)
-    again = run_job(slow, tmp_path)
+    again = run_job(config, tmp_path)
     out, _ = again.communicate(timeout=300)
     assert again.returncode == 0, out
     assert same(final_weights(config.output), final_weights(undisturbed.output))
 
-    record = json.loads((Path(config.output) / "small" / "run.json").read_text())
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{config.output}/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert [r.info.run_id for r in runs] == [record["run_id"]]
     assert runs[0].info.status == "FINISHED"
     steps = [m.step for m in client.get_metric_history(record["run_id"], "loss")]
-    assert steps == [2, 4, 6, 8, 10, 12]
+    assert steps == list(range(2, 25, 2))
 
 
-def wait_for_checkpoint(config: RunConfig, job: subprocess.Popen) -> None:
+def newest_step(config: RunConfig) -> int:
+    """Of the committed checkpoints."""
+    snapshot = Path(config.output) / "small" / "checkpoints" / "checkpoint_manager_snapshot.json"
+    try:
+        names = re.findall(r"step-(\d+)", snapshot.read_text())
+    except FileNotFoundError:
+        return 0
+    return max(map(int, names), default=0)
+
+
+def wait_for_step(config: RunConfig, job: subprocess.Popen, step: int) -> None:
     deadline = time.monotonic() + 240
-    checkpoints = Path(config.output) / "small" / "checkpoints"
-    while not (checkpoints / "checkpoint_manager_snapshot.json").exists():
-        assert job.poll() is None
+    while newest_step(config) < step:
+        assert job.poll() is None, "the job ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
