@@ -77,7 +77,7 @@ class DataConfig(Frozen):
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="share of the training tiles that may be damaged before the run stops"
     )
-    task_cpus: float = Field(0.5, gt=0, description="logical CPUs a data task reserves")
+    task_cpus: float = Field(1.0, gt=0, description="logical CPUs a data task reserves; it keeps one core busy")
 
     @model_validator(mode="after")
     def _sigma_ordered(self) -> DataConfig:

@@ -7,6 +7,7 @@ noise. Ours is what a data task of the feed does for the same samples. One threa
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from pipeline.data.images import decode_image, decode_tile, encode_png
 from pipeline.data.photographs import TRAIN, copy_photographs
 from pipeline.data.samples import degrade_draws, draw
 from pipeline.data.tiles import cut, read_samples, write_samples
-from pipeline.degrade import degrade
+from pipeline.degrade import _direct, _fourier, degrade
 
 BANK = sample_gaussian(256, 21, rng=np.random.default_rng(0))
 DATA = DataConfig(shards="", bank="", patch=96, patches_per_tile=8, sigma=(0.0, 0.05))
@@ -32,7 +33,7 @@ SCALE = 2
 def photo(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """A real photograph at the size of a DIV2K image, with a trace of grain so that PNG has something to do."""
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)
     folder, _ = copy_photographs(tmp_path_factory.mktemp("photographs"))
     image = decode_image((Path(folder) / next(iter(TRAIN))).read_bytes())
     large = cv2.resize(image, (2040, 1356), interpolation=cv2.INTER_CUBIC).astype(np.int16)
@@ -102,17 +103,53 @@ def test_our_degrade(benchmark) -> None:
     benchmark(degrade, hr, kernels, 2)
 
 
-@pytest.mark.benchmark(group="decoding a 480 x 480 tile")
-@pytest.mark.parametrize("codec", ["png-level-1", "png-level-3", "png-level-9", "webp-lossless", "raw"])
-def test_tile_codec(benchmark, photo: np.ndarray, codec: str) -> None:
-    tile = np.ascontiguousarray(photo[400:880, 700:1180])
-    if codec == "raw":
-        data = tile.tobytes()
-        benchmark(lambda: np.frombuffer(data, np.uint8).reshape(tile.shape).copy())
-    elif codec == "webp-lossless":
-        data = cv2.imencode(".webp", tile, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
-        benchmark(lambda: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
-    else:
-        data = encode_png(tile, level=int(codec[-1]))
-        benchmark(decode_tile, data)
-    print(f"\n{codec}: {len(data) / tile.size:.2f} of the raw bytes")
+def png(level: int, kind: int) -> list[int]:
+    return [cv2.IMWRITE_PNG_COMPRESSION, level, cv2.IMWRITE_PNG_FILTER, kind]
+
+
+CODECS = {
+    "png level 1 adaptive": (".png", png(1, cv2.IMWRITE_PNG_ALL_FILTERS)),
+    "png level 1 up": (".png", png(1, cv2.IMWRITE_PNG_FILTER_UP)),
+    "png level 3 adaptive": (".png", png(3, cv2.IMWRITE_PNG_ALL_FILTERS)),
+    "png level 3 none": (".png", png(3, cv2.IMWRITE_PNG_FILTER_NONE)),
+    "png level 3 sub": (".png", png(3, cv2.IMWRITE_PNG_FILTER_SUB)),
+    "png level 3 up (ours)": (".png", png(3, cv2.IMWRITE_PNG_FILTER_UP)),
+    "png level 3 paeth": (".png", png(3, cv2.IMWRITE_PNG_FILTER_PAETH)),
+    "png level 9 up": (".png", png(9, cv2.IMWRITE_PNG_FILTER_UP)),
+    "webp lossless": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
+    "raw (bmp)": (".bmp", []),
+}
+
+
+@pytest.mark.benchmark(group="decoding 480 x 480 tiles of four photographs")
+@pytest.mark.parametrize("codec", CODECS)
+def test_tile_codec(benchmark, tmp_path: Path, codec: str) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    folder, _ = copy_photographs(tmp_path)
+    tiles = [np.ascontiguousarray(decode_image(f.read_bytes())[:400, :480]) for f in sorted(folder.iterdir())]
+    extension, options = CODECS[codec]
+    started = time.perf_counter()
+    files = [cv2.imencode(extension, tile, options)[1] for tile in tiles]
+    encoding = time.perf_counter() - started
+    decoded = benchmark(lambda: [cv2.imdecode(file, cv2.IMREAD_COLOR) for file in files])
+    assert all(np.array_equal(a, b) for a, b in zip(decoded, tiles, strict=True))
+    raw = sum(tile.size for tile in tiles)
+    decoding, megapixels = benchmark.stats.stats.median, raw / 3e6
+    print(
+        f"\n{codec}: {sum(file.size for file in files) / raw:.3f} of the raw bytes; a megapixel decodes in "
+        f"{decoding * 1e3 / megapixels:.1f} ms, encodes in {encoding * 1e3 / megapixels:.0f} ms"
+    )
+
+
+@pytest.mark.benchmark(group="16 patches of 96 x 96")
+@pytest.mark.parametrize("method", ["direct", "fourier"])
+@pytest.mark.parametrize("size", [11, 21, 31])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_direct_or_fourier(benchmark, scale: int, size: int, method: str) -> None:
+    """Where the crossover lies that `degrade` has in it."""
+    torch.set_num_threads(1)
+    hr = torch.rand(16, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    kernels = torch.from_numpy(sample_gaussian(16, size, rng=np.random.default_rng(0)))
+    benchmark(_direct if method == "direct" else _fourier, hr, kernels, scale)
+    print(f"\nx{scale} k{size} {method}: {benchmark.stats.stats.median / 16 * 1e6:.0f} us a patch")
