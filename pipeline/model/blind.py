@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,14 @@ class BlindUSRNet(nn.Module):
         self.spectral = SpectralInit(codec.components) if config.initial_kernel == "spectral" else None
 
     def forward(
-        self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None, *, guard: bool = False
+        self,
+        lr: Tensor,
+        scale: int,
+        sigma: float | Tensor,
+        x0: Tensor | None = None,
+        *,
+        guard: bool = False,
+        image_rounds: Literal["last", "all"] = "all",
     ) -> BlindOutput:
         """Estimate each image's kernel and restore it.
 
@@ -71,6 +78,8 @@ class BlindUSRNet(nn.Module):
             x0: (B, 3, s*h, s*w) first estimate, for instance another model's; None for `config.x0`.
             guard: let a kernel estimate stand only where it scores no worse than the kernel before it, image by
                 image. For inference; where a round does not start from x0 it runs that round's unfoldings twice.
+            image_rounds: whose images the loss looks at. With `last`, detached rounds of schedule 'rounds' before it
+                are restored without a graph, which no gradient could enter: same gradients, far less memory.
 
         Raises:
             ValueError: non-finite or mis-shaped inputs, a scale this model was not made for.
@@ -80,13 +89,14 @@ class BlindUSRNet(nn.Module):
             raise ValueError(f"scale {scale} for images {tuple(lr.shape)}; this model restores {known}")
         state = self.restorer.start(lr, scale, sigma, x0)
         parts = self._parts()
-        standing = self._round(state, *self.initial(lr, scale, sigma), parts[0])
+        apart = image_rounds == "last" and self.config.schedule == "rounds" and self.config.detach
+        standing = self._round(state, *self.initial(lr, scale, sigma), parts[0], graph=not apart)
         winner = torch.zeros(lr.shape[0], dtype=torch.int64, device=lr.device)
         rounds = [standing]
         for number, part in enumerate(parts[1:], 1):
             estimate = self._estimate(state, standing)
             start = self._next_start(state, standing.sr)
-            new = self._round(start, *estimate, part)
+            new = self._round(start, *estimate, part, graph=not apart or number == self.config.rounds)
             rounds.append(new)
             if guard:
                 # A fair comparison is between images of the same start and as many unfoldings.
@@ -137,8 +147,9 @@ class BlindUSRNet(nn.Module):
         cuts = [(2 * i * unfoldings + parts) // (2 * parts) for i in range(parts + 1)]  # rounded to nearest
         return list(itertools.pairwise(cuts))
 
-    def _round(self, state: State, kernel: Tensor, code: Tensor, part: tuple[int, int]) -> Round:
-        return Round(self.restorer.unfold(state, self._operator(kernel, state), *part), kernel, code)
+    def _round(self, state: State, kernel: Tensor, code: Tensor, part: tuple[int, int], *, graph: bool = True) -> Round:
+        with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
+            return Round(self.restorer.unfold(state, self._operator(kernel, state), *part), kernel, code)
 
     def _score(self, found: Round, state: State) -> Tensor:
         return restoration_score(found.sr, state.lr, self._operator(found.kernel, state))

@@ -111,6 +111,21 @@ def test_detached_no_gradient_crosses_rounds_else_it_does(schedule, small, codec
         assert all(p.grad is not None for p in net.restorer.parameters())
 
 
+@pytest.mark.parametrize("schedule", ["rounds", "interleaved"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_where_only_the_last_image_counts_the_gradients_are_the_same(schedule, detach, small, codec):
+    """Bit for bit, though detached rounds before it are restored without a graph."""
+    net, lr = network(small(schedule=schedule, detach=detach, rounds=2), codec).train(), torch.rand(2, 3, 18, 20)
+    found = []
+    for image_rounds in ("all", "last"):
+        net.zero_grad()
+        out = net(lr, 2, 0.01, image_rounds=image_rounds)
+        (out.sr.square().mean() + out.codes.abs().mean()).backward()
+        found.append({name: p.grad.clone() for name, p in net.named_parameters()})
+        assert out.rounds[0].sr.requires_grad is not (image_rounds == "last" and schedule == "rounds" and detach)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 @pytest.mark.parametrize("scales", [(2,), (2, 3, 4)])
 @pytest.mark.parametrize("initial_kernel", ["delta", "mean", "spectral"])
 def test_every_parameter_takes_part_in_every_training_forward(scales, initial_kernel, small, codec):

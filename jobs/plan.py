@@ -1,0 +1,43 @@
+"""What training a config costs, without running it: parameters, operations, memory, and the batch that fits.
+
+python jobs/plan.py                                        the shipped configs
+python jobs/plan.py --config jobs/configs/NAME.yaml [--model.unfoldings 8 --data.patch 128 --memory-gib 24 ...]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.cli import Command, parse, run
+from pipeline.config import DataConfig, RunConfig, TrainConfig
+
+
+class Plan(Command, RunConfig):  # type: ignore[misc] # both carry a model_config
+    """Parameters, operations and memory of a training step, on tensors that hold nothing; starts nothing."""
+
+    config: Path | None = Field(None, description="YAML file of a run; without one, all shipped configs are planned")
+    name: str = "plan"
+    data: DataConfig = DataConfig(shards="", bank="")
+    train: TrainConfig = TrainConfig(steps=1)
+    kernel_size: int = Field(21, ge=3, description="side of the bank's kernels")
+    components: int = Field(64, ge=1, description="length of the bank's kernel code")
+    memory_gib: float = Field(80, gt=0, description="memory of one card")
+    tflops: float = Field(40, gt=0, description="operations a second that the card sustains on such networks, 1e12")
+
+
+def main(command: Plan) -> None:
+    """Run the command."""
+    from pipeline.training.cost_table import Card, plan_table
+
+    configs: list[RunConfig] = [command]
+    if command.config is None:
+        shipped = sorted(Path(__file__).with_name("configs").glob("*.yaml"))
+        configs = [parse(Plan, ["--config", str(path)]) for path in shipped]
+    card = Card(memory_gib=command.memory_gib, tflops=command.tflops)
+    print(plan_table(configs, card, kernel_size=command.kernel_size, components=command.components))
+
+
+if __name__ == "__main__":
+    run(Plan, main)

@@ -1,0 +1,80 @@
+"""The plan of a training step against the step itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels_bank import KernelCodec, sample_gaussian
+from pipeline.config import ModelConfig, TrainConfig
+from pipeline.training.cost import Cost, fake_step, training_cost
+
+TRAIN = TrainConfig(steps=1)
+SMALL = ModelConfig(scales=(2, 3), unfoldings=4, rounds=1, global_skip=True)
+
+
+@pytest.fixture(scope="module")
+def codec() -> KernelCodec:
+    return KernelCodec.fit(sample_gaussian(60, 11, rng=np.random.default_rng(0)), components=6)
+
+
+def measured_peak(config: ModelConfig, batch: int, patch: int, scale: int) -> int:
+    program = Path(__file__).with_name("measured_step.py")
+    # Every block of 64 KiB and more is mapped by itself and goes back at once, so resident memory is what is alive.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, str(program), config.model_dump_json(), str(batch), str(patch), str(scale)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of resident memory from Linux")
+@pytest.mark.parametrize(("checkpointed", "schedule", "scale"), [(False, "interleaved", 2), (True, "rounds", 3)])
+def test_the_planned_peak_is_the_measured_one(checkpointed, schedule, scale, codec):
+    """Within 10%: the growth of resident memory during a real step against what is alive in a fake one."""
+    config = SMALL.model_copy(update={"checkpoint_activations": checkpointed, "schedule": schedule})
+    step = fake_step(config, TRAIN, codec, 6, 96, scale)
+    before = 4 * 4 * step.parameters  # weights, two moments and the average; the program has the weights only
+    assert measured_peak(config, 6, 96, scale) == pytest.approx(step.peak_bytes - before, rel=0.1)
+
+
+def test_memory_grows_linearly_with_the_batch(codec):
+    cost = training_cost(SMALL, TRAIN, codec, 48, 2)
+    for batch in (4, 32):
+        assert cost.peak_bytes(batch) == pytest.approx(
+            fake_step(SMALL, TRAIN, codec, batch, 48, 2).peak_bytes, rel=0.02
+        )
+
+
+def test_operations_are_those_of_the_convolutions_written_out(codec):
+    """One prior counted by hand: 2 x outputs x inputs x 9 (or 4) an output pixel, on every level."""
+    one, two = (
+        fake_step(ModelConfig(unfoldings=n, rounds=1, schedule="rounds"), TRAIN, codec, 1, 96, 2) for n in (2, 3)
+    )
+    a, b, c, d = (96**2, 48**2, 24**2, 12**2)
+    blocks = 2 * 9 * 2 * 2 * (2 * a * 16**2 + 2 * b * 32**2 + 2 * c * 64**2 + d * 64**2)
+    between = 2 * 4 * 2 * (b * 16 * 32 + c * 32 * 64 + d * 64 * 64)
+    prior = blocks + between + 2 * 9 * a * (4 * 16 + 16 * 3)
+    # Two rounds run it once more each; what else differs is two data steps, well under a hundredth of it.
+    assert two.forward_flops - one.forward_flops == pytest.approx(2 * prior, rel=0.02)
+    assert two.forward_flops - one.forward_flops > 2 * prior
+
+
+def test_checkpointing_computes_the_forward_once_more_for_a_third_of_the_memory(codec):
+    kept, again = (
+        fake_step(ModelConfig(unfoldings=8, checkpoint_activations=on), TRAIN, codec, 8, 96, 2) for on in (False, True)
+    )
+    assert again.peak_bytes < kept.peak_bytes / 3
+    assert again.forward_flops == kept.forward_flops
+    assert again.backward_flops - kept.backward_flops <= kept.forward_flops
+
+
+def test_the_largest_batch_fits_and_one_more_does_not():
+    cost = Cost(parameters=1, forward_flops=1e9, backward_flops=2e9, fixed_bytes=100, sample_bytes=7)
+    assert cost.largest_batch(121) == 3
+    assert cost.peak_bytes(3) <= 121 < cost.peak_bytes(4)
+    assert cost.largest_batch(50) == 0
+    assert cost.samples_per_second(6e12) == 2000
