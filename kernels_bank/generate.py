@@ -60,9 +60,7 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
         raise BadRequestError(f"{uri}: cannot be written to ({' '.join(str(error).split())})") from error
     records, total, outer = _build_shards(spec, uri)
     digest = bank_digest(spec.size, records)
-    full = KernelCodec.from_moments(
-        spec.count, total, outer, components=spec.size**2, standardize=spec.standardize, bank_digest=digest
-    )
+    full = _fit_codec(spec, total, outer, digest)
     codec = full.truncated(components_for(full.spectrum, spec.components, spec.explained_variance))
     codec.save(storage.join(uri, CODEC))
     samples = draw_samples(spec)
@@ -138,6 +136,18 @@ def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], np
     records = [ShardRecord.model_validate_json(row["record"]) for row in ordered]
     total, outer = (np.sum([row[name] for row in ordered], axis=0) for name in ("total", "outer"))
     return records, total, outer
+
+
+def _fit_codec(spec: KernelBankSpec, total: np.ndarray, outer: np.ndarray, digest: str) -> KernelCodec:
+    """The codec with all components, made in a task: Ray gives it one thread, and the bits depend on their number."""
+    import ray
+
+    def fit() -> KernelCodec:
+        return KernelCodec.from_moments(
+            spec.count, total, outer, components=spec.size**2, standardize=spec.standardize, bank_digest=digest
+        )
+
+    return ray.get(ray.remote(num_cpus=1)(fit).remote())
 
 
 def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 # Read by ray at import or by its workers at start, so they are set before `import ray`.
 _QUIET = {
@@ -21,6 +24,10 @@ def connect(*, min_cpus: int = 2, verbose: bool = False) -> None:
     A local Ray gets at least `min_cpus` logical CPUs, so that data tasks and training workers fit side by side
     on a small machine. Token authentication is set explicitly (Ray turns it on for local clusters by itself):
     the local cluster listens on loopback and lives as long as this process. Does nothing when connected.
+
+    Raises:
+        BadRequestError: nothing answers at `RAY_ADDRESS`.
+        JobFailedError: a local Ray did not come up in time.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -29,17 +36,22 @@ def connect(*, min_cpus: int = 2, verbose: bool = False) -> None:
     if ray.is_initialized():
         return
     level = logging.INFO if verbose else logging.ERROR
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_answers(address)
         ray.init(logging_level=level, log_to_driver=True)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local",
-            num_cpus=max(min_cpus, os.cpu_count() or 1),
-            include_dashboard=False,
-            logging_level=level,
-            log_to_driver=verbose,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(min_cpus, os.cpu_count() or 1),
+                include_dashboard=False,
+                logging_level=level,
+                log_to_driver=verbose,
+            )
+        except Exception as error:  # Ray raises nothing more specific
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise JobFailedError(f"Ray did not start on this machine, run the command again: {reason}") from error
     quiet_data(verbose=verbose)
 
 
@@ -53,3 +65,17 @@ def quiet_data(*, verbose: bool = False) -> None:
     if not verbose:
         # An error in a task is raised to the job, which says it in a line; the log would say it in pages, twice.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _check_answers(address: str) -> None:
+    """A look at `host:port` first: Ray itself waits without end for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadRequestError(
+            f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason}); start it or unset the variable"
+        ) from error
