@@ -16,6 +16,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import RunConfig
 from pipeline.data.manifest import read_manifest
 from pipeline.tracking import registry, runs
+from pipeline.tracking.bank import log_bank
 from pipeline.training import checkpoint
 from pipeline.training.launch import run_workers
 from pipeline.training.learner import starting_tensors
@@ -81,6 +82,7 @@ def fit(config: RunConfig, *, resume: Literal["auto", "never"] = "auto", verbose
     storage.write_json(storage.join(home, "run.json"), record)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
+        log_bank(run, config.data.bank)
         folder = run_workers(config, run, digests, home, data_cpus, start)
         version = _export(config, run, digests, folder, model)
         record |= {"finished": config.train.steps, "version": version}

@@ -78,6 +78,7 @@ def test_a_run_ends_with_a_registered_model_that_holds_the_trained_weights(confi
     assert run.info.status == "FINISHED"
     assert run.data.params["train.steps"] == "12"
     assert [m.step for m in client.get_metric_history(fitted.run.run_id, "loss")] == [2, 4, 6, 8, 10, 12]
+    assert "kernels/preview.png" in {file.path for file in client.list_artifacts(fitted.run.run_id, "kernels")}
     assert fit(config).reused
 
 
