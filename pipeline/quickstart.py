@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.data.manifest import ShardSettings
 from pipeline.data.photographs import copy_photographs
 
-BANK = KernelBankSpec(gaussian=1000, motion=1000, components=64)
+BANK = KernelBankSpec(gaussian=1000, motion=1000, sigma=(0.4, 4.0), components=64)
 SHARDS = ShardSettings(tile=240, shard_mib=1)
 _SHOWN = "chelsea.png"
 _SHOWN_KERNEL = 7  # of the benchmark: a slanted anisotropic Gaussian

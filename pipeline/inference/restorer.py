@@ -116,7 +116,7 @@ class Restorer:
         extended = periodic_extension(image / np.float32(255), self._margin(scale, kernel))
         lr = self.tensor(extended)
         if kernel is None:
-            out = self.blind(lr, scale, level)
+            out = self.blind(lr, scale, level, seen=self.tensor(image / np.float32(255)))
             sr, used = out.sr, out.kernel
         else:
             used = torch.as_tensor(kernel, dtype=torch.float32, device=self.device)[None]
@@ -135,8 +135,15 @@ class Restorer:
             seconds=time.perf_counter() - started,
         )
 
-    def blind(self, lr: Tensor, scale: int, sigma: float) -> BlindOutput:
+    def blind(self, lr: Tensor, scale: int, sigma: float, seen: Tensor | None = None) -> BlindOutput:
         """The network itself on a periodic image: (1, 3, h, w) in [0, 1] on `device`; nothing is extended or clipped.
+
+        Args:
+            lr: the image, made periodic.
+            scale: one of `scales`.
+            sigma: noise level.
+            seen: the part of it that a camera saw, if not all: the initial kernel is read off that alone, since the
+                smooth band of an extension has a spectrum of its own.
 
         Raises:
             BadRequestError: the model is not blind.
@@ -144,7 +151,8 @@ class Restorer:
         if not isinstance(self.network, BlindUSRNet):
             raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
         with torch.inference_mode():
-            out: BlindOutput = self.network(lr, scale, sigma)
+            first = self.network.initial(lr if seen is None else seen, scale, sigma)
+            out: BlindOutput = self.network(lr, scale, sigma, first=first)
             return out
 
     def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float) -> Tensor:

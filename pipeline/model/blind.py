@@ -66,6 +66,7 @@ class BlindUSRNet(nn.Module):
         sigma: float | Tensor,
         x0: Tensor | None = None,
         *,
+        first: tuple[Tensor, Tensor] | None = None,
         guard: bool = False,
         image_rounds: Literal["last", "all"] = "all",
     ) -> BlindOutput:
@@ -76,6 +77,8 @@ class BlindUSRNet(nn.Module):
             scale: one of `config.scales`, the same for the whole batch.
             sigma: noise level on the [0, 1] scale, a number or (B,).
             x0: (B, 3, s*h, s*w) first estimate, for instance another model's; None for `config.x0`.
+            first: kernel (B, k, k) and code (B, c) that the alternation starts from, when they are known better than
+                from `lr`; None for `self.initial(lr, scale, sigma)`.
             guard: let a kernel estimate stand only where it scores no worse than the kernel before it, image by
                 image. For inference; where a round does not start from x0 it runs that round's unfoldings twice.
             image_rounds: whose images the loss looks at. With `last`, detached rounds of schedule 'rounds' before it
@@ -90,7 +93,8 @@ class BlindUSRNet(nn.Module):
         state = self.restorer.start(lr, scale, sigma, x0)
         parts = self._parts()
         apart = image_rounds == "last" and self.config.schedule == "rounds" and self.config.detach
-        standing = self._round(state, *self.initial(lr, scale, sigma), parts[0], graph=not apart)
+        kernel, code = first or self.initial(lr, scale, sigma)
+        standing = self._round(state, kernel, code, parts[0], graph=not apart)
         winner = torch.zeros(lr.shape[0], dtype=torch.int64, device=lr.device)
         rounds = [standing]
         for number, part in enumerate(parts[1:], 1):

@@ -79,6 +79,15 @@ class RunLogger:
         picture = array.copy()
         self._tasks.append(lambda api: self._send_image(api, key, picture, step))
 
+    def tag(self, key: str, value: str) -> None:
+        """Record a tag; a later value replaces it."""
+        shown = mask_text(value)[:5000]  # the store's limit
+
+        def send(api: MlflowClient) -> None:
+            api.set_tag(self._ref.run_id, key, shown)
+
+        self._tasks.append(send)
+
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Record a file as it is now; it may be changed or deleted after the call."""
         staged = tempfile.TemporaryDirectory(prefix="blindsr-artifact-")

@@ -29,6 +29,9 @@ from pipeline.training.step import Learner, agree, train_step
 from pipeline.training.validate import validate
 
 
+_UNSCORED = -1e9  # before the first validation: any checkpoint with a score is better
+
+
 @dataclass(frozen=True)
 class Job:
     """What the driver hands to every worker."""
@@ -58,11 +61,15 @@ def train_worker(loop_config: dict[str, Job]) -> None:
     fixed = fixed_batch(config).to(device) if rank == 0 else None
     wish = StopWish(job.board) if rank == 0 else False
     first, saved_at, clock = step, time.monotonic(), Clock()
+    damaged: set[str] = set()
     recent: list[dict[str, float]] = []  # metrics since the last log line, whose mean it shows
     for batch in _timed(feed.batches(train.steps - step, cpus=job.data_cpus / workers, device=str(device)), clock):
         step += 1
         recent.append(train_step(learner, batch, train, step) | {"replaced_samples": float(batch.replaced)})
         clock.worked(images=train.batch_size)
+        if logger and not damaged.issuperset(batch.bad):
+            damaged |= set(batch.bad)
+            logger.tag("damaged", ", ".join(sorted(damaged)))
         metrics = {name: sum(m[name] for m in recent) / len(recent) for name in recent[-1]}
         last = step == train.steps
         if step % train.log_every == 0 or last:
@@ -70,7 +77,7 @@ def train_worker(loop_config: dict[str, Job]) -> None:
             if logger:
                 metrics |= clock.rates()
                 logger.metrics(step, metrics)
-                job.board.put.remote(step, _note(metrics, score))
+                job.board.put.remote(step, _note(metrics))
         if step % train.validate_every == 0 or last:
             found = validate(learner.ema.module, held_out, train, device)
             score = found.get("val_psnr", -found["val_kernel_error"]) if found else float(step)
@@ -117,7 +124,7 @@ def _resume(job: Job, learner: Learner) -> tuple[int, tuple[Stage, ...], float]:
         tensors: dict[str, Tensor] = ray.get(job.start)
         for module in (learner.network, learner.ema.module):
             module.load_state_dict(tensors, strict=False)  # the driver has checked that they fit
-    return 0, (), 0.0
+    return 0, (), _UNSCORED
 
 
 def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float], rank: int) -> None:
@@ -132,7 +139,7 @@ def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float],
         ray.train.report(values, checkpoint=saved, checkpoint_dir_name=f"step-{state.step:08d}")
 
 
-def _note(metrics: dict[str, float], score: float) -> str:
+def _note(metrics: dict[str, float]) -> str:
     """What the live line shows."""
     parts = [f"loss {metrics['loss']:.4f}"]
     if "psnr" in metrics:
