@@ -28,7 +28,6 @@ from pipeline.training.pictures import fixed_batch, sample_rows
 from pipeline.training.step import Learner, agree, train_step
 from pipeline.training.validate import validate
 
-
 _UNSCORED = -1e9  # before the first validation: any checkpoint with a score is better
 
 
