@@ -38,7 +38,7 @@ def connect(*, min_cpus: int = 2, verbose: bool = False) -> None:
     level = logging.INFO if verbose else logging.ERROR
     if address := os.environ.get("RAY_ADDRESS"):
         _check_answers(address)
-        ray.init(logging_level=level, log_to_driver=True)
+        ray.init(logging_level=level, log_to_driver=verbose)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         try:
