@@ -80,6 +80,5 @@ def test_the_image_is_not_rounded_to_bf16(shared):
         plain = net(lr, kernel, int(arrays["scale"]), float(arrays["sigma"]))
         with torch.autocast("cpu", torch.bfloat16):
             rounded = net(lr, kernel, int(arrays["scale"]), float(arrays["sigma"]))
-    print(float((rounded - plain).square().mean().sqrt() * 255))
-    assert (rounded - plain).square().mean().sqrt() * 255 == pytest.approx(0, abs=0.34)
+    assert (rounded - plain).square().mean().sqrt() * 255 == pytest.approx(0, abs=0.2)
     assert rounded.dtype == torch.float32

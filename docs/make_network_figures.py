@@ -1,0 +1,227 @@
+"""The pictures of docs/network.md.
+
+python docs/make_network_figures.py [--model runs/quickstart/model] draws the network and measures the data step; with
+a trained blind model it also shows the kernel after each round on a photograph that the quickstart holds out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torch import Tensor
+
+from kernels_bank import sample_gaussian
+from pipeline.config import ModelConfig
+from pipeline.data.images import decode_image
+from pipeline.data.photographs import HELD_OUT, copy_photographs
+from pipeline.degrade import degrade
+from pipeline.model import BlindUSRNet, data_step
+from pipeline.model.weights import load_model
+
+PICTURES = Path(__file__).with_name("pictures")
+DATA, PRIOR, KERNEL, PLAIN = "#cfe3f5", "#d8ecd0", "#f6dfc2", "#eeeeee"
+
+
+def main() -> None:
+    """Draw what can be drawn."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="folder of a trained blind model, for the picture of its rounds")
+    arguments = parser.parse_args()
+    matplotlib.use("Agg")
+    torch.manual_seed(0)
+    PICTURES.mkdir(exist_ok=True)
+    draw_network(ModelConfig(), PICTURES / "network.png")
+    draw_data_step_error(PICTURES / "data-step-error.png")
+    if arguments.model:
+        draw_rounds(arguments.model, PICTURES / "alternation.png")
+
+
+def box(axes: Axes, x: float, y: float, text: str, colour: str, width: float = 1.7, height: float = 0.9) -> None:
+    """A labelled box centred at (x, y)."""
+    shape = FancyBboxPatch(
+        (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02", fc=colour, ec="#444"
+    )
+    axes.add_patch(shape)
+    axes.text(x, y, text, ha="center", va="center", fontsize=8)
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", bend: float = 0.0) -> None:
+    """An arrow, with a label at its middle."""
+    style = f"arc3,rad={bend}"
+    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, connectionstyle=style, color="#444"))
+    if text:
+        middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.16
+        axes.text(*middle, text, ha="center", fontsize=8, backgroundcolor="white" if start[1] != end[1] else "none")
+
+
+def draw_network(config: ModelConfig, path: Path) -> None:
+    """The interleaved schedule above, one unfolding's prior below; numbers are the config's."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(12, 6.4), height_ratios=(1.15, 1))
+    parts = config.rounds + 1
+    step = 9.6 / parts
+    box(above, 0.3, 2, "LR image y\nscale s, noise σ", PLAIN, 1.3)
+    box(above, 2.0, 3.5, f"initial kernel k₀\n({config.initial_kernel})", KERNEL, 1.6)
+    box(above, 2.0, 0.5, f"x₀: {config.x0}", PLAIN, 1.3, 0.6)
+    arrow(above, (0.6, 2.5), (1.25, 3.3))
+    arrow(above, (0.6, 1.5), (1.4, 0.7))
+    for i in range(parts):
+        x = 4.1 + i * step
+        count = (2 * (i + 1) * config.unfoldings + parts) // (2 * parts) - (2 * i * config.unfoldings + parts) // (
+            2 * parts
+        )
+        box(above, x, 0.5, f"{count} x (data step, prior)", DATA, 1.9, 0.7)
+        arrow(above, (x - step + 0.95, 0.5) if i else (2.65, 0.5), (x - 0.95, 0.5), f"x, round {i - 1}" if i else "")
+        if i:
+            box(above, x - step / 2 + 0.3, 3.5, f"estimator\nk{'₀₁₂₃₄₅₆₇₈'[i]} = decode(code + change)", KERNEL, 2.5)
+            arrow(above, (x - step + 0.3, 0.85), (x - step / 2 - 0.3, 3.05), "x, y   ")
+            arrow(above, (x - step / 2 + 0.9, 3.05), (x, 0.85))
+        else:
+            arrow(above, (2.4, 3.05), (x - 0.2, 0.85), "k₀")
+    end = 4.1 + (parts - 1) * step
+    arrow(above, (end + 0.95, 0.5), (end + 1.75, 0.5))
+    box(above, end + 2.3, 0.5, "HR image", PLAIN, 1.1, 0.6)
+    above.set_title(
+        f"Alternation, schedule 'interleaved': {config.unfoldings} unfoldings in {parts} parts, {config.rounds} "
+        "estimates between them ('rounds' runs all unfoldings for every kernel)",
+        fontsize=9,
+    )
+    levels = [0.0, 1.4, 2.8, 4.2, 5.7, 7.1, 8.5, 9.9]
+    depth = [0, 1, 2, 3, 3, 2, 1, 0]
+    blocks = config.residual_blocks
+    names = (
+        ["head 3x3"] + [f"{blocks} blocks\n2x2, stride 2"] * 3 + [f"{blocks} blocks"] + [f"2x2 up\n{blocks} blocks"] * 3
+    )
+    for i, (x, level) in enumerate(zip(levels, depth, strict=True)):
+        y = 3 - level
+        box(below, 1.4 + x, y, f"{names[i]}\n{config.widths[level]} ch", PRIOR, 1.05, 0.8)
+        if i:
+            arrow(below, (1.4 + levels[i - 1] + 0.53, 3 - depth[i - 1]), (1.4 + x - 0.53, y))
+    for left, right in ((0, 7), (1, 6), (2, 5)):
+        arrow(below, (1.95 + levels[left], 3.25 - depth[left]), (0.85 + levels[right], 3.25 - depth[right]), bend=-0.06)
+    arrow(below, (1.95 + levels[3], 0.3), (0.88 + levels[5], 0.85), bend=-0.25)  # around the body
+    box(below, -0.4, 3, "data step's z\nβᵢ plane", DATA, 1.2)
+    arrow(below, (0.2, 3), (0.87, 3))
+    box(below, 12.9, 3, "tail 3x3\nxᵢ", PRIOR, 1.0)
+    arrow(below, (11.85, 3), (12.38, 3))
+    below.set_title("Prior: ResUNet, skips are additions, no biases; one set of weights for all unfoldings", fontsize=9)
+    below.text(
+        2.2,
+        -0.85,
+        "data step: z = x + Bᴴ Sᵀ (D + αᵢ)⁻¹ (y − S B x),   D = mean of |F(k)|² over the s x s aliases;"
+        "   (αᵢ, βᵢ) = MLP(σ, s)",
+        fontsize=9,
+    )
+    for axes, top, bottom in ((above, 4.2, -0.1), (below, 3.9, -1.0)):
+        axes.set_xlim(-1.1, 13.7)
+        axes.set_ylim(bottom, top)
+        axes.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def published_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, scale: int) -> Tensor:
+    """USRNet's Eq. 5-7 as in the paper: full complex FFTs and a division by alpha."""
+    height, width = x.shape[-2:]
+    size = kernel.shape[-1]
+    padded = F.pad(kernel, (0, width - size, 0, height - size)).roll((-(size // 2), -(size // 2)), (-2, -1))
+    FB = torch.fft.fft2(padded)[:, None]
+    spread = torch.zeros_like(x)
+    spread[..., ::scale, ::scale] = y
+    FR = FB.conj() * torch.fft.fft2(spread) + torch.fft.fft2(alpha * x)
+
+    def fold(full: Tensor) -> Tensor:
+        return full.reshape(*full.shape[:2], scale, height // scale, scale, width // scale).mean((2, 4))
+
+    quotient = fold(FB * FR) / (fold(FB.abs() ** 2) + alpha)
+    return torch.fft.ifft2((FR - FB.conj() * quotient.repeat(1, 1, scale, scale)) / alpha).real
+
+
+def draw_data_step_error(path: Path) -> None:
+    """Relative float32 error of both forms over alpha, on a degraded photograph, against float64."""
+    hr = photograph(96)[None].double()
+    kernel = torch.from_numpy(sample_gaussian(1, 25, rng=np.random.default_rng(0))).double()
+    y = degrade(hr, kernel, 2)
+    x = F.interpolate(y, scale_factor=2, mode="nearest")
+    alphas = torch.logspace(-8, 0, 17, dtype=torch.float64)
+    figure, axes = plt.subplots(figsize=(6, 3.4))
+    for form, label in ((published_step, "published: complex FFTs, / α"), (data_step, "residual form: real FFTs")):
+        errors = []
+        for alpha in alphas:
+            weight = alpha.reshape(1, 1, 1, 1)
+            exact = data_step(x, y, kernel, weight, 2)
+            found = form(x.float(), y.float(), kernel.float(), weight.float(), 2).double()
+            errors.append(float((found - exact).norm() / exact.norm()))
+        axes.loglog(alphas, errors, "o-", markersize=3, label=label)
+        print(label, {f"{a:.0e}": f"{e:.1e}" for a, e in zip(alphas.tolist(), errors, strict=True)})
+    axes.axvspan(2e-6, 1e-3, color="#f6dfc2", alpha=0.6, label="αs of the published weights at σ = 0")
+    axes.set_xlabel("α")
+    axes.set_ylabel("relative error in float32")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def photograph(side: int, top: int = 0, left: int = 0) -> Tensor:
+    """(3, side, side) float32 in [0, 1] from a photograph the quickstart holds out."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, held_out = copy_photographs(Path(folder))
+        image = decode_image((held_out / next(iter(HELD_OUT))).read_bytes())
+    crop = image[top : top + side, left : left + side]
+    return torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).float() / 255
+
+
+def draw_rounds(folder: Path, path: Path) -> None:
+    """Each round's kernel and image beside the truth, for three Gaussians the model has not seen."""
+    model = load_model(folder)
+    if not isinstance(model, BlindUSRNet):
+        raise SystemExit(f"{folder}: not a blind model")
+    scale = model.config.scales[0]
+    hr = photograph(192, top=60, left=130)[None]
+    kernels = torch.from_numpy(sample_gaussian(3, model.kernel_size, rng=np.random.default_rng(5)))
+    rounds = model.config.rounds + 1
+    figure, axes = plt.subplots(3, 2 * rounds + 2, figsize=(2.05 * (2 * rounds + 2), 6.6))
+    for row, kernel in zip(axes, kernels[:, None], strict=True):
+        lr = degrade(hr, kernel, scale)
+        with torch.inference_mode():
+            found = model(lr, scale, 0.0).rounds
+        show(row[0], F.interpolate(lr, scale_factor=scale), "LR")
+        for i, one in enumerate(found):
+            error = float((one.kernel - kernel).abs().sum())
+            psnr = float(-10 * torch.log10((one.sr.clamp(0, 1) - hr)[..., 8:-8, 8:-8].square().mean()))
+            print(f"round {i}: kernel error {error:.3f}, {psnr:.2f} dB")
+            show_kernel(row[1 + 2 * i], one.kernel[0], f"k{i}: sum |k - true| = {error:.2f}", float(kernel.max()))
+            show(row[2 + 2 * i], one.sr, f"restored with k{i}: {psnr:.2f} dB")
+        show_kernel(row[-1], kernel[0], "true kernel", float(kernel.max()))
+    figure.tight_layout()
+    figure.savefig(path, dpi=75)
+    plt.close(figure)
+
+
+def show(axes: Axes, image: Tensor, title: str) -> None:
+    """One image (1, 3, H, W)."""
+    axes.imshow(image[0].clamp(0, 1).permute(1, 2, 0).numpy())
+    axes.set_title(title, fontsize=8)
+    axes.axis("off")
+
+
+def show_kernel(axes: Axes, kernel: Tensor, title: str, largest: float) -> None:
+    """One kernel (k, k), all of a row on one scale."""
+    axes.imshow(kernel.numpy(), cmap="gray", vmin=0, vmax=largest)
+    axes.set_title(title, fontsize=8)
+    axes.axis("off")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The network against its plain reference: `make bench`; ratios are read within a group.
+
+Times are CPU time of one thread, which other processes on the machine change little. The reference is the published
+form: complex FFTs, a division by alpha, PyTorch's default layout, Adam one parameter at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+from pipeline.model import BlurOperator, USRNet, data_step
+from pipeline.model.compiling import compiler_works
+from pipeline.model.fourier import spectrum
+from pipeline.model.prior import ResUNet
+
+TINY = ModelConfig(x0="nearest")
+FULL = ModelConfig(x0="nearest", unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
+SCALE, PATCH = 2, 96
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def batch(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """LR images, HR images, 25 x 25 kernels, noise levels."""
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.rand(count, 25, 25, generator=generator)
+    lr = torch.rand(count, 3, PATCH // SCALE, PATCH // SCALE, generator=generator)
+    hr = torch.rand(count, 3, PATCH, PATCH, generator=generator)
+    return lr, hr, kernel / kernel.sum((1, 2), keepdim=True), torch.full((count,), 0.01)
+
+
+def published_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, scale: int) -> Tensor:
+    """USRNet's Eq. 5-7 as they stand in the paper."""
+    height, width = x.shape[-2:]
+    size = kernel.shape[-1]
+    padded = F.pad(kernel, (0, width - size, 0, height - size)).roll((-(size // 2), -(size // 2)), (-2, -1))
+    FB = torch.fft.fft2(padded)[:, None]
+    spread = torch.zeros_like(x)
+    spread[..., ::scale, ::scale] = y
+    FR = FB.conj() * torch.fft.fft2(spread) + torch.fft.fft2(alpha * x)
+
+    def fold(full: Tensor) -> Tensor:
+        return full.reshape(*full.shape[:2], scale, height // scale, scale, width // scale).mean((2, 4))
+
+    quotient = fold(FB * FR) / (fold(FB.abs() ** 2) + alpha)
+    return torch.fft.ifft2((FR - FB.conj() * quotient.repeat(1, 1, scale, scale)) / alpha).real
+
+
+@pytest.mark.benchmark(group="data step, 8 x 3 x 96 x 96, x2, forward", timer=time.process_time, min_rounds=20)
+@pytest.mark.parametrize("form", ["published", "residual", "residual-operator-kept"])
+def test_data_step(benchmark: Callable, form: str) -> None:
+    y, x, kernel, _ = batch(8)
+    alpha = torch.full((8, 1, 1, 1), 1e-3)
+    operator, y_spectrum = BlurOperator.of(kernel, SCALE, y), spectrum(y)
+    match form:
+        case "published":
+            benchmark(published_step, x, y, kernel, alpha, SCALE)
+        case "residual":
+            benchmark(data_step, x, y, kernel, alpha, SCALE)
+        case _:  # what an unfolding costs: the kernel's part is made once for all of them
+            benchmark(operator.step, x, y_spectrum, alpha)
+
+
+class Reference(USRNet):
+    """The same weights in the plainest form; `real_fft` and `channels_last` add one gain each."""
+
+    def __init__(self, config: ModelConfig, *, real_fft: bool = False, channels_last: bool = False) -> None:
+        super().__init__(config)
+        self.real_fft, self.channels_last = real_fft, channels_last
+
+    def forward(self, lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor, x0: Tensor | None = None) -> Tensor:
+        alphas, betas = self.h(sigma, scale)
+        x = F.interpolate(lr, scale_factor=scale)
+        operator, y_spectrum = BlurOperator.of(kernel, scale, lr), spectrum(lr)
+        for i in range(self.config.unfoldings):
+            alpha = alphas[:, i, None, None, None]
+            z = operator.step(x, y_spectrum, alpha) if self.real_fft else published_step(x, lr, kernel, alpha, scale)
+            x = self.prior(self.p, z, betas[:, i])
+        return x
+
+    def prior(self, p: ResUNet, x: Tensor, beta: Tensor) -> Tensor:
+        image = torch.cat((x, beta[:, None, None, None].expand(-1, 1, *x.shape[-2:])), 1)
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        level1 = p.m_head(image)
+        level2 = p.m_down1(level1)
+        level3 = p.m_down2(level2)
+        level4 = p.m_down3(level3)
+        out = p.m_up2(p.m_up3(p.m_body(level4) + level4) + level3)
+        return p.m_tail(p.m_up1(out + level2) + level1)
+
+
+def training_step(net: nn.Module, count: int, *, fused: bool, bf16: bool = False) -> Callable[[], None]:
+    lr, hr, kernel, sigma = batch(count)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=fused, foreach=False)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.l1_loss(net(lr, kernel, SCALE, sigma), hr)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+VARIANTS = ["reference", "+real-fft", "+channels-last", "+fused-adam (ours)", "+compile", "+bf16", "+bf16+compile"]
+
+
+def variant(name: str, config: ModelConfig, count: int) -> Callable[[], None]:
+    torch.manual_seed(0)
+    if "compile" in name and not compiler_works("cpu"):
+        pytest.skip("no C++ compiler")
+    match name:
+        case "reference":
+            return training_step(Reference(config), count, fused=False)
+        case "+real-fft":
+            return training_step(Reference(config, real_fft=True), count, fused=False)
+        case "+channels-last":
+            net = Reference(config, real_fft=True, channels_last=True).to(memory_format=torch.channels_last)
+            return training_step(net, count, fused=False)
+    compiled = config.model_copy(update={"compile_prior": "compile" in name})
+    net = USRNet(compiled).to(memory_format=torch.channels_last)
+    return training_step(net, count, fused=True, bf16="bf16" in name)
+
+
+@pytest.mark.benchmark(group="training step, tiny, batch 8", timer=time.process_time, min_rounds=5, warmup=True)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_step_tiny(benchmark: Callable, name: str) -> None:
+    benchmark(variant(name, TINY, 8))
+
+
+@pytest.mark.benchmark(group="training step, full, batch 1", timer=time.process_time, min_rounds=3, warmup=True)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "compile" not in name])
+def test_training_step_full(benchmark: Callable, name: str) -> None:
+    benchmark(variant(name, FULL, 1))
+
+
+@pytest.mark.benchmark(group="8 unfoldings, tiny, batch 4", timer=time.process_time, min_rounds=5, warmup=True)
+@pytest.mark.parametrize("activations", ["kept", "computed-again"])
+def test_checkpointing(benchmark: Callable, activations: str) -> None:
+    update = {"unfoldings": 8, "checkpoint_activations": activations == "computed-again"}
+    torch.manual_seed(0)
+    benchmark(training_step(USRNet(TINY.model_copy(update=update)), 4, fused=True))
+
+
+@pytest.mark.benchmark(
+    group="inference, 336 x 224 result, x2, tiny", timer=time.process_time, min_rounds=3, warmup=True
+)
+@pytest.mark.parametrize("form", ["reference", "ours"])
+def test_inference(benchmark: Callable, form: str) -> None:
+    torch.manual_seed(0)
+    net = (Reference(TINY) if form == "reference" else USRNet(TINY)).eval()
+    lr, kernel, sigma = torch.rand(1, 3, 112, 168), batch(1)[2], torch.zeros(1)
+    with torch.inference_mode():
+        benchmark(net, lr, kernel, SCALE, sigma)
