@@ -180,47 +180,45 @@ def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:
 
 
 def _graph(left: list[dict[str, str]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported late
+    """One task a case: cases are independent, and one thread each is the best use of cores."""
     connect()
     import ray
 
-    resources = ray.cluster_resources()
-    cards, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    # One actor a card, or a core: cases are independent, and one thread each is the best use of cores.
+    # The models are put into the object store once; a node fetches them once.
+    shared = [ray.put((plan.models, plan.kernels, plan.protocol))]
+    cards = ray.cluster_resources().get("GPU", 0)
     return ray.data.from_items(left, override_num_blocks=len(left)).map(
-        _Worker,  # type: ignore[arg-type] # Ray's stub knows functions only
-        # In a list, so that the actors get the reference and not, with a warning of Ray's, an argument in the store.
-        fn_constructor_kwargs={"plan": [ray.put((plan.models, plan.kernels, plan.protocol))]},
-        compute=ray.data.ActorPoolStrategy(size=min(cards or cpus, len(left))),
-        num_cpus=1,
-        num_gpus=1 if cards else None,
+        functools.partial(compute_case, shared=shared), num_cpus=1, num_gpus=1 if cards else None
     )
 
 
-class _Worker:
-    """An actor that holds the models and computes one case after another."""
+def compute_case(row: dict[str, str], shared: list[Any]) -> dict[str, str]:
+    """A task: all rows of one case, as JSON."""
+    models, kernels, protocol = _fetched(shared[0])
+    case = Case(*json.loads(row["case"]))
+    hr = crop_hr(_decoded(case.image), case.scale, protocol)
+    kernel = kernels[case.kernel - 1]
+    lr = make_lr(hr, kernel, case.scale, case.sigma, protocol)
+    name = PurePosixPath(case.image).name
+    key = {"image": name, "kernel": case.kernel, "scale": case.scale, "sigma": case.sigma, "uri": case.image}
+    rows = [
+        key | {"method": method, **measure(estimate, hr, lr, kernel, case.scale, protocol)}
+        for method, estimate in restore_all(lr, kernel, case.scale, case.sigma, models).items()
+    ]
+    return {"rows": json.dumps(rows)}
 
-    def __init__(self, plan: list[Any]) -> None:
-        import ray
-        import torch
 
-        models, self._kernels, self._protocol = ray.get(plan[0])
-        torch.set_num_threads(1)
-        device = default_device()
-        self._models = {n: Restorer(m.network, uri=m.uri, digest=m.digest, device=device) for n, m in models.items()}
+@functools.lru_cache(maxsize=1)
+def _fetched(reference: Any) -> tuple[dict[str, Restorer], np.ndarray, Protocol]:  # noqa: ANN401 - ray.ObjectRef
+    """Models on this process's device, kernels and protocol; once a process, whatever number of cases it computes."""
+    import ray
+    import torch
 
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        """The case's rows as JSON."""
-        case = Case(*json.loads(row["case"]))
-        hr = crop_hr(_decoded(case.image), case.scale, self._protocol)
-        kernel = self._kernels[case.kernel - 1]
-        lr = make_lr(hr, kernel, case.scale, case.sigma, self._protocol)
-        name = PurePosixPath(case.image).name
-        key = {"image": name, "kernel": case.kernel, "scale": case.scale, "sigma": case.sigma, "uri": case.image}
-        rows = [
-            key | {"method": method, **measure(estimate, hr, lr, kernel, case.scale, self._protocol)}
-            for method, estimate in restore_all(lr, kernel, case.scale, case.sigma, self._models).items()
-        ]
-        return {"rows": json.dumps(rows)}
+    torch.set_num_threads(1)
+    models, kernels, protocol = ray.get(reference)
+    device = default_device()
+    placed = {n: Restorer(m.network, uri=m.uri, digest=m.digest, device=device) for n, m in models.items()}
+    return placed, kernels, protocol
 
 
 @functools.lru_cache(maxsize=2)

@@ -23,7 +23,7 @@ from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.config import ModelConfig
 from pipeline.data.images import decode_image, encode_png
 from pipeline.evaluation.report import planned, run_evaluation
-from pipeline.evaluation.run import _Worker, prepare
+from pipeline.evaluation.run import compute_case, prepare
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
@@ -67,11 +67,11 @@ def test_any_worker_gives_the_same_numbers_and_a_kill_loses_none(settings: Evalu
 
     # One process, no Ray Data: the oracle.
     plan = prepare(settings)
-    alone = _Worker([ray.put((plan.models, plan.kernels, plan.protocol))])
+    shared = [ray.put((plan.models, plan.kernels, plan.protocol))]
     expected = {}
     for case in plan.cases[:3]:
         key = [case.image, case.kernel, case.scale, case.sigma]
-        for row in json.loads(alone({"case": json.dumps(key)})["rows"]):
+        for row in json.loads(compute_case({"case": json.dumps(key)}, shared)["rows"]):
             expected[row["image"], row["kernel"], row["method"]] = row
     for row in found:
         if (oracle := expected.get((row["image"], row["kernel"], row["method"]))) is not None:
