@@ -91,20 +91,19 @@ class BlindUSRNet(nn.Module):
             known = ", ".join(map(str, self.config.scales))
             raise ValueError(f"scale {scale} for images {tuple(lr.shape)}; this model restores {known}")
         state = self.restorer.start(lr, scale, sigma, x0)
-        parts = self._parts()
         apart = image_rounds == "last" and self.config.schedule == "rounds" and self.config.detach
         kernel, code = first or self.initial(lr, scale, sigma)
-        standing = self._round(state, kernel, code, parts[0], graph=not apart)
+        standing = self._round(0, state, kernel, code, graph=not apart)
         winner = torch.zeros(lr.shape[0], dtype=torch.int64, device=lr.device)
         rounds = [standing]
-        for number, part in enumerate(parts[1:], 1):
+        for number in range(1, self.config.rounds + 1):
             estimate = self._estimate(state, standing)
             start = self._next_start(state, standing.sr)
-            new = self._round(start, *estimate, part, graph=not apart or number == self.config.rounds)
+            new = self._round(number, start, *estimate, graph=not apart)
             rounds.append(new)
             if guard:
                 # A fair comparison is between images of the same start and as many unfoldings.
-                old = standing if start is state else self._round(start, standing.kernel, standing.code, part)
+                old = standing if start is state else self._round(number, start, standing.kernel, standing.code)
                 better = self._score(new, start) <= self._score(old, start)
                 standing = Round(*(_where(better, *pair) for pair in zip(new, old, strict=True)))
                 winner = winner.where(~better, number)
@@ -151,9 +150,12 @@ class BlindUSRNet(nn.Module):
         cuts = [(2 * i * unfoldings + parts) // (2 * parts) for i in range(parts + 1)]  # rounded to nearest
         return list(itertools.pairwise(cuts))
 
-    def _round(self, state: State, kernel: Tensor, code: Tensor, part: tuple[int, int], *, graph: bool = True) -> Round:
-        with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
-            return Round(self.restorer.unfold(state, self._operator(kernel, state), *part), kernel, code)
+    def _round(self, number: int, state: State, kernel: Tensor, code: Tensor, *, graph: bool = True) -> Round:
+        """The unfoldings of one round from `state.x`; `graph`: also of a round before the last."""
+        final = number == self.config.rounds
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (graph or final)):
+            operator = self._operator(kernel, state)
+            return Round(self.restorer.unfold(state, operator, *self._parts()[number], final=final), kernel, code)
 
     def _score(self, found: Round, state: State) -> Tensor:
         return restoration_score(found.sr, state.lr, self._operator(found.kernel, state))

@@ -135,14 +135,19 @@ class USRNet(nn.Module):
         check_finite("kernel", kernel, training=self.training)
         return BlurOperator.of(kernel.to(state.y_spectrum.real.dtype), state.scale, state.lr)
 
-    def unfold(self, state: State, operator: BlurOperator, first: int, last: int) -> Tensor:
-        """Unfoldings `first` <= i < `last` from `state.x`: (B, 3, s*h, s*w)."""
+    def unfold(self, state: State, operator: BlurOperator, first: int, last: int, *, final: bool = True) -> Tensor:
+        """Unfoldings `first` <= i < `last` from `state.x`: (B, 3, s*h, s*w).
+
+        Of the `final` ones the last keeps its activations even with `checkpoint_activations`: the backward pass
+        starts with it, so computing it again would save no memory at the peak.
+        """
         x = state.x
         if self.config.compile_prior and torch.is_grad_enabled():
             self._compile_prior(x.device)
         for i in range(first, last):
             alpha, beta = state.alphas[:, i, None, None, None], state.betas[:, i]
-            if self.config.checkpoint_activations and torch.is_grad_enabled():
+            kept = not self.config.checkpoint_activations or (final and i == last - 1)
+            if not kept and torch.is_grad_enabled():
                 x = checkpoint(self._unfolding, x, state.y_spectrum, operator, alpha, beta, use_reentrant=False)
             else:
                 x = self._unfolding(x, state.y_spectrum, operator, alpha, beta)

@@ -126,6 +126,19 @@ def test_where_only_the_last_image_counts_the_gradients_are_the_same(schedule, d
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.parametrize("schedule", ["rounds", "interleaved"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_activations_computed_again_give_the_same_gradients(schedule, detach, small, codec):
+    """Bit for bit."""
+    lr, found = torch.rand(2, 3, 18, 20), []
+    for again in (False, True):
+        net = network(small(schedule=schedule, detach=detach, rounds=2, checkpoint_activations=again), codec).train()
+        out = net(lr, 2, 0.01)
+        (out.sr.square().mean() + out.codes.abs().mean()).backward()
+        found.append({name: p.grad for name, p in net.named_parameters()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 @pytest.mark.parametrize("scales", [(2,), (2, 3, 4)])
 @pytest.mark.parametrize("initial_kernel", ["delta", "mean", "spectral"])
 def test_every_parameter_takes_part_in_every_training_forward(scales, initial_kernel, small, codec):
