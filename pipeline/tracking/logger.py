@@ -54,8 +54,8 @@ class RunLogger:
         self._last: dict[str, int] | None = None  # newest step recorded for each metric
         self._pictures: set[tuple[str, int]] | None = None
         self._lock = threading.Lock()
-        self._closing, self._given_up = threading.Event(), threading.Event()
-        self._warned = False
+        self._wake, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
+        self._away = False  # the last try failed
         self._thread = threading.Thread(target=self._work, name="run-logger", daemon=True)
         self._thread.start()
 
@@ -119,9 +119,17 @@ class RunLogger:
         item = DatasetInput(dataset, [InputTag("mlflow.data.context", context), InputTag("sha256", digest)])
         self._tasks.append(lambda api: api.log_inputs(self._ref.run_id, datasets=[item]))
 
+    def flush(self, limit_s: float = 10.0) -> None:
+        """Wait until all is sent, so that a kill loses none of it. A server that is away is not waited for."""
+        self._wake.set()
+        deadline = time.monotonic() + limit_s
+        while (self._points or self._tasks or self._busy) and not self._away and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def close(self, limit_s: float = 60.0) -> None:
         """Send what is left, for at most `limit_s`; what could not be sent by then is warned of and given up."""
         self._closing.set()
+        self._wake.set()
         self._thread.join(limit_s)
         self._given_up.set()
         if self._thread.is_alive() and (left := len(self._points) + len(self._tasks) + self._busy):
@@ -136,7 +144,10 @@ class RunLogger:
         """The thread: send, rest, and come back sooner when there was an error or the end."""
         pause = self._interval
         while not self._given_up.is_set():
-            ending = self._closing.wait(pause) if not self._closing.is_set() else True
+            if not self._closing.is_set():
+                self._wake.wait(pause)
+                self._wake.clear()
+            ending = self._closing.is_set()
             try:
                 api = client(self._ref.tracking_uri)
                 self._send_points(api)
@@ -146,7 +157,7 @@ class RunLogger:
                 pause = min(30.0, max(1.0, 2 * pause))
                 self._given_up.wait(min(pause, 1.0) if ending else 0)
                 continue
-            pause = self._interval
+            pause, self._away = self._interval, False
             if ending and not self._points and not self._tasks:
                 return
 
@@ -156,8 +167,8 @@ class RunLogger:
         while self._points:
             if self._last is None:
                 self._last = _last_steps(api, self._ref.run_id)
-            batch = [self._points.popleft() for _ in range(min(len(self._points), _POINTS_PER_REQUEST))]
-            self._busy = len(batch)
+            self._busy = min(len(self._points), _POINTS_PER_REQUEST)
+            batch = [self._points.popleft() for _ in range(self._busy)]
             last, fresh = dict(self._last), []
             for point in batch:
                 if point.step > last.get(point.key, -1):
@@ -192,8 +203,8 @@ class RunLogger:
             self._pictures.add((key, step))
 
     def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
+        if not self._away:
+            self._away = True
             reason = mask_text(str(error).splitlines()[0] if str(error) else type(error).__name__)
             _log.warning("tracking at %s fails, points are kept and sent later: %s", self._ref.shown, reason)
 

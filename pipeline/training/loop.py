@@ -91,6 +91,8 @@ def train_worker(loop_config: dict[str, Job]) -> None:
             state = checkpoint.State(
                 step=step, stages=feed.after(step - first), score=score, config=config, digests=job.digests
             )
+            if logger:
+                logger.flush()  # the run goes on after this step, so what it recorded until here must be there
             report(state, learner, metrics, rank)
             saved_at = time.monotonic()
         clock.rested()

@@ -223,6 +223,25 @@ def test_a_server_that_is_away_costs_no_time_and_no_point(
     assert "are lost" not in caplog.text
 
 
+def test_what_is_flushed_is_there_and_a_server_that_is_away_is_not_waited_for(
+    gate: Gate, tracking_server: str, experiment: str
+):
+    ref = runs.open_run(experiment, "a", f"http://127.0.0.1:{gate.port}", {}, {})
+    with RunLogger(ref, interval_s=3600) as logger:  # nothing is sent by itself
+        for step in range(3):
+            logger.metrics(step, {"loss": float(step)})
+        logger.flush()
+        assert steps(tracking_server, ref.run_id, "loss") == [0, 1, 2]
+        gate.shut()
+        logger.metrics(3, {"loss": 3.0})
+        logger.flush(limit_s=60)  # ends with the first try that fails
+        started = time.monotonic()
+        logger.flush(limit_s=60)
+        assert time.monotonic() - started < 5
+        gate.open()
+    assert steps(tracking_server, ref.run_id, "loss") == [0, 1, 2, 3]
+
+
 def test_a_server_that_stays_away_ends_in_a_warning(gate: Gate, experiment: str, caplog: pytest.LogCaptureFixture):
     ref = runs.open_run(experiment, "a", f"http://127.0.0.1:{gate.port}", {}, {})
     gate.shut()
