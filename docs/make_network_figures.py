@@ -189,7 +189,7 @@ def draw_rounds(folder: Path, path: Path) -> None:
         raise SystemExit(f"{folder}: not a blind model")
     scale = model.config.scales[0]
     hr = photograph(192, top=60, left=130)[None]
-    kernels = torch.from_numpy(sample_gaussian(3, model.kernel_size, rng=np.random.default_rng(5)))
+    kernels = torch.from_numpy(sample_gaussian(3, model.kernel_size, rng=np.random.default_rng(5), sigma=(0.9, 3.0)))
     rounds = model.config.rounds + 1
     figure, axes = plt.subplots(3, 2 * rounds + 2, figsize=(2.05 * (2 * rounds + 2), 6.6))
     for row, kernel in zip(axes, kernels[:, None], strict=True):
