@@ -6,6 +6,7 @@ python jobs/plan.py --config jobs/configs/NAME.yaml [--model.unfoldings 8 --data
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from pydantic import Field
@@ -17,7 +18,9 @@ from pipeline.config import DataConfig, RunConfig, TrainConfig
 class Plan(Command, RunConfig):  # type: ignore[misc] # both carry a model_config
     """Parameters, operations and memory of a training step, on tensors that hold nothing; starts nothing."""
 
-    config: Path | None = Field(None, description="YAML file of a run; without one, all shipped configs are planned")
+    config: Path | None = Field(
+        None, description="YAML file of a run; without one, all shipped ones, under the same flags"
+    )
     name: str = "plan"
     data: DataConfig = DataConfig(shards="", bank="")
     train: TrainConfig = TrainConfig(steps=1)
@@ -34,7 +37,7 @@ def main(command: Plan) -> None:
     configs: list[RunConfig] = [command]
     if command.config is None:
         shipped = sorted(Path(__file__).with_name("configs").glob("*.yaml"))
-        configs = [parse(Plan, ["--config", str(path)]) for path in shipped]
+        configs = [parse(Plan, [*sys.argv[1:], "--config", str(path)]) for path in shipped]
     card = Card(memory_gib=command.memory_gib, tflops=command.tflops)
     print(plan_table(configs, card, kernel_size=command.kernel_size, components=command.components))
 
