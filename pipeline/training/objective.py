@@ -47,7 +47,7 @@ class Task(nn.Module):
                 weights = {"loss_code": loss.code, "loss_kernel": loss.kernel}
                 return {"loss": _weighted(terms, weights), **terms}
             case _:
-                out = network(lr, scale, sigma)
+                out = network(lr, scale, sigma, image_rounds=loss.image_rounds)
                 terms = objective(out, lr, hr, kernel, network.encode(kernel), scale, loss)
                 return terms | {"psnr": _psnr(out.sr, hr)}
 
