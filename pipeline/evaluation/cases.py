@@ -5,8 +5,10 @@ Pure functions of their arguments, so the numbers are the same on any worker.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +16,13 @@ import numpy as np
 import torch
 
 from pipeline.degrade import degrade, quantize
-from pipeline.evaluation.baselines import bicubic, bicubic_unaligned
+from pipeline.evaluation.baselines import bicubic, bicubic_centred, bicubic_unaligned
+from pipeline.evaluation.dan import degrade_dan
+from pipeline.evaluation.memory import PeakMemory
 from pipeline.evaluation.metrics import kernel_error, psnr, psnr_shifted, ssim
 from pipeline.evaluation.protocol import Protocol
 from pipeline.inference import Restorer
+from pipeline.inference.boundary import periodic_extension
 from pipeline.seeds import rng
 
 BICUBIC, UNALIGNED, NONBLIND, BLIND = "bicubic", "bicubic-unaligned", "nonblind", "blind"
@@ -40,7 +45,8 @@ class Estimate:
     sr: np.ndarray  # (H, W, 3) float32 in [0, 1], not clipped
     kernel: np.ndarray | None  # (k, k) that it was restored with
     rounds: list[np.ndarray]  # the image after each kernel estimate; of blind methods only
-    seconds: float
+    seconds: float = 0.0
+    memory_mib: float | None = None  # peak above what the process held before
 
 
 def crop_hr(image: np.ndarray, scale: int, protocol: Protocol) -> np.ndarray:
@@ -54,13 +60,16 @@ def crop_hr(image: np.ndarray, scale: int, protocol: Protocol) -> np.ndarray:
 
 
 def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protocol: Protocol) -> np.ndarray:
-    """The LR image (H/s, W/s, 3) float32 of an HR image (H, W, 3) uint8: blur, decimate, quantise, add noise.
+    """The LR image (H/s, W/s, 3) float32 of an HR image (H, W, 3) uint8: blur, shrink, quantise, add noise.
 
     Computed in float64, so that flooring to 8 bit (the published script's) meets the same integers everywhere.
     """
-    image = torch.from_numpy(hr).double().permute(2, 0, 1)[None] / 255
-    blurred = degrade(image, torch.from_numpy(kernel).double()[None], scale)
-    lr = quantize(blurred, protocol.lr_quantize)[0].permute(1, 2, 0).numpy()
+    if protocol.degradation == "dan":
+        small = torch.from_numpy(degrade_dan(hr / 255, kernel, scale))
+    else:
+        image = torch.from_numpy(hr).double().permute(2, 0, 1)[None] / 255
+        small = degrade(image, torch.from_numpy(kernel).double()[None], scale)[0].permute(1, 2, 0)
+    lr = quantize(small, protocol.lr_quantize).numpy()
     if sigma > 0:
         noise = rng(protocol.noise_seed, epoch=0, key=f"{lr.shape}", purpose="evaluation-noise")
         lr = lr + sigma * noise.standard_normal(lr.shape)
@@ -68,32 +77,50 @@ def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protoc
 
 
 def restore_all(
-    lr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, models: Mapping[str, Restorer]
+    lr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, models: Mapping[str, Restorer], protocol: Protocol
 ) -> dict[str, Estimate]:
     """Every method's estimate from an LR image (h, w, 3).
 
     Args:
         lr: float32.
-        kernel: (k, k) true kernel; only `nonblind`, and models that are not blind, see it.
+        kernel: (k, k) true kernel, as `Protocol.told_kernel`; only `nonblind` and models that are not blind see it.
         scale: of the degradation.
         sigma: true noise level, told to all models.
         models: by the method's name: `blind`, `nonblind`, or a model's URI.
+        protocol: which baselines fit its grid, and whether the image has to be made periodic first.
     """
-    found = {}
-    for name, enlarge in ((BICUBIC, bicubic), (UNALIGNED, bicubic_unaligned)):
-        started = time.perf_counter()
-        found[name] = Estimate(enlarge(lr, scale), None, [], time.perf_counter() - started)
-    for name, model in models.items():
-        started = time.perf_counter()
-        image = model.tensor(lr)
-        if model.is_blind and name != NONBLIND:
-            out = model.blind(image, scale, sigma)
-            sr, used, rounds = out.sr, out.kernel[0].cpu().numpy(), [_array(r.sr) for r in out.rounds]
+    mirrored = protocol.degradation == "dan"
+    height, width = scale * lr.shape[0], scale * lr.shape[1]
+    baselines = {BICUBIC: bicubic_centred} if mirrored else {BICUBIC: bicubic, UNALIGNED: bicubic_unaligned}
+
+    def resized(enlarge: Callable[[np.ndarray, int], np.ndarray]) -> Estimate:
+        return Estimate(enlarge(lr, scale), None, [])
+
+    def restored(model: Restorer, *, blind: bool) -> Estimate:
+        placed = model.tensor(periodic_extension(lr, -(-kernel.shape[0] // scale)) if mirrored else lr)
+        if blind:
+            out = model.blind(placed, scale, sigma, seen=model.tensor(lr))
+            sr, used, rounds = out.sr, out.kernel[0].cpu().numpy(), [r.sr for r in out.rounds]
         else:
             known = torch.as_tensor(kernel, dtype=torch.float32, device=model.device)[None]
-            sr, used, rounds = model.nonblind(image, known, scale, sigma), kernel, []
-        found[name] = Estimate(_array(sr), used, rounds, time.perf_counter() - started)
+            sr, used, rounds = model.nonblind(placed, known, scale, sigma), kernel, []
+        return Estimate(_cut(sr, height, width), used, [_cut(r, height, width) for r in rounds])
+
+    cpu = torch.device("cpu")
+    found = {name: _measured(cpu, functools.partial(resized, enlarge)) for name, enlarge in baselines.items()}
+    for name, model in models.items():
+        blind = model.is_blind and name != NONBLIND
+        found[name] = _measured(model.device, functools.partial(restored, model, blind=blind))
     return found
+
+
+def _measured(device: torch.device, work: Callable[[], Estimate]) -> Estimate:
+    """The estimate with its seconds and memory."""
+    with PeakMemory(device) as used:
+        started = time.perf_counter()
+        estimate = work()
+        seconds = time.perf_counter() - started
+    return dataclasses.replace(estimate, seconds=seconds, memory_mib=used.mib)
 
 
 def measure(
@@ -121,11 +148,10 @@ def measure(
         "psnr_rounds": [psnr(*compared(sr), border=border) for sr in estimate.rounds],
         "kernel_estimate": None,
         "seconds": estimate.seconds,
+        "memory_mib": estimate.memory_mib,
     }
     if estimate.kernel is not None:
-        image_tensor = torch.from_numpy(np.ascontiguousarray(estimate.sr.transpose(2, 0, 1)))[None]
-        explained = degrade(image_tensor, torch.as_tensor(estimate.kernel, dtype=torch.float32)[None], scale)
-        values["lr_residual"] = float(np.sqrt(np.mean((explained[0].numpy().transpose(1, 2, 0) - lr) ** 2)))
+        values["lr_residual"] = _residual(estimate.sr, estimate.kernel, lr, scale, protocol)
     if estimate.rounds and estimate.kernel is not None:
         error = kernel_error(estimate.kernel, kernel)
         values |= {"kernel_psnr": error.psnr, "kernel_correlation": error.correlation}
@@ -133,5 +159,14 @@ def measure(
     return values
 
 
-def _array(sr: torch.Tensor) -> np.ndarray:
-    return np.asarray(sr[0].permute(1, 2, 0).cpu().numpy())
+def _residual(sr: np.ndarray, kernel: np.ndarray, lr: np.ndarray, scale: int, protocol: Protocol) -> float:
+    """RMS of (sr (*) kernel)down - lr; where the LR image is not circular, without the edges that the blur reaches."""
+    image = torch.from_numpy(np.ascontiguousarray(sr.transpose(2, 0, 1)))[None]
+    explained = degrade(image, torch.as_tensor(kernel, dtype=torch.float32)[None], scale)[0].permute(1, 2, 0).numpy()
+    edge = -(-kernel.shape[0] // (2 * scale)) if protocol.degradation == "dan" else 0
+    inside = slice(edge, -edge or None)
+    return float(np.sqrt(np.mean((explained - lr)[inside, inside] ** 2)))
+
+
+def _cut(sr: torch.Tensor, height: int, width: int) -> np.ndarray:
+    return np.asarray(sr[0, :, :height, :width].permute(1, 2, 0).cpu().numpy())

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernels_bank.runtime import storage
-from pipeline.data.images import decode_image
-from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, crop_hr, make_lr, restore_all
+from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED
+from pipeline.evaluation.crops import judged_method, restore_again
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.summary import Cell
 from pipeline.inference import Restorer
@@ -25,10 +24,10 @@ _INK = "#22303c"
 _DETAIL = 112  # HR pixels of a row's cut-out
 
 
-def bars(table: Sequence[Cell], kernels: np.ndarray, protocol: Protocol) -> bytes:
+def bars(table: Sequence[Cell], kernels: Mapping[int, np.ndarray], protocol: Protocol) -> bytes:
     """PNG: for each scale and noise level, PSNR of every method over each kernel, the kernels drawn below."""
     panels = list(dict.fromkeys((cell.scale, cell.sigma) for cell in table))
-    figure = _figure(max(7.0, 0.85 * len(kernels)), 3.4 * len(panels))
+    figure = _figure(max(7.0, 0.85 * len(kernels[table[0].scale])), 3.4 * len(panels))
     for number, (scale, sigma) in enumerate(panels):
         axis = figure.add_subplot(len(panels), 1, number + 1)
         shown = [c for c in table if (c.scale, c.sigma) == (scale, sigma) and c.method != UNALIGNED]
@@ -44,7 +43,7 @@ def bars(table: Sequence[Cell], kernels: np.ndarray, protocol: Protocol) -> byte
             for place, value in zip(places, values, strict=True):
                 axis.text(place, value + 0.05, f"{value:.1f}", ha="center", va="bottom", fontsize=5.5, color=_INK)
         axis.set_ylim(bottom=np.floor(lowest - 1.5))
-        axis.set_xlim(-0.6, len(kernels) - 0.4)
+        axis.set_xlim(-0.6, len(kernels[scale]) - 0.4)
         noise = f"noise {sigma * 255:.2f}/255" if sigma else "no noise"
         axis.set_title(f"x{scale}, {noise}, protocol {protocol.name}", fontsize=9, color=_INK, loc="left")
         axis.set_ylabel("PSNR (dB)", fontsize=8)
@@ -52,7 +51,7 @@ def bars(table: Sequence[Cell], kernels: np.ndarray, protocol: Protocol) -> byte
         axis.tick_params(labelsize=7)
         axis.set_xticks([])
         axis.legend(fontsize=7, frameon=False, ncols=len(shown), loc="lower right", bbox_to_anchor=(1, 1))
-        for i, kernel in enumerate(kernels):
+        for i, kernel in enumerate(kernels[scale]):
             inset = axis.inset_axes((i - 0.3, -0.24, 0.6, 0.2), transform=axis.get_xaxis_transform())
             _show_kernel(inset, kernel)
             inset.set_xlabel(str(i + 1), fontsize=7, labelpad=1)
@@ -61,7 +60,7 @@ def bars(table: Sequence[Cell], kernels: np.ndarray, protocol: Protocol) -> byte
 
 def samples(
     rows: Sequence[dict[str, Any]],
-    kernels: np.ndarray,
+    kernels: Mapping[int, np.ndarray],
     chosen: Sequence[int],
     models: Mapping[str, Restorer],
     protocol: Protocol,
@@ -72,7 +71,7 @@ def samples(
     the HR image has most structure. The rows come from the first scale and noise level of the evaluation.
     """
     scale, sigma = rows[0]["scale"], rows[0]["sigma"]
-    method = BLIND if BLIND in models else NONBLIND
+    method = judged_method(models)
     columns = [BICUBIC, *models]
     figure = _figure(1.75 * (len(columns) + 4), 1.95 * len(chosen))
     axes = figure.subplots(len(chosen), len(columns) + 4, squeeze=False)
@@ -80,43 +79,22 @@ def samples(
         of_kernel = [
             r for r in rows if (r["scale"], r["sigma"], r["kernel"], r["method"]) == (scale, sigma, number, method)
         ]
-        uri = sorted(of_kernel, key=lambda r: r["psnr_rgb"])[len(of_kernel) // 2]["uri"]
-        hr = crop_hr(decode_image(storage.read_bytes(uri)), scale, protocol)
-        kernel = kernels[number - 1]
-        lr = make_lr(hr, kernel, scale, sigma, protocol)
-        found = restore_all(lr, kernel, scale, sigma, models)
-        values = {
-            r["method"]: r["psnr_rgb"]
-            for r in rows
-            if (r["uri"], r["kernel"], r["scale"], r["sigma"]) == (uri, number, scale, sigma)
-        }
-        top, left, side = _detail(hr, scale)
-        low = lr[top // scale : (top + side) // scale, left // scale : (left + side) // scale]
-        _show(line[0], low, "LR")
+        typical = sorted(of_kernel, key=lambda r: float(r[protocol.headline]))[len(of_kernel) // 2]
+        shown = restore_again(typical, rows, kernels, models, protocol, _DETAIL)
+        _show(line[0], shown.lr_part(), "LR")
         for axis, name in zip(line[1:], columns, strict=False):
-            _show(axis, found[name].sr[top : top + side, left : left + side], f"{name} {values[name]:.2f} dB")
-        _show(line[-3], hr[top : top + side, left : left + side] / np.float32(255), "HR")
-        _show_kernel(line[-2], kernel, f"true kernel {number}")
-        if (estimated := found[method].kernel) is not None and method == BLIND:
+            _show(axis, shown.part(shown.estimates[name].sr), f"{name} {shown.psnr[name]:.2f} dB")
+        _show(line[-3], shown.part(shown.hr), "HR")
+        _show_kernel(line[-2], shown.kernel, f"true kernel {number}")
+        if (estimated := shown.estimates[method].kernel) is not None and method == BLIND:
             _show_kernel(line[-1], estimated, "estimated")
         else:
             line[-1].set_axis_off()
     return _png(figure)
 
 
-def _detail(hr: np.ndarray, scale: int) -> tuple[int, int, int]:
-    """Top, left and side, multiples of the scale, of the square with the strongest gradients."""
-    side = min(_DETAIL, *hr.shape[:2]) // scale * scale
-    grey = hr.mean(axis=2)
-    energy = np.abs(np.diff(grey, axis=0, append=grey[-1:])) + np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
-    total = np.pad(energy, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    window = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
-    top, left = np.unravel_index(int(np.argmax(window)), window.shape)
-    return int(top) // scale * scale, int(left) // scale * scale, side
-
-
 def _show(axis: Axes, image: np.ndarray, title: str) -> None:
-    axis.imshow(np.clip(image, 0, 1), interpolation="nearest")
+    axis.imshow(image, interpolation="nearest")
     axis.set_title(title, fontsize=7, color=_INK, pad=2)
     axis.set_axis_off()
 

@@ -6,11 +6,14 @@ from math import lcm
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import Frozen, Scale, Sigma
+from pipeline.evaluation.dan import equivalent_kernel, gaussian8
 
 
 class Protocol(Frozen):
@@ -19,6 +22,12 @@ class Protocol(Frozen):
     name: str
     multiple: int = Field(8, ge=1, description="images are cropped to multiples of lcm(scale, this)")
     crop: int | None = Field(None, ge=48, description="longest side kept, cut from the middle; none keeps whole images")
+    degradation: Literal["usrnet", "dan"] = Field(
+        "usrnet", description="usrnet: circular convolution, upper-left pixel; dan: mirrored correlation, bicubic"
+    )
+    gaussian_widths: dict[Scale, tuple[float, float]] | None = Field(
+        None, description="by scale, from where to where the widths of its own 8 Gaussians go; none: kernels are given"
+    )
     lr_quantize: Literal["none", "round", "floor"] = "floor"
     sigmas: dict[Scale, tuple[Sigma, ...]] = Field(min_length=1, description="noise levels by scale, [0, 1] scale")
     noise_seed: int = Field(0, ge=0, description="the same for every image")
@@ -34,6 +43,22 @@ class Protocol(Frozen):
         """What height and width of the HR image are multiples of."""
         return lcm(scale, self.multiple)
 
+    def kernels(self, scale: int) -> np.ndarray:
+        """The protocol's own kernels (8, 21, 21), else the twelve of the benchmark (12, 25, 25)."""
+        if self.gaussian_widths is None:
+            return benchmark_kernels()
+        return gaussian8(self.gaussian_widths[scale])
+
+    def told_kernel(self, kernel: np.ndarray, scale: int) -> np.ndarray:
+        """What a kernel is in y = (x (*) k) down_s, the model that restorers assume and estimators estimate."""
+        return equivalent_kernel(kernel, scale) if self.degradation == "dan" else kernel
+
+    @model_validator(mode="after")
+    def _kernels_for_all_scales(self) -> Protocol:
+        if self.gaussian_widths is not None and not set(self.sigmas) <= set(self.gaussian_widths):
+            raise ValueError(f"gaussian_widths: give a pair for each of the scales {sorted(self.sigmas)}")
+        return self
+
 
 _TABLE1: dict[int, tuple[float, ...]] = {1: (0.0,), 2: (0.0,), 3: (0.0, 2.55 / 255, 7.65 / 255), 4: (0.0,)}
 
@@ -43,6 +68,17 @@ PROTOCOLS = {
     "usrnet-table1": Protocol(name="usrnet-table1", sigmas=_TABLE1),
     # The same without any quantisation: what the method does on the model it assumes.
     "float": Protocol(name="float", sigmas=_TABLE1, lr_quantize="none", round_output=False),
+    # DAN (NeurIPS 2020), setting 1: eight widths a scale, bicubic downsampling, 8-bit LR images, PSNR of the luma.
+    "dan-gaussian8": Protocol(
+        name="dan-gaussian8",
+        multiple=1,
+        degradation="dan",
+        gaussian_widths={2: (0.8, 1.6), 3: (1.35, 2.4), 4: (1.8, 3.2)},
+        lr_quantize="round",
+        sigmas={2: (0.0,), 3: (0.0,), 4: (0.0,)},
+        border="scale",
+        headline="psnr_y",
+    ),
 }
 
 

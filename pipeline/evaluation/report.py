@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from kernels_bank.runtime import storage
 from pipeline.evaluation import figures
-from pipeline.evaluation.run import evaluate, prepare, save
+from pipeline.evaluation.crops import best_median_worst, judged_method, restore_again
+from pipeline.evaluation.page import render
+from pipeline.evaluation.run import Plan, evaluate, prepare, save
 from pipeline.evaluation.settings import EvaluationSettings
-from pipeline.evaluation.summary import cells, print_tables, summarise
+from pipeline.evaluation.summary import Cell, cells, print_tables, summarise
 
-BARS, SAMPLES = "psnr-by-kernel.png", "samples.png"
+REPORT, BARS, SAMPLES = "report.html", "psnr-by-kernel.png", "samples.png"
+_SQUARE = 160  # HR pixels of a picture in the report
 
 
 def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, float]:
     """Evaluate, print the tables, write results and pictures to `output`, record them with a registered model.
 
-    Writes results.parquet (a row a case and method), summary.json, psnr-by-kernel.png and samples.png.
+    Writes results.parquet (a row a case and method), summary.json, report.html (one self-contained page),
+    psnr-by-kernel.png and samples.png.
 
     Returns:
         The headline numbers by name, such as `psnr.usrnet-table1.Set5-1a2b3c4d.x2.blind`.
@@ -35,17 +41,17 @@ def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, floa
         settings = settings.model_copy(update={"model": version.uri})
     plan = prepare(settings)
     rows, reused = evaluate(plan, output)
-    kernels, protocol = plan.kernels, plan.protocol
-    table = cells(rows, len(kernels))
-    print_tables(table, len(kernels), protocol, Console(width=110))
+    protocol, count = plan.protocol, plan.about["kernel_count"]
+    table = cells(rows, count)
+    print_tables(table, count, protocol, Console(width=110))
     summary = summarise(plan.about, table, protocol)
     headline: dict[str, float] = summary["headline"]
     if reused:
         print(f"{output}: this evaluation was finished before; nothing was computed")
+        if not (output / REPORT).exists():
+            _write_pictures(plan, rows, table, output)
     else:
-        numbers = [n for n in (2, 7, 10) if n <= len(kernels)] or [1]
-        storage.write_bytes(output / BARS, figures.bars(table, kernels, protocol))
-        storage.write_bytes(output / SAMPLES, figures.samples(rows, kernels, numbers, plan.models, protocol))
+        _write_pictures(plan, rows, table, output)
         save(rows, summary, output)
     if version is not None:
         # Also when it was computed before: a kill may have come between the results and this.
@@ -57,11 +63,27 @@ def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, floa
     return headline
 
 
+def _write_pictures(plan: Plan, rows: list[dict[str, Any]], table: Sequence[Cell], output: Path) -> None:
+    """The page and the two pictures; a few cases are restored again for them, since no image was kept."""
+    kernels, models, protocol = plan.kernels, plan.models, plan.protocol
+    numbers = [n for n in (2, 7, 10) if n <= plan.about["kernel_count"]] or [1]
+    storage.write_bytes(output / BARS, figures.bars(table, kernels, protocol))
+    storage.write_bytes(output / SAMPLES, figures.samples(rows, kernels, numbers, models, protocol))
+    method, shown = judged_method(models), []
+    for scale in kernels:
+        case = (scale, protocol.sigmas[scale][0], method)
+        of_scale = [r for r in rows if (r["scale"], r["sigma"], r["method"]) == case]
+        for rank, row in best_median_worst(of_scale, protocol.headline).items():
+            shown.append((rank, restore_again(row, rows, kernels, models, protocol, _SQUARE)))
+    page = render(plan.about, table, rows, kernels, shown, protocol)
+    storage.write_bytes(output / REPORT, page.encode())
+
+
 def planned(settings: EvaluationSettings) -> str:
     """What an evaluation would compute; raises what it would raise before it starts."""
     plan = prepare(settings)
     images, scales = len(plan.about["images"]), ", ".join(map(str, plan.about["scales"]))
     return (
-        f"{plan.about['model']}: {images} images x {len(plan.kernels)} kernels at scales {scales}, "
+        f"{plan.about['model']}: {images} images x {plan.about['kernel_count']} kernels at scales {scales}, "
         f"protocol {plan.protocol.name}: {len(plan.cases)} cases of {', '.join(plan.models)}"
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels_bank import benchmark_kernels, load_kernels
+from kernels_bank import load_kernels
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
@@ -39,11 +39,15 @@ class Plan:
     """An evaluation that fits together: everything is loaded and checked, nothing computed."""
 
     models: dict[str, Restorer]  # by method
-    kernels: np.ndarray  # (N, k, k)
+    kernels: dict[int, np.ndarray]  # by scale, (N, k, k)
     protocol: Protocol
     cases: list[Case]
     about: dict[str, Any]  # provenance
-    made_from: str  # its digest
+
+    @property
+    def made_from(self) -> str:
+        """The digest of all that the numbers depend on."""
+        return str(self.about["made_from"])
 
 
 def prepare(settings: EvaluationSettings) -> Plan:
@@ -54,32 +58,40 @@ def prepare(settings: EvaluationSettings) -> Plan:
     """
     protocol = load_protocol(settings.protocol)
     models = load_models(settings)
-    kernels = benchmark_kernels() if settings.kernels == "benchmark" else load_kernels(settings.kernels)
+    given = None if settings.kernels == "benchmark" else load_kernels(settings.kernels)
     scales = settings.scales or tuple(s for s in models[NONBLIND].scales if s in protocol.sigmas)
+    if not scales:
+        made_for = ", ".join(map(str, models[NONBLIND].scales))
+        raise BadRequestError(f"protocol '{protocol.name}' has none of the model's scales ({made_for})")
     for scale, model in itertools.product(scales, models.values()):
         model.check(scale, kernel_given=True)
         if scale not in protocol.sigmas:
             raise BadRequestError(f"protocol '{protocol.name}' has no scale {scale}; it has {list(protocol.sigmas)}")
-    images = _checked_images(settings.images, scales, kernels, protocol)
+    kernels = {scale: protocol.kernels(scale) if given is None else given for scale in scales}
+    count = len(kernels[scales[0]])
+    # One set for all scales is digested once, as the file that it may have come from.
+    sets = [kernels[scales[0]]] if given is not None or protocol.gaussian_widths is None else list(kernels.values())
+    kernels_digest = content_digest(np.concatenate(sets))
+    images = _checked_images(settings.images, kernels, protocol)
     about = {
         "model": models[NONBLIND].uri,
         "digests": {name: model.digest for name, model in models.items()},
         "protocol": protocol.model_dump(mode="json"),
-        "kernels": content_digest(kernels),
-        "kernel_count": len(kernels),
+        "kernels": kernels_digest,
+        "kernel_count": count,
         "images": images,
-        "test_set": _test_set(settings.images, sorted(images.values()), content_digest(kernels)),
+        "test_set": _test_set(settings.images, sorted(images.values()), kernels_digest),
         "scales": list(scales),
     }
+    # Whole tables first: what a killed evaluation has in its journal is then the tables it finished.
     cases = [
         Case(image, number, scale, sigma)
-        for image in images
         for scale in scales
         for sigma in protocol.sigmas[scale]
-        for number in range(1, len(kernels) + 1)
+        for image in images
+        for number in range(1, count + 1)
     ]
-    made_from = storage.digest_of(about)
-    return Plan(models, kernels, protocol, cases, about | {"made_from": made_from}, made_from)
+    return Plan(models, kernels, protocol, cases, about | {"made_from": storage.digest_of(about)})
 
 
 def evaluate(plan: Plan, output: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -130,7 +142,7 @@ def _read_rows(output: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked_images(uri: str, scales: tuple[int, ...], kernels: np.ndarray, protocol: Protocol) -> dict[str, str]:
+def _checked_images(uri: str, kernels: Mapping[int, np.ndarray], protocol: Protocol) -> dict[str, str]:
     """URI -> sha256 of every image. Refuses an image that a case of it could not be computed for."""
     import hashlib
 
@@ -143,14 +155,15 @@ def _checked_images(uri: str, scales: tuple[int, ...], kernels: np.ndarray, prot
             header = read_header(data)
         except BadImageError as error:
             raise BadRequestError(f"{source.uri}: {error}; take it out of the folder") from error
-        for scale in scales:
+        for scale, of_scale in kernels.items():
             multiple, border = protocol.size_multiple(scale), protocol.border_pixels(scale)
-            sides = [min(side, protocol.crop or side) // multiple * multiple for side in (header.height, header.width)]
-            smallest = max(kernels.shape[-1], 2 * border + 11)  # SSIM's window inside the border
+            sides = [min(n, protocol.crop or n) // multiple * multiple for n in (header.height, header.width)]
+            side = protocol.told_kernel(of_scale[0], scale).shape[0]
+            smallest = max(side, 2 * border + 11)  # SSIM's window inside the border
             if min(sides) < smallest:
                 raise BadRequestError(
                     f"{source.uri}: {header.width} x {header.height} is too small for scale {scale}, a kernel of "
-                    f"{kernels.shape[-1]} pixels and a border of {border}; take it out of the folder"
+                    f"{side} pixels and a border of {border}; take it out of the folder"
                 )
         found[source.uri] = hashlib.sha256(data).hexdigest()
     return found
@@ -197,19 +210,20 @@ def compute_case(row: dict[str, str], shared: list[Any]) -> dict[str, str]:
     models, kernels, protocol = _fetched(shared[0])
     case = Case(*json.loads(row["case"]))
     hr = crop_hr(_decoded(case.image), case.scale, protocol)
-    kernel = kernels[case.kernel - 1]
+    kernel = kernels[case.scale][case.kernel - 1]
     lr = make_lr(hr, kernel, case.scale, case.sigma, protocol)
+    told = protocol.told_kernel(kernel, case.scale)
     name = PurePosixPath(case.image).name
     key = {"image": name, "kernel": case.kernel, "scale": case.scale, "sigma": case.sigma, "uri": case.image}
     rows = [
-        key | {"method": method, **measure(estimate, hr, lr, kernel, case.scale, protocol)}
-        for method, estimate in restore_all(lr, kernel, case.scale, case.sigma, models).items()
+        key | {"method": method, **measure(estimate, hr, lr, told, case.scale, protocol)}
+        for method, estimate in restore_all(lr, told, case.scale, case.sigma, models, protocol).items()
     ]
     return {"rows": json.dumps(rows)}
 
 
 @functools.lru_cache(maxsize=1)
-def _fetched(reference: Any) -> tuple[dict[str, Restorer], np.ndarray, Protocol]:  # noqa: ANN401 - ray.ObjectRef
+def _fetched(reference: Any) -> tuple[dict[str, Restorer], dict[int, np.ndarray], Protocol]:  # noqa: ANN401 - ray.ObjectRef
     """Models on this process's device, kernels and protocol; once a process, whatever number of cases it computes."""
     import ray
     import torch

@@ -12,7 +12,9 @@ class EvaluationSettings(Frozen):
 
     model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION, a model or checkpoint directory, a .pth")
     images: str = Field(description="folder, zip or s3:// prefix of sharp images")
-    kernels: str = Field("benchmark", description="the 12 built-in ones, or a .mat, .npy, .npz or .png of kernels")
+    kernels: str = Field(
+        "benchmark", description="the protocol's own or the 12 built-in ones, or a .mat, .npy, .npz or .png of kernels"
+    )
     scales: tuple[Scale, ...] | None = Field(None, description="default: all that the model was made for")
-    protocol: str = Field("usrnet-table1", description="usrnet-table1, float, or a YAML file")
+    protocol: str = Field("usrnet-table1", description="usrnet-table1, float, dan-gaussian8, or a YAML file")
     compare: tuple[str, ...] = Field((), description="other models to show beside, by URI")

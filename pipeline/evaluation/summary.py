@@ -18,7 +18,7 @@ from pipeline.evaluation.protocol import Protocol
 # The metrics that summary.json holds as means, besides the headline.
 _AVERAGED = (
     *("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "psnr_rgb_shifted"),
-    *("kernel_psnr", "kernel_correlation", "lr_residual", "seconds"),
+    *("kernel_psnr", "kernel_correlation", "lr_residual", "seconds", "memory_mib"),
 )
 
 

@@ -85,7 +85,7 @@ def test_bicubic_is_aligned_with_the_decimation(scale, hr):
 def test_metrics_of_a_perfect_estimate_and_of_methods_without_a_kernel(hr):
     kernel = benchmark_kernels()[1]
     lr = make_lr(hr, kernel, 2, 0.0, PROTOCOLS["float"])
-    found = restore_all(lr, kernel, 2, 0.0, {})
+    found = restore_all(lr, kernel, 2, 0.0, {}, TABLE1)
     assert set(found) == {BICUBIC, UNALIGNED}
     values = measure(found[BICUBIC], hr, lr, kernel, 2, TABLE1)
     assert values["kernel_psnr"] is None
@@ -107,7 +107,7 @@ def test_published_weights_reach_the_reference_numbers(shared, scale, kernel, ex
     for file in sorted((shared / "data" / "Set5").iterdir()):
         image = crop_hr(decode_image(file.read_bytes()), scale, TABLE1)
         lr = make_lr(image, true, scale, 0.0, TABLE1)
-        estimate = restore_all(lr, true, scale, 0.0, {NONBLIND: model})[NONBLIND]
+        estimate = restore_all(lr, true, scale, 0.0, {NONBLIND: model}, TABLE1)[NONBLIND]
         values.append(measure(estimate, image, lr, true, scale, TABLE1)["psnr_rgb"])
     assert len(values) == 5
     assert np.mean(values) == pytest.approx(expected, abs=0.02)

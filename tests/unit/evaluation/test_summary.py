@@ -12,7 +12,7 @@ from pipeline.evaluation.protocol import PROTOCOLS
 from pipeline.evaluation.summary import cells, headline, kernel_groups, print_tables
 
 TABLE1 = PROTOCOLS["usrnet-table1"]
-METRICS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "psnr_rgb_shifted", "lr_residual", "seconds")
+METRICS = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "psnr_rgb_shifted", "lr_residual", "seconds", "memory_mib")
 
 
 def row(image: str, kernel: int, method: str, value: float, sigma: float = 0.0) -> dict:

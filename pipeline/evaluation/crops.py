@@ -1,0 +1,100 @@
+"""Which images are worth a look, and the part of each that shows most: the pictures of the report.
+
+An evaluation keeps numbers, not images; the few that are shown are restored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels_bank.runtime import storage
+from pipeline.data.images import decode_image
+from pipeline.evaluation.cases import BLIND, NONBLIND, Estimate, crop_hr, make_lr, restore_all
+from pipeline.evaluation.protocol import Protocol
+from pipeline.inference import Restorer
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case restored again, and its square with most structure."""
+
+    row: Mapping[str, Any]  # of the results: image, kernel, scale, sigma
+    hr: np.ndarray  # (H, W, 3) uint8
+    lr: np.ndarray  # (H/s, W/s, 3) float32
+    kernel: np.ndarray  # (k, k), true
+    estimates: dict[str, Estimate]  # by method
+    psnr: dict[str, float]  # by method, the protocol's headline metric, dB
+    top: int  # of the square, HR pixels, multiples of the scale
+    left: int
+    side: int
+
+    def part(self, image: np.ndarray) -> np.ndarray:
+        """The square of an HR-sized image, uint8."""
+        cut = image[self.top : self.top + self.side, self.left : self.left + self.side]
+        return cut if cut.dtype == np.uint8 else (cut.clip(0, 1) * 255).round().astype(np.uint8)
+
+    def lr_part(self) -> np.ndarray:
+        """The same square of the LR image, (side/s, side/s, 3) uint8."""
+        scale = self.row["scale"]
+        cut = self.lr[self.top // scale : (self.top + self.side) // scale]
+        cut = cut[:, self.left // scale : (self.left + self.side) // scale]
+        return np.asarray((cut.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def judged_method(methods: Sequence[str] | Mapping[str, object]) -> str:
+    """The method that an evaluation is about: blind where the model is."""
+    return BLIND if BLIND in methods else NONBLIND
+
+
+def best_median_worst(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
+    """Of rows of one scale, noise level and method: three rows by rank, of three images where there are as many.
+
+    An image's rank is its mean over the kernels, and it is shown with the kernel whose value is the median of its own.
+    """
+    by_image: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_image.setdefault(row["uri"], []).append(row)
+    ranked = sorted(by_image.values(), key=lambda members: float(np.mean([row[metric] for row in members])))
+    places = {"best": len(ranked) - 1, "median": (len(ranked) - 1) // 2, "worst": 0}
+    chosen = {name: ranked[place] for name, place in places.items()} if len(ranked) > 2 else {}
+    chosen = chosen or dict(zip(("worst", "best"), ranked, strict=False))
+    return {
+        name: sorted(members, key=lambda row: float(row[metric]))[len(members) // 2] for name, members in chosen.items()
+    }
+
+
+def restore_again(
+    row: Mapping[str, Any],
+    rows: Sequence[dict[str, Any]],
+    kernels: Mapping[int, np.ndarray],
+    models: Mapping[str, Restorer],
+    protocol: Protocol,
+    side: int,
+) -> Shown:
+    """The case of a row, with all methods, and its square of at most `side` pixels."""
+    scale, sigma, number = row["scale"], row["sigma"], row["kernel"]
+    hr = crop_hr(decode_image(storage.read_bytes(row["uri"])), scale, protocol)
+    kernel = kernels[scale][number - 1]
+    lr = make_lr(hr, kernel, scale, sigma, protocol)
+    told = protocol.told_kernel(kernel, scale)
+    case = (row["uri"], number, scale, sigma)
+    values = {
+        r["method"]: r[protocol.headline] for r in rows if (r["uri"], r["kernel"], r["scale"], r["sigma"]) == case
+    }
+    top, left, side = detail(hr, scale, side)
+    return Shown(row, hr, lr, told, restore_all(lr, told, scale, sigma, models, protocol), values, top, left, side)
+
+
+def detail(hr: np.ndarray, scale: int, side: int) -> tuple[int, int, int]:
+    """Top, left and side, multiples of the scale, of the square of (H, W, 3) with the strongest gradients."""
+    side = min(side, *hr.shape[:2]) // scale * scale
+    grey = hr.mean(axis=2)
+    energy = np.abs(np.diff(grey, axis=0, append=grey[-1:])) + np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
+    total = np.pad(energy, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    window = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    top, left = np.unravel_index(int(np.argmax(window)), window.shape)
+    return int(top) // scale * scale, int(left) // scale * scale, side

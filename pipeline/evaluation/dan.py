@@ -1,0 +1,76 @@
+"""DAN's degradation (Luo et al., NeurIPS 2020), and the kernel that says the same in ours.
+
+DAN blurs by correlation over mirrored edges and then shrinks by MATLAB's antialiased bicubic, whose LR pixels lie in
+the middle of their s x s blocks. For whole factors that bicubic is itself a blur and a decimation, so one larger
+kernel, (s - 1) / 2 pixels off the centre, describes both steps in y = (x (*) k) down_s: `equivalent_kernel`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import signal
+
+_CUBIC = -0.5  # Keys (1981), as in MATLAB
+_SIZE, _COUNT = 21, 8
+
+
+def gaussian8(widths: tuple[float, float]) -> np.ndarray:
+    """Gaussian8: (8, 21, 21) float32 isotropic Gaussians, standard deviations evenly from widths[0] to widths[1]."""
+    line = np.arange(_SIZE) - _SIZE // 2
+    squared = line[:, None] ** 2 + line**2
+    kernels = np.stack([np.exp(-squared / (2 * width**2)) for width in np.linspace(*widths, _COUNT)])
+    return np.asarray(kernels / kernels.sum((1, 2), keepdims=True), np.float32)
+
+
+def degrade_dan(hr: np.ndarray, kernel: np.ndarray, scale: int) -> np.ndarray:
+    """The LR image (H/s, W/s, 3) float64, not quantised, of (H, W, 3) floating point and an odd (k, k) kernel."""
+    image = torch.from_numpy(hr.astype(np.float64)).permute(2, 0, 1)[:, None]
+    reach = kernel.shape[0] // 2
+    weight = torch.from_numpy(kernel.astype(np.float64))[None, None]
+    blurred = F.conv2d(F.pad(image, [reach] * 4, mode="reflect"), weight)[:, 0].permute(1, 2, 0).numpy()
+    return resize(blurred, hr.shape[0] // scale, hr.shape[1] // scale)
+
+
+def equivalent_kernel(kernel: np.ndarray, scale: int) -> np.ndarray:
+    """The (k', k') float32 kernel, k' odd, with which circular convolution and decimation do the same.
+
+    Away from the edges, that is, where mirrored and wrapped images differ. It sums to 1 and has the bicubic's
+    negative lobes.
+    """
+    reach = int(2 * scale + (scale - 1) / 2)
+    place = np.arange(-reach, reach + 1)
+    line = _cubic((place + (scale - 1) / 2) / scale)
+    line /= line.sum()
+    # Correlation with k is convolution with k turned by 180 degrees.
+    return signal.convolve2d(kernel[::-1, ::-1].astype(np.float64), np.outer(line, line)).astype(np.float32)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """MATLAB's `imresize` of (H, W, 3): bicubic, antialiased where it shrinks, edges mirrored with their pixel."""
+    rows, columns = _resampling(image.shape[0], height), _resampling(image.shape[1], width)
+    return np.einsum("ih,hwc,jw->ijc", rows, image, columns, optimize=True)
+
+
+def _resampling(count: int, to: int) -> np.ndarray:
+    """(to, count) weights of a line's pixels in a resized line."""
+    ratio = to / count
+    sharpness = min(ratio, 1.0)  # a shrinking filter is as much wider
+    reach = int(np.ceil(2 / sharpness)) + 1
+    centre = (np.arange(to) + 0.5) / ratio - 0.5
+    taps = np.floor(centre).astype(int)[:, None] + np.arange(-reach, reach + 1)
+    weights = _cubic(sharpness * (centre[:, None] - taps))
+    weights /= weights.sum(1, keepdims=True)
+    mirrored = taps % (2 * count)
+    mirrored = np.where(mirrored < count, mirrored, 2 * count - 1 - mirrored)
+    matrix = np.zeros((to, count))
+    np.add.at(matrix, (np.arange(to)[:, None], mirrored), weights)
+    return matrix
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    d = np.abs(distance)
+    near = ((_CUBIC + 2) * d - (_CUBIC + 3)) * d**2 + 1
+    far = _CUBIC * (((d - 5) * d + 8) * d - 4)
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))

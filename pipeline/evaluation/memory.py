@@ -1,0 +1,68 @@
+"""How much memory a piece of work takes: what one restored image costs beside what the process holds anyway."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): resets the high-water mark of resident memory
+_MIB = 2**20
+
+
+class PeakMemory:
+    """`with PeakMemory(device) as used: ...`, then `used.mib`: the peak above what was held before, in MiB.
+
+    On CUDA the peak of tensors (`max_memory_allocated`). On the CPU the growth of the process's resident memory:
+    free memory that the C library kept is given back first, else work done before would make later work look free.
+    `mib` is None where the system does not tell (it is Linux that does).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.mib: float | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before: float | None = torch.cuda.memory_allocated(self._device) / _MIB
+        else:
+            _give_back_free_memory()
+            self._before = _resident("VmRSS") if _reset_peak() else None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cuda = self._device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self._device) / _MIB if cuda else _resident("VmHWM")
+        if self._before is not None and peak is not None:
+            self.mib = max(0.0, peak - self._before)
+
+
+def _give_back_free_memory() -> None:
+    """What malloc_trim of glibc does; other C libraries keep less and have no such function."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _reset_peak() -> bool:
+    try:
+        _CLEAR.write_text(_RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def _resident(field: str) -> float | None:
+    """MiB of a field of /proc/self/status."""
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) / 1024 if found else None
