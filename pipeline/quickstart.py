@@ -44,7 +44,8 @@ def quickstart(spectral: RunConfig, config: RunConfig, protocol: Path) -> Result
     from pipeline.data.shards import make_shards
     from pipeline.evaluation.report import run_evaluation
     from pipeline.evaluation.settings import EvaluationSettings
-    from pipeline.inference.files import restore_files
+    from pipeline.inference.batch import checked, restore_files
+    from pipeline.inference.settings import RestoreSettings
     from pipeline.tracking import runs
     from pipeline.training.fit import cpus_needed, fit
 
@@ -76,7 +77,8 @@ def quickstart(spectral: RunConfig, config: RunConfig, protocol: Path) -> Result
     with step("6/6 look-up by alias and restoration"):
         lr = _degraded(held_out / _SHOWN, home)
         restored = home / f"restored-v{fitted.version}"
-        restore_files(model, str(lr), str(restored), scale=2, overwrite=True)
+        wanted = RestoreSettings(model=model, input=str(lr), output=str(restored), scale=2, overwrite=True)
+        checked(restore_files(wanted))
     return Result(home, uri, model, fitted.version, headline, restored, lr)
 
 

@@ -77,7 +77,7 @@ def decode_image(data: bytes) -> np.ndarray:
         raw = ((raw.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if raw.dtype != np.uint8:
         raise BadImageError(f"pixels of type {raw.dtype}; 8 or 16 bit integers are supported")
-    return np.ascontiguousarray(_orient(_to_rgb(raw), header.orientation))
+    return np.ascontiguousarray(orient(_to_rgb(raw), header.orientation))
 
 
 def decode_tile(data: bytes) -> np.ndarray:
@@ -119,7 +119,7 @@ def _to_rgb(raw: np.ndarray) -> np.ndarray:
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _orient(image: np.ndarray, orientation: int) -> np.ndarray:
+def orient(image: np.ndarray, orientation: int) -> np.ndarray:
     """Undo the camera's rotation or mirroring (EXIF 2.3, tag Orientation)."""
     match orientation:
         case 2:

@@ -24,15 +24,27 @@ def periodic_extension(lr: np.ndarray, margin: int) -> np.ndarray:
     Returns:
         (h', w', 3) float32 with `lr` as its upper-left part; h' and w' are FFT-friendly multiples of 8.
     """
-    tall = _extend_rows(lr.astype(np.float32), margin)
-    return _extend_rows(tall.swapaxes(0, 1), margin).swapaxes(0, 1)
+    sides = [friendly_length(side + margin) for side in lr.shape[:2]]
+    return extend_to(lr, sides[0], sides[1])
 
 
-def _extend_rows(image: np.ndarray, margin: int) -> np.ndarray:
-    height = image.shape[0]
-    gap = next_fast_len(-(-(height + margin) // _MULTIPLE), real=True) * _MULTIPLE - height
-    mode: Literal["reflect", "edge"] = "reflect" if height > 1 else "edge"
-    after = np.pad(image, ((0, gap), (0, 0), (0, 0)), mode=mode)[height:]
+def extend_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The same to a given size: (h, w, 3) -> (height, width, 3) float32; a side that is as long already stays."""
+    tall = _extend_rows(image.astype(np.float32, copy=False), height)
+    return _extend_rows(tall.swapaxes(0, 1), width).swapaxes(0, 1)
+
+
+def friendly_length(least: int) -> int:
+    """The next length >= `least` that is a multiple of 8 and whose FFT is fast."""
+    return next_fast_len(-(-least // _MULTIPLE), real=True) * _MULTIPLE
+
+
+def _extend_rows(image: np.ndarray, height: int) -> np.ndarray:
+    gap = height - image.shape[0]
+    if gap == 0:
+        return image
+    mode: Literal["reflect", "edge"] = "reflect" if image.shape[0] > 1 else "edge"
+    after = np.pad(image, ((0, gap), (0, 0), (0, 0)), mode=mode)[-gap:]
     before = np.pad(image, ((gap, 0), (0, 0), (0, 0)), mode=mode)[:gap]
     place = (np.arange(gap) + 1) / (gap + 1)
     weight = (0.5 - 0.5 * np.cos(np.pi * place)).astype(np.float32)[:, None, None]

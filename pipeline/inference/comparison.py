@@ -7,28 +7,41 @@ import numpy as np
 import torch
 
 from pipeline.data.pictures import kernel_picture, to_uint8
+from pipeline.inference.photograph import as_depth
 from pipeline.inference.restorer import Restored
+from pipeline.inference.texture import textured_crops
 from pipeline.model import upsample
 
 _GAP = 6
+_SHOWN = 640  # HR pixels a side at most: the best-textured part of a larger image
 
 
 def comparison(image: np.ndarray, restored: Restored) -> np.ndarray:
     """(H, 3W + kernel, 3) uint8: the input enlarged by repeating pixels, by bicubic, and restored; the kernel last.
 
     Args:
-        image: (h, w, 3) uint8 input.
+        image: (h, w), (h, w, 3) or (h, w, 4), uint8 or uint16: the input.
         restored: what was made of it.
     """
-    height = restored.image.shape[0]
-    planes = torch.from_numpy(image).float().permute(2, 0, 1)[None] / 255
-    enlarged = [to_uint8(upsample(planes, restored.scale, mode)[0]) for mode in ("nearest", "bicubic")]
-    columns = [*enlarged, restored.image]
-    side = max(64, height // 4)
-    inset = np.full((height, side, 3), 255, np.uint8)
-    inset[:side] = cv2.resize(kernel_picture(restored.kernel), (side, side), interpolation=cv2.INTER_NEAREST)
+    scale, side = restored.scale, _SHOWN // restored.scale
+    ((top, left),) = textured_crops(_rgb(image).astype(np.float32) / 255, side, 1)
+    lr = _rgb(image[top : top + side, left : left + side])
+    sr = _rgb(restored.image[scale * top : scale * (top + side), scale * left : scale * (left + side)])
+    planes = torch.from_numpy(lr).float().permute(2, 0, 1)[None] / 255
+    columns = [*(to_uint8(upsample(planes, scale, mode)[0]) for mode in ("nearest", "bicubic")), sr]
+    height = sr.shape[0]
+    kernel_side = min(height, max(64, height // 4))
+    inset = np.full((height, kernel_side, 3), 255, np.uint8)
+    kernel = kernel_picture(restored.kernel)
+    inset[:kernel_side] = cv2.resize(kernel, (kernel_side, kernel_side), interpolation=cv2.INTER_NEAREST)
     gap = np.full((height, _GAP, 3), 255, np.uint8)
     strip = [columns[0]]
     for picture in (*columns[1:], inset):
         strip += [gap, picture]
     return np.concatenate(strip, axis=1)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 of a grey or colour image; alpha is left out."""
+    values = as_depth(image, np.dtype(np.uint8))
+    return np.repeat(values[..., None], 3, axis=2) if values.ndim == 2 else np.ascontiguousarray(values[..., :3])

@@ -10,21 +10,22 @@ _QUARTILE = 0.6744897501960817  # median of |N(0, 1)|
 
 
 def estimate_sigma(image: np.ndarray) -> float:
-    """Standard deviation of white Gaussian noise in an 8-bit image, on the [0, 1] scale.
+    """Standard deviation of white Gaussian noise in an image, on the [0, 1] scale.
 
     Donoho and Johnstone (Biometrika 1994): the diagonal details of the finest wavelet level are noise but for a few
     edges, so their median absolute value is that of the noise. What scikit-image's `estimate_sigma` computes, without
     its optional dependency; chosen over patch eigenvalues and colour differences by measurement (docs/network.md).
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (H, W, C), integers over their whole range or floating point in [0, 1].
 
     Returns:
         sigma >= 0, the mean over the channels; 0 for images of fewer than 16 x 16 pixels, which are too few to tell.
     """
     if min(image.shape[:2]) < 16:
         return 0.0
-    return float(np.mean([_channel_sigma(image[..., channel] / 255) for channel in range(3)]))
+    peak = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else 1
+    return float(np.mean([_channel_sigma(image[..., c].astype(np.float64) / peak) for c in range(image.shape[2])]))
 
 
 def _channel_sigma(channel: np.ndarray) -> float:

@@ -13,26 +13,33 @@ from torch import Tensor
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.degrade import degrade
-from pipeline.inference.boundary import periodic_extension
+from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.noise import estimate_sigma
+from pipeline.inference.windows import Settings, restore_planes, smallest_alpha
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
 from pipeline.model.weights import MANIFEST, WEIGHTS, load_model, load_usrnet
 
 _AVERAGED = "ema.safetensors"  # a training checkpoint's averaged weights; they restore better than the last ones
-_DEFAULT_REACH = 25  # side of the widest kernel expected when the model does not say
+_DEFAULT_REACH = 25
+MAX_MEMORY = 2 * 2**30
+
+FirstEstimate = Literal["nearest", "bicubic"] | np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Restored:
     """One restored image and what was assumed to make it."""
 
-    image: np.ndarray  # (s*h, s*w, 3) uint8 RGB
+    image: np.ndarray  # (s*h, s*w) or (s*h, s*w, C), of the input's kind and type
     kernel: np.ndarray  # (k, k) float32, >= 0, sum 1: estimated, or the one given
     sigma: float  # noise level told to the network, [0, 1] scale
     residual: float  # RMS of |(restored * kernel)down - input|, [0, 1] scale; far above sigma: not explained
     scale: int
     seconds: float
+    winner: int | None = None  # the round whose kernel the guard let stand; None for a given kernel
+    spread: float | None = None  # how far kernels of different places are apart, 0 to 2; None with one place or given
+    windows: int = 1  # that the image was cut into
+    estimate_seconds: float = 0.0
 
 
 def default_device() -> torch.device:
@@ -77,10 +84,19 @@ class Restorer:
         network = load_model(directory, weights=weights)
         return cls(network, uri=text, digest=storage.sha256_of(storage.join(directory, weights)), device=device)
 
+    def on(self, device: torch.device) -> Restorer:
+        """The same model on another device."""
+        return Restorer(self.network, uri=self.uri, digest=self.digest, device=device)
+
     @property
     def is_blind(self) -> bool:
         """Whether it can estimate the kernel."""
         return isinstance(self.network, BlindUSRNet)
+
+    @property
+    def kernel_side(self) -> int:
+        """Pixels of the kernels it estimates; of a model that does not say, of the widest expected."""
+        return self.network.kernel_size if isinstance(self.network, BlindUSRNet) else _DEFAULT_REACH
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -93,49 +109,74 @@ class Restorer:
         scale: int,
         sigma: float | Literal["auto"] = "auto",
         kernel: np.ndarray | None = None,
+        *,
+        x0: FirstEstimate | Restorer = None,
+        self_ensemble: bool = False,
+        max_memory: int = MAX_MEMORY,
     ) -> Restored:
-        """Restore a real photograph: periodic extension, kernel estimate (unless given), restoration, crop.
+        """Restore a real photograph: estimate its kernel unless given, then restore it, in windows where it is large.
+
+        The kernel is one for the whole image, estimated at up to three well-textured places; the guard keeps an
+        estimate only where the image restored with it is more plausible (`pipeline/model/guard.py`).
 
         Args:
-            image: (h, w, 3) uint8 RGB.
+            image: uint8, uint16, or float32 in [0, 1]; (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA, whose alpha is
+                restored apart, with the same kernel.
             scale: one of `scales`.
             sigma: noise level on the [0, 1] scale, or `auto` to estimate it.
             kernel: (k, k), k odd, >= 0, sum 1, if it is known.
+            x0: where the unfoldings start, instead of what the model was made with: another model's restoration with
+                the same kernel, an image (s*h, s*w, 3) of the input's type, or an interpolation.
+            self_ensemble: the mean over the eight flips and quarter turns; eight times the work.
+            max_memory: bytes that this process (or the card's memory in it) may grow to.
 
         Raises:
-            BadRequestError: a scale the model was not made for, an image or kernel of the wrong shape, a non-blind
-                model without a kernel.
+            BadRequestError: a scale the model was not made for, an image, kernel or x0 of the wrong shape, a
+                non-blind model without a kernel, a memory limit that no window fits into.
         """
         started = time.perf_counter()
         self.check(scale, kernel_given=kernel is not None)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise BadRequestError(f"image: (h, w, 3) uint8 RGB is expected, got {image.shape} {image.dtype}")
+        colour, alpha = _planes(image)
         if kernel is not None and (kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0):
             raise BadRequestError(f"kernel: (k, k) with an odd side is expected, got {kernel.shape}")
-        level = estimate_sigma(image) if sigma == "auto" else float(sigma)
-        extended = periodic_extension(image / np.float32(255), self._margin(scale, kernel))
-        lr = self.tensor(extended)
-        if kernel is None:
-            out = self.blind(lr, scale, level, seen=self.tensor(image / np.float32(255)))
-            sr, used = out.sr, out.kernel
-        else:
-            used = torch.as_tensor(kernel, dtype=torch.float32, device=self.device)[None]
-            sr = self.nonblind(lr, used, scale, level)
-        sr = sr.clamp(0, 1)
-        height, width = image.shape[:2]
-        explained = degrade(sr, used, scale)
-        residual = (explained - lr)[..., :height, :width].square().mean().sqrt()
-        restored = (sr[0, :, : scale * height, : scale * width] * 255).round().byte().permute(1, 2, 0)
+        level = estimate_sigma(colour) if sigma == "auto" else float(sigma)
+        lr = _to_float(colour)
+        found = Estimate(kernel, None, None) if kernel is not None else estimate_kernel(self, lr, scale, level)
+        estimated = time.perf_counter()
+        assert found.kernel is not None
+        settings = Settings(scale, level, found.kernel, self_ensemble, max_memory, *_start(x0, scale, lr))
+        result = restore_planes(self, lr, settings, item=image.itemsize, channels=_channels(image))
+        restored = _to_type(result.image, image.dtype)
+        if image.ndim == 2:
+            restored = _to_type(result.image.mean(-1, keepdims=True), image.dtype)[..., 0]
+        if alpha is not None:
+            restored = np.concatenate([restored, self._alpha(alpha, settings, image)], axis=-1)
         return Restored(
-            image=restored.cpu().numpy(),
-            kernel=used[0].cpu().numpy(),
+            image=restored,
+            kernel=np.asarray(found.kernel, np.float32),
             sigma=level,
-            residual=float(residual),
+            residual=result.residual,
             scale=scale,
             seconds=time.perf_counter() - started,
+            winner=found.winner,
+            spread=found.spread,
+            windows=result.windows,
+            estimate_seconds=estimated - started,
         )
 
-    def blind(self, lr: Tensor, scale: int, sigma: float, seen: Tensor | None = None) -> BlindOutput:
+    def _alpha(self, alpha: np.ndarray, settings: Settings, image: np.ndarray) -> np.ndarray:
+        """(h, w) -> (s*h, s*w, 1) of the image's type; an alpha that is the same everywhere stays exactly that."""
+        height, width = (settings.scale * side for side in alpha.shape)
+        if (alpha == alpha.flat[0]).all():
+            return np.full((height, width, 1), alpha.flat[0])
+        planes = np.repeat(_to_float(alpha)[..., None], 3, axis=2)
+        own = settings._replace(x0=None, x0_model=None, sigma=0.0)
+        result = restore_planes(self, planes, own, item=image.itemsize, channels=4)
+        return _to_type(result.image[..., :1], image.dtype)
+
+    def blind(
+        self, lr: Tensor, scale: int, sigma: float, seen: Tensor | None = None, *, guard: bool = False
+    ) -> BlindOutput:
         """The network itself on a periodic image: (1, 3, h, w) in [0, 1] on `device`; nothing is extended or clipped.
 
         Args:
@@ -144,6 +185,7 @@ class Restorer:
             sigma: noise level.
             seen: the part of it that a camera saw, if not all: the initial kernel is read off that alone, since the
                 smooth band of an extension has a spectrum of its own.
+            guard: let a kernel estimate stand only where it scores no worse than the one before.
 
         Raises:
             BadRequestError: the model is not blind.
@@ -152,16 +194,20 @@ class Restorer:
             raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
         with torch.inference_mode():
             first = self.network.initial(lr if seen is None else seen, scale, sigma)
-            out: BlindOutput = self.network(lr, scale, sigma, first=first)
+            out: BlindOutput = self.network(lr, scale, sigma, first=first, guard=guard)
             return out
 
-    def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float) -> Tensor:
+    def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:
         """The restorer with a known kernel (1, k, k) on a periodic image: (1, 3, s*h, s*w), not clipped."""
         with torch.inference_mode():
             if isinstance(self.network, BlindUSRNet):
-                return self.network.restore(lr, kernel, scale, sigma)
-            sr: Tensor = self.network(lr, kernel, scale, sigma)
+                return self.network.restore(lr, kernel, scale, sigma, x0)
+            sr: Tensor = self.network(lr, kernel, scale, sigma, x0)
             return sr
+
+    def alpha(self, scale: int, sigma: float) -> float:
+        """The smallest of the network's data weights: the smaller, the further the inverse filter reaches."""
+        return smallest_alpha(self.network, scale, sigma, self.device)
 
     def tensor(self, image: np.ndarray) -> Tensor:
         """(h, w, 3) floating point in [0, 1] to (1, 3, h, w) float32 on the model's device."""
@@ -176,7 +222,50 @@ class Restorer:
         if not kernel_given and not self.is_blind:
             raise BadRequestError(f"{self.uri} cannot estimate a kernel; give one (--kernel FILE) or use a blind model")
 
-    def _margin(self, scale: int, kernel: np.ndarray | None) -> int:
-        known = self.network.kernel_size if isinstance(self.network, BlindUSRNet) else _DEFAULT_REACH
-        side = max(known, 0 if kernel is None else kernel.shape[0])
-        return -(-side // scale) + 8
+
+def _start(
+    x0: FirstEstimate | Restorer, scale: int, lr: np.ndarray
+) -> tuple[np.ndarray | Literal["nearest", "bicubic"] | None, Restorer | None]:
+    """x0 as an image or interpolation, or as a model."""
+    if isinstance(x0, Restorer):
+        x0.check(scale, kernel_given=True)
+        return None, x0
+    if isinstance(x0, np.ndarray):
+        expected = (scale * lr.shape[0], scale * lr.shape[1], 3)
+        if x0.shape != expected:
+            raise BadRequestError(f"x0: {expected} is expected, got {x0.shape}")
+        return _to_float(x0), None
+    return x0, None
+
+
+def _planes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colour (h, w, 3) and alpha (h, w) of an image."""
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise BadRequestError(f"image: uint8, uint16 or float32 is expected, got {image.dtype}")
+    if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+        raise BadRequestError(f"image: (h, w), (h, w, 3) RGB or (h, w, 4) RGBA is expected, got {image.shape}")
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=2), None
+    return image[..., :3], image[..., 3] if image.shape[2] == 4 else None
+
+
+def _channels(image: np.ndarray) -> int:
+    return 1 if image.ndim == 2 else image.shape[2]
+
+
+def _to_float(values: np.ndarray) -> np.ndarray:
+    """To float32 in [0, 1]."""
+    if values.dtype == np.float32:
+        return values
+    return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
+
+
+def _to_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """From float32 in [0, 1], rounded; strip by strip, since the image may fill most of the memory."""
+    if dtype == np.float32:
+        return values
+    peak = np.float32(np.iinfo(dtype).max)
+    out = np.empty(values.shape, dtype)
+    for top in range(0, values.shape[0], 256):
+        out[top : top + 256] = np.rint(values[top : top + 256] * peak)
+    return out

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from skimage import data
 
-from kernels_bank import KernelCodec, benchmark_kernels, load_kernels, sample_gaussian
+from kernels_bank import KernelCodec, benchmark_kernels, sample_gaussian
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.config import ModelConfig
-from pipeline.data.images import decode_image, encode_png
 from pipeline.degrade import degrade
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
-from pipeline.inference.files import restore_files
 from pipeline.inference.noise import estimate_sigma
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
@@ -115,8 +111,10 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
     ("arguments", "message"),
     [
         ({"scale": 3}, "was not made for scale 3; it restores 2"),
-        ({"image": np.zeros((4, 4), np.uint8)}, r"\(h, w, 3\) uint8 RGB is expected"),
-        ({"image": np.zeros((4, 4, 3), np.float32)}, r"\(h, w, 3\) uint8 RGB is expected"),
+        ({"image": np.zeros((4, 4, 2), np.uint8)}, r"\(h, w, 3\) RGB or .* is expected, got \(4, 4, 2\)"),
+        ({"image": np.zeros((4, 4, 3), np.float64)}, "uint8, uint16 or float32 is expected, got float64"),
+        ({"x0": np.zeros((4, 4, 3), np.float32)}, r"x0: \(128, 144, 3\) is expected"),
+        ({"max_memory": 2**20}, "are too little for a 72 x 64 image.*raise --max-memory"),
         ({"kernel": np.ones((4, 4), np.float32)}, "odd side"),
     ],
 )
@@ -135,40 +133,3 @@ def test_damaged_or_missing_models_are_refused(folder, tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(bytes(weights))
     with pytest.raises(ArtefactError, match="was changed or damaged"):
         Restorer.load(tmp_path)
-
-
-def test_files_in_files_out(folder, photo, tmp_path):
-    source = tmp_path / "in"
-    (source / "deep").mkdir(parents=True)
-    (source / "cat.png").write_bytes(encode_png(photo))
-    (source / "deep" / "cat.png").write_bytes(encode_png(photo[:40]))
-    (source / "broken.png").write_bytes(encode_png(photo)[:200])
-    outcomes = restore_files(str(folder), str(source), str(tmp_path / "out"), scale=2)
-    assert {o.name: bool(o.output) for o in outcomes} == {
-        "broken.png": False,
-        "cat.png": True,
-        "deep/cat.png": True,
-    }
-    assert decode_image((tmp_path / "out" / "cat-x2.png").read_bytes()).shape == (128, 144, 3)
-    about = json.loads((tmp_path / "out" / "deep" / "cat-x2.json").read_text())
-    assert about["kernel"] == "estimated"
-    kernel = np.load(tmp_path / "out" / "cat-x2-kernel.npy")
-    np.testing.assert_allclose(load_kernels(tmp_path / "out" / "cat-x2-kernel.png")[0], kernel, atol=2e-5)
-    with pytest.raises(BadRequestError, match=r"cat-x2\.png exists"):
-        restore_files(str(folder), str(source), str(tmp_path / "out"), scale=2)
-    # The estimate given back as the known kernel restores the same picture.
-    known = restore_files(
-        str(folder),
-        str(source / "cat.png"),
-        str(tmp_path / "known"),
-        scale=2,
-        kernel=str(tmp_path / "out" / "cat-x2-kernel.npy"),
-    )
-    assert len(known) == 1
-
-
-def test_two_inputs_never_share_an_output(folder, photo, tmp_path):
-    for name in ("a.png", "a.bmp"):
-        (tmp_path / name).write_bytes(encode_png(photo))
-    with pytest.raises(BadRequestError, match=r"would both become .*a-x2\.png"):
-        restore_files(str(folder), str(tmp_path), str(tmp_path / "out"), scale=2)

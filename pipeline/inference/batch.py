@@ -1,0 +1,152 @@
+"""Many images: one after another in this process, or on an actor pool of a Ray cluster; both go on after a kill."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from kernels_bank.runtime.progress import Progress
+from pipeline.data.images import BadImageError, read_header
+from pipeline.data.sources import Source, read_source
+from pipeline.inference import memory
+from pipeline.inference.files import Item, Outcome, Tools, list_items, load_tools, restore_item, split_done
+from pipeline.inference.restorer import default_device
+from pipeline.inference.settings import RestoreSettings
+
+
+def restore_files(settings: RestoreSettings) -> list[Outcome]:
+    """Restore every image of the input; what is finished already is left as it is.
+
+    Raises:
+        BadRequestError: no such model, image or kernel, they do not fit, or a result exists and `overwrite` is off.
+    """
+    tools = load_tools(settings, torch.device("cpu") if settings.workers > 1 else None)
+    todo, done = split_done(list_items(settings), tools)
+    outcomes = [Outcome(item.source.name, item.result, "was finished before") for item in done]
+    with Progress("restore", len(todo) + len(done), "image") as bar:
+        bar.start_at(len(done))
+        for outcome in _on_cluster(todo, tools) if settings.workers > 1 and todo else _here(todo, tools):
+            outcomes.append(outcome)
+            bar.advance(note=outcome.name)
+    return sorted(outcomes, key=lambda outcome: outcome.name)
+
+
+def checked(outcomes: list[Outcome]) -> list[Outcome]:
+    """The outcomes, if every image was restored. Raises JobFailedError that names the others."""
+    failed = [outcome for outcome in outcomes if not outcome.output]
+    if failed:
+        names = ", ".join(outcome.name for outcome in failed[:5]) + (" ..." if len(failed) > 5 else "")
+        raise JobFailedError(f"{len(failed)} of {len(outcomes)} images were not restored: {names}")
+    return outcomes
+
+
+def planned(settings: RestoreSettings) -> str:
+    """What `restore_files` would do, everything reachable looked at and nothing written. Raises as it does."""
+    tools = load_tools(settings)
+    todo, done = split_done(list_items(settings), tools)
+    _check_writable(settings.output)
+    sizes, broken = [], []
+    for item in todo:
+        try:
+            header = read_header(read_source(item.source))
+            sizes.append((header.height * header.width, f"{header.width} x {header.height}"))
+        except BadImageError as error:
+            broken.append(f"\n  not readable   {item.source.name}: {error}")
+    kernel = "estimated" if tools.kernel is None else f"{settings.kernel}, {tools.kernel.shape[0]} pixels a side"
+    pixels = (settings.max_memory - memory.in_use(torch.device("cpu"))) / memory.window_bytes(
+        tools.restorer.network.config
+    )
+    largest = f"; the largest is {max(sizes)[1]}" if sizes else ""
+    lines = [
+        f"{len(todo) - len(broken)} images would be restored at x{settings.scale} to {settings.output}{largest}",
+        f"model          {tools.model}, weights {tools.restorer.digest[:12]}",
+        f"kernel         {kernel}",
+        f"sigma          {'estimated' if settings.sigma == 'auto' else settings.sigma}",
+        f"start (x0)     {settings.x0 or 'the model’s own'}",
+        f"done before    {len(done)}",
+        f"workers        {settings.workers}",
+        f"memory         {settings.max_memory / 2**30:.2f} GiB: {max(pixels, 0) / 1e6:.1f} megapixels at once",
+    ]
+    return "\n  ".join(lines) + "".join(broken)
+
+
+def _here(items: list[Item], tools: Tools) -> Iterator[Outcome]:
+    for item in items:
+        yield restore_item(item, tools)
+
+
+def _on_cluster(items: list[Item], tools: Tools) -> Iterator[Outcome]:
+    """A Ray Data job: each image is a block, so a free worker takes the next one."""
+    from kernels_bank.runtime.cluster import connect
+    from pipeline.data.rows import rows_of
+
+    workers = tools.settings.workers
+    connect(min_cpus=workers)
+    import ray
+
+    cluster = ray.cluster_resources()
+    cpus, cards = int(cluster.get("CPU", 0)), cluster.get("GPU", 0)
+    if cpus < workers or 0 < cards < workers:
+        has = f"{cpus} CPUs and {cards:g} cards"
+        raise BadRequestError(
+            f"--workers {workers}: the cluster has {has}; each worker takes one of each kind there is"
+        )
+    rows = [
+        {
+            "uri": item.source.uri,
+            "name": item.source.name,
+            "member": item.source.member,
+            "target": item.target,
+            "kind": item.kind,
+        }
+        for item in items
+    ]
+    threads = max(1, min(cpus, os.cpu_count() or 1) // workers)
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        Worker,  # type: ignore[arg-type] # Ray makes an actor of a class
+        # In a list: Ray would resolve a bare reference in the driver's stead.
+        fn_constructor_kwargs={"shared": [ray.put(tools)], "threads": threads},
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+        num_cpus=1,
+        num_gpus=1 if cards else None,
+    )
+    for row in rows_of(dataset):
+        yield Outcome(row["name"], row["output"], row["note"])
+
+
+class Worker:
+    """An actor of the pool: the tools on its own device, one image after another."""
+
+    def __init__(self, shared: list[Any], threads: int) -> None:
+        import ray
+
+        torch.set_num_threads(threads)
+        self.tools: Tools = ray.get(shared[0]).on(default_device())
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        """Restore one image; columns of an Outcome."""
+        source = Source(row["uri"], row["name"], int(row["member"]))
+        outcome = restore_item(Item(source, row["target"], row["kind"]), self.tools)
+        return {"name": outcome.name, "output": outcome.output, "note": outcome.note}
+
+
+def _check_writable(output: str) -> None:
+    """The output or the nearest folder above it takes files. Raises BadRequestError."""
+    path = storage.resolve(output)[1]
+    if storage.is_file(output):
+        raise BadRequestError(f"--output {output} is a file; name a folder")
+    if output.startswith("s3://"):
+        bucket = f"s3://{path.split('/', 1)[0]}"
+        if not storage.exists(bucket):
+            raise BadRequestError(f"--output {output}: there is no bucket {bucket}")
+        return
+    folder = path
+    while not os.path.exists(folder):  # noqa: PTH110 - a path of pyarrow's
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    if not os.access(folder, os.W_OK):
+        raise BadRequestError(f"--output {output}: {folder} is not writable")

@@ -1,0 +1,49 @@
+"""One kernel for a whole photograph, from the places that show it best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pipeline.inference.boundary import periodic_extension
+from pipeline.inference.texture import textured_crops
+from pipeline.inference.tiles import margin
+
+if TYPE_CHECKING:
+    from pipeline.inference.restorer import Restorer
+
+_CROP = 192  # LR pixels a side: what an estimate is made from
+_ALONE = 288  # an image no larger than this is one place
+_PLACES = 3
+
+
+class Estimate(NamedTuple):
+    """A kernel, and how it was found."""
+
+    kernel: np.ndarray | None  # (k, k)
+    winner: int | None  # the round that made it; 0 is the initial kernel
+    spread: float | None  # mean sum of |k - k'| between it and the kernels of the other places, 0 to 2
+
+
+def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float) -> Estimate:
+    """The kernel of a photograph (h, w, 3) float32 in [0, 1].
+
+    Each of up to three well-textured places gives a kernel, guarded; the one that is nearest to the others is taken,
+    so that a single place with a texture of its own does not decide.
+    """
+    side = max(lr.shape[:2]) if max(lr.shape[:2]) <= _ALONE else _CROP
+    crops = [lr[top : top + side, left : left + side] for top, left in textured_crops(lr, side, _PLACES)]
+    found = [_guarded(restorer, crop, scale, sigma) for crop in crops]
+    if len(found) == 1:
+        return found[0]
+    kernels = np.stack([estimate.kernel for estimate in found if estimate.kernel is not None])
+    distances = np.abs(kernels[:, None] - kernels).sum((-2, -1))
+    nearest = int(distances.sum(1).argmin())
+    return found[nearest]._replace(spread=float(distances[nearest].sum() / (len(found) - 1)))
+
+
+def _guarded(restorer: Restorer, crop: np.ndarray, scale: int, sigma: float) -> Estimate:
+    extended = periodic_extension(crop, margin(scale, restorer.kernel_side))
+    out = restorer.blind(restorer.tensor(extended), scale, sigma, seen=restorer.tensor(crop), guard=True)
+    return Estimate(out.kernel[0].cpu().numpy(), int(out.winner[0]), None)

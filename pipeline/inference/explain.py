@@ -1,0 +1,35 @@
+"""Whether the model y = (x * k)down + n explains a photograph, and what speaks against it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.inference.restorer import Restored
+
+# Where warnings start; docs/restore.md has the measurement on images inside and outside the model.
+UNEXPLAINED = 1.5 / 255  # of the residual beyond the noise
+APART = 0.6  # sum of |k - k'| between places
+CLIPPED = 0.01  # share of pixels with a channel at its upper end
+
+
+def warnings(image: np.ndarray, restored: Restored) -> list[str]:
+    """One line for each sign that the image was not made by one blur and white noise.
+
+    Args:
+        image: the input, integers.
+        restored: what was made of it.
+    """
+    found = []
+    excess = (max(restored.residual**2 - restored.sigma**2, 0)) ** 0.5
+    if excess > UNEXPLAINED:
+        found.append(
+            f"the model does not explain this image: {excess * 255:.1f}/255 remain beyond the noise; "
+            "its blur may not be uniform, or the kernel is wrong"
+        )
+    if restored.spread is not None and restored.spread > APART:
+        found.append(f"the blur differs from place to place (kernels are {restored.spread:.2f} apart, of at most 2)")
+    top = image[..., :3].max(-1) if image.ndim == 3 else image
+    clipped = float((top == np.iinfo(image.dtype).max).mean())
+    if clipped > CLIPPED:
+        found.append(f"{clipped:.0%} of the pixels are clipped; edges beside them may ring")
+    return found

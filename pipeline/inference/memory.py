@@ -1,0 +1,41 @@
+"""How much memory a restoration takes, so that windows can be made to fit a limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipeline.config import ModelConfig
+
+# float32 values alive for each HR pixel at the peak, counted on fake tensors for widths from 4 to 64
+# (tests/unit/inference/test_memory.py). Resident memory grew by 1.03 times that for large windows; what libraries and
+# allocator keep for themselves does not grow with them.
+_PER_CHANNEL, _FIXED, _WORKSPACE = 5.9, 20.0, 1.1
+RESERVE = 96 * 2**20
+
+
+def window_bytes(config: ModelConfig) -> float:
+    """Peak memory of the restorer, for each HR pixel of a window."""
+    return 4 * _WORKSPACE * (_FIXED + _PER_CHANNEL * config.widths[0])
+
+
+def image_bytes(scale: int, channels: int, item: int) -> float:
+    """For each LR pixel of an image: itself, its torus, the result as it is put together, and its encoded copies.
+
+    Args:
+        scale: s.
+        channels: of the input, 1 to 4.
+        item: bytes of one value of the input.
+    """
+    return 24 + item * channels + scale**2 * (12 + 3 * item * channels)
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes that the process holds: resident memory, or what is allocated on its card."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS"):
+            return 1024 * int(line.split()[1])
+    return 0

@@ -1,0 +1,50 @@
+"""What `jobs/restore.py` is asked for. Importing it costs no torch, ray or mlflow."""
+
+from __future__ import annotations
+
+import string
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import ByteSize, Field, field_validator
+
+from pipeline.config import Frozen, Scale, Sigma
+
+
+class RestoreSettings(Frozen):
+    """Images, a model, and how the results are made and named."""
+
+    model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION, a model folder, or a USRNet .pth")
+    input: str = Field(description="an image, or a folder, zip or s3:// prefix of images")
+    output: str = Field(description="folder or s3:// prefix for the results")
+    scale: Scale = Field(2, description="factor by which the image becomes larger")
+    sigma: Literal["auto"] | Sigma = Field("auto", description="noise level, [0, 1] scale: 2.55/255 is 0.01")
+    kernel: str | None = Field(
+        None, description="the blur kernel if it is known: a file (.npy, .npz, .mat, .png) or bank:URI#INDEX"
+    )
+    x0: str | None = Field(
+        None, description="where the restoration starts: nearest, bicubic, or another model's result; default: its own"
+    )
+    self_ensemble: bool = Field(False, description="mean over eight flips and quarter turns: eight times the work")
+    max_memory: ByteSize = Field(
+        ByteSize(2 * 2**30), gt=0, description="memory of each worker; larger images are restored in windows"
+    )
+    format: Literal["png", "jpeg", "webp", "tiff", "same"] = Field("png", description="of the results")
+    depth: Literal["same", "8", "16"] = Field("same", description="bits of a channel; jpeg and webp have 8")
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(95, description="of jpeg and webp; 100 is lossless for webp")
+    name: str = Field("{stem}-x{scale}", description="name of a result without its suffix")
+    overwrite: bool = Field(False, description="replace files that are there and were made otherwise")
+    workers: int = Field(1, ge=1, description="processes that restore, on the Ray cluster if more than one")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_one(cls, value: str) -> str:
+        try:
+            fields = {field for _, field, _, _ in string.Formatter().parse(value) if field is not None}
+        except ValueError as error:
+            raise ValueError(f"'{value}' is no template ({error}); such as {{stem}}-x{{scale}}") from error
+        if "stem" not in fields or fields - {"stem", "scale"}:
+            raise ValueError(f"'{value}': {{stem}} is needed, {{scale}} can be in it, and nothing else in braces")
+        if PurePosixPath(value).name != value or value.startswith("."):
+            raise ValueError(f"'{value}': a file name is expected; --output says where")
+        return value

@@ -1,0 +1,189 @@
+"""How an image is cut into windows that together give what the whole image would.
+
+The image is extended to a torus once (`boundary.py`), and every window is a cyclic cut of that torus: so the windows
+at the image's edges see the same extension that the whole image has. A window holds its own part of the result, half
+a seam on each side where it fades into its neighbour, and around that the context which the result depends on. Its
+outer edges are closed by a band of their own, since a window is no torus.
+
+How much context: the data step is an inverse filter, whose reach depends on the kernel and on alpha; the prior
+reaches further by a fixed number of HR pixels. Both were measured (docs/restore.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.inference.boundary import extend_to, friendly_length
+from pipeline.model.fourier import BlurOperator, spectrum
+
+ALIGNED = 8  # windows start at multiples of it: the prior's strided convolutions meet the same pixels in each
+_SEAM = 16  # LR pixels over which neighbours fade into each other
+_BAND = 16  # LR pixels at least that close a window
+_PRIOR_HR = 64  # HR pixels that a result depends on beyond the inverse filter
+_INFLUENCE = 1.0  # of a pixel, summed over all further away: 1e-3 of it is left after the prior's reach
+_GRID, _LONGEST = 256, 128  # LR pixels: where the inverse filter is looked at, and the longest reach believed
+
+
+@dataclass(frozen=True)
+class Span:
+    """One window along one axis, in LR pixels from the image's first."""
+
+    start: int  # of the window, a multiple of 8; negative in the band before the image
+    length: int  # of the cut of the torus
+    padded: int  # of the window with its own closing band
+    first: int  # the result this window contributes to: first <= i < last, seams included
+    last: int
+    fade_in: int  # pixels of the seam at `first`, 0 at the image's edge
+    fade_out: int
+
+    def enlarged(self, scale: int) -> Span:
+        """The same span of the HR image."""
+        start, length, padded, first, last = (
+            scale * value for value in (self.start, self.length, self.padded, self.first, self.last)
+        )
+        return Span(start, length, padded, first, last, 0, 0)
+
+    def weight(self, scale: int) -> np.ndarray:
+        """(scale * (last - first),) float32: 1, with straight ramps over the seams; overlapping windows add up to 1."""
+        weight = np.ones(scale * (self.last - self.first), np.float32)
+        for length, part in ((scale * self.fade_in, weight), (scale * self.fade_out, weight[::-1])):
+            part[:length] = (np.arange(length) + 0.5) / max(length, 1)
+        return weight
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The windows of an image: every pair of a row span and a column span."""
+
+    rows: tuple[Span, ...]
+    columns: tuple[Span, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return len(self.rows) * len(self.columns)
+
+    @property
+    def largest(self) -> int:
+        """LR pixels of the largest window."""
+        return max(s.padded for s in self.rows) * max(s.padded for s in self.columns)
+
+    @property
+    def cost(self) -> int:
+        """LR pixels of all windows."""
+        return sum(s.padded for s in self.rows) * sum(s.padded for s in self.columns)
+
+
+def margin(scale: int, kernel_side: int) -> int:
+    """LR pixels that a torus has beyond its image: the kernel must fit, and the prior not see its cut."""
+    return max(-(-kernel_side // scale) + 8, 2 * -(-_PRIOR_HR * 3 // (4 * scale * ALIGNED)) * ALIGNED)
+
+
+def context(kernel: np.ndarray, alpha: float, scale: int) -> int:
+    """LR pixels around a window's part that its result depends on by more than about 1e-3, a multiple of 8.
+
+    Args:
+        kernel: (k, k), sum 1.
+        alpha: the smallest of the network's data weights at the noise level.
+        scale: s.
+    """
+    reach = inverse_reach(kernel, alpha, scale) + -(-_PRIOR_HR // scale)
+    return -(-reach // ALIGNED) * ALIGNED
+
+
+def inverse_reach(kernel: np.ndarray, alpha: float, scale: int) -> int:
+    """LR pixels beyond which one pixel's influence on the data step, summed over all HR pixels, is below 1."""
+    y = torch.zeros(1, 1, _GRID, _GRID, dtype=torch.float64)
+    y[..., _GRID // 2, _GRID // 2] = 1
+    operator = BlurOperator.of(torch.from_numpy(np.asarray(kernel, np.float64))[None], scale, y)
+    zero = torch.zeros(1, 1, scale * _GRID, scale * _GRID, dtype=torch.float64)
+    response = operator.step(zero, spectrum(y), torch.full((1, 1, 1, 1), alpha, dtype=torch.float64))[0, 0].abs()
+    by_pixel = response.reshape(_GRID, scale, _GRID, scale).amax((1, 3))
+    offset = (torch.arange(_GRID) - _GRID // 2).abs()
+    ring = torch.maximum(offset[:, None], offset[None])
+    sums = torch.zeros(_GRID // 2 + 1, dtype=torch.float64).index_add_(0, ring.flatten(), by_pixel.flatten())
+    beyond = sums.flip(0).cumsum(0).flip(0)
+    return min(int((beyond > _INFLUENCE).sum()), _LONGEST)
+
+
+def whole(height: int, width: int, around: int) -> Layout:
+    """One window: the image and its whole torus, `around` LR pixels longer or more; the cut lies mid-band."""
+    return Layout((_torus_span(height, around),), (_torus_span(width, around),))
+
+
+def layout(height: int, width: int, around: int, reach: int, most: float) -> Layout | None:
+    """The windows of at most `most` LR pixels that cost least, or None when none are small enough.
+
+    Args:
+        height: of the image, LR pixels.
+        width: likewise.
+        around: what the torus is longer than the image.
+        reach: context of a window, a multiple of 8.
+        most: LR pixels of a window with all that surrounds its part.
+    """
+    found = whole(height, width, around)
+    if found.largest <= most:
+        return found
+    axes = [[_split(length, n, around, reach) for n in range(1, -(-length // _SEAM) + 1)] for length in (height, width)]
+    fitting = []
+    for rows in axes[0]:
+        tallest = max(span.padded for span in rows)
+        # Of one axis' cuts only the coarsest that fits is of use.
+        columns = next((c for c in axes[1] if tallest * max(span.padded for span in c) <= most), None)
+        if columns is not None:
+            fitting.append(Layout(rows, columns))
+    return min(fitting, key=lambda choice: choice.cost, default=None)
+
+
+def cut(torus: np.ndarray, row: Span, column: Span) -> np.ndarray:
+    """The window (row.padded, column.padded, C) of a torus (H, W, C), closed by its own band where it is not all."""
+    rows, columns = (
+        np.arange(span.start, span.start + span.length) % length
+        for span, length in zip((row, column), torus.shape[:2], strict=True)
+    )
+    return extend_to(torus[rows[:, None], columns], row.padded, column.padded)
+
+
+def inner(window: Tensor, row: Span, column: Span, scale: int) -> Tensor:
+    """The part of (..., s * row.padded, s * column.padded) that the window contributes."""
+    parts = [slice(scale * (s.first - s.start), scale * (s.last - s.start)) for s in (row, column)]
+    return window[..., parts[0], parts[1]]
+
+
+def torus_length(length: int, around: int) -> int:
+    """LR pixels of one axis of the torus: a multiple of 8 whose FFT is fast."""
+    return friendly_length(length + around)
+
+
+def _torus_span(length: int, around: int) -> Span:
+    torus = torus_length(length, around)
+    before = (torus - length) // 2 // ALIGNED * ALIGNED
+    return Span(-before, torus, torus, 0, length, 0, 0)
+
+
+def _split(length: int, parts: int, around: int, reach: int) -> tuple[Span, ...]:
+    """One axis in `parts` nearly equal ones; as a whole torus when a window would be as long."""
+    torus = _torus_span(length, around)
+    step = math.ceil(length / parts / ALIGNED) * ALIGNED
+    edges = [*range(0, length, step), length]
+    if edges[-1] - edges[-2] < _SEAM and len(edges) > 2:
+        del edges[-2]  # too short for a seam of its own
+    spans = []
+    for first, last in itertools.pairwise(edges):
+        fade_in, fade_out = (_SEAM if first > 0 else 0), (_SEAM if last < length else 0)
+        first, last = first - fade_in // 2, last + fade_out // 2
+        start, end = first - reach, last + reach
+        if fade_in == 0 and fade_out == 0:
+            return (torus,)
+        start = start // ALIGNED * ALIGNED
+        padded = friendly_length(end - start + _BAND)
+        if padded >= torus.padded:
+            return (torus,)
+        spans.append(Span(start, end - start, padded, first, last, fade_in, fade_out))
+    return tuple(spans)

@@ -1,0 +1,147 @@
+"""The restoration of an image whose kernel is known, window by window, within a memory limit."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.degrade import degrade
+from pipeline.inference import memory, tiles
+from pipeline.inference.boundary import extend_to
+from pipeline.inference.ensemble import TURNS, Turn
+from pipeline.model import BlindUSRNet, USRNet, upsample
+
+if TYPE_CHECKING:
+    from pipeline.inference.restorer import Restorer
+
+
+class Settings(NamedTuple):
+    """What is restored, and how."""
+
+    scale: int
+    sigma: float
+    kernel: np.ndarray  # (k, k)
+    self_ensemble: bool
+    max_memory: int
+    x0: np.ndarray | str | None  # (s*h, s*w, 3) float32 in [0, 1], or an interpolation
+    x0_model: Restorer | None  # whose restoration is x0; with neither, x0 is the model's own
+
+
+class Result(NamedTuple):
+    """What came out."""
+
+    image: np.ndarray  # (s*h, s*w, 3) float32 in [0, 1]
+    residual: float  # RMS of what it leaves unexplained of the LR image
+    windows: int
+
+
+def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, item: int, channels: int) -> Result:
+    """Restore (h, w, 3) float32 in [0, 1] with a known kernel.
+
+    Args:
+        restorer: the model.
+        lr: the image; three equal planes for a grey one.
+        settings: what else is known.
+        item: bytes of a value of the file's image, and
+        channels: how many it has: they count for the memory limit.
+
+    Raises:
+        BadRequestError: the limit is too small for any window.
+    """
+    scale = settings.scale
+    plan = plan_windows(restorer, lr.shape[0], lr.shape[1], settings, item=item, channels=channels)
+    around = tiles.margin(scale, settings.kernel.shape[0])
+    height, width = (tiles.torus_length(length, around) for length in lr.shape[:2])
+    torus = extend_to(lr, height, width)
+    start = settings.x0
+    if isinstance(start, np.ndarray):
+        start = extend_to(start, scale * height, scale * width)
+    kernel = torch.as_tensor(settings.kernel, dtype=torch.float32, device=restorer.device)[None]
+    image = np.zeros((scale * lr.shape[0], scale * lr.shape[1], 3), np.float32)
+    squares = 0.0
+    for row, column in itertools.product(plan.rows, plan.columns):
+        window = restorer.tensor(tiles.cut(torus, row, column))
+        x0 = _first_estimate(restorer, window, start, row, column, kernel, settings)
+        sr = _restored(restorer, window, kernel, x0, settings).clamp_(0, 1)
+        unexplained = degrade(sr, kernel, scale) - window
+        weights = [torch.from_numpy(span.weight(scale)).to(sr.device) for span in (row, column)]
+        part = tiles.inner(sr, row, column, scale) * weights[0][:, None] * weights[1]
+        rows, columns = (slice(scale * span.first, scale * span.last) for span in (row, column))
+        image[rows, columns] += part[0].permute(1, 2, 0).cpu().numpy()
+        # Each LR pixel counts once: seams by their weights at the pixels that decimation keeps.
+        seen = tiles.inner(unexplained, row, column, 1).square() * weights[0][::scale, None] * weights[1][::scale]
+        squares += float(seen.sum(dtype=torch.float64))
+    return Result(image, (squares / lr.size) ** 0.5, plan.count)
+
+
+def plan_windows(
+    restorer: Restorer, height: int, width: int, settings: Settings, *, item: int, channels: int
+) -> tiles.Layout:
+    """The windows of an LR image of this size. Raises BadRequestError when not even the smallest fits."""
+    scale, kernel = settings.scale, settings.kernel
+    around = tiles.margin(scale, kernel.shape[0])
+    nets = [restorer, *([settings.x0_model] if settings.x0_model else [])]
+    config = max((net.network.config for net in nets), key=memory.window_bytes)
+    fixed = memory.in_use(restorer.device) + memory.RESERVE
+    if restorer.device.type == "cpu":
+        fixed += int(height * width * memory.image_bytes(scale, channels, item))
+    most = (settings.max_memory - fixed) / (memory.window_bytes(config) * scale**2)
+    found = tiles.whole(height, width, around)
+    if found.largest <= most:
+        return found
+    # With another model's x0, what that depends on lies further out by as much again.
+    reach = sum(tiles.context(kernel, net.alpha(scale, settings.sigma), scale) for net in nets)
+    split = tiles.layout(height, width, around, reach, most)
+    if split is None:
+        least = fixed + (2 * reach + 64) ** 2 * memory.window_bytes(config) * scale**2
+        raise BadRequestError(
+            f"{settings.max_memory / 2**30:.2f} GiB are too little for a {width} x {height} image: about "
+            f"{least / 2**30:.2f} GiB are needed; raise --max-memory"
+        )
+    return split
+
+
+def smallest_alpha(network: BlindUSRNet | USRNet, scale: int, sigma: float, device: torch.device) -> float:
+    """Of the network's K data weights at this noise level."""
+    restorer = network.restorer if isinstance(network, BlindUSRNet) else network
+    with torch.inference_mode():
+        alphas, _ = restorer.h(torch.tensor([sigma], dtype=torch.float32, device=device), scale)
+    return float(alphas.min())
+
+
+def _first_estimate(
+    restorer: Restorer,
+    window: Tensor,
+    start: np.ndarray | str | None,
+    row: tiles.Span,
+    column: tiles.Span,
+    kernel: Tensor,
+    settings: Settings,
+) -> Tensor | None:
+    """x0 of one window, or None for the model's own."""
+    scale = settings.scale
+    if settings.x0_model is not None:
+        return settings.x0_model.nonblind(window, kernel, scale, settings.sigma)
+    if isinstance(start, str):
+        return upsample(window, scale, start)
+    if isinstance(start, np.ndarray):
+        return restorer.tensor(tiles.cut(start, row.enlarged(scale), column.enlarged(scale)))
+    return None
+
+
+def _restored(restorer: Restorer, lr: Tensor, kernel: Tensor, x0: Tensor | None, settings: Settings) -> Tensor:
+    scale, sigma = settings.scale, settings.sigma
+    turns = TURNS if settings.self_ensemble else (Turn(False, False, False),)
+    total: Tensor | None = None
+    for turn in turns:
+        turned = None if x0 is None else turn.hr(x0, scale).contiguous()
+        sr = restorer.nonblind(turn.lr(lr).contiguous(), turn.lr(kernel).contiguous(), scale, sigma, turned)
+        back = turn.hr_back(sr, scale)
+        total = back if total is None else total + back
+    assert total is not None
+    return total / len(turns)
