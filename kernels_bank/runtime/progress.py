@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, one line per interval in a log; both with rate and ETA."""
+"""Progress of long work: a live bar on a terminal, one line per interval in a log, both with rate and ETA; gauges."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from kernels_bank.runtime import gauges
 
 _LOG_INTERVAL_S = 10.0
 
@@ -55,6 +57,8 @@ class Progress:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count finished items; `note` replaces the text at the end of the line."""
         self._done, self._note = self._done + count, note
+        gauges.set_gauge(gauges.DONE, self._done, {"stage": self._label})
+        gauges.set_gauge(gauges.TOTAL, self._total, {"stage": self._label})
         if self._bar:
             self._bar.update(self._task, completed=self._done, rate=self._rate_text(), note=note)
         elif time.monotonic() - self._last_line >= _LOG_INTERVAL_S:

@@ -1,0 +1,46 @@
+"""What a check found, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+Status = Literal["ok", "warn", "fail"]
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: `fail` is what would make a run fail, `warn` what would make it slow or fragile."""
+
+    check: str
+    where: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+def failed(findings: Sequence[Finding]) -> int:
+    """How many would make a run fail."""
+    return sum(finding.status == "fail" for finding in findings)
+
+
+def show(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print a table with remedies, or JSON for machines."""
+    if as_json:
+        print(json.dumps({"ok": not failed(findings), "findings": [asdict(finding) for finding in findings]}, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("check", "where", "", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    for finding in findings:
+        mark = f"[{_COLOURS[finding.status]}]{finding.status}[/]"
+        table.add_row(finding.check, finding.where, mark, finding.found, finding.remedy)
+    # Into a job's log, which has no width, whole lines.
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=True).print(table)

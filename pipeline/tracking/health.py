@@ -1,0 +1,94 @@
+"""Whether the tracking store is fit for a run: reachable, of the right version and schema, and taking files."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+import uuid
+
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.tracking.redact import mask_text
+from pipeline.tracking.store import client, plain_errors, sqlite_path
+
+_TIMEOUT_S = 20
+
+
+def check_store(uri: str) -> str:
+    """Look at every part of a store that a run uses; returns what was found in a few words.
+
+    Raises:
+        BadRequestError: it does not answer, refuses us, has another version or an old schema.
+    """
+    import mlflow
+
+    with plain_errors(uri, "the tracking store"):
+        client(uri).search_experiments(max_results=1)  # opens the database: an old schema is refused here
+    if database := sqlite_path(uri):
+        return f"SQLite file {database}, schema current"
+    theirs = answer(uri, "/version")
+    if theirs.split(".")[:2] != mlflow.__version__.split(".")[:2]:
+        raise BadRequestError(
+            f"the tracking server {mask_text(uri)} is mlflow {theirs}, here is {mlflow.__version__}; "
+            "install the same version on both, then `mlflow db upgrade`"
+        )
+    return f"mlflow {theirs}, schema current, {_artifacts(uri)}"
+
+
+def answer(uri: str, path: str) -> str:
+    """The text a server answers to a GET; credentials are taken from MLflow's variables.
+
+    Raises:
+        BadRequestError: it does not answer, or not with success.
+    """
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        response = http_request(get_default_host_creds(uri), path, "GET", timeout=_TIMEOUT_S, max_retries=0)
+    except Exception as error:  # MlflowException or a network error; all say the same to the user
+        raise BadRequestError(
+            f"the tracking server {mask_text(uri)} does not answer; start it, or correct MLFLOW_TRACKING_URI"
+        ) from error
+    if response.status_code != 200:
+        raise BadRequestError(
+            f"the tracking server {mask_text(uri)} answers {response.status_code} to {path}; "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if it asks for them"
+        )
+    return str(response.text).strip()
+
+
+def healthy(uri: str) -> bool:
+    """Whether a server answers from where this runs; costs no import of mlflow."""
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=_TIMEOUT_S) as response:
+            return bool(response.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # it is there; credentials are checked elsewhere
+    except OSError:
+        return False
+
+
+def _artifacts(uri: str) -> str:
+    """A small file through the server's artifact store and back, then deleted."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    path, content = f"/api/2.0/mlflow-artifacts/artifacts/doctor/{uuid.uuid4().hex}", uuid.uuid4().hex
+    creds = get_default_host_creds(uri)
+    for method, body in (("PUT", content), ("GET", None), ("DELETE", None)):
+        extra = {"data": body} if body else {}
+        try:
+            response = http_request(creds, path, method, timeout=_TIMEOUT_S, max_retries=0, **extra)
+        except Exception as error:
+            raise BadRequestError(
+                f"the tracking server {mask_text(uri)} did not answer when a file was sent to it ({method}); "
+                "look whether the server reaches its --artifacts-destination"
+            ) from error
+        if response.status_code in (404, 501, 503) and method == "PUT":
+            return "artifacts are not proxied: every client needs the artifact store's credentials"
+        if response.status_code != 200 or (method == "GET" and response.text != content):
+            raise BadRequestError(
+                f"the tracking server {mask_text(uri)} cannot keep files ({method}: {response.status_code}); "
+                "look whether the server reaches its --artifacts-destination"
+            )
+    return "files come back"
