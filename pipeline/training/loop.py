@@ -16,6 +16,7 @@ import ray.train.torch
 import torch
 from torch import Tensor
 
+from kernels_bank.runtime.gauges import TRAINING, set_gauge
 from pipeline.config import RunConfig
 from pipeline.data.feed import Batch, Feed
 from pipeline.data.plan import Stage
@@ -76,12 +77,14 @@ def train_worker(loop_config: dict[str, Job]) -> None:
             if logger:
                 metrics |= clock.rates()
                 logger.metrics(step, metrics)
+                _export(config.name, step, metrics)
                 job.board.put.remote(step, _note(metrics))
         if step % train.validate_every == 0 or last:
             found = validate(learner.ema.module, held_out, train, device)
             score = found.get("val_psnr", -found["val_kernel_error"]) if found else float(step)
             if logger:
                 logger.metrics(step, found)
+                _export(config.name, step, found)
         if logger and fixed and (step % train.image_every == 0 or last):
             logger.image("samples", sample_rows(learner.ema.module, fixed), step)
         # Rank 0's clock and the driver's wish decide for all: every rank must report equally often.
@@ -138,6 +141,12 @@ def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float],
         checkpoint.save(Path(folder), state, learner.network, learner.ema, learner.optimizer, learner.schedule)
         saved = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(values, checkpoint=saved, checkpoint_dir_name=f"step-{state.step:08d}")
+
+
+def _export(run: str, step: int, metrics: dict[str, float]) -> None:
+    """The newest numbers, for Prometheus."""
+    for name, value in ({"step": float(step)} | metrics).items():
+        set_gauge(TRAINING, value, {"run": run, "metric": name})
 
 
 def _note(metrics: dict[str, float]) -> str:
