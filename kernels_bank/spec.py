@@ -29,7 +29,9 @@ class KernelBankSpec(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="of all draws")
 
     sigma: Range = Field((0.6, 5.0), description="Gaussian: standard deviation of each axis, in pixels")
-    sigma_law: Literal["sigma", "variance"] = Field("sigma", description="which of the two is uniform over its range")
+    sigma_law: Literal["sigma", "variance", "log"] = Field(
+        "sigma", description="what is uniform over its range: sigma, its square or its logarithm"
+    )
     isotropic: float = Field(0.25, ge=0, le=1, description="Gaussian: share with equal axes")
     noise: float = Field(
         0.0, ge=0, le=1, description="Gaussian: multiplicative noise, each pixel times 1 + U(0, noise)"

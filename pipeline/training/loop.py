@@ -81,7 +81,7 @@ def train_worker(loop_config: dict[str, Job]) -> None:
                 job.board.put.remote(step, _note(metrics))
         if step % train.validate_every == 0 or last:
             found = validate(learner.ema.module, held_out, train, device)
-            score = found.get("val_psnr", -found["val_kernel_error"]) if found else float(step)
+            score = _score(found, step)
             if logger:
                 logger.metrics(step, found)
                 _export(config.name, step, found)
@@ -103,6 +103,16 @@ def train_worker(loop_config: dict[str, Job]) -> None:
             break
     if logger:
         logger.close()
+
+
+def _score(found: dict[str, float], step: int) -> float:
+    """What the best checkpoint has most of: PSNR where images are restored, else a small kernel error, else steps."""
+    match found:
+        case {"val_psnr": psnr}:
+            return psnr
+        case {"val_kernel_error": error}:
+            return -error
+    return float(step)
 
 
 def _set_up(config: RunConfig, device: torch.device) -> None:
