@@ -1,6 +1,6 @@
 """The pictures of docs/network.md.
 
-python docs/make_network_figures.py [--model runs/quickstart/model] draws the network and measures the data step; with
+python -m docs.make_network_figures [--model runs/quickstart/model] draws the network and measures the data step; with
 a trained blind model it also shows the kernel after each round on a photograph that the quickstart holds out.
 """
 
@@ -26,6 +26,7 @@ from pipeline.data.photographs import HELD_OUT, copy_photographs
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet, data_step
 from pipeline.model.weights import load_model
+from tests.published import published_data_step
 
 PICTURES = Path(__file__).with_name("pictures")
 DATA, PRIOR, KERNEL, PLAIN = "#cfe3f5", "#d8ecd0", "#f6dfc2", "#eeeeee"
@@ -129,23 +130,6 @@ def draw_network(config: ModelConfig, path: Path) -> None:
     plt.close(figure)
 
 
-def published_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, scale: int) -> Tensor:
-    """USRNet's Eq. 5-7 as in the paper: full complex FFTs and a division by alpha."""
-    height, width = x.shape[-2:]
-    size = kernel.shape[-1]
-    padded = F.pad(kernel, (0, width - size, 0, height - size)).roll((-(size // 2), -(size // 2)), (-2, -1))
-    FB = torch.fft.fft2(padded)[:, None]
-    spread = torch.zeros_like(x)
-    spread[..., ::scale, ::scale] = y
-    FR = FB.conj() * torch.fft.fft2(spread) + torch.fft.fft2(alpha * x)
-
-    def fold(full: Tensor) -> Tensor:
-        return full.reshape(*full.shape[:2], scale, height // scale, scale, width // scale).mean((2, 4))
-
-    quotient = fold(FB * FR) / (fold(FB.abs() ** 2) + alpha)
-    return torch.fft.ifft2((FR - FB.conj() * quotient.repeat(1, 1, scale, scale)) / alpha).real
-
-
 def draw_data_step_error(path: Path) -> None:
     """Relative float32 error of both forms over alpha, on a degraded photograph, against float64."""
     hr = photograph(96)[None].double()
@@ -154,7 +138,7 @@ def draw_data_step_error(path: Path) -> None:
     x = F.interpolate(y, scale_factor=2, mode="nearest")
     alphas = torch.logspace(-8, 0, 17, dtype=torch.float64)
     figure, axes = plt.subplots(figsize=(6, 3.4))
-    for form, label in ((published_step, "published: complex FFTs, / α"), (data_step, "residual form: real FFTs")):
+    for form, label in ((published_data_step, "published: complex FFTs, / α"), (data_step, "residual form: real FFTs")):
         errors = []
         for alpha in alphas:
             weight = alpha.reshape(1, 1, 1, 1)

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.data.images import encode_png
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED
 from pipeline.evaluation.crops import Shown, judged_method
+from pipeline.evaluation.metrics import embed_kernel
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.summary import Cell, kernel_groups
 
@@ -34,7 +35,7 @@ _MEASURES = {
     "seconds": ("seconds", "{:.2f}", 1.0),
     "memory_mib": ("MiB", "{:.0f}", 1.0),
 }
-_CHART = (34.0, 310.0, 14.0, 120.0)  # left, right, top and bottom of the lines in a chart's 320 x 170
+_CHART = (44.0, 312.0, 14.0, 120.0)  # left, right, top and bottom of the lines in a chart's 320 x 170
 
 
 def render(
@@ -59,6 +60,7 @@ def render(
     metrics = dict.fromkeys((protocol.headline, *_METRICS))
     panels = list(dict.fromkeys((cell.scale, cell.sigma) for cell in table))
     by_panel = {p: {c.method: c for c in table if (c.scale, c.sigma) == p and c.method != UNALIGNED} for p in panels}
+    shown_panels = [_panel(p, by_panel, list(metrics), kernels[p[0]]) for p in panels]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -67,11 +69,12 @@ def render(
         title=title,
         version=version,
         blind=any(BLIND in cells for cells in by_panel.values()),
-        protocol=[
-            (name, value) for name, value in about["protocol"].items() if value not in (None, about["protocol"]["name"])
-        ],
+        protocol=_settings(protocol),
         metrics=[{"name": m, "label": _METRICS[m], "short": _SHORT[m]} for m in metrics],
-        panels=[_panel(p, by_panel, list(metrics), kernels[p[0]]) for p in panels],
+        panels=shown_panels,
+        loses=any(
+            "loss" in part["css"] for p in shown_panels for t in p["tables"] for r in t["rows"] for part in r["bar"]
+        ),
         strips=[_strip(rank, one, protocol) for rank, one in shown],
         kernel_sets=_kernel_sets(panels, rows, by_panel, kernels),
         charts=[chart for p in panels if (chart := _chart(p, by_panel[p])) is not None],
@@ -86,6 +89,21 @@ def _title(model: str) -> tuple[str, str | None]:
         name, _, version = model.removeprefix("models:/").rpartition("/")
         return name, version
     return model.rstrip("/").rpartition("/")[2], None
+
+
+def _settings(protocol: Protocol) -> list[tuple[str, str]]:
+    """The protocol's fields as text, without those it does not use."""
+    found = []
+    for name, value in protocol.model_dump(exclude={"name"}, exclude_none=True).items():
+        if name == "sigmas":
+            levels = {s: ", ".join(f"{255 * v:g}/255" if v else "0" for v in vs) for s, vs in value.items()}
+            text = "; ".join(f"×{s}: {of_scale}" for s, of_scale in levels.items())
+        elif name == "gaussian_widths":
+            text = "; ".join(f"×{s}: {low}–{high}" for s, (low, high) in value.items())
+        else:
+            text = str(value).lower()
+        found.append((name.replace("_", " "), text))
+    return found
 
 
 def _noise(sigma: float) -> str:
@@ -207,7 +225,8 @@ def _kernel_sets(
             if of_kernel:
                 estimate = np.asarray(of_kernel[len(of_kernel) // 2]["kernel_estimate"], np.float32)
                 side = round(len(estimate) ** 0.5)
-                pictures.append(_kernel_picture(estimate.reshape(side, side)))
+                # At the size of the true one, so that both are drawn to the same scale.
+                pictures.append(_kernel_picture(embed_kernel(estimate.reshape(side, side), kernel.shape[0])))
                 correlation = f"{np.mean([_correlation(r) for r in of_kernel]):.3f}"
             members.append({"number": number, "pictures": pictures, "correlation": correlation})
         found.append({"title": f"×{scale}" if blind else "", "noise": _noise(sigma), "kernels": members})

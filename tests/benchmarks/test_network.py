@@ -18,7 +18,7 @@ from pipeline.config import ModelConfig
 from pipeline.model import BlurOperator, USRNet, data_step
 from pipeline.model.compiling import compiler_works
 from pipeline.model.fourier import spectrum
-from pipeline.model.prior import ResUNet
+from tests.published import PublishedUSRNet, published_data_step
 
 TINY = ModelConfig(x0="nearest")
 FULL = ModelConfig(x0="nearest", unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
@@ -42,23 +42,6 @@ def batch(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return lr, hr, kernel / kernel.sum((1, 2), keepdim=True), torch.full((count,), 0.01)
 
 
-def published_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, scale: int) -> Tensor:
-    """USRNet's Eq. 5-7 as they stand in the paper."""
-    height, width = x.shape[-2:]
-    size = kernel.shape[-1]
-    padded = F.pad(kernel, (0, width - size, 0, height - size)).roll((-(size // 2), -(size // 2)), (-2, -1))
-    FB = torch.fft.fft2(padded)[:, None]
-    spread = torch.zeros_like(x)
-    spread[..., ::scale, ::scale] = y
-    FR = FB.conj() * torch.fft.fft2(spread) + torch.fft.fft2(alpha * x)
-
-    def fold(full: Tensor) -> Tensor:
-        return full.reshape(*full.shape[:2], scale, height // scale, scale, width // scale).mean((2, 4))
-
-    quotient = fold(FB * FR) / (fold(FB.abs() ** 2) + alpha)
-    return torch.fft.ifft2((FR - FB.conj() * quotient.repeat(1, 1, scale, scale)) / alpha).real
-
-
 @pytest.mark.benchmark(group="data step, 8 x 3 x 96 x 96, x2, forward", timer=time.process_time, min_rounds=20)
 @pytest.mark.parametrize("form", ["published", "residual", "residual-operator-kept"])
 def test_data_step(benchmark: Callable, form: str) -> None:
@@ -67,40 +50,11 @@ def test_data_step(benchmark: Callable, form: str) -> None:
     operator, y_spectrum = BlurOperator.of(kernel, SCALE, y), spectrum(y)
     match form:
         case "published":
-            benchmark(published_step, x, y, kernel, alpha, SCALE)
+            benchmark(published_data_step, x, y, kernel, alpha, SCALE)
         case "residual":
             benchmark(data_step, x, y, kernel, alpha, SCALE)
         case _:  # what an unfolding costs: the kernel's part is made once for all of them
             benchmark(operator.step, x, y_spectrum, alpha)
-
-
-class Reference(USRNet):
-    """The same weights in the plainest form; `real_fft` and `channels_last` add one gain each."""
-
-    def __init__(self, config: ModelConfig, *, real_fft: bool = False, channels_last: bool = False) -> None:
-        super().__init__(config)
-        self.real_fft, self.channels_last = real_fft, channels_last
-
-    def forward(self, lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor, x0: Tensor | None = None) -> Tensor:
-        alphas, betas = self.h(sigma, scale)
-        x = F.interpolate(lr, scale_factor=scale)
-        operator, y_spectrum = BlurOperator.of(kernel, scale, lr), spectrum(lr)
-        for i in range(self.config.unfoldings):
-            alpha = alphas[:, i, None, None, None]
-            z = operator.step(x, y_spectrum, alpha) if self.real_fft else published_step(x, lr, kernel, alpha, scale)
-            x = self.prior(self.p, z, betas[:, i])
-        return x
-
-    def prior(self, p: ResUNet, x: Tensor, beta: Tensor) -> Tensor:
-        image = torch.cat((x, beta[:, None, None, None].expand(-1, 1, *x.shape[-2:])), 1)
-        if self.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        level1 = p.m_head(image)
-        level2 = p.m_down1(level1)
-        level3 = p.m_down2(level2)
-        level4 = p.m_down3(level3)
-        out = p.m_up2(p.m_up3(p.m_body(level4) + level4) + level3)
-        return p.m_tail(p.m_up1(out + level2) + level1)
 
 
 def training_step(net: nn.Module, count: int, *, fused: bool, bf16: bool = False) -> Callable[[], None]:
@@ -126,11 +80,11 @@ def variant(name: str, config: ModelConfig, count: int) -> Callable[[], None]:
         pytest.skip("no C++ compiler")
     match name:
         case "reference":
-            return training_step(Reference(config), count, fused=False)
+            return training_step(PublishedUSRNet(config), count, fused=False)
         case "+real-fft":
-            return training_step(Reference(config, real_fft=True), count, fused=False)
+            return training_step(PublishedUSRNet(config, real_fft=True), count, fused=False)
         case "+channels-last":
-            net = Reference(config, real_fft=True, channels_last=True).to(memory_format=torch.channels_last)
+            net = PublishedUSRNet(config, real_fft=True, channels_last=True).to(memory_format=torch.channels_last)
             return training_step(net, count, fused=False)
     compiled = config.model_copy(update={"compile_prior": "compile" in name})
     net = USRNet(compiled).to(memory_format=torch.channels_last)
@@ -163,7 +117,7 @@ def test_checkpointing(benchmark: Callable, activations: str) -> None:
 @pytest.mark.parametrize("form", ["reference", "ours"])
 def test_inference(benchmark: Callable, form: str) -> None:
     torch.manual_seed(0)
-    net = (Reference(TINY) if form == "reference" else USRNet(TINY)).eval()
+    net = (PublishedUSRNet(TINY) if form == "reference" else USRNet(TINY)).eval()
     lr, kernel, sigma = torch.rand(1, 3, 112, 168), batch(1)[2], torch.zeros(1)
     with torch.inference_mode():
         benchmark(net, lr, kernel, SCALE, sigma)

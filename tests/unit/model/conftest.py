@@ -1,4 +1,4 @@
-"""What the network's tests compare against, written from the papers in the plainest form."""
+"""Networks, kernels and references of the network's tests."""
 
 import numpy as np
 import pytest
@@ -6,25 +6,7 @@ import torch
 
 from kernels_bank.codec import KernelCodec
 from pipeline.config import ModelConfig
-
-
-def published_data_step(x, y, kernel, alpha, scale):
-    """USRNet's Eq. 5-7 with full complex FFTs, divided by alpha as in the paper; (B, k, k) kernels."""
-    height, width = x.shape[-2:]
-    size = kernel.shape[-1]
-    padded = torch.zeros(len(kernel), 1, height, width, dtype=x.dtype)
-    padded[..., :size, :size] = kernel[:, None]
-    FB = torch.fft.fft2(padded.roll((-(size // 2), -(size // 2)), (-2, -1)))
-    spread = torch.zeros_like(x)
-    spread[..., ::scale, ::scale] = y
-    FR = FB.conj() * torch.fft.fft2(spread) + torch.fft.fft2(alpha * x)
-
-    def fold(spectrum):
-        blocks = spectrum.reshape(*spectrum.shape[:2], scale, height // scale, scale, width // scale)
-        return blocks.mean((2, 4))
-
-    quotient = fold(FB * FR) / (fold(FB.abs() ** 2) + alpha)
-    return torch.fft.ifft2((FR - FB.conj() * quotient.repeat(1, 1, scale, scale)) / alpha).real
+from tests.published import published_data_step
 
 
 @pytest.fixture(scope="session")
