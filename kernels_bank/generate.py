@@ -84,7 +84,7 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
     )
     _clean(uri, {record.name for record in records})
     storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
-    _delete(storage.join(uri, BUILDING))
+    storage.remove_file(storage.join(uri, BUILDING))
     return manifest
 
 
@@ -177,9 +177,4 @@ def _clean(uri: str, names: set[str]) -> None:
     """Delete shards that an earlier, larger attempt left behind: readers of `kernels-*.parquet` would see them."""
     for name, _ in storage.list_files(uri):
         if name.startswith("kernels-") and name.endswith(".parquet") and name not in names:
-            _delete(storage.join(uri, name))
-
-
-def _delete(uri: str) -> None:
-    filesystem, path = storage.resolve(uri)
-    filesystem.delete_file(path)
+            storage.remove_file(storage.join(uri, name))

@@ -95,6 +95,12 @@ def remove_folder(uri: str | Path) -> None:
         filesystem.delete_dir(path)
 
 
+def remove_file(uri: str | Path) -> None:
+    """Delete a file. Raises FileNotFoundError when it is not there."""
+    filesystem, path = resolve(uri)
+    filesystem.delete_file(path)
+
+
 def read_bytes(uri: str | Path) -> bytes:
     """The whole file. Connections that break are tried again, with back-off, before the error is raised.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from torch import Tensor
 
 from kernels_bank import KernelBank
 from kernels_bank.runtime import storage
@@ -18,6 +19,7 @@ from pipeline.data.manifest import read_manifest
 from pipeline.tracking import registry, runs
 from pipeline.tracking.bank import log_bank
 from pipeline.training import checkpoint
+from pipeline.training.driver import only_driver
 from pipeline.training.launch import run_workers
 from pipeline.training.learner import starting_tensors
 
@@ -52,7 +54,8 @@ def fit(config: RunConfig, *, resume: Literal["auto", "never"] = "auto", verbose
         verbose: show Ray's own output too.
 
     Raises:
-        BadRequestError: the data, the cluster or an earlier run of this name does not fit the config.
+        BadRequestError: the data, the cluster or an earlier run of this name does not fit the config, or another
+            driver is at work on this run.
         JobFailedError: training itself failed.
         KeyboardInterrupt: a signal ended the run; its checkpoint is kept.
     """
@@ -62,23 +65,32 @@ def fit(config: RunConfig, *, resume: Literal["auto", "never"] = "auto", verbose
     record = _earlier(home, config, digests)
     if record and resume == "never":
         raise BadRequestError(f"run '{config.name}' exists in {home}; choose another name, or delete that folder")
-    uri, model = runs.tracking_uri(config.output), storage.join(home, "model")
     if record.get("finished") == config.train.steps:
-        return Fitted(model, runs.RunRef(record["run_id"], uri), record["version"], reused=True)
+        run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
+        return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
     start = starting_tensors(config, KernelBank.open(config.data.bank).codec)
 
-    connect(min_cpus=cpus_needed(config), verbose=verbose)
+    with only_driver(home):
+        connect(min_cpus=cpus_needed(config), verbose=verbose)
+        return _train(config, digests, home, record.get("run_id"), start)
+
+
+def _train(
+    config: RunConfig, digests: dict[str, str], home: str, run_id: str | None, start: dict[str, Tensor] | None
+) -> Fitted:
+    """Train and register in one tracking run, the one of `run_id` when there is one; its status tells how it ended."""
     data_cpus = check_cluster(config)
+    uri, model = runs.tracking_uri(config.output), storage.join(home, "model")
     run = runs.open_run(
         experiment=config.tracking.experiment,
         name=config.name,
         uri=uri,
         params=config.model_dump(mode="json"),
         tags={**digests, **runs.code_revision()},
-        resume_id=record.get("run_id"),
+        resume_id=run_id,
         key=home,
     )
-    record = {"config": config.model_dump(mode="json"), "digests": digests, "run_id": run.run_id}
+    record: dict[str, Any] = {"config": config.model_dump(mode="json"), "digests": digests, "run_id": run.run_id}
     storage.write_json(storage.join(home, "run.json"), record)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:

@@ -21,7 +21,7 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import JobFailedError
 from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
-from pipeline.training.board import LiveLine
+from pipeline.training.board import LiveLine, TellFailures, failure_reason
 from pipeline.training.loop import Job, train_worker
 
 
@@ -62,6 +62,7 @@ def run_workers(
                 name="checkpoints",
                 storage_path=path,
                 storage_filesystem=filesystem,
+                callbacks=[TellFailures(line.board)],  # type: ignore[list-item]
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=2, checkpoint_score_attribute="score", checkpoint_score_order="max"
@@ -125,7 +126,5 @@ def _stop_on_signals(board: Any) -> Iterator[None]:  # noqa: ANN401 - an actor h
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of what a worker raised; the whole traceback is in the log of the worker."""
-    failures = getattr(error, "worker_failures", None) or {}
-    text = str(next(iter(failures.values()), error))
-    return text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+    failures = getattr(error, "worker_failures", None)
+    return failure_reason(failures) if failures else str(error).strip().splitlines()[-1]

@@ -27,7 +27,7 @@ from pipeline.training.board import StopWish
 from pipeline.training.learner import build_learner
 from pipeline.training.pictures import fixed_batch, sample_rows
 from pipeline.training.step import Learner, agree, train_step
-from pipeline.training.validate import validate
+from pipeline.training.validate import score_of, validate
 
 _UNSCORED = -1e9  # before the first validation: any checkpoint with a score is better
 
@@ -81,7 +81,7 @@ def train_worker(loop_config: dict[str, Job]) -> None:
                 job.board.put.remote(step, _note(metrics))
         if step % train.validate_every == 0 or last:
             found = validate(learner.ema.module, held_out, train, device)
-            score = _score(found, step)
+            score = score_of(found, step)
             if logger:
                 logger.metrics(step, found)
                 _export(config.name, step, found)
@@ -103,16 +103,6 @@ def train_worker(loop_config: dict[str, Job]) -> None:
             break
     if logger:
         logger.close()
-
-
-def _score(found: dict[str, float], step: int) -> float:
-    """What the best checkpoint has most of: PSNR where images are restored, else a small kernel error, else steps."""
-    match found:
-        case {"val_psnr": psnr}:
-            return psnr
-        case {"val_kernel_error": error}:
-            return -error
-    return float(step)
 
 
 def _set_up(config: RunConfig, device: torch.device) -> None:

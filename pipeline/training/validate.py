@@ -56,3 +56,13 @@ def validate(
     found = {"val_psnr": psnr / count, "val_kernel_error": kernel_error / count}
     hidden = {"spectral": "val_psnr", "restorer": "val_kernel_error"}.get(train.learn)
     return {name: value for name, value in found.items() if name != hidden}
+
+
+def score_of(found: dict[str, float], step: int) -> float:
+    """What the best checkpoint has most of: PSNR where images are restored, else a small kernel error, else steps."""
+    match found:
+        case {"val_psnr": psnr}:
+            return psnr
+        case {"val_kernel_error": error}:
+            return -error
+    return float(step)

@@ -23,7 +23,7 @@ from pipeline.training import checkpoint
 from pipeline.training.learner import learning_rate_factor, parameter_groups
 from pipeline.training.objective import Task, objective
 from pipeline.training.step import Learner, NonFiniteLossError, train_step
-from pipeline.training.validate import validate
+from pipeline.training.validate import score_of, validate
 
 TRAIN = TrainConfig(steps=30, batch_size=4, learning_rate=2e-3, kernel_learning_rate=2e-3, ema_decay=0.9)
 MODEL = ModelConfig(unfoldings=3, rounds=2, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True)
@@ -211,3 +211,16 @@ def test_validation_is_the_mean_over_images_of_all_batches(codec, batch):
     errors = (out.kernel - batch.kernel).abs().sum((1, 2))
     assert found["val_kernel_error"] == pytest.approx(float(errors.mean()), rel=1e-5)
     assert validate(network, [], TRAIN, torch.device("cpu")) == {}
+
+
+@pytest.mark.parametrize("learn", ["all", "restorer", "kernel", "spectral"])
+def test_the_best_checkpoint_is_chosen_by_what_the_stage_learns(codec, batch, learn):
+    found = validate(
+        make_learner(codec).network, [batch], TRAIN.model_copy(update={"learn": learn}), torch.device("cpu")
+    )
+    assert set(found) == {
+        "restorer": {"val_psnr"},
+        "spectral": {"val_kernel_error"},
+    }.get(learn, {"val_psnr", "val_kernel_error"})
+    assert score_of(found, 7) == found.get("val_psnr", -found.get("val_kernel_error", 0))
+    assert score_of({}, 7) == 7.0
