@@ -29,7 +29,7 @@ class Header:
 
     height: int
     width: int
-    orientation: int  # EXIF 1..8
+    orientation: int  # EXIF 1..8: what the decoded pixels still need
 
 
 def read_header(data: bytes) -> Header:
@@ -44,7 +44,8 @@ def read_header(data: bytes) -> Header:
             width, height = image.size
             # Of a PNG without it, Pillow decodes all pixels to look for EXIF data behind them.
             exif = image.getexif() if kind != "PNG" or b"eXIf" in data else Image.Image.getexif(image)
-            orientation = int(exif.get(_EXIF_ORIENTATION, 1))
+            # Of a TIFF, Pillow's size and OpenCV's pixels are upright already.
+            orientation = int(exif.get(_EXIF_ORIENTATION, 1)) if kind != "TIFF" else 1
     except Image.DecompressionBombError as error:
         raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

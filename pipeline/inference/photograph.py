@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ Format = Literal["png", "jpeg", "webp", "tiff"]
 SUFFIX: dict[str, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 _OURS = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp", "TIFF": "tiff", "BMP": "png"}
 _TIFF_ICC = 34675
+_LOSSLESS_WEBP = [cv2.IMWRITE_WEBP_LOSSLESS_MODE, cv2.IMWRITE_WEBP_LOSSLESS_PRESERVE_COLOR]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def decode_photograph(data: bytes) -> Photograph:
 
 
 def encode_photograph(photograph: Photograph, quality: int) -> bytes:
-    """Encode as `photograph.kind`, its colour profile in it. PNG and TIFF are lossless, WebP is at quality 100.
+    """Encode as `photograph.kind`, its colour profile in it. PNG and TIFF are lossless, WebP at quality 100.
 
     Args:
         photograph: for JPEG and WebP 8 bit, for JPEG without alpha.
@@ -71,10 +73,10 @@ def encode_photograph(photograph: Photograph, quality: int) -> bytes:
     parameters = {
         "png": [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP],
         "jpeg": [cv2.IMWRITE_JPEG_QUALITY, quality],
-        "webp": [cv2.IMWRITE_WEBP_QUALITY, 101 if quality == 100 else quality],  # above 100: lossless
+        "webp": _LOSSLESS_WEBP if quality == 100 else [cv2.IMWRITE_WEBP_QUALITY, quality],
         "tiff": [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_DEFLATE],
     }[kind]
-    if photograph.icc is None or kind == "tiff":
+    if photograph.icc is None or kind in _PROFILE_WRITERS:
         ok, encoded = cv2.imencode(SUFFIX[kind], bgr, parameters)
     else:
         profile = [np.frombuffer(photograph.icc, np.uint8)]
@@ -82,7 +84,9 @@ def encode_photograph(photograph: Photograph, quality: int) -> bytes:
     if not ok:
         raise BadImageError(f"an image of {pixels.shape[1]} x {pixels.shape[0]} pixels cannot be written as {kind}")
     data: bytes = encoded.tobytes()
-    return _with_tiff_tag(data, _TIFF_ICC, photograph.icc) if photograph.icc and kind == "tiff" else data
+    if photograph.icc is not None and kind in _PROFILE_WRITERS:
+        data = _PROFILE_WRITERS[kind](data, photograph.icc)
+    return data
 
 
 def as_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -105,15 +109,25 @@ def _rgb(raw: np.ndarray) -> np.ndarray:
     return np.concatenate([raw[..., 2::-1], raw[..., 3:]], axis=2)
 
 
-def _with_tiff_tag(data: bytes, tag: int, value: bytes) -> bytes:
-    """A TIFF of one page with one more tag of bytes: its directory is written anew behind everything else."""
+def _png_with_profile(data: bytes, profile: bytes) -> bytes:
+    """A PNG with an iCCP chunk behind its header; libpng itself refuses profiles with the smallest flaw."""
+    chunk = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
+    size, check = struct.pack(">I", len(chunk) - 4), struct.pack(">I", zlib.crc32(chunk))
+    return data[:33] + size + chunk + check + data[33:]
+
+
+def _tiff_with_profile(data: bytes, profile: bytes) -> bytes:
+    """A TIFF of one page with one more tag: its directory is written anew behind everything else."""
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, start)
     entries = [data[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
     body = data + b"\0" * (len(data) % 2)  # offsets are even
-    entries.append(struct.pack(f"{order}HHII", tag, 7, len(value), len(body)))
-    body += value + b"\0" * (len(value) % 2)
+    entries.append(struct.pack(f"{order}HHII", _TIFF_ICC, 7, len(profile), len(body)))
+    body += profile + b"\0" * (len(profile) % 2)
     entries.sort(key=lambda entry: struct.unpack_from(f"{order}H", entry)[0])
     directory = struct.pack(f"{order}H", len(entries)) + b"".join(entries) + struct.pack(f"{order}I", 0)
     return body[:4] + struct.pack(f"{order}I", len(body)) + body[8:] + directory
+
+
+_PROFILE_WRITERS = {"png": _png_with_profile, "tiff": _tiff_with_profile}

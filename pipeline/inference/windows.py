@@ -126,7 +126,7 @@ def _first_estimate(
     """x0 of one window, or None for the model's own."""
     scale = settings.scale
     if settings.x0_model is not None:
-        return settings.x0_model.nonblind(window, kernel, scale, settings.sigma)
+        return settings.x0_model.nonblind(window, kernel, scale, settings.sigma).clamp(0, 1)
     if isinstance(start, str):
         return upsample(window, scale, start)
     if isinstance(start, np.ndarray):

@@ -5,38 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from skimage import data
 
-from kernels_bank import KernelCodec, benchmark_kernels, sample_gaussian
+from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.config import ModelConfig
 from pipeline.degrade import degrade
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.noise import estimate_sigma
-from pipeline.model import BlindUSRNet
-from pipeline.model.weights import save_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An untrained blind x2 model on disk: it already deblurs by its data steps."""
-    torch.manual_seed(0)
-    codec = KernelCodec.fit(sample_gaussian(300, 13, rng=np.random.default_rng(0)), components=8)
-    config = ModelConfig(unfoldings=3, rounds=1, widths=(4, 4, 8, 8), residual_blocks=1, global_skip=True)
-    path = tmp_path_factory.mktemp("model")
-    save_model(BlindUSRNet(config, codec), path, {})
-    return path
-
-
-@pytest.fixture(scope="module")
-def restorer(folder):
-    return Restorer.load(folder, device=torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def photo() -> np.ndarray:
-    return data.chelsea()[60:124, 100:172]
+from pipeline.inference.tiles import margin
 
 
 @pytest.mark.parametrize(("height", "width", "margin"), [(1, 5, 3), (17, 40, 13), (64, 63, 20), (9, 9, 30)])
@@ -133,3 +109,57 @@ def test_damaged_or_missing_models_are_refused(folder, tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(bytes(weights))
     with pytest.raises(ArtefactError, match="was changed or damaged"):
         Restorer.load(tmp_path)
+
+
+def test_the_answer_has_the_kind_and_type_of_the_question(restorer, photo):
+    kernel = benchmark_kernels(21)[1]
+    rgb = restorer.restore(photo, 2, 0.0, kernel).image
+    deep = restorer.restore(photo.astype(np.uint16) * 257, 2, 0.0, kernel).image
+    real = restorer.restore(photo / np.float32(255), 2, 0.0, kernel).image
+    assert (rgb.dtype, deep.dtype, real.dtype) == (np.uint8, np.uint16, np.float32)
+    np.testing.assert_allclose(deep / 65535, real, atol=0.6 / 65535)
+    np.testing.assert_allclose(rgb / 255, real, atol=0.6 / 255)
+    assert len(np.unique(deep)) > 256  # more than 8 bits come out
+    grey = restorer.restore(photo[..., 0], 2, 0.0, kernel).image
+    assert grey.shape == (128, 144)
+    equal = restorer.restore(np.repeat(photo[..., :1], 3, axis=2), 2, 0.0, kernel).image
+    assert np.abs(grey.astype(int) - equal.mean(-1)).max() <= 1
+
+
+@pytest.mark.parametrize("level", [255, 0, 77])
+def test_an_even_alpha_stays_exactly_so_and_colours_do_not_see_it(restorer, photo, level):
+    kernel = benchmark_kernels(21)[1]
+    alpha = np.full((*photo.shape[:2], 1), level, np.uint8)
+    restored = restorer.restore(np.concatenate([photo, alpha], axis=2), 2, 0.0, kernel).image
+    assert (restored[..., 3] == level).all()
+    np.testing.assert_array_equal(restored[..., :3], restorer.restore(photo, 2, 0.0, kernel).image)
+
+
+def test_alpha_is_restored_like_a_grey_image_without_noise(restorer, photo):
+    kernel = benchmark_kernels(21)[1]
+    restored = restorer.restore(np.concatenate([photo, photo[..., :1]], axis=2), 2, 0.02, kernel).image
+    alone = restorer.restore(photo[..., 0], 2, 0.0, kernel).image
+    assert np.abs(restored[..., 3].astype(int) - alone).max() <= 1
+
+
+def test_x0_of_another_model_is_that_models_restoration(restorer, lively, photo):
+    kernel = benchmark_kernels(21)[1]
+    first = lively.restore(photo / np.float32(255), 2, 0.01, kernel)
+    by_model = restorer.restore(photo / np.float32(255), 2, 0.01, kernel, x0=lively).image
+    by_image = restorer.restore(photo / np.float32(255), 2, 0.01, kernel, x0=first.image).image
+    own = restorer.restore(photo / np.float32(255), 2, 0.01, kernel).image
+    inside = (slice(40, -40), slice(40, -40))  # the image knows nothing of the other model's band
+    assert np.abs(by_model - by_image)[inside].max() < 2e-3
+    assert np.abs(by_model - own)[inside].max() > 1e-2
+    bicubic = restorer.restore(photo / np.float32(255), 2, 0.01, kernel, x0="bicubic").image
+    np.testing.assert_array_equal(bicubic, own)  # this model's own start
+
+
+def test_the_guard_decides_and_the_winning_round_is_told(restorer, photo):
+    restored = restorer.restore(photo, 2)
+    lr = photo / np.float32(255)
+    extended = restorer.tensor(periodic_extension(lr, margin(2, 13)))
+    out = restorer.blind(extended, 2, restored.sigma, seen=restorer.tensor(lr), guard=True)
+    assert restored.winner == int(out.winner[0])
+    np.testing.assert_array_equal(restored.kernel, out.kernel[0].numpy())
+    assert restorer.restore(photo, 2, kernel=restored.kernel).winner is None

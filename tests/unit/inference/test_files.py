@@ -1,0 +1,217 @@
+"""Files in, files out: nothing is lost, nothing overwritten, nothing done twice, nothing hidden."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from kernels_bank import load_kernels
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from pipeline.data.images import encode_png
+from pipeline.inference import batch, files
+from pipeline.inference.batch import checked, planned, restore_files
+from pipeline.inference.photograph import Photograph, decode_photograph, encode_photograph
+from pipeline.inference.settings import RestoreSettings
+
+
+@pytest.fixture
+def same(unchanging, delta, tmp_path):
+    """Settings of a restoration that changes no pixel; more by keyword."""
+
+    def make(**more: object) -> RestoreSettings:
+        basis = {"model": str(unchanging), "kernel": str(delta), "sigma": 0.0, "scale": 1, "name": "{stem}"}
+        places = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+        return RestoreSettings.model_validate(basis | places | more)
+
+    (tmp_path / "in").mkdir()
+    return make
+
+
+def put(folder: Path, name: str, pixels: np.ndarray, kind: str = "png", icc: bytes | None = None) -> None:
+    (folder / "in" / name).write_bytes(encode_photograph(Photograph(pixels, icc, kind), 100))  # type: ignore[arg-type]
+
+
+def read(folder: Path, name: str) -> Photograph:
+    return decode_photograph((folder / "out" / name).read_bytes())
+
+
+def test_a_restoration_that_changes_nothing_loses_nothing(same, tmp_path):
+    random = np.random.default_rng(0)
+    deep = random.integers(0, 65536, (24, 33, 3), np.uint16)
+    clear = random.integers(0, 256, (24, 33, 4), np.uint8)
+    put(tmp_path, "deep.png", deep, icc=b"profile " * 30)
+    put(tmp_path, "deep2.tif", deep, "tiff", icc=b"profile " * 30)
+    put(tmp_path, "grey.png", deep[..., 0])
+    put(tmp_path, "clear.webp", clear, "webp")
+    settings = same(format="same", quality=100)
+    checked(restore_files(settings))
+    for name, pixels in {"deep.png": deep, "deep2.tif": deep, "grey.png": deep[..., 0], "clear.webp": clear}.items():
+        np.testing.assert_array_equal(read(tmp_path, name).pixels, pixels)
+    assert read(tmp_path, "deep.png").icc == read(tmp_path, "deep2.tif").icc == b"profile " * 30
+    assert read(tmp_path, "grey.png").icc is None
+
+
+def test_a_turned_photograph_is_turned_and_then_restored(folder, photo, tmp_path):
+    """EXIF-rotated = rotated, then restored: the same pixels."""
+    (tmp_path / "in").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo).save(tmp_path / "in" / "turned.png", exif=exif)
+    Image.fromarray(np.rot90(photo, -1).copy()).save(tmp_path / "in" / "upright.png")
+    restore_files(RestoreSettings(model=str(folder), input=str(tmp_path / "in"), output=str(tmp_path / "out")))
+    turned, upright = (read(tmp_path, f"{name}-x2.png").pixels for name in ("turned", "upright"))
+    assert turned.shape == (144, 128, 3)
+    np.testing.assert_array_equal(turned, upright)
+
+
+def test_depth_format_and_name(same, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 33, 3), np.uint8)
+    (tmp_path / "in" / "deep").mkdir()
+    put(tmp_path, "deep/a.png", pixels)
+    checked(restore_files(same(depth="16", format="tiff", name="{stem}_{scale}")))
+    found = read(tmp_path, "deep/a_1.tif")
+    assert (found.kind, found.pixels.dtype) == ("tiff", np.uint16)
+    np.testing.assert_array_equal(found.pixels, pixels.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("name", ["fixed", "{stem}/{scale}", "../{stem}", "{stem}{other}", "{stem", ".{stem}"])
+def test_names_that_lead_astray_are_refused(same, name):
+    with pytest.raises(ValidationError, match="name"):
+        same(name=name)
+
+
+def test_beside_each_result_lies_what_was_assumed(folder, photo, tmp_path):
+    (tmp_path / "in").mkdir()
+    put(tmp_path, "cat.png", photo)
+    settings = RestoreSettings(model=str(folder), input=str(tmp_path / "in" / "cat.png"), output=str(tmp_path / "out"))
+    checked(restore_files(settings))
+    names = {"cat-x2.png", "cat-x2.json", "cat-x2-kernel.npy", "cat-x2-kernel.png", "cat-x2-compare.png"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    about = json.loads((tmp_path / "out" / "cat-x2.json").read_text())
+    assert (about["kernel"], about["sigma_from"], about["windows"]) == ("estimated", "estimated", 1)
+    assert about["kernel_round"] in {0, 1}
+    assert set(about["seconds"]) == {"read", "estimate", "restore"}
+    kernel = np.load(tmp_path / "out" / "cat-x2-kernel.npy")
+    np.testing.assert_allclose(load_kernels(tmp_path / "out" / "cat-x2-kernel.png")[0], kernel, atol=2e-5)
+    # The estimate given back as the known kernel restores the same picture.
+    again = settings.model_copy(
+        update={"kernel": str(tmp_path / "out" / "cat-x2-kernel.npy"), "output": str(tmp_path / "known")}
+    )
+    checked(restore_files(again))
+    known = decode_photograph((tmp_path / "known" / "cat-x2.png").read_bytes()).pixels
+    assert np.abs(known.astype(int) - read(tmp_path, "cat-x2.png").pixels).max() <= 1  # the file's sum is 1 to rounding
+
+
+def test_broken_files_are_reported_and_the_others_restored(same, photo, tmp_path):
+    put(tmp_path, "whole.png", photo)
+    (tmp_path / "in" / "cut.png").write_bytes(encode_png(photo)[:200])
+    (tmp_path / "in" / "text.png").write_text("no image")
+    put(tmp_path, "one.png", photo[:1, :1])
+    outcomes = restore_files(same())
+    assert {o.name: bool(o.output) for o in outcomes} == {
+        "cut.png": False,
+        "one.png": True,
+        "text.png": False,
+        "whole.png": True,
+    }
+    with pytest.raises(JobFailedError, match=r"2 of 4 images were not restored: cut\.png, text\.png"):
+        checked(outcomes)
+    assert not list((tmp_path / "out").glob("cut*"))
+
+
+def test_what_is_finished_is_left_and_what_others_made_is_kept(same, photo, tmp_path):
+    put(tmp_path, "a.png", photo)
+    checked(restore_files(same()))
+    result = tmp_path / "out" / "a.png"
+    os.utime(result, (1, 1))
+    (again,) = restore_files(same())
+    assert again.note == "was finished before"
+    assert result.stat().st_mtime == 1
+    # Another request, another input, and a picture nobody here made: each is refused by name.
+    with pytest.raises(BadRequestError, match=r"a\.png exists and this command did not make it; .*--overwrite"):
+        restore_files(same(sigma=0.1))
+    put(tmp_path, "a.png", photo[::-1])
+    with pytest.raises(BadRequestError, match=r"a\.png exists"):
+        restore_files(same())
+    checked(restore_files(same(overwrite=True)))
+    np.testing.assert_array_equal(read(tmp_path, "a.png").pixels, photo[::-1])
+    (tmp_path / "out" / "a.json").unlink()
+    with pytest.raises(BadRequestError, match=r"a\.png exists"):
+        restore_files(same())
+
+
+def test_a_kill_while_overwriting_leaves_no_result_of_another_request(same, photo, tmp_path, monkeypatch):
+    put(tmp_path, "a.png", photo)
+    checked(restore_files(same()))
+
+    def killed(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.inference.files.comparison", killed)
+    with pytest.raises(KeyboardInterrupt):
+        restore_files(same(sigma=0.1, overwrite=True))
+    assert not (tmp_path / "out" / "a.png").exists()
+    monkeypatch.undo()
+    checked(restore_files(same(sigma=0.1)))
+
+
+def test_two_inputs_never_share_an_output_and_none_is_an_input(same, photo, tmp_path):
+    put(tmp_path, "a.png", photo)
+    put(tmp_path, "b.png", photo)
+    with pytest.raises(BadRequestError, match="is the input; results would be taken for photographs"):
+        restore_files(same(output=str(tmp_path / "in")))
+    with pytest.raises(BadRequestError, match=r"a\.png is the input itself"):
+        restore_files(same(input=str(tmp_path / "in" / "a.png"), output=str(tmp_path / "in")))
+    inside = same(output=str(tmp_path / "in" / "out"))
+    assert len(checked(restore_files(inside))) == len(restore_files(inside)) == 2
+    (tmp_path / "in" / "a.bmp").write_bytes(b"BM")
+    with pytest.raises(BadRequestError, match=r"a\.(bmp|png) and a\.(bmp|png) would both become .*out/a; rename one"):
+        restore_files(same())
+
+
+def test_a_kernel_of_a_bank(monkeypatch):
+    class Bank:
+        kernels = np.random.default_rng(0).random((4, 21, 21), np.float32)
+
+        def __len__(self) -> int:
+            return 4
+
+    monkeypatch.setattr(files.KernelBank, "open", lambda uri: Bank())
+    np.testing.assert_array_equal(files.load_kernel("bank:s3://b/bank#2"), Bank.kernels[2])
+    with pytest.raises(BadRequestError, match="the bank holds kernels 0 to 3"):
+        files.load_kernel("bank:x#4")
+    for wrong in ("bank:x", "bank:#1", "bank:x#-1", "bank:x#one"):
+        with pytest.raises(BadRequestError, match=r"write bank:URI#INDEX"):
+            files.load_kernel(wrong)
+
+
+def test_a_check_writes_nothing_and_says_what_would_be(same, photo, tmp_path):
+    put(tmp_path, "a.png", photo)
+    (tmp_path / "in" / "text.png").write_text("no image")
+    text = planned(same())
+    assert "1 images would be restored at x1" in text
+    assert "the largest is 72 x 64" in text
+    assert "text.png: not a readable image" in text
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadRequestError, match="is a file; name a folder"):
+        planned(same(output=str(tmp_path / "file")))
+    with pytest.raises(BadRequestError, match="cannot estimate a kernel"):
+        planned(same(kernel=None))
+
+
+def test_memory_sizes_are_understood(same):
+    assert same(max_memory="2GiB").max_memory == 2**31
+    assert same(max_memory="512MiB").max_memory == 2**29
+
+
+def test_no_worker_is_started_for_one(same, photo, tmp_path, monkeypatch):
+    put(tmp_path, "a.png", photo)
+    monkeypatch.setattr(batch, "_on_cluster", lambda *_: pytest.fail("a cluster for one worker"))
+    assert Path(restore_files(same())[0].output).read_bytes()[:4] == b"\x89PNG"

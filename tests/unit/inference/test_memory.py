@@ -1,0 +1,35 @@
+"""The memory model against the bytes that the network itself allocates, counted on fake tensors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pipeline.config import ModelConfig
+from pipeline.inference.memory import in_use, window_bytes
+from pipeline.model import USRNet
+from pipeline.model.bookkeeping import Bookkeeper
+
+
+@pytest.mark.parametrize("widths", [(8, 16, 32, 64), (16, 32, 64, 64), (64, 128, 256, 512)])
+def test_a_window_takes_what_the_model_says(widths):
+    config = ModelConfig(widths=widths, unfoldings=2, rounds=1, residual_blocks=2)
+
+    def peak(side: int) -> int:
+        with FakeTensorMode(), Bookkeeper() as books, torch.no_grad():
+            network = USRNet(config).eval()
+            lr = torch.zeros(1, 3, side, side)
+            books.peak = books.alive
+            network(lr, torch.zeros(1, 13, 13), 2, 0.0)
+            return books.peak
+
+    counted = (peak(96) - peak(48)) / (4 * (96**2 - 48**2))
+    assert counted <= window_bytes(config) <= 1.3 * counted
+
+
+def test_memory_in_use_grows_with_what_is_used():
+    before = in_use(torch.device("cpu"))
+    held = torch.ones(2**24)
+    assert 0.9 * 2**26 < in_use(torch.device("cpu")) - before < 1.2 * 2**26
+    del held

@@ -1,0 +1,51 @@
+"""Where the kernel is estimated, and how the estimates of several places become one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.inference import estimate
+from pipeline.inference.estimate import Estimate, estimate_kernel
+from pipeline.inference.texture import textured_crops
+
+
+def test_crops_lie_on_texture_and_apart():
+    image = np.full((300, 400, 3), 0.5, np.float32)
+    random = np.random.default_rng(0)
+    image[200:280, 300:380] += 0.2 * random.random((80, 80, 1), np.float32)
+    image[0:100, 0:100] += 0.1 * random.random((100, 100, 1), np.float32)
+    (first, second, *_) = textured_crops(image, 80, 3)
+    assert 180 <= first[0] <= 220
+    assert 280 <= first[1] <= 320
+    assert second[0] <= 40
+    assert second[1] <= 40
+
+
+def test_clipped_pixels_are_no_texture():
+    image = np.full((100, 300, 3), 0.5, np.float32)
+    image[:, :100] = np.random.default_rng(0).integers(0, 2, (100, 100, 1))
+    image[:, 200:] += 0.05 * np.random.default_rng(0).random((100, 100, 1), np.float32)
+    assert textured_crops(image, 80, 1)[0][1] >= 180
+
+
+def test_a_crop_larger_than_the_image_is_the_image():
+    assert textured_crops(np.zeros((5, 9, 3), np.float32), 64, 3) == [(0, 0)]
+
+
+def test_the_kernel_nearest_to_the_others_is_taken(restorer, monkeypatch):
+    kernels = [np.zeros((3, 3), np.float32) for _ in range(3)]
+    kernels[0][0, 0] = kernels[1][1, 1] = kernels[2][1, 1] = 1
+    kernels[2][1, 1], kernels[2][1, 2] = 0.9, 0.1
+    found = iter([Estimate(kernel, i, None) for i, kernel in enumerate(kernels)])
+    monkeypatch.setattr(estimate, "_guarded", lambda *_: next(found))
+    lr = np.random.default_rng(0).random((600, 600, 3)).astype(np.float32)
+    best = estimate_kernel(restorer, lr, 2, 0.0)
+    assert best.winner == 1
+    np.testing.assert_allclose(best.spread, (2 + 0.2) / 2, rtol=1e-6)
+
+
+def test_a_small_image_is_one_place(restorer, photo):
+    found = estimate_kernel(restorer, photo / np.float32(255), 2, 0.0)
+    assert found.spread is None
+    assert found.winner in {0, 1}
+    np.testing.assert_allclose(found.kernel.sum(), 1, atol=1e-5)
