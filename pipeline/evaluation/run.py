@@ -163,7 +163,7 @@ def _checked_images(uri: str, kernels: Mapping[int, np.ndarray], protocol: Proto
             if min(sides) < smallest:
                 raise BadRequestError(
                     f"{source.uri}: {header.width} x {header.height} is too small for scale {scale}, a kernel of "
-                    f"{side} pixels and a border of {border}; take it out of the folder"
+                    f"{side} pixels and a border of {border}; take it out of the folder or give smaller kernels"
                 )
         found[source.uri] = hashlib.sha256(data).hexdigest()
     return found

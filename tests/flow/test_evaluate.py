@@ -117,7 +117,11 @@ def _start_and_kill(settings: EvaluationSettings, output: Path) -> tuple[Path, s
     return journal, text[: text.rfind("\n") + 1]
 
 
-def test_what_does_not_fit_is_said_before_anything_starts(settings: EvaluationSettings, tmp_path: Path):
+def test_what_does_not_fit_is_said_before_anything_starts(
+    settings: EvaluationSettings, tmp_path: Path, sqlite_store: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_store)
+    np.save(tmp_path / "wide.npy", sample_gaussian(1, 97, rng=np.random.default_rng(0)))
     assert "3 images x 4 kernels at scales 2" in planned(settings)
     for change, message in (
         ({"scales": (3,)}, "was not made for scale 3"),
@@ -125,9 +129,18 @@ def test_what_does_not_fit_is_said_before_anything_starts(settings: EvaluationSe
         ({"model": str(tmp_path)}, r"holds no model\.json"),
         ({"protocol": "mine"}, "neither a known name"),
         ({"kernels": str(tmp_path / "k.txt")}, "unknown kind of kernel file"),
+        ({"kernels": str(tmp_path / "wide.npy")}, r"png: 104 x 96 is too small .* a kernel of 97 pixels .* smaller kernels"),
+        ({"model": "models:/nobody@champion"}, "model 'nobody'"),
+        ({"model": "models:/nobody/3"}, "nobody"),
+        ({"protocol": "dan-gaussian8", "scales": (1,)}, "was not made for scale 1"),
     ):
-        with pytest.raises(BadRequestError, match=message):
+        with pytest.raises(BadRequestError, match=message) as said:
             planned(settings.model_copy(update=change))
+        assert "\n" not in str(said.value)
+    only_x4 = tmp_path / "x4.yaml"
+    only_x4.write_text("name: x4\nsigmas: {4: [0.0]}\n")
+    with pytest.raises(BadRequestError, match=r"protocol 'x4' has none of the model's scales \(2\)"):
+        planned(settings.model_copy(update={"protocol": str(only_x4)}))
     (tmp_path / "tiny.png").write_bytes(encode_png(np.zeros((20, 90, 3), np.uint8)))
     with pytest.raises(BadRequestError, match=r"tiny\.png: 90 x 20 is too small for scale 2"):
         planned(settings.model_copy(update={"images": str(tmp_path)}))
