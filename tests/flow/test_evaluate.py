@@ -129,7 +129,10 @@ def test_what_does_not_fit_is_said_before_anything_starts(
         ({"model": str(tmp_path)}, r"holds no model\.json"),
         ({"protocol": "mine"}, "neither a known name"),
         ({"kernels": str(tmp_path / "k.txt")}, "unknown kind of kernel file"),
-        ({"kernels": str(tmp_path / "wide.npy")}, r"png: 104 x 96 is too small .* a kernel of 97 pixels .* smaller kernels"),
+        (
+            {"kernels": str(tmp_path / "wide.npy")},
+            r"png: 104 x 96 is too small .* a kernel of 97 pixels .* smaller kernels",
+        ),
         ({"model": "models:/nobody@champion"}, "model 'nobody'"),
         ({"model": "models:/nobody/3"}, "nobody"),
         ({"protocol": "dan-gaussian8", "scales": (1,)}, "was not made for scale 1"),
