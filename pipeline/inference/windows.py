@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -73,10 +74,9 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
         part = tiles.inner(sr, row, column, scale) * weights[0][:, None] * weights[1]
         rows, columns = (slice(scale * span.first, scale * span.last) for span in (row, column))
         image[rows, columns] += part[0].permute(1, 2, 0).cpu().numpy()
-        # Each LR pixel counts once: seams by their weights at the pixels that decimation keeps.
-        seen = tiles.inner(unexplained, row, column, 1).square() * weights[0][::scale, None] * weights[1][::scale]
-        squares += float(seen.sum(dtype=torch.float64))
-    return Result(image, (squares / lr.size) ** 0.5, plan.count)
+        squares += _sum_of_squares(unexplained, row, column, weights, settings, lr.shape)
+    counted = 3 * np.prod([length - 2 * _border(length, settings) for length in lr.shape[:2]])
+    return Result(image, (squares / counted) ** 0.5, plan.count)
 
 
 def plan_windows(
@@ -112,6 +112,29 @@ def smallest_alpha(network: BlindUSRNet | USRNet, scale: int, sigma: float, devi
     with torch.inference_mode():
         alphas, _ = restorer.h(torch.tensor([sigma], dtype=torch.float32, device=device), scale)
     return float(alphas.min())
+
+
+def _border(length: int, settings: Settings) -> int:
+    """LR pixels along an edge that were blurred with what lies outside: no image explains them, nor should it."""
+    return min(settings.kernel.shape[0] // (2 * settings.scale) + 1, length // 4)
+
+
+def _sum_of_squares(
+    unexplained: Tensor,
+    row: tiles.Span,
+    column: tiles.Span,
+    weights: list[Tensor],
+    settings: Settings,
+    size: Sequence[int],
+) -> float:
+    """Of what a window's part leaves unexplained; each LR pixel inside the border counts once, seams by weight."""
+    part = tiles.inner(unexplained, row, column, 1).square()
+    shares = []
+    for span, weight, length in zip((row, column), weights, size[:2], strict=True):
+        place = torch.arange(span.first, span.last, device=part.device)
+        border = _border(length, settings)
+        shares.append(weight[:: settings.scale] * ((place >= border) & (place < length - border)))
+    return float((part * shares[0][:, None] * shares[1]).sum(dtype=torch.float64))
 
 
 def _first_estimate(

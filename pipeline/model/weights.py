@@ -1,6 +1,7 @@
 """Networks on disk: the published USRNet checkpoints, and our own folders of safetensors + JSON.
 
-A model folder holds `weights.safetensors`, `model.json` (written last) and, for a blind model, `codec.safetensors`.
+A model folder holds `weights.safetensors`, `model.json` (written last) and, for a blind model, `codec.safetensors`. That
+of a finished run also holds `weights-raw.safetensors`: the last step's weights; the others are averages over steps.
 Nothing is unpickled but published .pth files, and those with `weights_only=True`.
 """
 
@@ -24,6 +25,7 @@ from pipeline.model.usrnet import USRNet
 
 SCHEMA_VERSION = 1
 WEIGHTS, CODEC, MANIFEST = "weights.safetensors", "codec.safetensors", "model.json"
+RAW = "weights-raw.safetensors"
 
 
 def load_usrnet(path: str | Path) -> USRNet:
@@ -64,11 +66,26 @@ def usrnet_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
         raise ArtefactError(f"{where}: not a USRNet checkpoint ({error.errors()[0]['msg']})") from error
 
 
-def save_model(model: BlindUSRNet | USRNet, directory: str | Path, provenance: Mapping[str, str]) -> None:
-    """Write a model folder. `provenance` names what the model came from (bank and shard digests, run id, ...)."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_bytes(join(directory, WEIGHTS), safetensors.torch.save(tensors))
-    files = [WEIGHTS]
+def save_model(
+    model: BlindUSRNet | USRNet,
+    directory: str | Path,
+    provenance: Mapping[str, str],
+    raw: BlindUSRNet | USRNet | None = None,
+) -> None:
+    """Write a model folder.
+
+    Args:
+        model: what is used.
+        directory: local or s3://.
+        provenance: what the model came from (bank and shard digests, run id, ...).
+        raw: the same network with the weights that `model` averages, kept beside.
+    """
+    files = []
+    for name, network in ((WEIGHTS, model), (RAW, raw)):
+        if network is not None:
+            tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+            write_bytes(join(directory, name), safetensors.torch.save(tensors))
+            files.append(name)
     if isinstance(model, BlindUSRNet):
         model.codec.save(join(directory, CODEC))
         files.append(CODEC)

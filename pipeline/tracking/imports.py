@@ -31,12 +31,16 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
         ArtefactError: the file is missing, damaged, or holds no USRNet; nothing is unpickled but tensors.
         BadRequestError: the store cannot be reached or refuses.
     """
-    from pipeline.model.weights import WEIGHTS, load_model, load_usrnet, save_model
+    from pipeline.model.weights import RAW, WEIGHTS, load_model, load_usrnet, save_model
+
+    raw = None
 
     if storage.exists(manifest := storage.join(source, MANIFEST)):
         weights = _AVERAGED if storage.exists(storage.join(source, _AVERAGED)) else WEIGHTS
         network, origin = load_model(source, weights), storage.read_json(manifest).get("provenance", {})
         digest = storage.sha256_of(storage.join(source, weights))
+        beside = WEIGHTS if weights == _AVERAGED else RAW
+        raw = load_model(source, beside) if storage.exists(storage.join(source, beside)) else None
     elif source.endswith((".pth", ".pt", ".safetensors")):
         network, origin, digest = load_usrnet(source), {}, storage.sha256_of(source)
     else:
@@ -46,7 +50,7 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
     facts = {"import.file": Path(source).name, "import.sha256": digest}
     with tempfile.TemporaryDirectory(prefix="blindsr-import-") as temporary:
         folder = Path(temporary)
-        save_model(network, folder, provenance=origin | facts)
+        save_model(network, folder, provenance=origin | facts, raw=raw)
         if (known := _known(uri, name, storage.sha256_of(folder / MANIFEST))) is not None:
             return known, False
         run = runs.open_run(_EXPERIMENT, name, uri, params={}, tags=facts | runs.code_revision())

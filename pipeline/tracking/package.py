@@ -24,6 +24,7 @@ CONFIG = "model.config"  # the network's configuration, as in the manifest
 INPUT = "input"  # what the model accepts
 METRIC = "metric."  # prefix: a version's evaluation
 PROMOTED = "promoted."  # prefix: when an alias was moved to it, by whom and why
+RAW = "weights-raw.safetensors"  # of the last step, where the model's own weights are averages
 PICTURE = "picture.png"  # of the model card, when the model folder has one
 MODEL = "artifacts/model"  # where the model folder lies in a version
 _WRAPPER = Path(__file__).parents[1] / "inference" / "pyfunc_model.py"
@@ -166,7 +167,7 @@ def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin
     provenance = {**manifest.get("provenance", {}), **{k: v for k, v in tags.items() if is_origin(k)}}
     lines = [f"# {name}", "", summary(manifest, tags), ""]
     if picture:
-        lines += [f"![{name}]({PICTURE})", ""]
+        lines += [f"![LR, bicubic, restored and original]({PICTURE})", ""]
     lines += [
         "## Use",
         "",
@@ -195,6 +196,8 @@ def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin
     lines += ["", "## Files", "", "| file | sha256 |", "|---|---|"]
     lines += [f"| {file} | `{digest}` |" for file, digest in sorted(manifest["sha256"].items())]
     lines += [f"| {MANIFEST} | `{tags[DIGEST]}` |", ""]
+    if RAW in manifest["sha256"]:
+        lines += [f"What is used are the averages over the training; {RAW} holds the weights of its last step.", ""]
     lines += ["## Configuration", "", "```json", json.dumps(manifest["config"], indent=1, sort_keys=True), "```", ""]
     return "\n".join(lines)
 

@@ -86,7 +86,7 @@ def restore(
 
 
 def export(folder: Path, target: str | Path) -> None:
-    """Write the model folder that is registered: the checkpoint's EMA weights under `weights.safetensors`."""
+    """Write the model folder that is registered: `weights.safetensors` are the EMA weights, the raw ones lie beside."""
     model = load_model(folder, weights=EMA)
     provenance = json.loads((folder / STATE).read_text(encoding="utf-8"))["digests"]
-    save_model(model, target, provenance=provenance)
+    save_model(model, target, provenance=provenance, raw=load_model(folder))

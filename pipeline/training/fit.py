@@ -15,13 +15,18 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import RunConfig
+from pipeline.data.images import encode_png
 from pipeline.data.manifest import read_manifest
+from pipeline.model import BlindUSRNet
+from pipeline.model.weights import load_model
 from pipeline.tracking import registry, runs
 from pipeline.tracking.bank import log_bank
+from pipeline.tracking.package import PICTURE
 from pipeline.training import checkpoint
 from pipeline.training.driver import only_driver
 from pipeline.training.launch import run_workers
 from pipeline.training.learner import starting_tensors
+from pipeline.training.pictures import card_picture, fixed_batch
 
 # Settings that may change between two sittings of one run: they do not change what is learned.
 _FREE: dict[str, Any] = {
@@ -148,6 +153,10 @@ def _export(config: RunConfig, run: runs.RunRef, digests: dict[str, str], folder
     with tempfile.TemporaryDirectory(prefix="blindsr-export-") as local:
         # The registry reads a local folder; `model` may be on S3.
         checkpoint.export(folder, local)
+        network = load_model(local)
+        assert isinstance(network, BlindUSRNet)
+        picture = card_picture(network, fixed_batch(config), kernel_given=config.train.learn == "restorer")
+        (Path(local) / PICTURE).write_bytes(encode_png(picture))
         return registry.register(run, local, name, config.tracking.alias, metrics={}, tags=digests)
 
 

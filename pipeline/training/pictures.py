@@ -17,6 +17,7 @@ from pipeline.data.samples import draw
 from pipeline.data.task import open_bank
 from pipeline.data.tiles import read_samples
 from pipeline.data.validation import to_batch, validation_batches
+from pipeline.model import BlindUSRNet, upsample
 
 _ROWS = 4
 
@@ -40,6 +41,18 @@ def sample_rows(network: nn.Module, batch: Batch) -> np.ndarray:
     rows = []
     for lr, sr, hr, true, estimated in zip(batch.lr, out.sr, batch.hr, batch.kernel, out.kernel, strict=True):
         rows.append([to_uint8(lr), to_uint8(sr), to_uint8(hr), kernel_picture(true), kernel_picture(estimated)])
+    return rows_picture(rows, side=2 * batch.hr.shape[-1])
+
+
+@torch.no_grad()
+def card_picture(network: BlindUSRNet, batch: Batch, *, kernel_given: bool) -> np.ndarray:
+    """(H, W, 3) uint8 for a model card: one row a sample, LR | bicubic | restored | HR."""
+    if kernel_given:
+        restored = network.restore(batch.lr, batch.kernel, batch.scale, batch.sigma)
+    else:
+        restored = network(batch.lr, batch.scale, batch.sigma).sr
+    bicubic = upsample(batch.lr, batch.scale, "bicubic")
+    rows = [[to_uint8(image) for image in row] for row in zip(batch.lr, bicubic, restored, batch.hr, strict=True)]
     return rows_picture(rows, side=2 * batch.hr.shape[-1])
 
 

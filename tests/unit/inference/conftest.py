@@ -46,7 +46,8 @@ def lively(restorer) -> Restorer:
 @pytest.fixture(scope="session")
 def unchanging(tmp_path_factory) -> Path:
     """A scale-1 model whose prior is the identity: with a delta kernel it gives back what it gets."""
-    config = ModelConfig(scales=(1,), unfoldings=1, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True, schedule="rounds")
+    small = {"unfoldings": 1, "widths": (4, 4, 4, 4), "residual_blocks": 1}
+    config = ModelConfig(scales=(1,), global_skip=True, schedule="rounds", **small)
     path = tmp_path_factory.mktemp("unchanging")
     save_model(USRNet(config), path, {})
     return path

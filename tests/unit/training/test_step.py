@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipeline.data.feed import Batch
 from pipeline.data.plan import Stage
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
-from pipeline.model.weights import load_model
+from pipeline.model.weights import RAW, load_model
 from pipeline.training import checkpoint
 from pipeline.training.learner import learning_rate_factor, parameter_groups
 from pipeline.training.objective import Task, objective
@@ -123,6 +124,8 @@ def test_the_exported_model_holds_the_averaged_weights(codec, batch, tmp_path: P
     exported = load_model(tmp_path / "model").state_dict()
     assert same(exported, learner.ema.module.state_dict())
     assert not same(exported, weights(learner))
+    assert same(load_model(tmp_path / "model", RAW).state_dict(), weights(learner))
+    assert RAW in json.loads((tmp_path / "model" / "model.json").read_text())["sha256"]
 
 
 def test_other_data_than_the_checkpoint_was_made_from_is_refused(codec, tmp_path: Path):
