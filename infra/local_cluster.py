@@ -144,11 +144,13 @@ def start_node(folder: Path, settings: Settings, number: int) -> None:
     command += ["--disable-usage-stats", f"--object-store-memory={settings.store_mib * 2**20}"]
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
     if number == 0:
-        command += ["--head", f"--port={settings.ray_port}", "--num-cpus=0", f"--temp-dir={folder / 'ray'}"]
+        command += ["--head", f"--port={settings.ray_port}", "--num-cpus=0"]
         command += [f"--dashboard-host={HOST}", f"--dashboard-port={settings.dashboard_port}"]
         command += [f"--ray-client-server-port={free_port()}"]
     else:
         command += [f"--address={HOST}:{settings.ray_port}", f"--num-cpus={settings.cpus}"]
+    # A disk of its own, as on another machine: in one folder the nodes unpack a job's code over each other.
+    command += [f"--temp-dir={folder / str(number)}"]
     command += [f"--resources={json.dumps({f'node-{number}': 1})}"]
     launch(folder, f"node-{number}", command)
 
@@ -164,6 +166,8 @@ def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | N
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "SPT_NOENV": "1",  # Ray's processes change their titles, and would write over the mark
+        # Ray would give its workers the lowest priority; beside other programs they then take minutes to start.
+        "RAY_worker_niceness": "0",
         MARK: f"{folder}#{role}",
     }
     del environment["RAY_ADDRESS"]  # jobs get it from Ray

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Status = Literal["ok", "warn", "fail"]
@@ -41,6 +42,6 @@ def show(findings: Sequence[Finding], *, as_json: bool) -> None:
         table.add_column(name, overflow="fold")
     for finding in findings:
         mark = f"[{_COLOURS[finding.status]}]{finding.status}[/]"
-        table.add_row(finding.check, finding.where, mark, finding.found, finding.remedy)
+        table.add_row(finding.check, escape(finding.where), mark, escape(finding.found), escape(finding.remedy))
     # Into a job's log, which has no width, whole lines.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=True).print(table)

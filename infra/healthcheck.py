@@ -1,0 +1,28 @@
+"""Exit status 0 when this container's part of the cluster works: for Docker's HEALTHCHECK and Kubernetes' probes.
+
+python infra/healthcheck.py                                    the Ray node of this container
+python infra/healthcheck.py http://127.0.0.1:5000/health       another server
+"""
+
+from __future__ import annotations
+
+import sys
+import urllib.request
+
+# Answered by every node's agent, without a token: is my raylet alive, and does the head know it?
+RAYLET = "http://127.0.0.1:52365/api/local_raylet_healthz"
+
+
+def main() -> None:
+    """Ask; say why when the answer is bad."""
+    url = sys.argv[1] if len(sys.argv) > 1 else RAYLET
+    try:
+        with urllib.request.urlopen(url, timeout=8) as answer:
+            text = answer.read(200).decode(errors="replace").strip()
+    except OSError as error:
+        sys.exit(f"{url}: {error}")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
