@@ -21,11 +21,12 @@ class Quickstart(Command):
     """Build a kernel bank and shards, train, register, evaluate and restore, all on this machine."""
 
     output: str = Field("runs", description="folder for everything that is made")
+    check: bool = Field(False, description="look at everything that is needed and say what would be done; make nothing")
 
 
 def main(command: Quickstart) -> None:
     """Run the command."""
-    from pipeline.quickstart import quickstart
+    from pipeline.quickstart import planned, quickstart
 
     places = {
         "--output": command.output,
@@ -34,14 +35,17 @@ def main(command: Quickstart) -> None:
     }
     spectral = _config("quickstart-spectral.yaml", places)
     places["--train.start-from"] = f"{command.output}/{spectral.name}/model"
-    result = quickstart(spectral, _config("quickstart.yaml", places), _CONFIGS / "protocols" / "quickstart.yaml")
+    config, protocol = _config("quickstart.yaml", places), _CONFIGS / "protocols" / "quickstart.yaml"
+    if command.check:
+        print(planned(spectral, config, protocol))
+        return
+    result = quickstart(spectral, config, protocol)
     stem = result.restored / f"{result.lr.stem}-x2"
     print("\nEverything lies in", result.home)
     print(f"  picture   {stem}-compare.png  (input | bicubic | restored | kernel)")
     print(f"  table     {result.home}/evaluation-v{result.version}/psnr-by-kernel.png")
     print(f"  model     {result.model} = version {result.version}")
-    print("Go on with")
-    print(f"  .venv/bin/mlflow ui --backend-store-uri {result.tracking_uri}")
+    print(f"Go on with\n  .venv/bin/mlflow ui --backend-store-uri {result.tracking_uri}")
     print(f"  .venv/bin/python jobs/restore.py --model {result.model} --input YOUR.jpg --output restored --scale 2")
     print("  .venv/bin/python jobs/registry.py list")
 

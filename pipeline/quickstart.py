@@ -11,7 +11,7 @@ from kernels_bank import KernelBankSpec, benchmark_kernels
 from kernels_bank.runtime.cluster import connect
 from pipeline.config import RunConfig
 from pipeline.data.manifest import ShardSettings
-from pipeline.data.photographs import copy_photographs
+from pipeline.data.photographs import check_photographs, copy_photographs
 
 BANK = KernelBankSpec(gaussian=1000, motion=1000, sigma=(0.4, 4.0), components=64)
 SHARDS = ShardSettings(tile=240, shard_mib=1)
@@ -80,6 +80,38 @@ def quickstart(spectral: RunConfig, config: RunConfig, protocol: Path) -> Result
         wanted = RestoreSettings(model=model, input=str(lr), output=str(restored), scale=2, overwrite=True)
         checked(restore_files(wanted))
     return Result(home, uri, model, fitted.version, headline, restored, lr)
+
+
+def planned(spectral: RunConfig, config: RunConfig, protocol: Path) -> str:
+    """What `quickstart` would do, with everything it needs looked at and nothing written.
+
+    Raises:
+        BadRequestError: a package with photographs is missing, the protocol is wrong, or the place is not writable.
+    """
+    from kernels_bank.runtime import storage
+    from pipeline.evaluation.protocol import load_protocol
+    from pipeline.inference.batch import check_output
+
+    check_output(config.output)
+    photographs, name = check_photographs(), load_protocol(str(protocol)).name
+
+    def state(uri: str, file: str) -> str:
+        return "there, reused if it matches" if storage.exists(storage.join(uri, file)) else "to be made"
+
+    lines = [
+        f"everything would lie in {config.output}",
+        f"photographs    {photographs}, bundled",
+        f"kernel bank    {BANK.count} kernels: {state(config.data.bank, 'manifest.json')}",
+        f"shards         {state(config.data.shards, 'manifest.json')}",
+    ]
+    for run in (spectral, config):
+        home = storage.join(run.output, run.name)
+        lines.append(f"training       {run.name}, {run.train.steps} steps: {state(home, 'run.json')}")
+    lines += [
+        f"registry       {config.tracking.model_name}, alias {config.tracking.alias}",
+        f"evaluation     protocol '{name}', two held-out photographs",
+    ]
+    return "\n  ".join(lines)
 
 
 class step:  # noqa: N801 - reads as a statement

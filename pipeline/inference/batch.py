@@ -25,7 +25,7 @@ def restore_files(settings: RestoreSettings) -> list[Outcome]:
     Raises:
         BadRequestError: no such model, image or kernel, they do not fit, or a result exists and `overwrite` is off.
     """
-    _check_output(settings.output)
+    check_output(settings.output)
     tools = load_tools(settings, torch.device("cpu") if settings.workers > 1 else None)
     todo, done = split_done(list_items(settings), tools)
     outcomes = [Outcome(item.source.name, item.result, "was finished before") for item in done]
@@ -48,7 +48,7 @@ def checked(outcomes: list[Outcome]) -> list[Outcome]:
 
 def planned(settings: RestoreSettings) -> str:
     """What `restore_files` would do, everything reachable looked at and nothing written. Raises as it does."""
-    _check_output(settings.output)
+    check_output(settings.output)
     tools = load_tools(settings)
     todo, done = split_done(list_items(settings), tools)
     sizes, broken = [], []
@@ -136,7 +136,7 @@ class Worker:
         return {"name": outcome.name, "output": outcome.output, "note": outcome.note}
 
 
-def _check_output(output: str) -> None:
+def check_output(output: str) -> None:
     """The output or the nearest folder above it takes files. Raises BadRequestError."""
     path = storage.resolve(output)[1]
     if storage.is_file(output):

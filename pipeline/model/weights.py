@@ -1,7 +1,7 @@
 """Networks on disk: the published USRNet checkpoints, and our own folders of safetensors + JSON.
 
-A model folder holds `weights.safetensors`, `model.json` (written last) and, for a blind model, `codec.safetensors`. That
-of a finished run also holds `weights-raw.safetensors`: the last step's weights; the others are averages over steps.
+A model folder holds `weights.safetensors`, `model.json` (written last), for a blind model `codec.safetensors`, and for
+a finished run `weights-raw.safetensors`: the last step's weights, of which the others are averages over the steps.
 Nothing is unpickled but published .pth files, and those with `weights_only=True`.
 """
 

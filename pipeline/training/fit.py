@@ -17,7 +17,6 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import RunConfig
 from pipeline.data.images import encode_png
 from pipeline.data.manifest import read_manifest
-from pipeline.model import BlindUSRNet
 from pipeline.model.weights import load_model
 from pipeline.tracking import registry, runs
 from pipeline.tracking.bank import log_bank
@@ -153,10 +152,7 @@ def _export(config: RunConfig, run: runs.RunRef, digests: dict[str, str], folder
     with tempfile.TemporaryDirectory(prefix="blindsr-export-") as local:
         # The registry reads a local folder; `model` may be on S3.
         checkpoint.export(folder, local)
-        network = load_model(local)
-        assert isinstance(network, BlindUSRNet)
-        picture = card_picture(network, fixed_batch(config), kernel_given=config.train.learn == "restorer")
-        (Path(local) / PICTURE).write_bytes(encode_png(picture))
+        (Path(local) / PICTURE).write_bytes(encode_png(card_picture(load_model(local), fixed_batch(config))))
         return registry.register(run, local, name, config.tracking.alias, metrics={}, tags=digests)
 
 

@@ -17,7 +17,7 @@ from pipeline.data.samples import draw
 from pipeline.data.task import open_bank
 from pipeline.data.tiles import read_samples
 from pipeline.data.validation import to_batch, validation_batches
-from pipeline.model import BlindUSRNet, upsample
+from pipeline.model import BlindUSRNet, USRNet, upsample
 
 _ROWS = 4
 
@@ -45,12 +45,12 @@ def sample_rows(network: nn.Module, batch: Batch) -> np.ndarray:
 
 
 @torch.no_grad()
-def card_picture(network: BlindUSRNet, batch: Batch, *, kernel_given: bool) -> np.ndarray:
+def card_picture(network: BlindUSRNet | USRNet, batch: Batch) -> np.ndarray:
     """(H, W, 3) uint8 for a model card: one row a sample, LR | bicubic | restored | HR."""
-    if kernel_given:
-        restored = network.restore(batch.lr, batch.kernel, batch.scale, batch.sigma)
-    else:
+    if isinstance(network, BlindUSRNet):
         restored = network(batch.lr, batch.scale, batch.sigma).sr
+    else:
+        restored = network(batch.lr, batch.kernel, batch.scale, batch.sigma)
     bicubic = upsample(batch.lr, batch.scale, "bicubic")
     rows = [[to_uint8(image) for image in row] for row in zip(batch.lr, bicubic, restored, batch.hr, strict=True)]
     return rows_picture(rows, side=2 * batch.hr.shape[-1])
