@@ -121,20 +121,24 @@ def start_mlflow(folder: Path, settings: Settings) -> None:
 
 
 def join(folder: Path, settings: Settings, number: int) -> None:
-    """Start a node and wait until Ray has it. `ray start` gives up after 30 s, which a busy machine may need."""
-    for attempt in range(3):
-        start_node(folder, settings, number)
-        try:
-            return wait_for(folder, f"node-{number}", lambda: number in alive_nodes(folder, settings))
-        except ClusterError as error:
-            if attempt == 2:
-                raise
-            say(f"{error}; once more")
-            end(of_role(folder, f"node-{number}"))
-    return None
+    """Start a node and wait until Ray has it.
+
+    `ray start` gives up after 30 s, which a busy machine may need, and may leave processes behind: then once more.
+    """
+    role, deadline = f"node-{number}", time.monotonic() + PATIENCE_S
+    while True:
+        starter = start_node(folder, settings, number)
+        while not starter.poll():  # still starting, or well started
+            if number in alive_nodes(folder, settings):
+                return
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{role} did not come up within {PATIENCE_S:.0f} s; is this machine overloaded?")
+            time.sleep(0.3)
+        say(f"{role} did not start ({last_line(folder / f'{role}.log')}); once more")
+        end(of_role(folder, role), gently=False)
 
 
-def start_node(folder: Path, settings: Settings, number: int) -> None:
+def start_node(folder: Path, settings: Settings, number: int) -> subprocess.Popen[bytes]:
     """Node 0 is the head. It takes no work; jobs' drivers run there.
 
     Not with `--block`: that ends a head on a busy machine for the sake of Ray's client server, which nobody needs.
@@ -152,10 +156,10 @@ def start_node(folder: Path, settings: Settings, number: int) -> None:
     # A disk of its own, as on another machine: in one folder the nodes unpack a job's code over each other.
     command += [f"--temp-dir={folder / str(number)}"]
     command += [f"--resources={json.dumps({f'node-{number}': 1})}"]
-    launch(folder, f"node-{number}", command)
+    return launch(folder, f"node-{number}", command)
 
 
-def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | None = None) -> None:
+def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a process that outlives this one, with its output in the folder."""
     settings = read_settings(folder)
     environment = {k: v for k, v in os.environ.items() if k not in ("AWS_CA_BUNDLE", "RAY_ADDRESS", "AWS_PROFILE")}
@@ -172,7 +176,7 @@ def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | N
     }
     del environment["RAY_ADDRESS"]  # jobs get it from Ray
     with (folder / f"{role}.log").open("ab") as log:
-        subprocess.Popen(
+        return subprocess.Popen(
             command,
             env=environment | (more or {}),
             cwd=folder,
