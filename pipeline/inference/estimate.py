@@ -13,7 +13,7 @@ from pipeline.inference.tiles import margin
 if TYPE_CHECKING:
     from pipeline.inference.restorer import Restorer
 
-_CROP = 192  # LR pixels a side: what an estimate is made from
+_CROP, _LEAST = 192, 96  # LR pixels a side: what an estimate is made from
 _ALONE = 288  # an image no larger than this is one place
 _PLACES = 3
 
@@ -32,7 +32,8 @@ def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float
     Each of up to three well-textured places gives a kernel, guarded; the one that is nearest to the others is taken,
     so that a single place with a texture of its own does not decide.
     """
-    side = max(lr.shape[:2]) if max(lr.shape[:2]) <= _ALONE else _CROP
+    alone = max(lr.shape[:2]) <= _ALONE
+    side = max(lr.shape[:2]) if alone else min(_CROP, max(_LEAST, min(lr.shape[:2]) // 2))
     crops = [lr[top : top + side, left : left + side] for top, left in textured_crops(lr, side, _PLACES)]
     found = [_guarded(restorer, crop, scale, sigma) for crop in crops]
     if len(found) == 1:

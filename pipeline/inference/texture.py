@@ -9,7 +9,7 @@ _STEPS = 4  # places tried along one side of a crop
 
 
 def textured_crops(image: np.ndarray, side: int, count: int) -> list[tuple[int, int]]:
-    """Upper-left corners of the best-textured crops that do not overlap, the best first.
+    """Upper-left corners of the best-textured crops, half a side apart or more, the best first.
 
     The score is the sum of the gradients' absolute values, of pixels that are neither black nor white to the limit:
     there the blur is not linear, and a clipped edge looks sharper than it is.
@@ -32,7 +32,7 @@ def textured_crops(image: np.ndarray, side: int, count: int) -> list[tuple[int, 
     for flat in np.argsort(-score, axis=None, kind="stable"):
         row, column = np.unravel_index(flat, score.shape)
         top, left = int(tops[row]), int(lefts[column])
-        if all(abs(top - t) >= height or abs(left - x) >= width for t, x in chosen):
+        if all(2 * abs(top - t) >= height or 2 * abs(left - x) >= width for t, x in chosen):
             chosen.append((top, left))
         if len(chosen) == count:
             break

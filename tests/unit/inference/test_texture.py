@@ -13,7 +13,7 @@ def test_crops_lie_on_texture_and_apart():
     image = np.full((300, 400, 3), 0.5, np.float32)
     random = np.random.default_rng(0)
     image[200:280, 300:380] += 0.2 * random.random((80, 80, 1), np.float32)
-    image[0:100, 0:100] += 0.1 * random.random((100, 100, 1), np.float32)
+    image[0:100, 0:100] += 0.16 * random.random((100, 100, 1), np.float32)
     (first, second, *_) = textured_crops(image, 80, 3)
     assert 180 <= first[0] <= 220
     assert 280 <= first[1] <= 320
