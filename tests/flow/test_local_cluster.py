@@ -110,8 +110,10 @@ def test_a_cluster_from_up_to_down(local: Local):
     assert "3 nodes" in text["Ray"]
     assert text["bank"] == "80 kernels; seen by 3 nodes"
     assert "files come back" in text["MLflow"]
+    kept = local.run([sys.executable, "jobs/build_kernel_bank.py", "--output", bank, "--info"])
+    assert digest[1] in kept.stdout
     verified = local.run([sys.executable, "jobs/build_kernel_bank.py", "--output", bank, "--verify"])
-    assert digest[1] in verified.stdout
+    assert verified.returncode == 0, verified.stderr
 
     assert local.marked()
     down = local("down")
