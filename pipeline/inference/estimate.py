@@ -46,5 +46,5 @@ def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float
 
 def _guarded(restorer: Restorer, crop: np.ndarray, scale: int, sigma: float) -> Estimate:
     extended = periodic_extension(crop, margin(scale, restorer.kernel_side))
-    out = restorer.blind(restorer.tensor(extended), scale, sigma, seen=restorer.tensor(crop), guard=True)
+    out = restorer.blind(restorer.tensor(extended), scale, sigma, seen=restorer.tensor(crop))
     return Estimate(out.kernel[0].cpu().numpy(), int(out.winner[0]), None)

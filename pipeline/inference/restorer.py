@@ -174,10 +174,10 @@ class Restorer:
         result = restore_planes(self, planes, own, item=image.itemsize, channels=4)
         return _to_type(result.image[..., :1], image.dtype)
 
-    def blind(
-        self, lr: Tensor, scale: int, sigma: float, seen: Tensor | None = None, *, guard: bool = False
-    ) -> BlindOutput:
+    def blind(self, lr: Tensor, scale: int, sigma: float, seen: Tensor | None = None) -> BlindOutput:
         """The network itself on a periodic image: (1, 3, h, w) in [0, 1] on `device`; nothing is extended or clipped.
+
+        A kernel estimate stands only where it scores no worse than the one before (`pipeline/model/guard.py`).
 
         Args:
             lr: the image, made periodic.
@@ -185,7 +185,6 @@ class Restorer:
             sigma: noise level.
             seen: the part of it that a camera saw, if not all: the initial kernel is read off that alone, since the
                 smooth band of an extension has a spectrum of its own.
-            guard: let a kernel estimate stand only where it scores no worse than the one before.
 
         Raises:
             BadRequestError: the model is not blind.
@@ -194,7 +193,7 @@ class Restorer:
             raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
         with torch.inference_mode():
             first = self.network.initial(lr if seen is None else seen, scale, sigma)
-            out: BlindOutput = self.network(lr, scale, sigma, first=first, guard=guard)
+            out: BlindOutput = self.network(lr, scale, sigma, first=first, guard=True, refine=True)
             return out
 
     def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:
