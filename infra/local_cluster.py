@@ -10,7 +10,8 @@
     python infra/local_cluster.py restart s3
     python infra/local_cluster.py down               ends every process and deletes every file
 
-Everything listens on loopback, Ray asks for a token. All files are in one folder (--folder), so several clusters can
+The dashboard and the servers listen on loopback; Ray itself, which also listens on the machine's own address, asks for
+a token. All files are in one folder (--folder), so several clusters can
 live side by side on other ports. MLflow uses SQLite, or the database of MLFLOW_BACKEND_STORE_URI.
 """
 
@@ -22,38 +23,31 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
 
-HOST, BUCKET, PATIENCE_S = "127.0.0.1", "blindsr", 300.0
-# Every process of a cluster carries it in its environment: FOLDER#ROLE. So `down` finds them from any shell.
-MARK = "BLINDSR_LOCAL_CLUSTER"
+from marked import end, of_role, processes
+from parts import (
+    BUCKET,
+    HOST,
+    ClusterError,
+    Settings,
+    alive_nodes,
+    answers,
+    listens,
+    read_settings,
+    start_mlflow,
+    start_node,
+    start_s3,
+    variables,
+)
 
-
-class ClusterError(Exception):
-    """What is wrong and what to do, in one line."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `up` was asked for; kept in the folder for the commands after it."""
-
-    cpus: int  # of each worker node
-    store_mib: int  # shared memory of each node for objects
-    ray_port: int
-    dashboard_port: int
-    mlflow_port: int
-    s3_port: int
-    backend: str  # database of MLflow
+PATIENCE_S = 300.0
 
 
 def up(folder: Path, nodes: int, settings: Settings) -> None:
@@ -106,20 +100,6 @@ def refuse_busy_ports(settings: Settings) -> None:
         raise ClusterError(f"another program listens on port {', '.join(busy)}; end it, or give other ports")
 
 
-def start_s3(folder: Path, settings: Settings) -> None:
-    """S3 of moto, with its objects in the folder."""
-    server = [sys.executable, str(Path(__file__).with_name("s3_server.py"))]
-    launch(folder, "s3", [*server, "--port", str(settings.s3_port), "--folder", str(folder / "s3"), "--bucket", BUCKET])
-
-
-def start_mlflow(folder: Path, settings: Settings) -> None:
-    """`mlflow server` that hands artifacts through to S3, so that its clients need no S3 credentials."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(settings.mlflow_port)]
-    command += ["--artifacts-destination", f"s3://{BUCKET}/mlflow", "--workers", "1"]
-    # In the environment, not among the arguments, which every user of the machine can read: it may hold a password.
-    launch(folder, "mlflow", command, {"MLFLOW_BACKEND_STORE_URI": settings.backend})
-
-
 def join(folder: Path, settings: Settings, number: int) -> None:
     """Start a node and wait until Ray has it.
 
@@ -136,71 +116,6 @@ def join(folder: Path, settings: Settings, number: int) -> None:
             time.sleep(0.3)
         say(f"{role} did not start ({last_line(folder / f'{role}.log')}); once more")
         end(of_role(folder, role), gently=False)
-
-
-def start_node(folder: Path, settings: Settings, number: int) -> subprocess.Popen[bytes]:
-    """Node 0 is the head. It takes no work; jobs' drivers run there.
-
-    Not with `--block`: that ends a head on a busy machine for the sake of Ray's client server, which nobody needs.
-    """
-    command = [str(Path(sys.executable).with_name("ray")), "start", f"--node-ip-address={HOST}"]
-    command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free one, not one of ours
-    command += ["--disable-usage-stats", f"--object-store-memory={settings.store_mib * 2**20}"]
-    command += [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
-    if number == 0:
-        command += ["--head", f"--port={settings.ray_port}", "--num-cpus=0"]
-        command += [f"--dashboard-host={HOST}", f"--dashboard-port={settings.dashboard_port}"]
-        command += [f"--ray-client-server-port={free_port()}"]
-    else:
-        command += [f"--address={HOST}:{settings.ray_port}", f"--num-cpus={settings.cpus}"]
-    # A disk of its own, as on another machine: in one folder the nodes unpack a job's code over each other.
-    command += [f"--temp-dir={folder / str(number)}"]
-    command += [f"--resources={json.dumps({f'node-{number}': 1})}"]
-    return launch(folder, f"node-{number}", command)
-
-
-def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a process that outlives this one, with its output in the folder."""
-    settings = read_settings(folder)
-    environment = {k: v for k, v in os.environ.items() if k not in ("AWS_CA_BUNDLE", "RAY_ADDRESS", "AWS_PROFILE")}
-    environment |= variables(folder, settings) | {
-        # Jobs say `python jobs/train.py`: the python of this environment.
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "SPT_NOENV": "1",  # Ray's processes change their titles, and would write over the mark
-        # Ray would give its workers the lowest priority; beside other programs they then take minutes to start.
-        "RAY_worker_niceness": "0",
-        MARK: f"{folder}#{role}",
-    }
-    del environment["RAY_ADDRESS"]  # jobs get it from Ray
-    with (folder / f"{role}.log").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            env=environment | (more or {}),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
-def variables(folder: Path, settings: Settings) -> dict[str, str]:
-    """What a shell needs to use the cluster."""
-    return {
-        "RAY_ADDRESS": f"{HOST}:{settings.ray_port}",
-        "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{settings.dashboard_port}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "MLFLOW_TRACKING_URI": f"http://{HOST}:{settings.mlflow_port}",
-        "AWS_ENDPOINT_URL": f"http://{HOST}:{settings.s3_port}",
-        "AWS_ACCESS_KEY_ID": "local",
-        "AWS_SECRET_ACCESS_KEY": "local-test-server",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
 
 
 def usage(folder: Path, settings: Settings) -> str:
@@ -229,88 +144,11 @@ def status(folder: Path, settings: Settings) -> None:
     say(usage(folder, settings))
 
 
-def alive_nodes(folder: Path, settings: Settings) -> list[int]:
-    """The numbers of the nodes that Ray believes alive; none while its dashboard does not answer."""
-    request = urllib.request.Request(f"http://{HOST}:{settings.dashboard_port}/api/v0/nodes?detail=1")
-    request.add_header("Authorization", f"Bearer {(folder / 'token').read_text()}")
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            found = json.load(answer)["data"]["result"]["result"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    names = [name for node in found if node["state"] == "ALIVE" for name in node["resources_total"]]
-    return sorted(int(name.removeprefix("node-")) for name in names if name.startswith("node-"))
-
-
-def processes(folder: Path) -> dict[int, str]:
-    """Process id -> role, for all processes of the cluster.
-
-    Those that carry the mark, and all below them, whatever they have done to their environment.
-    """
-    parents, roles = {}, {}
-    prefix = f"{MARK}={folder}#".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            environ = (entry / "environ").read_bytes()
-        except OSError:
-            continue  # it has ended, or belongs to somebody else
-        if state == "Z":
-            continue
-        pid = int(entry.name)
-        parents[pid] = int(parent)
-        for item in environ.split(b"\0"):
-            if item.startswith(prefix):
-                roles[pid] = item.removeprefix(prefix).decode()
-    grew = True
-    while grew:
-        below = {pid: roles[up_] for pid, up_ in parents.items() if pid not in roles and up_ in roles}
-        roles |= below
-        grew = bool(below)
-    return roles
-
-
 def kill(folder: Path, role: str) -> None:
     """SIGKILL to all processes of a node or a server at once, as when its machine loses power."""
     if not (found := of_role(folder, role)):
         raise ClusterError(f"{role} is not running; see `status`")
     end(found, gently=False)
-
-
-def of_role(folder: Path, role: str) -> set[int]:
-    """The processes of a node or a server."""
-    return {pid for pid, name in processes(folder).items() if name == role}
-
-
-def end(found: Iterable[int], *, gently: bool = True) -> None:
-    """SIGTERM and five seconds, then SIGKILL."""
-    deadline = time.monotonic() + 5
-    if gently:
-        signal_all(found, signal.SIGTERM)
-        while any(Path(f"/proc/{pid}").exists() for pid in found) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    signal_all(found, signal.SIGKILL)
-    while any(running(pid) for pid in found) and time.monotonic() < deadline + 30:
-        time.sleep(0.05)
-
-
-def signal_all(found: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to those that are still there."""
-    for pid in found:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
-
-
-def running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait_for(folder: Path, role: str, condition: Callable[[], bool]) -> None:
@@ -343,36 +181,6 @@ def write_secret(file: Path, text: str) -> None:
     """A file that only its owner can read."""
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
         stream.write(text)
-
-
-def listens(port: int) -> bool:
-    """Whether something accepts connections."""
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
-
-
-def answers(port: int, path: str) -> bool:
-    """Whether an HTTP server says 200."""
-    try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=10) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def read_settings(folder: Path) -> Settings:
-    """What `up` kept. Raises ClusterError when no cluster was made there."""
-    try:
-        return Settings(**json.loads((folder / "settings.json").read_text()))
-    except FileNotFoundError:
-        raise ClusterError(f"no cluster in {folder}; start one with `up`") from None
 
 
 def say(text: str) -> None:
