@@ -37,7 +37,12 @@ class ModelConfig(Frozen):
     schedule: Literal["rounds", "interleaved"] = Field(
         "interleaved", description="rounds: DAN's; interleaved: one unfolding's cost"
     )
-    rounds: int = Field(2, ge=1, le=8, description="kernel estimates an image")
+    rounds: int = Field(
+        2, ge=0, le=8, description="kernel estimates an image; 0: the initial kernel stands, there is no estimator"
+    )
+    kernel_steps: int = Field(
+        0, ge=0, le=16, description="closed-form kernel steps of an inference, each after a whole restoration"
+    )
     detach: bool = Field(True, description="no gradient crosses from one round to the next")
     warm_start: bool = Field(
         False, description="schedule 'rounds' only: a round starts from the previous one's image instead of x0"
@@ -112,6 +117,7 @@ class TrainConfig(Frozen):
     start_from: str | None = Field(
         None, description="weights a new run starts from: a model folder, models:/..., or a USRNet .pth (restorer only)"
     )
+    start_parts: Literal["all", "restorer"] = Field("all", description="of `start_from`: which parts are taken")
     learn: Literal["all", "restorer", "kernel", "spectral"] = Field(
         "all", description="what is trained; restorer: with true kernels; spectral: the initial kernel alone"
     )

@@ -6,7 +6,8 @@ unfoldings into T + 1 nearly equal parts and estimates between them, so that a w
 one unfolding and T estimates.
 
 A wrong kernel can cost far more than a right one gains. So at inference, where asked, a guard lets an estimate stand
-only if the image restored with it scores no worse than with the kernel that stood before (`guard.py`).
+only if the image restored with it scores no worse than with the kernel that stood before (`guard.py`), and the last
+word is given to closed-form kernel steps, which need no training of their own (`kernel_step.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.config import ModelConfig
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
 from pipeline.model.guard import restoration_score
+from pipeline.model.kernel_step import MARGIN, refine_kernel
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, USRNet, check_inputs
 
@@ -42,8 +44,8 @@ class BlindOutput:
     sr: Tensor  # (B, 3, s*h, s*w), not clipped
     kernel: Tensor  # (B, k, k), >= 0, sum 1
     codes: Tensor  # (B, T + 1, c), the initial kernel's first
-    rounds: list[Round]  # T + 1 of them, each with its own kernel; unguarded, the last holds `sr` and `kernel`
-    winner: Tensor  # (B,) int64, the round whose kernel is `kernel`; unguarded always T
+    rounds: list[Round]  # T + 1 of them (one more where refined), each with its own kernel; unguarded, the last stands
+    winner: Tensor  # (B,) int64, the round whose kernel is `kernel`; unguarded always the last
 
 
 class BlindUSRNet(nn.Module):
@@ -56,7 +58,8 @@ class BlindUSRNet(nn.Module):
             # Saved beside the weights as codec.safetensors, so not in the state dict.
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).clone(), persistent=False)
         self.restorer = USRNet(config)
-        self.estimator = Estimator(config.scales, config.estimator_channels, config.estimator_blocks, codec.components)
+        shape = (config.scales, config.estimator_channels, config.estimator_blocks, codec.components)
+        self.estimator = Estimator(*shape) if config.rounds else None
         self.spectral = SpectralInit(codec.components) if config.initial_kernel == "spectral" else None
 
     def forward(
@@ -68,6 +71,7 @@ class BlindUSRNet(nn.Module):
         *,
         first: tuple[Tensor, Tensor] | None = None,
         guard: bool = False,
+        refine: bool = False,
         image_rounds: Literal["last", "all"] = "all",
     ) -> BlindOutput:
         """Estimate each image's kernel and restore it.
@@ -81,6 +85,7 @@ class BlindUSRNet(nn.Module):
                 from `lr`; None for `self.initial(lr, scale, sigma)`.
             guard: let a kernel estimate stand only where it scores no worse than the kernel before it, image by
                 image. For inference; where a round does not start from x0 it runs that round's unfoldings twice.
+            refine: end with `config.kernel_steps` kernel steps (`kernel_step.py`) as one more round. For inference.
             image_rounds: whose images the loss looks at. With `last`, detached rounds of schedule 'rounds' before it
                 are restored without a graph, which no gradient could enter: same gradients, far less memory.
 
@@ -110,6 +115,11 @@ class BlindUSRNet(nn.Module):
             else:
                 standing, winner = new, torch.full_like(winner, number)
             state = start
+        if refine and self.config.kernel_steps:
+            new, better = self._refined(lr, scale, sigma, x0, standing, guard=guard)
+            rounds.append(new)
+            standing = Round(*(_where(better, *pair) for pair in zip(new, standing, strict=True)))
+            winner = winner.where(~better, len(rounds) - 1)
         codes = torch.stack([r.code for r in rounds], 1)
         return BlindOutput(standing.sr, standing.kernel, codes, rounds, winner)
 
@@ -160,10 +170,24 @@ class BlindUSRNet(nn.Module):
     def _score(self, found: Round, state: State) -> Tensor:
         return restoration_score(found.sr, state.lr, self._operator(found.kernel, state))
 
+    def _refined(
+        self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None, standing: Round, *, guard: bool
+    ) -> tuple[Round, Tensor]:
+        """The round of the kernel steps, and for which images (B,) it is to stand."""
+        level = check_inputs(lr, scale, sigma, training=self.training)
+        kernel = refine_kernel(self.restorer, lr, standing.kernel, scale, level, self.config.kernel_steps)
+        new = Round(self.restore(lr, kernel, scale, sigma, x0), kernel, self.encode(kernel))
+        if not guard:
+            return new, torch.ones(lr.shape[0], dtype=torch.bool, device=lr.device)
+        state = self.restorer.start(lr, scale, sigma, x0)
+        old = standing._replace(sr=self.restore(lr, standing.kernel, scale, sigma, x0))
+        return new, self._score(new, state) <= MARGIN * self._score(old, state)
+
     def _estimate(self, state: State, previous: Round) -> tuple[Tensor, Tensor]:
         sr, code = previous.sr, previous.code
         if self.config.detach:
             sr, code = sr.detach(), code.detach()
+        assert self.estimator is not None
         code = code + self.estimator(state.lr, sr, state.scale)
         return self.decode(code), code
 

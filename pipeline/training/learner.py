@@ -63,7 +63,7 @@ def learning_rate_factor(done: int, train: TrainConfig) -> float:
 def starting_tensors(config: RunConfig, codec: KernelCodec) -> dict[str, Tensor] | None:
     """The weights a new run starts from, checked against its network.
 
-    A blind model gives all of its parts, a published USRNet the restorer.
+    A blind model gives the parts that `start_parts` names, a published USRNet the restorer.
 
     Raises:
         BadRequestError: no such model, another kernel code, or tensors that do not fit.
@@ -72,15 +72,21 @@ def starting_tensors(config: RunConfig, codec: KernelCodec) -> dict[str, Tensor]
     if uri is None:
         return None
     found = Restorer.load(uri, device=torch.device("cpu")).network
+    whole = isinstance(found, BlindUSRNet) and config.train.start_parts == "all"
+    if isinstance(found, BlindUSRNet) and not whole:
+        found = found.restorer
     if isinstance(found, BlindUSRNet):
         if found.codec.digest != codec.digest:
-            raise BadRequestError(f"train.start_from {uri}: its kernel code is of another bank than {config.data.bank}")
+            raise BadRequestError(
+                f"train.start_from {uri}: its kernel code is of another bank than {config.data.bank}; "
+                "train.start_parts restorer takes the restorer alone"
+            )
         tensors = dict(found.state_dict())
     else:
         tensors = {f"restorer.{name}": value for name, value in found.state_dict().items()}
     own = build_network(config, codec).state_dict()
     wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape] + [
-        name for name in own if isinstance(found, BlindUSRNet) and name not in tensors
+        name for name in own if whole and name not in tensors
     ]
     if wrong:
         raise BadRequestError(
