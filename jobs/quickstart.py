@@ -33,13 +33,11 @@ def main(command: Quickstart) -> None:
         "--data.shards": f"{command.output}/quickstart/shards",
         "--data.bank": f"{command.output}/quickstart/bank",
     }
-    spectral = _config("quickstart-spectral.yaml", places)
-    places["--train.start-from"] = f"{command.output}/{spectral.name}/model"
     config, protocol = _config("quickstart.yaml", places), _CONFIGS / "protocols" / "quickstart.yaml"
     if command.check:
-        print(planned(spectral, config, protocol))
+        print(planned(config, protocol))
         return
-    result = quickstart(spectral, config, protocol)
+    result = quickstart(config, protocol)
     stem = result.restored / f"{result.lr.stem}-x2"
     print("\nEverything lies in", result.home)
     print(f"  picture   {stem}-compare.png  (input | bicubic | restored | kernel)")

@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.data.manifest import ShardSettings
 from pipeline.data.photographs import check_photographs, copy_photographs
 
-BANK = KernelBankSpec(gaussian=1000, motion=1000, sigma=(0.4, 4.0), components=64)
+BANK = KernelBankSpec(gaussian=1000, motion=1000, size=25, sigma=(0.4, 4.5), sigma_law="log")
 SHARDS = ShardSettings(tile=240, shard_mib=1)
 _SHOWN = "chelsea.png"
 _SHOWN_KERNEL = 7  # of the benchmark: a slanted anisotropic Gaussian
@@ -32,12 +32,11 @@ class Result:
     lr: Path  # the picture that was restored
 
 
-def quickstart(spectral: RunConfig, config: RunConfig, protocol: Path) -> Result:
+def quickstart(config: RunConfig, protocol: Path) -> Result:
     """Run every step; those whose results are there and match are reused, and say so.
 
     Args:
-        spectral: the first stage of the training: the initial kernel alone.
-        config: the second: all of the network. Bank and shards are built where it looks for them.
+        config: of the training. Bank and shards are built where it looks for them.
         protocol: YAML file of the evaluation protocol.
     """
     from kernels_bank.generate import build_bank, present
@@ -64,10 +63,9 @@ def quickstart(spectral: RunConfig, config: RunConfig, protocol: Path) -> Result
         shards, reused = make_shards(str(train), config.data.shards, SHARDS)
         state = "the same shards are there; reused" if reused else "written"
         print(f"  {shards.images} photographs, {shards.samples} tiles in {len(shards.train)} shards: {state}")
-    with step("3/6 training, first the initial kernel alone, then all"):
-        for stage in (spectral, config):
-            fitted = fit(stage)
-            print(f"  {stage.name} {'was finished before; reused' if fitted.reused else 'finished'}: {fitted.model}")
+    with step(f"3/6 training, {config.train.steps} steps from {config.train.start_from}"):
+        fitted = fit(config)
+        print(f"  {config.name} {'was finished before; reused' if fitted.reused else 'finished'}: {fitted.model}")
     name = config.tracking.model_name
     model = f"models:/{name}@{config.tracking.alias}"
     print(f"4/6 registered: {name} version {fitted.version}, alias {config.tracking.alias}", flush=True)
@@ -82,7 +80,7 @@ def quickstart(spectral: RunConfig, config: RunConfig, protocol: Path) -> Result
     return Result(home, uri, model, fitted.version, headline, restored, lr)
 
 
-def planned(spectral: RunConfig, config: RunConfig, protocol: Path) -> str:
+def planned(config: RunConfig, protocol: Path) -> str:
     """What `quickstart` would do, with everything it needs looked at and nothing written.
 
     Raises:
@@ -104,10 +102,9 @@ def planned(spectral: RunConfig, config: RunConfig, protocol: Path) -> str:
         f"kernel bank    {BANK.count} kernels: {state(config.data.bank, 'manifest.json')}",
         f"shards         {state(config.data.shards, 'manifest.json')}",
     ]
-    for run in (spectral, config):
-        home = storage.join(run.output, run.name)
-        lines.append(f"training       {run.name}, {run.train.steps} steps: {state(home, 'run.json')}")
+    home = storage.join(config.output, config.name)
     lines += [
+        f"training       {config.train.steps} steps from {config.train.start_from}: {state(home, 'run.json')}",
         f"registry       {config.tracking.model_name}, alias {config.tracking.alias}",
         f"evaluation     protocol '{name}', two held-out photographs",
     ]

@@ -18,6 +18,7 @@ from pipeline.inference.noise import estimate_sigma
 from pipeline.inference.windows import Settings, restore_planes, smallest_alpha
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
 from pipeline.model.weights import MANIFEST, WEIGHTS, load_model, load_usrnet
+from pipeline.shipped import SCHEME, shipped_folder
 
 _AVERAGED = "ema.safetensors"  # a training checkpoint's averaged weights; they restore better than the last ones
 _DEFAULT_REACH = 25
@@ -59,8 +60,8 @@ class Restorer:
         """Load a model.
 
         Args:
-            uri: `models:/name@alias`, `models:/name/3`, a model or checkpoint directory (local or s3://), or the
-                `.pth` of a published USRNet, which restores with given kernels only.
+            uri: `shipped:blind-sr-x2`, `models:/name@alias`, `models:/name/3`, a model or checkpoint directory (local
+                or s3://), or the `.pth` of a published USRNet, which restores with given kernels only.
             device: where it runs; the CUDA card of this process if it has one, else the CPU.
 
         Raises:
@@ -71,13 +72,15 @@ class Restorer:
         if text.endswith((".pth", ".pt")):
             return cls(load_usrnet(text), uri=text, digest=storage.sha256_of(text), device=device)
         directory = text
+        if text.startswith(SCHEME):
+            directory = str(shipped_folder(text))
         if text.startswith("models:/"):
             from pipeline.tracking.registry import download
 
             directory = str(download(text))
         if not storage.exists(storage.join(directory, MANIFEST)):
             raise ArtefactError(
-                f"{text}: holds no {MANIFEST}; give models:/NAME@ALIAS, models:/NAME/VERSION, "
+                f"{text}: holds no {MANIFEST}; give shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, "
                 "a model or checkpoint directory, or the .pth of a published USRNet"
             )
         weights = _AVERAGED if storage.exists(storage.join(directory, _AVERAGED)) else WEIGHTS

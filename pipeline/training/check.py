@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from kernels_bank import KernelBank
 from kernels_bank.runtime.cluster import connect
 from pipeline.config import RunConfig
 from pipeline.data.feed import Feed
 from pipeline.data.images import encode_png
 from pipeline.data.manifest import read_manifest
 from pipeline.training.fit import absolute, check_cluster, cpus_needed, data_digests
-from pipeline.training.learner import starting_tensors
+from pipeline.training.learner import starting_point
 from pipeline.training.pictures import contact_sheet
 
 _BATCHES = 50
@@ -26,7 +25,7 @@ def check(config: RunConfig, sheet: Path) -> str:
     """
     config = absolute(config)
     digests = data_digests(config)
-    starting_tensors(config, KernelBank.open(config.data.bank).codec)
+    starting_point(config)
     connect(min_cpus=cpus_needed(config))
     train, workers = config.train, config.train.fewest_workers
     cpus = check_cluster(config) / workers

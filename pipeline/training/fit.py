@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from torch import Tensor
 
 from kernels_bank import KernelBank
 from kernels_bank.runtime import storage
@@ -24,7 +23,7 @@ from pipeline.tracking.package import PICTURE
 from pipeline.training import checkpoint
 from pipeline.training.driver import only_driver
 from pipeline.training.launch import run_workers
-from pipeline.training.learner import starting_tensors
+from pipeline.training.learner import Start, starting_point
 from pipeline.training.pictures import card_picture, fixed_batch
 
 # Settings that may change between two sittings of one run: they do not change what is learned.
@@ -72,16 +71,14 @@ def fit(config: RunConfig, *, resume: Literal["auto", "never"] = "auto", verbose
     if record.get("finished") == config.train.steps:
         run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
         return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
-    start = starting_tensors(config, KernelBank.open(config.data.bank).codec)
+    start = starting_point(config)
 
     with only_driver(home):
         connect(min_cpus=cpus_needed(config), verbose=verbose)
         return _train(config, digests, home, record.get("run_id"), start)
 
 
-def _train(
-    config: RunConfig, digests: dict[str, str], home: str, run_id: str | None, start: dict[str, Tensor] | None
-) -> Fitted:
+def _train(config: RunConfig, digests: dict[str, str], home: str, run_id: str | None, start: Start) -> Fitted:
     """Train and register in one tracking run, the one of `run_id` when there is one; its status tells how it ended."""
     data_cpus = check_cluster(config)
     uri, model = runs.tracking_uri(config.output), storage.join(home, "model")

@@ -15,13 +15,13 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch import Tensor
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import JobFailedError
 from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
 from pipeline.training.board import LiveLine, TellFailures, failure_reason
+from pipeline.training.learner import Start
 from pipeline.training.loop import Job, train_worker
 
 
@@ -35,7 +35,7 @@ def run_workers(
     digests: dict[str, str],
     home: str,
     data_cpus: float,
-    start: dict[str, Tensor] | None,
+    start: Start,
 ) -> Path:
     """Train on the cluster, from the newest checkpoint under `home`; returns the folder of the last checkpoint.
 
@@ -48,7 +48,7 @@ def run_workers(
     train = config.train
     filesystem, path = storage.resolve(home)
     with LiveLine(train.steps) as line:
-        job = Job(config, run, line.board, digests, data_cpus, ray.put(start) if start else None)
+        job = Job(config, run, line.board, digests, data_cpus, ray.put(start))
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job},

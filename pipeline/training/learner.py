@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import ray.train
 import ray.train.torch
@@ -20,10 +21,17 @@ from pipeline.training.objective import Task, learns
 from pipeline.training.step import Learner
 
 
-def build_learner(config: RunConfig, device: torch.device) -> Learner:
+class Start(NamedTuple):
+    """What a new run starts from."""
+
+    codec: KernelCodec
+    tensors: dict[str, Tensor]  # of the parts that are not drawn anew; none from scratch
+
+
+def build_learner(config: RunConfig, codec: KernelCodec, device: torch.device) -> Learner:
     """Network, task, EMA, optimizer and schedule; the task is wrapped for data-parallel training if there are ranks."""
     train = config.train
-    network = build_network(config, KernelBank.open(config.data.bank).codec).to(device)
+    network = build_network(config, codec).to(device)
     task = Task(network, train)
     fused = device.type in {"cpu", "cuda"}
     optimizer = torch.optim.Adam(parameter_groups(network, train), fused=fused)
@@ -60,37 +68,37 @@ def learning_rate_factor(done: int, train: TrainConfig) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def starting_tensors(config: RunConfig, codec: KernelCodec) -> dict[str, Tensor] | None:
-    """The weights a new run starts from, checked against its network.
+def starting_point(config: RunConfig) -> Start:
+    """The kernel code and the weights that a new run starts from, checked against its network.
 
-    A blind model gives the parts that `start_parts` names, a published USRNet the restorer.
+    A published USRNet gives the restorer, a blind model the parts that `start_parts` names. Taken whole it keeps its
+    own kernel code, whatever bank it now learns from: its code is what its weights speak. Else the bank's is used.
 
     Raises:
-        BadRequestError: no such model, another kernel code, or tensors that do not fit.
+        BadRequestError: no such model, kernels of another size, or tensors that do not fit.
     """
-    uri = config.train.start_from
-    if uri is None:
-        return None
-    found = Restorer.load(uri, device=torch.device("cpu")).network
-    whole = isinstance(found, BlindUSRNet) and config.train.start_parts == "all"
-    if isinstance(found, BlindUSRNet) and not whole:
-        found = found.restorer
-    if isinstance(found, BlindUSRNet):
-        if found.codec.digest != codec.digest:
+    bank, train = KernelBank.open(config.data.bank), config.train
+    if train.start_from is None:
+        return Start(bank.codec, {})
+    found = Restorer.load(train.start_from, device=torch.device("cpu")).network
+    if isinstance(found, BlindUSRNet) and train.start_parts == "all":
+        codec, tensors = found.codec, dict(found.state_dict())
+        if codec.size != bank.spec.size:
             raise BadRequestError(
-                f"train.start_from {uri}: its kernel code is of another bank than {config.data.bank}; "
-                "train.start_parts restorer takes the restorer alone"
+                f"train.start_from {train.start_from}: its kernels are {codec.size} pixels wide, those of "
+                f"{config.data.bank} {bank.spec.size}; train.start_parts restorer takes the restorer alone"
             )
-        tensors = dict(found.state_dict())
     else:
-        tensors = {f"restorer.{name}": value for name, value in found.state_dict().items()}
+        restorer = found.restorer if isinstance(found, BlindUSRNet) else found
+        codec = bank.codec
+        tensors = {f"restorer.{name}": value for name, value in restorer.state_dict().items()}
     own = build_network(config, codec).state_dict()
-    wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape] + [
-        name for name in own if whole and name not in tensors
-    ]
+    wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
+    if codec is not bank.codec:
+        wrong += own.keys() - tensors.keys()
     if wrong:
         raise BadRequestError(
-            f"train.start_from {uri}: does not fit the network of this config: {', '.join(sorted(wrong)[:8])}"
-            + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+            f"train.start_from {train.start_from}: does not fit the network of this config: "
+            f"{', '.join(sorted(wrong)[:8])}" + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         )
-    return tensors
+    return Start(codec, tensors)

@@ -24,7 +24,7 @@ from pipeline.data.validation import validation_batches
 from pipeline.tracking.runs import RunLogger, RunRef
 from pipeline.training import checkpoint
 from pipeline.training.board import StopWish
-from pipeline.training.learner import build_learner
+from pipeline.training.learner import Start, build_learner
 from pipeline.training.pictures import fixed_batch, sample_rows
 from pipeline.training.step import Learner, agree, train_step
 from pipeline.training.validate import score_of, validate
@@ -41,7 +41,7 @@ class Job:
     board: Any  # handle of training.board.Board
     digests: dict[str, str]
     data_cpus: float  # logical CPUs all workers' data tasks may use together
-    start: Any  # reference to the tensors a new run starts from, or None
+    start: Any  # reference to the learner.Start of a new run
 
 
 def train_worker(loop_config: dict[str, Job]) -> None:
@@ -53,8 +53,9 @@ def train_worker(loop_config: dict[str, Job]) -> None:
     device = ray.train.torch.get_device()
     _set_up(config, device)
 
-    learner = build_learner(config, device)
-    step, stages, score = _resume(job, learner)
+    start: Start = ray.get(job.start)
+    learner = build_learner(config, start.codec, device)
+    step, stages, score = _resume(job, learner, start.tensors)
     feed = Feed(config, stages=stages, workers=workers, rank=rank)
     held_out = validation_batches(config, rank=rank, workers=workers, limit=train.validation_tiles)
     logger = RunLogger(job.run) if rank == 0 else None
@@ -117,17 +118,15 @@ def _set_up(config: RunConfig, device: torch.device) -> None:
     torch.use_deterministic_algorithms(train.deterministic)
 
 
-def _resume(job: Job, learner: Learner) -> tuple[int, tuple[Stage, ...], float]:
+def _resume(job: Job, learner: Learner, start: dict[str, Tensor]) -> tuple[int, tuple[Stage, ...], float]:
     """Step, stages and score of the newest committed checkpoint, loaded into `learner`; else of a new run."""
     if (last := ray.train.get_checkpoint()) is not None:
         with last.as_directory() as folder:
             state = checkpoint.load_state(Path(folder), job.digests)
             checkpoint.restore(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
         return state.step, state.stages, state.score
-    if job.start is not None:
-        tensors: dict[str, Tensor] = ray.get(job.start)
-        for module in (learner.network, learner.ema.module):
-            module.load_state_dict(tensors, strict=False)  # the driver has checked that they fit
+    for module in (learner.network, learner.ema.module):
+        module.load_state_dict(start, strict=False)  # the driver has checked that they fit
     return 0, (), _UNSCORED
 
 

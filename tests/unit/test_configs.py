@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs.train import Train
 from pipeline.cli import parse
+from pipeline.inference import Restorer
+from pipeline.quickstart import BANK
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 RUNS = sorted(path for path in CONFIGS.glob("*.yaml"))
@@ -35,8 +39,19 @@ def test_the_seeds_experiments_are_all_there():
     assert load("nonblind").train.learn == "restorer"
 
 
-def test_the_stages_of_the_quickstart_have_one_network_and_one_data_set():
-    first, second = load("quickstart-spectral"), load("quickstart")
-    assert first.model == second.model
-    assert (first.data.bank, first.data.shards) == (second.data.bank, second.data.shards)
-    assert second.train.start_from == f"{first.output}/{first.name}/model"
+def test_the_stages_of_the_shipped_model_follow_each_other():
+    stages = [load(f"shipped-x2-{stage}") for stage in ("restorer", "spectral", "denoise")]
+    for before, after in itertools.pairwise(stages):
+        assert after.model == before.model
+        assert after.data.shards == before.data.shards
+        assert after.train.start_from == f"{before.output}/{before.name}/model"
+        assert after.data.bank == before.data.bank or after.train.start_parts == "restorer"
+    assert load("quickstart").model == stages[-1].model
+
+
+def test_the_quickstart_starts_from_what_ships():
+    config = load("quickstart")
+    assert config.train.start_from == "shipped:blind-sr-x2"
+    network = Restorer.load(config.train.start_from, device=torch.device("cpu")).network
+    assert network.config == config.model
+    assert network.kernel_size == BANK.size

@@ -159,7 +159,7 @@ def test_the_guard_decides_and_the_winning_round_is_told(restorer, photo):
     restored = restorer.restore(photo, 2)
     lr = photo / np.float32(255)
     extended = restorer.tensor(periodic_extension(lr, margin(2, 13)))
-    out = restorer.blind(extended, 2, restored.sigma, seen=restorer.tensor(lr), guard=True)
+    out = restorer.blind(extended, 2, restored.sigma, seen=restorer.tensor(lr))
     assert restored.winner == int(out.winner[0])
     np.testing.assert_array_equal(restored.kernel, out.kernel[0].numpy())
     assert restorer.restore(photo, 2, kernel=restored.kernel).winner is None

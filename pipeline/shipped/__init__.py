@@ -1,0 +1,19 @@
+"""Models that come with the program: `Restorer.load("shipped:blind-sr-x2")`. Each is a model folder with its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kernels_bank.runtime.errors import BadRequestError
+
+SCHEME = "shipped:"
+
+
+def shipped_folder(uri: str) -> Path:
+    """The folder of `shipped:NAME`. Raises BadRequestError, with the names there are, for another one."""
+    home = Path(__file__).parent
+    names = sorted(entry.parent.name for entry in home.glob("*/model.json"))
+    name = uri.removeprefix(SCHEME)
+    if name not in names:
+        raise BadRequestError(f"{uri}: no such model comes with the program; there is {', '.join(names)}")
+    return home / name
