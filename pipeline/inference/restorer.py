@@ -186,8 +186,8 @@ class Restorer:
             lr: the image, made periodic.
             scale: one of `scales`.
             sigma: noise level.
-            seen: the part of it that a camera saw, if not all: the initial kernel is read off that alone, since the
-                smooth band of an extension has a spectrum of its own.
+            seen: its upper-left part that a camera saw, if not all: the initial kernel is read off that alone and the
+                guard judges that alone, since the smooth band of an extension has a spectrum of its own and rings.
 
         Raises:
             BadRequestError: the model is not blind.
@@ -196,7 +196,8 @@ class Restorer:
             raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
         with torch.inference_mode():
             first = self.network.initial(lr if seen is None else seen, scale, sigma)
-            out: BlindOutput = self.network(lr, scale, sigma, first=first, guard=True, refine=True)
+            part = None if seen is None else (seen.shape[-2], seen.shape[-1])
+            out: BlindOutput = self.network(lr, scale, sigma, first=first, guard=True, refine=True, seen=part)
             return out
 
     def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:

@@ -72,6 +72,7 @@ class BlindUSRNet(nn.Module):
         first: tuple[Tensor, Tensor] | None = None,
         guard: bool = False,
         refine: bool = False,
+        seen: tuple[int, int] | None = None,
         image_rounds: Literal["last", "all"] = "all",
     ) -> BlindOutput:
         """Estimate each image's kernel and restore it.
@@ -86,6 +87,7 @@ class BlindUSRNet(nn.Module):
             guard: let a kernel estimate stand only where it scores no worse than the kernel before it, image by
                 image. For inference; where a round does not start from x0 it runs that round's unfoldings twice.
             refine: end with `config.kernel_steps` kernel steps (`kernel_step.py`) as one more round. For inference.
+            seen: (h', w') upper-left part of `lr` that a camera saw, if not all: the guard judges that alone.
             image_rounds: whose images the loss looks at. With `last`, detached rounds of schedule 'rounds' before it
                 are restored without a graph, which no gradient could enter: same gradients, far less memory.
 
@@ -109,14 +111,14 @@ class BlindUSRNet(nn.Module):
             if guard:
                 # A fair comparison is between images of the same start and as many unfoldings.
                 old = standing if start is state else self._round(number, start, standing.kernel, standing.code)
-                better = self._score(new, start) <= self._score(old, start)
+                better = self._score(new, start, seen) <= self._score(old, start, seen)
                 standing = Round(*(_where(better, *pair) for pair in zip(new, old, strict=True)))
                 winner = winner.where(~better, number)
             else:
                 standing, winner = new, torch.full_like(winner, number)
             state = start
         if refine and self.config.kernel_steps:
-            new, better = self._refined(lr, scale, sigma, x0, standing, guard=guard)
+            new, better = self._refined(lr, scale, sigma, x0, standing, seen, guard=guard)
             rounds.append(new)
             standing = Round(*(_where(better, *pair) for pair in zip(new, standing, strict=True)))
             winner = winner.where(~better, len(rounds) - 1)
@@ -167,11 +169,20 @@ class BlindUSRNet(nn.Module):
             operator = self._operator(kernel, state)
             return Round(self.restorer.unfold(state, operator, *self._parts()[number], final=final), kernel, code)
 
-    def _score(self, found: Round, state: State) -> Tensor:
-        return restoration_score(found.sr, state.lr, self._operator(found.kernel, state))
+    def _score(self, found: Round, state: State, seen: tuple[int, int] | None) -> Tensor:
+        reach = self.kernel_size // state.scale + 1
+        return restoration_score(found.sr, state.lr, self._operator(found.kernel, state), seen, reach)
 
     def _refined(
-        self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None, standing: Round, *, guard: bool
+        self,
+        lr: Tensor,
+        scale: int,
+        sigma: float | Tensor,
+        x0: Tensor | None,
+        standing: Round,
+        seen: tuple[int, int] | None,
+        *,
+        guard: bool,
     ) -> tuple[Round, Tensor]:
         """The round of the kernel steps, and for which images (B,) it is to stand."""
         level = check_inputs(lr, scale, sigma, training=self.training)
@@ -181,7 +192,7 @@ class BlindUSRNet(nn.Module):
             return new, torch.ones(lr.shape[0], dtype=torch.bool, device=lr.device)
         state = self.restorer.start(lr, scale, sigma, x0)
         old = standing._replace(sr=self.restore(lr, standing.kernel, scale, sigma, x0))
-        return new, self._score(new, state) <= MARGIN * self._score(old, state)
+        return new, self._score(new, state, seen) <= MARGIN * self._score(old, state, seen)
 
     def _estimate(self, state: State, previous: Round) -> tuple[Tensor, Tensor]:
         sr, code = previous.sr, previous.code

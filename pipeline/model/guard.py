@@ -7,7 +7,9 @@ from torch import Tensor
 from pipeline.model.fourier import BlurOperator
 
 
-def restoration_score(sr: Tensor, lr: Tensor, operator: BlurOperator) -> Tensor:
+def restoration_score(
+    sr: Tensor, lr: Tensor, operator: BlurOperator, seen: tuple[int, int] | None = None, margin: int = 0
+) -> Tensor:
     """How little a restored image deserves belief: LR residual times total variation, lower is better.
 
     A kernel that is too wide or turned around makes the restorer ring: the variation rises, and not all of it is
@@ -19,10 +21,19 @@ def restoration_score(sr: Tensor, lr: Tensor, operator: BlurOperator) -> Tensor:
         sr: (B, C, s*h, s*w) restored with the operator's kernel.
         lr: (B, C, h, w).
         operator: blur and decimation with the kernel in question.
+        seen: (h', w') upper-left part of `lr` that a camera saw, if not all. What was added to make the image periodic
+            is explained by no kernel, and rings the more the better the kernel inverts the blur.
+        margin: LR pixels inside the border of that part which the added pixels reach.
 
     Returns:
         (B,), comparable between kernels of one image at one stage of the restoration only.
     """
-    residual = (operator.apply(sr) - lr).square().mean((1, 2, 3)).sqrt()
+    error = operator.apply(sr) - lr
+    if seen is not None and min(seen) > 2 * margin:
+        (top, bottom), (left, right) = ((margin, side - margin) for side in seen)
+        scale = operator.scale
+        error = error[..., top:bottom, left:right]
+        sr = sr[..., scale * top : scale * bottom, scale * left : scale * right]
+    residual = error.square().mean((1, 2, 3)).sqrt()
     variation = sr.diff(dim=-1).abs().mean((1, 2, 3)) + sr.diff(dim=-2).abs().mean((1, 2, 3))
     return residual * variation

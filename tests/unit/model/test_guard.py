@@ -130,3 +130,23 @@ def test_a_refused_estimate_leaves_no_trace_in_the_image(small, codec):
         out = net(lr, 2, 0.0, guard=True)
         assert out.winner.tolist() == [0]
         torch.testing.assert_close(out.sr, net.restore(lr, mean, 2, 0.0), atol=1e-5, rtol=1e-5)
+
+
+def test_only_what_a_camera_saw_is_judged(codec):
+    """Whatever lies beyond the seen part and the margin inside it does not count."""
+    torch.manual_seed(0)
+    lr, sr = torch.rand(1, 3, 20, 24), torch.rand(1, 3, 40, 48)
+    kernel = torch.zeros(1, 3, 3)
+    kernel[0, 1, 1] = 1
+    operator = BlurOperator.of(kernel, 2, lr)
+    changed, other = sr.clone(), lr.clone()
+    changed[..., 28:, :], other[..., :, 18:] = 0.5, 0.5
+    changed[..., :4, :], other[..., :, :2] = 0.5, 0.5
+    inside = restoration_score(sr, lr, operator, (16, 20), 2)
+    torch.testing.assert_close(restoration_score(changed, other, operator, (16, 20), 2), inside)
+    assert not torch.allclose(restoration_score(changed, other, operator), restoration_score(sr, lr, operator))
+    # A delta kernel's operator is the decimation: the score written out.
+    seen, picture = lr[..., 2:14, 2:18], sr[..., 4:28, 4:36]
+    rms = (picture[..., ::2, ::2] - seen).square().mean().sqrt()
+    variation = picture.diff(dim=-1).abs().mean() + picture.diff(dim=-2).abs().mean()
+    torch.testing.assert_close(inside[0], rms * variation)
