@@ -133,7 +133,10 @@ def _degraded(photograph: Path, home: Path) -> Path:
 
     protocol = PROTOCOLS["usrnet-table1"]
     hr = crop_hr(decode_image(photograph.read_bytes()), 2, protocol)
-    lr = make_lr(hr, benchmark_kernels()[_SHOWN_KERNEL - 1], 2, 0.0, protocol)
+    kernel = benchmark_kernels()[_SHOWN_KERNEL - 1]
+    lr = make_lr(hr, kernel, 2, 0.0, protocol)
+    wrapped = len(kernel) // 4 + 1  # a camera sees no picture wrapped around its edges
+    lr = lr[wrapped:-wrapped, wrapped:-wrapped]
     path = home / "lr" / photograph.name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(encode_png((lr * 255).round().astype("uint8")))

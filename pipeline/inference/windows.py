@@ -15,6 +15,7 @@ from pipeline.degrade import degrade
 from pipeline.inference import memory, tiles
 from pipeline.inference.boundary import extend_to
 from pipeline.inference.ensemble import TURNS, Turn
+from pipeline.inference.fill import explained_band
 from pipeline.model import BlindUSRNet, USRNet, upsample
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
     plan = plan_windows(restorer, lr.shape[0], lr.shape[1], settings, item=item, channels=channels)
     around = tiles.margin(scale, settings.kernel.shape[0])
     height, width = (tiles.torus_length(length, around) for length in lr.shape[:2])
-    torus = extend_to(lr, height, width)
+    kernel = torch.as_tensor(settings.kernel, dtype=torch.float32, device=restorer.device)[None]
+    torus = explained_band(extend_to(lr, height, width), (lr.shape[0], lr.shape[1]), kernel, scale)
     start = settings.x0
     if isinstance(start, np.ndarray):
         start = extend_to(start, scale * height, scale * width)
-    kernel = torch.as_tensor(settings.kernel, dtype=torch.float32, device=restorer.device)[None]
     image = np.zeros((scale * lr.shape[0], scale * lr.shape[1], 3), np.float32)
     squares = 0.0
     for row, column in itertools.product(plan.rows, plan.columns):
