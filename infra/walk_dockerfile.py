@@ -1,6 +1,6 @@
 """Where no Docker is: the Dockerfile's install steps in an empty virtual environment, then every entry point's --help.
 
-    python infra/walk_dockerfile.py [--index default]     minutes; ends with status 0 when the image would work
+    python infra/walk_dockerfile.py     minutes; ends with status 0 when the image would work
 
 The RUN lines of the first stage are taken from infra/Dockerfile itself, with /opt/venv and /app in a temporary folder.
 """
@@ -45,14 +45,7 @@ def steps() -> list[tuple[str, str]]:
 
 def main() -> None:
     """Walk, then import."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--index",
-        choices=("given", "default"),
-        default="given",
-        help="default: torch from pip's own index, where PyTorch's cannot be reached",
-    )
-    index = parser.parse_args().index
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory(prefix="blindsr-image-") as root:
         app, venv = Path(root, "app"), Path(root, "venv")
         app.mkdir()
@@ -66,8 +59,6 @@ def main() -> None:
                     copy(REPO / source, app / target)
             elif instruction == "RUN":
                 command = text.replace("/opt/venv", str(venv))
-                if index == "default":
-                    command = re.sub(r"--index-url \S+?(?=;|\s)", "", command)
                 print("RUN", command, flush=True)
                 subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=app, env=environment, check=True)
         python = str(venv / "bin/python")
