@@ -243,7 +243,6 @@ def _samples(files: list[Inspected], settings: ShardSettings) -> Iterator[TileSa
 
 def _remove_leftovers(output: str, names: set[str]) -> None:
     """Temporary files of killed runs, and tars of an earlier attempt with other settings."""
-    filesystem, path = storage.resolve(output)
     for name, _ in storage.list_files(output):
         if _OURS.fullmatch(name) and name not in names:
-            filesystem.delete_file(f"{path}/{name}")
+            storage.remove_file(storage.join(output, name))

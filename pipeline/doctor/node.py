@@ -91,8 +91,7 @@ def probe_storage(folder: str) -> StorageSpeed:
     wrote = time.perf_counter()
     same = storage.read_bytes(large) == block
     read = time.perf_counter()
-    filesystem, path = storage.resolve(large)
-    filesystem.delete_file(path)
+    storage.remove_file(large)
     if not same:
         raise OSError("what was read is not what was written")
     return StorageSpeed(1000 * sorted(times)[2], _PROBE_MIB / (wrote - started), _PROBE_MIB / (read - wrote), token)

@@ -256,9 +256,8 @@ def _about(item: Item, tools: Tools, restored: Restored, data: bytes, found: lis
 
 def _write(item: Item, photograph: Photograph, restored: Restored, encoded: bytes, about: dict[str, Any]) -> None:
     """The restored image last; one that is there goes first, so that it is never beside another one's report."""
-    filesystem, path = storage.resolve(item.result)
     if storage.exists(item.result):
-        filesystem.delete_file(path)
+        storage.remove_file(item.result)
     values = io.BytesIO()
     np.save(values, restored.kernel)
     peak = np.round(restored.kernel / restored.kernel.max() * 65535).astype(np.uint16)

@@ -74,7 +74,7 @@ class Restorer:
         directory = text
         if text.startswith(SCHEME):
             directory = str(shipped_folder(text))
-        if text.startswith("models:/"):
+        elif text.startswith("models:/"):
             from pipeline.tracking.registry import download
 
             directory = str(download(text))

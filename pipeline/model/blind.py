@@ -97,7 +97,7 @@ class BlindUSRNet(nn.Module):
         if scale not in self.config.scales:
             known = ", ".join(map(str, self.config.scales))
             raise ValueError(f"scale {scale} for images {tuple(lr.shape)}; this model restores {known}")
-        state = self.restorer.start(lr, scale, sigma, x0)
+        origin = state = self.restorer.start(lr, scale, sigma, x0)
         apart = image_rounds == "last" and self.config.schedule == "rounds" and self.config.detach
         kernel, code = first or self.initial(lr, scale, sigma)
         standing = self._round(0, state, kernel, code, graph=not apart)
@@ -118,7 +118,14 @@ class BlindUSRNet(nn.Module):
                 standing, winner = new, torch.full_like(winner, number)
             state = start
         if refine and self.config.kernel_steps:
-            new, better = self._refined(lr, scale, sigma, x0, standing, seen, guard=guard)
+            levels = check_inputs(lr, scale, sigma, training=self.training)
+            kernel = refine_kernel(self.restorer, lr, standing.kernel, scale, levels, self.config.kernel_steps)
+            new = self._whole(origin, kernel, self.encode(kernel))
+            better = torch.ones_like(winner, dtype=torch.bool)
+            if guard:
+                # Without rounds between, what stands is a whole restoration from x0 already.
+                old = self._whole(origin, standing.kernel, standing.code) if self.config.rounds else standing
+                better = self._score(new, origin, seen) <= MARGIN * self._score(old, origin, seen)
             rounds.append(new)
             standing = Round(*(_where(better, *pair) for pair in zip(new, standing, strict=True)))
             winner = winner.where(~better, len(rounds) - 1)
@@ -173,26 +180,10 @@ class BlindUSRNet(nn.Module):
         reach = self.kernel_size // state.scale + 1
         return restoration_score(found.sr, state.lr, self._operator(found.kernel, state), seen, reach)
 
-    def _refined(
-        self,
-        lr: Tensor,
-        scale: int,
-        sigma: float | Tensor,
-        x0: Tensor | None,
-        standing: Round,
-        seen: tuple[int, int] | None,
-        *,
-        guard: bool,
-    ) -> tuple[Round, Tensor]:
-        """The round of the kernel steps, and for which images (B,) it is to stand."""
-        level = check_inputs(lr, scale, sigma, training=self.training)
-        kernel = refine_kernel(self.restorer, lr, standing.kernel, scale, level, self.config.kernel_steps)
-        new = Round(self.restore(lr, kernel, scale, sigma, x0), kernel, self.encode(kernel))
-        if not guard:
-            return new, torch.ones(lr.shape[0], dtype=torch.bool, device=lr.device)
-        state = self.restorer.start(lr, scale, sigma, x0)
-        old = standing._replace(sr=self.restore(lr, standing.kernel, scale, sigma, x0))
-        return new, self._score(new, state, seen) <= MARGIN * self._score(old, state, seen)
+    def _whole(self, state: State, kernel: Tensor, code: Tensor) -> Round:
+        """All unfoldings from `state.x`."""
+        sr = self.restorer.unfold(state, self.restorer.operator(kernel, state), 0, self.config.unfoldings)
+        return Round(sr, kernel, code)
 
     def _estimate(self, state: State, previous: Round) -> tuple[Tensor, Tensor]:
         sr, code = previous.sr, previous.code

@@ -81,8 +81,9 @@ def starting_point(config: RunConfig) -> Start:
     if train.start_from is None:
         return Start(bank.codec, {})
     found = Restorer.load(train.start_from, device=torch.device("cpu")).network
-    if isinstance(found, BlindUSRNet) and train.start_parts == "all":
-        codec, tensors = found.codec, dict(found.state_dict())
+    whole = found if isinstance(found, BlindUSRNet) and train.start_parts == "all" else None
+    if whole is not None:
+        codec, tensors = whole.codec, dict(whole.state_dict())
         if codec.size != bank.spec.size:
             raise BadRequestError(
                 f"train.start_from {train.start_from}: its kernels are {codec.size} pixels wide, those of "
@@ -94,7 +95,7 @@ def starting_point(config: RunConfig) -> Start:
         tensors = {f"restorer.{name}": value for name, value in restorer.state_dict().items()}
     own = build_network(config, codec).state_dict()
     wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
-    if codec is not bank.codec:
+    if whole is not None:
         wrong += own.keys() - tensors.keys()
     if wrong:
         raise BadRequestError(

@@ -1,14 +1,16 @@
-"""What the benchmarks share: the CPU seconds of this process and all it started."""
+"""What the benchmarks share: the CPU seconds of this process and all it started, and one thread for the network."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 import psutil
 import pytest
+import torch
 
 
 class TreeUse:
@@ -52,3 +54,12 @@ class TreeUse:
 def tree_use() -> type[TreeUse]:
     """The class itself: every `with` is a measurement of its own."""
     return TreeUse
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread of torch's, so that both sides of a ratio are measured on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ for all methods. Times are CPU time of one thread: cases are independent tasks, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -27,19 +27,12 @@ from pipeline.inference import Restorer
 from pipeline.model import USRNet
 from tests.published import PublishedUSRNet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SCALE, TABLE1 = 2, PROTOCOLS["usrnet-table1"]
 BORDER = TABLE1.border_pixels(SCALE)
 INSIDE = slice(BORDER, -BORDER)
 KERNEL = benchmark_kernels()[9]
 TINY = ModelConfig(x0="nearest")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

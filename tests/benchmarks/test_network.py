@@ -7,7 +7,7 @@ form: complex FFTs, a division by alpha, PyTorch's default layout, Adam one para
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,17 +20,10 @@ from pipeline.model.compiling import compiler_works
 from pipeline.model.fourier import spectrum
 from tests.published import PublishedUSRNet, published_data_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ModelConfig(x0="nearest")
 FULL = ModelConfig(x0="nearest", unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
 SCALE, PATCH = 2, 96
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def batch(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,74 @@
+"""What a run starts from: whose kernel code, and which weights."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from kernels_bank import KernelCodec, sample_gaussian
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.model import BlindUSRNet
+from pipeline.model.weights import save_model
+from pipeline.training import learner
+
+MODEL = ModelConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, rounds=0)
+
+
+def codec(seed, size=9):
+    rng = np.random.Generator(np.random.Philox(seed))
+    return KernelCodec.fit(sample_gaussian(200, size, rng=rng), components=4)
+
+
+@pytest.fixture
+def before(tmp_path):
+    """A finished blind model, in a folder."""
+    torch.manual_seed(3)
+    network = BlindUSRNet(MODEL, codec(1))
+    save_model(network, tmp_path / "model", {})
+    return network, str(tmp_path / "model")
+
+
+def start(monkeypatch, bank, **train):
+    """The starting point of a run on a bank with this code."""
+    opened = SimpleNamespace(codec=bank, spec=SimpleNamespace(size=bank.size))
+    monkeypatch.setattr(learner.KernelBank, "open", lambda uri: opened)
+    data = DataConfig(shards="shards", bank="the-bank")
+    return learner.starting_point(RunConfig(name="x", model=MODEL, data=data, train=TrainConfig(steps=1, **train)))
+
+
+def test_from_scratch_the_code_is_the_banks(monkeypatch):
+    bank = codec(2)
+    assert start(monkeypatch, bank) == learner.Start(bank, {})
+
+
+def test_a_whole_model_keeps_its_own_code(monkeypatch, before):
+    network, uri = before
+    found = start(monkeypatch, codec(2), start_from=uri)
+    assert found.codec.digest == network.codec.digest != codec(2).digest
+    assert found.tensors.keys() == network.state_dict().keys()
+    assert all(torch.equal(found.tensors[name], value) for name, value in network.state_dict().items())
+
+
+def test_the_restorer_alone_comes_under_the_banks_code(monkeypatch, before):
+    network, uri = before
+    found = start(monkeypatch, codec(2, size=11), start_from=uri, start_parts="restorer")
+    assert found.codec.size == 11
+    assert {name.partition(".")[0] for name in found.tensors} == {"restorer"}
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in found.tensors.items())
+
+
+def test_kernels_of_another_size_are_refused_with_the_way_out(monkeypatch, before):
+    with pytest.raises(BadRequestError, match=r"9 pixels wide, those of the-bank 11; train.start_parts restorer"):
+        start(monkeypatch, codec(2, size=11), start_from=before[1])
+
+
+def test_a_model_of_another_shape_is_refused_by_the_tensors_names(monkeypatch, before):
+    network, uri = before
+    save_model(BlindUSRNet(MODEL.model_copy(update={"widths": (8, 4, 4, 4)}), network.codec), uri, {})
+    with pytest.raises(BadRequestError, match=r"does not fit the network of this config: restorer\.p\."):
+        start(monkeypatch, codec(2), start_from=uri)
+    save_model(BlindUSRNet(MODEL.model_copy(update={"initial_kernel": "mean"}), network.codec), uri, {})
+    with pytest.raises(BadRequestError, match=r"does not fit the network of this config: spectral\."):
+        start(monkeypatch, codec(2), start_from=uri)
