@@ -11,6 +11,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+from scipy import fft
 
 Channel = Literal["rgb", "y"]
 
@@ -99,7 +100,7 @@ def psnr_shifted(image: np.ndarray, reference: np.ndarray, *, border: int = 0, r
         # One pixel is the range in which a linearised image can be believed.
         step = np.clip(step, -0.5, 0.5)
         dy, dx = float(np.clip(dy + step[0], -reach, reach)), float(np.clip(dx + step[1], -reach, reach))
-        if np.abs(step).max() < 0.005:
+        if np.abs(step).max() < 1 / 64:  # half a step of the grid that Lanczos moves on
             break
     a, b = _scaled(image), _scaled(reference)
     error_squared = np.mean((_translate(a.astype(np.float32), dy, dx) - b)[inside, inside] ** 2)
@@ -191,8 +192,9 @@ def _blur(image: np.ndarray) -> np.ndarray:
 
 def _whole_shift(moving: np.ndarray, fixed: np.ndarray, reach: int) -> tuple[float, float]:
     """The circular whole-pixel shift within `reach` with the highest cross-correlation."""
-    spectrum = np.fft.rfft2(fixed - fixed.mean()) * np.conj(np.fft.rfft2(moving - moving.mean()))
-    correlation = np.fft.irfft2(spectrum, s=fixed.shape)
+    # SciPy's transforms stay in float32.
+    spectrum = fft.rfft2(fixed - fixed.mean()) * np.conj(fft.rfft2(moving - moving.mean()))
+    correlation = fft.irfft2(spectrum, s=fixed.shape)
     shifts = np.arange(-reach, reach + 1)
     near = correlation[np.ix_(shifts, shifts)]
     row, column = np.unravel_index(int(np.argmax(near)), near.shape)
