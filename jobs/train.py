@@ -21,7 +21,9 @@ class Train(Command, RunConfig):  # type: ignore[misc] # both carry a model_conf
     config: Path | None = Field(None, description="YAML file of the run; flags and environment override it")
     check: bool = Field(False, description="validate config, data and digests, save a contact sheet; train nothing")
     verbose: bool = Field(False, description="show Ray's own output too")
-    resume: Literal["auto", "never"] = Field("auto", description="never: refuse to go on with a run of this name")
+    resume: Literal["auto", "changed", "never"] = Field(
+        "auto", description="go on with a run of this name; changed: also with other settings or data; never: afresh"
+    )
 
 
 def main(command: Train) -> None:

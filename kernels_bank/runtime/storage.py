@@ -95,6 +95,17 @@ def remove_folder(uri: str | Path) -> None:
         filesystem.delete_dir(path)
 
 
+def move_folder(source: str | Path, target: str | Path) -> None:
+    """Give a folder or prefix another name on the same storage; on S3 file by file."""
+    filesystem, path = resolve(source)
+    new = resolve(target)[1]
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        filesystem.move(path, new)
+        return
+    for name, _ in list_files(source, recursive=True):
+        filesystem.move(f"{path}/{name}", f"{new}/{name}")
+
+
 def remove_file(uri: str | Path) -> None:
     """Delete a file. Raises FileNotFoundError when it is not there."""
     filesystem, path = resolve(uri)

@@ -22,6 +22,7 @@ from pipeline.tracking.store import RunRef, client, is_final
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 _POINTS_PER_REQUEST = 1000  # the server's limit
 _log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class RunLogger:
         self._lock = threading.Lock()
         self._wake, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
         self._away = False  # the last try failed
+        self._monitor: SystemMetricsMonitor | None = None
         self._thread = threading.Thread(target=self._work, name="run-logger", daemon=True)
         self._thread.start()
 
@@ -71,6 +73,18 @@ class RunLogger:
         """Record values at a step."""
         now = int(time.time() * 1000)
         self._points.extend([_Point(key, float(value), step, now) for key, value in values.items()])
+
+    def system(self, step: int) -> None:
+        """Record what this machine and its cards are busy with, as MLflow's UI expects it: `system/...`."""
+        if self._monitor is None:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            # Its own thread is not started: it would end at the first request that fails, and count steps of its own.
+            self._monitor = SystemMetricsMonitor(self._ref.run_id, tracking_uri=self._ref.tracking_uri)
+        self._monitor.collect_metrics()
+        self.metrics(step, {f"system/{name}": value for name, value in self._monitor.aggregate_metrics().items()})
+        for monitor in self._monitor.monitors:
+            monitor.clear_metrics()
 
     def image(self, key: str, array: np.ndarray, step: int) -> None:
         """Record a picture, (H, W, 3) or (H, W) uint8, that the UI shows as a series over steps."""

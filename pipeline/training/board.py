@@ -1,4 +1,4 @@
-"""The thread between a running training and its driver: a tiny actor with the newest numbers and a wish to stop.
+"""The thread between a running training and its driver: a tiny actor with the newest numbers and what to say.
 
 Ray can forward every worker's output to the driver, but then Ray's own noise comes with it; the newest numbers are
 all that a live line needs.
@@ -6,6 +6,7 @@ all that a live line needs.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from types import TracebackType
@@ -18,25 +19,34 @@ from kernels_bank.runtime.progress import Progress
 
 
 class Board:
-    """Holds the newest (step, note), what went wrong, and whether the driver wants the run to stop."""
+    """Holds the newest (step, note), what the user should know, and who wants the run to end."""
 
     def __init__(self) -> None:
         self._newest: tuple[int, str] = (0, "")
-        self._failures: list[str] = []
+        self._said: list[str] = []
+        self._hopeless = ""
         self._stop = False
 
     def put(self, step: int, note: str) -> None:
         """Called by rank 0."""
         self._newest = (step, note)
 
-    def failed(self, reason: str) -> None:
-        """Called by Ray Train's controller when a worker is lost."""
-        self._failures.append(reason)
+    def say(self, line: str) -> None:
+        """Called by anyone who has something to tell the user."""
+        self._said.append(line)
 
     def get(self) -> tuple[int, str, list[str]]:
-        """Called by the driver: step, note, and the failures since the last call."""
-        failures, self._failures = self._failures, []
-        return *self._newest, failures
+        """Called by the driver: step, note, and what was said since the last call."""
+        said, self._said = self._said, []
+        return *self._newest, said
+
+    def give_up(self, reason: str) -> None:
+        """Called by rank 0 before all ranks return: the run has failed in a way that a restart does not mend."""
+        self._hopeless = reason
+
+    def hopeless(self) -> str:
+        """Called by the driver: why the run was given up, or nothing."""
+        return self._hopeless
 
     def stop(self) -> None:
         """Called by the driver: write a checkpoint and end."""
@@ -69,14 +79,25 @@ class TellFailures(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401
         """Called by the controller."""
-        self._board.failed.remote(failure_reason(worker_exceptions))
+        reason = failure_reason(worker_exceptions)
+        say(self._board, f"{reason}; the run goes on from its last checkpoint while max_failures allows")
+
+
+def say(board: Any, line: str) -> None:  # noqa: ANN401 - an actor handle
+    """Tell the user something, without waiting."""
+    board.say.remote(line)
 
 
 def failure_reason(failures: dict[int, Exception]) -> str:
-    """The type and text of the first error, by rank; the whole traceback is in the log of the worker."""
+    """The first error, by rank, in a line; the whole traceback is in the log of the worker."""
     rank, error = min(failures.items())
     lines = str(error).strip().splitlines()
-    return f"worker {rank}: {type(error).__name__}" + (f": {lines[-1]}" if lines else "")
+    last = lines[-1] if lines else ""
+    # An error of the training function comes as its traceback, whose last line begins with the error's class.
+    found = re.match(r"(?:\w+\.)*(\w+(?:Error|Exception)): (.*)", last)
+    kind, text = (found[1], found[2]) if found else (type(error).__name__, last)
+    ours = {"BadRequestError", "ArtefactError", "JobFailedError"}
+    return f"worker {rank}: " + (text if kind in ours else f"{kind}: {text}" if text else kind)
 
 
 class LiveLine:
@@ -102,12 +123,9 @@ class LiveLine:
         with Progress("train", self._steps, "step") as bar:
             while True:
                 last = self._stop.wait(0.5)
-                step, note, failures = ray.get(self.board.get.remote())
-                for reason in failures:
-                    print(
-                        f"\n{reason}; the run goes on from its last checkpoint while max_failures allows",
-                        file=sys.stderr,
-                    )
+                step, note, said = ray.get(self.board.get.remote())
+                for line in said:
+                    print(f"\n{line}", file=sys.stderr, flush=True)
                 if step and step != shown:
                     # The rate counts from the first note on: a resumed run starts in the middle, and the first steps
                     # of any run wait for its data.

@@ -12,14 +12,15 @@ from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from kernels_bank import KernelCodec
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import Frozen, RunConfig
 from pipeline.data.plan import Stage
 from pipeline.model import BlindUSRNet
-from pipeline.model.weights import load_model, save_model
+from pipeline.model.weights import CODEC, load_model, save_model
 
 SCHEMA_VERSION: Literal[1] = 1
 STATE, EMA, OPTIMIZER = "state.json", "ema.safetensors", "optimizer.pt"
@@ -42,7 +43,7 @@ def save(
     model: BlindUSRNet,
     ema: AveragedModel,
     optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler,
+    schedule: LambdaLR,
 ) -> None:
     """Write all of a checkpoint into an existing empty folder."""
     save_model(model, folder, provenance=state.digests)
@@ -67,21 +68,41 @@ def load_state(folder: Path, digests: dict[str, str]) -> State:
     if changed := sorted(name for name in digests if state.digests.get(name) != digests[name]):
         raise ArtefactError(
             f"{folder}: the checkpoint was made from another {' and '.join(changed)}; "
-            "give the original data back or start a run under a new name"
+            "give the original data back, start a run under a new name, or say --resume changed"
         )
     return state
 
 
+def codec_of(folder: Path, bank: KernelCodec) -> KernelCodec:
+    """The kernel code that a checkpoint's weights speak.
+
+    Raises:
+        ArtefactError: its kernels have another size than those of the bank's code.
+    """
+    codec = KernelCodec.load(folder / CODEC)
+    if codec.size != bank.size:
+        raise ArtefactError(f"{folder}: its kernels are {codec.size} pixels wide, those of the bank {bank.size}")
+    return codec
+
+
 def restore(
-    folder: Path, model: BlindUSRNet, ema: AveragedModel, optimizer: torch.optim.Optimizer, schedule: LRScheduler
+    folder: Path,
+    model: BlindUSRNet,
+    ema: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: LambdaLR,
 ) -> None:
-    """Load weights, EMA, optimizer and schedule in place."""
+    """Load weights, EMA, optimizer and schedule in place; the learning rates stay those of `schedule`."""
+    rates = list(schedule.base_lrs)
     model.load_state_dict(load_model(folder).state_dict())
     device = next(model.parameters()).device
     ema.module.load_state_dict(load_file(folder / EMA, device=str(device)))
     training = torch.load(folder / OPTIMIZER, map_location=device, weights_only=True)
     optimizer.load_state_dict(training["optimizer"])
     schedule.load_state_dict(training["schedule"])
+    schedule.base_lrs = rates
+    for group, rate, factor in zip(optimizer.param_groups, rates, schedule.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = rate, rate * factor(schedule.last_epoch)
     ema.n_averaged.copy_(training["averaged"])
 
 

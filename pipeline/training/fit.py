@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from pipeline.training.launch import run_workers
 from pipeline.training.learner import Start, starting_point
 from pipeline.training.pictures import card_picture, fixed_batch
 
+Resume = Literal["auto", "changed", "never"]
+
 # Settings that may change between two sittings of one run: they do not change what is learned.
 _FREE: dict[str, Any] = {
     "output": True,
@@ -48,12 +52,13 @@ class Fitted:
     reused: bool  # it was finished before; nothing was trained
 
 
-def fit(config: RunConfig, *, resume: Literal["auto", "never"] = "auto", verbose: bool = False) -> Fitted:
+def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) -> Fitted:
     """Train `config`, or go on where a run of this name stopped, and register the result.
 
     Args:
         config: the run.
-        resume: `never` refuses to touch a run of this name that exists.
+        resume: `auto` goes on with a run of this name, if settings and data are the same; `changed` also if they are
+            not, as far as they fit its network; `never` puts that run's folder aside and starts a fresh one.
         verbose: show Ray's own output too.
 
     Raises:
@@ -65,9 +70,9 @@ def fit(config: RunConfig, *, resume: Literal["auto", "never"] = "auto", verbose
     config = absolute(config)
     digests = data_digests(config)
     home = storage.join(config.output, config.name)
-    record = _earlier(home, config, digests)
-    if record and resume == "never":
-        raise BadRequestError(f"run '{config.name}' exists in {home}; choose another name, or delete that folder")
+    if resume == "never":
+        _put_aside(home)
+    record = _earlier(home, config, digests, changed=resume == "changed")
     if record.get("finished") == config.train.steps:
         run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
         return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
@@ -75,10 +80,12 @@ def fit(config: RunConfig, *, resume: Literal["auto", "never"] = "auto", verbose
 
     with only_driver(home):
         connect(min_cpus=cpus_needed(config), verbose=verbose)
-        return _train(config, digests, home, record.get("run_id"), start)
+        return _train(config, digests, home, record.get("run_id"), start, changed=resume == "changed")
 
 
-def _train(config: RunConfig, digests: dict[str, str], home: str, run_id: str | None, start: Start) -> Fitted:
+def _train(
+    config: RunConfig, digests: dict[str, str], home: str, run_id: str | None, start: Start, *, changed: bool
+) -> Fitted:
     """Train and register in one tracking run, the one of `run_id` when there is one; its status tells how it ended."""
     data_cpus = check_cluster(config)
     uri, model = runs.tracking_uri(config.output), storage.join(home, "model")
@@ -96,7 +103,10 @@ def _train(config: RunConfig, digests: dict[str, str], home: str, run_id: str | 
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         log_bank(run, config.data.bank)
-        folder = run_workers(config, run, digests, home, data_cpus, start)
+        with runs.RunLogger(run) as logger:
+            for name, digest in digests.items():
+                logger.input(name, digest, getattr(config.data, name))
+        folder = run_workers(config, run, digests, home, data_cpus, start, changed=changed)
         version = _export(config, run, digests, folder, model)
         record |= {"finished": config.train.steps, "version": version}
         storage.write_json(storage.join(home, "run.json"), record)
@@ -153,19 +163,34 @@ def _export(config: RunConfig, run: runs.RunRef, digests: dict[str, str], folder
         return registry.register(run, local, name, config.tracking.alias, metrics={}, tags=digests)
 
 
-def _earlier(home: str, config: RunConfig, digests: dict[str, str]) -> dict:
-    """The record of a run of this name, or nothing. Refuses to go on with settings that would mix two runs."""
+def _put_aside(home: str) -> None:
+    """Give the folder of an earlier run another name. Raises BadRequestError when a driver is at work on it."""
+    if storage.exists(storage.join(home, "run.json")):
+        with only_driver(home):
+            pass
+        number = next(n for n in itertools.count(1) if not storage.exists(f"{home}.{n}"))
+        storage.move_folder(home, f"{home}.{number}")
+        print(f"the earlier run is kept in {home}.{number}", file=sys.stderr, flush=True)
+
+
+def _earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: bool) -> dict:
+    """The record of a run of this name, or nothing. Refuses to go on with settings that would mix two runs.
+
+    Where changes are welcome, only those are refused that another network or optimizer would need.
+    """
     where = storage.join(home, "run.json")
     if not storage.exists(where):
         return {}
     record = storage.read_json(where)
     before = RunConfig.model_validate(record["config"])
-    changed = _differences(before.model_dump(exclude=_FREE), config.model_dump(exclude=_FREE))
-    changed += [f"{name} digest" for name in digests if record["digests"].get(name) != digests[name]]
+    found = _differences(before.model_dump(exclude=_FREE), config.model_dump(exclude=_FREE))
+    found += [f"{name} digest" for name in digests if record["digests"].get(name) != digests[name]]
     if changed:
+        found = [difference for difference in found if difference.startswith(("model.", "train.learn:"))]
+    if found:
         raise BadRequestError(
-            f"run '{config.name}' exists in {home} with other settings ({', '.join(changed)}); "
-            "choose another name, or delete that folder"
+            f"run '{config.name}' exists in {home} with other settings ({', '.join(found)}); choose another name, "
+            f"or start afresh with --resume never{'' if changed else ', or go on all the same with --resume changed'}"
         )
     return dict(record)
 

@@ -21,6 +21,7 @@ from kernels_bank.runtime.errors import JobFailedError
 from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
 from pipeline.training.board import LiveLine, TellFailures, failure_reason
+from pipeline.training.commit import KeepSnapshot, mend_snapshot, newest
 from pipeline.training.learner import Start
 from pipeline.training.loop import Job, train_worker
 
@@ -36,10 +37,21 @@ def run_workers(
     home: str,
     data_cpus: float,
     start: Start,
+    *,
+    changed: bool = False,
 ) -> Path:
     """Train on the cluster, from the newest checkpoint under `home`; returns the folder of the last checkpoint.
 
     SIGINT and SIGTERM make the workers write a checkpoint and end; a second one ends at once.
+
+    Args:
+        config: of the run.
+        run: where rank 0 records it.
+        digests: of shards and bank.
+        home: URI of the run's folder.
+        data_cpus: logical CPUs for the data tasks of all workers together.
+        start: what a new run starts from.
+        changed: go on from a checkpoint that was made from other data.
 
     Raises:
         JobFailedError: the workers failed more often than `max_failures`, or in a way that a restart does not mend.
@@ -47,8 +59,10 @@ def run_workers(
     """
     train = config.train
     filesystem, path = storage.resolve(home)
+    checkpoints = storage.join(home, "checkpoints")
+    mend_snapshot(checkpoints)
     with LiveLine(train.steps) as line:
-        job = Job(config, run, line.board, digests, data_cpus, ray.put(start))
+        job = Job(config, run, line.board, digests, data_cpus, ray.put(start), changed)
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
@@ -62,7 +76,7 @@ def run_workers(
                 name="checkpoints",
                 storage_path=path,
                 storage_filesystem=filesystem,
-                callbacks=[TellFailures(line.board)],  # type: ignore[list-item]
+                callbacks=[TellFailures(line.board), KeepSnapshot(checkpoints)],  # type: ignore[list-item]
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=2, checkpoint_score_attribute="score", checkpoint_score_order="max"
@@ -74,9 +88,13 @@ def run_workers(
                 result = _in_thread(trainer.fit)
         except ray.train.TrainingFailedError as error:
             raise JobFailedError(
-                f"run '{config.name}' failed: {_reason(error)}; the last good checkpoint is in {home}, "
-                "the same command goes on from it"
+                f"run '{config.name}' failed: {_reason(error)}; {newest(checkpoints)}; the same command goes on"
             ) from error
+        if reason := ray.get(line.board.hopeless.remote()):
+            raise JobFailedError(
+                f"run '{config.name}' failed: {reason}; {newest(checkpoints)}; go on from it with "
+                "--resume changed and a lower train.learning_rate or train.kernel_learning_rate"
+            )
     if result.checkpoint is None:
         raise JobFailedError(f"run '{config.name}' ended without a checkpoint")
     if (step := int(result.metrics["step"])) < train.steps:

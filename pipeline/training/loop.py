@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor
 
 from kernels_bank.runtime.gauges import TRAINING, set_gauge
 from pipeline.config import RunConfig
@@ -24,9 +24,10 @@ from pipeline.data.validation import validation_batches
 from pipeline.tracking.runs import RunLogger, RunRef
 from pipeline.training import checkpoint
 from pipeline.training.board import StopWish
+from pipeline.training.commit import report
 from pipeline.training.learner import Start, build_learner
 from pipeline.training.pictures import fixed_batch, sample_rows
-from pipeline.training.step import Learner, agree, train_step
+from pipeline.training.step import Learner, NonFiniteLossError, agree, train_step
 from pipeline.training.validate import score_of, validate
 
 _UNSCORED = -1e9  # before the first validation: any checkpoint with a score is better
@@ -42,23 +43,40 @@ class Job:
     digests: dict[str, str]
     data_cpus: float  # logical CPUs all workers' data tasks may use together
     start: Any  # reference to the learner.Start of a new run
+    changed: bool  # a checkpoint made from other data is welcome
 
 
 def train_worker(loop_config: dict[str, Job]) -> None:
-    """Train from the newest committed checkpoint, or from the start, to `config.train.steps`."""
+    """What Ray Train runs: `train_run`, with the one error that all ranks share and no restart mends."""
     job = loop_config["job"]
+    first = ray.train.get_context().get_world_rank() == 0
+    with RunLogger(job.run) if first else contextlib.nullcontext() as logger:
+        try:
+            train_run(job, logger)
+        except NonFiniteLossError as error:
+            if first:
+                ray.get(job.board.give_up.remote(str(error)))
+
+
+def train_run(job: Job, logger: RunLogger | None) -> None:
+    """Train from the newest committed checkpoint, or from the start, to `config.train.steps`.
+
+    Args:
+        job: what to train.
+        logger: of rank 0.
+
+    Raises:
+        NonFiniteLossError: on all ranks alike.
+    """
     config, train = job.config, job.config.train
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     _set_up(config, device)
 
-    start: Start = ray.get(job.start)
-    learner = build_learner(config, start.codec, device)
-    step, stages, score = _resume(job, learner, start.tensors)
+    learner, step, stages, score = _learner(job, device)
     feed = Feed(config, stages=stages, workers=workers, rank=rank)
     held_out = validation_batches(config, rank=rank, workers=workers, limit=train.validation_tiles)
-    logger = RunLogger(job.run) if rank == 0 else None
     fixed = fixed_batch(config).to(device) if rank == 0 else None
     wish = StopWish(job.board) if rank == 0 else False
     first, saved_at, clock = step, time.monotonic(), Clock()
@@ -76,10 +94,11 @@ def train_worker(loop_config: dict[str, Job]) -> None:
         if step % train.log_every == 0 or last:
             recent.clear()
             if logger:
-                metrics |= clock.rates()
+                metrics |= clock.rates() | _memory(device)
                 logger.metrics(step, metrics)
+                logger.system(step)
                 _export(config.name, step, metrics)
-                job.board.put.remote(step, _note(metrics))
+                job.board.put.remote(step, note(metrics))
         if step % train.validate_every == 0 or last:
             found = validate(learner.ema.module, held_out, train, device)
             score = score_of(found, step)
@@ -97,13 +116,11 @@ def train_worker(loop_config: dict[str, Job]) -> None:
             )
             if logger:
                 logger.flush()  # the run goes on after this step, so what it recorded until here must be there
-            report(state, learner, metrics, rank)
+            report(state, learner, metrics, rank, job.board)
             saved_at = time.monotonic()
         clock.rested()
         if stop:
             break
-    if logger:
-        logger.close()
 
 
 def _set_up(config: RunConfig, device: torch.device) -> None:
@@ -118,28 +135,20 @@ def _set_up(config: RunConfig, device: torch.device) -> None:
     torch.use_deterministic_algorithms(train.deterministic)
 
 
-def _resume(job: Job, learner: Learner, start: dict[str, Tensor]) -> tuple[int, tuple[Stage, ...], float]:
-    """Step, stages and score of the newest committed checkpoint, loaded into `learner`; else of a new run."""
-    if (last := ray.train.get_checkpoint()) is not None:
-        with last.as_directory() as folder:
-            state = checkpoint.load_state(Path(folder), job.digests)
-            checkpoint.restore(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
-        return state.step, state.stages, state.score
-    for module in (learner.network, learner.ema.module):
-        module.load_state_dict(start, strict=False)  # the driver has checked that they fit
-    return 0, (), _UNSCORED
-
-
-def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float], rank: int) -> None:
-    """Commit a checkpoint. Every rank reports (Ray Train counts them); only rank 0 writes."""
-    values = metrics | {"step": state.step, "score": state.score}
-    if rank != 0:
-        ray.train.report(values)
-        return
-    with tempfile.TemporaryDirectory(prefix="blindsr-checkpoint-") as folder:
-        checkpoint.save(Path(folder), state, learner.network, learner.ema, learner.optimizer, learner.schedule)
-        saved = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(values, checkpoint=saved, checkpoint_dir_name=f"step-{state.step:08d}")
+def _learner(job: Job, device: torch.device) -> tuple[Learner, int, tuple[Stage, ...], float]:
+    """The learner with step, stages and score: of the newest committed checkpoint, else of a new run."""
+    start: Start = ray.get(job.start)
+    if (last := ray.train.get_checkpoint()) is None:
+        learner = build_learner(job.config, start.codec, device)
+        for module in (learner.network, learner.ema.module):
+            module.load_state_dict(start.tensors, strict=False)  # the driver has checked that they fit
+        return learner, 0, (), _UNSCORED
+    with last.as_directory() as folder:
+        state = checkpoint.load_state(Path(folder), {} if job.changed else job.digests)
+        # The weights speak the code that they were trained with, whatever bank the run now learns from.
+        learner = build_learner(job.config, checkpoint.codec_of(Path(folder), start.codec), device)
+        checkpoint.restore(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
+    return learner, state.step, state.stages, state.score
 
 
 def _export(run: str, step: int, metrics: dict[str, float]) -> None:
@@ -148,14 +157,23 @@ def _export(run: str, step: int, metrics: dict[str, float]) -> None:
         set_gauge(TRAINING, value, {"run": run, "metric": name})
 
 
-def _note(metrics: dict[str, float]) -> str:
-    """What the live line shows."""
+def _memory(device: torch.device) -> dict[str, float]:
+    """Peak memory of rank 0 so far, in GiB: of its process, and on its card."""
+    found = {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if device.type == "cuda":
+        found["cuda_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return found
+
+
+def note(metrics: dict[str, float]) -> str:
+    """What the live line shows: the loss and its terms, PSNR, samples a second of all workers, waiting for data."""
+    terms = [f"{name.removeprefix('loss_')} {value:.4f}" for name, value in metrics.items() if "loss_" in name]
     parts = [f"loss {metrics['loss']:.4f}"]
+    if len(terms) > 1:
+        parts.append(f"({', '.join(terms)})")
     if "psnr" in metrics:
-        parts.append(f"psnr {metrics['psnr']:.2f} dB")
-    if "loss_code" in metrics:
-        parts.append(f"code {metrics['loss_code']:.3f}")
-    return " ".join([*parts, f"{metrics['images_per_s']:.0f} images/s", f"wait {metrics['data_wait']:.0%}"])
+        parts.append(f"PSNR {metrics['psnr']:.2f} dB")
+    return " ".join([*parts, f"{metrics['images_per_s']:.3g} samples/s", f"data wait {metrics['data_wait']:.0%}"])
 
 
 def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:

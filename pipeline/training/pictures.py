@@ -1,4 +1,4 @@
-"""The pictures of a run: LR | estimate | HR with the true and the estimated kernel, always of the same samples."""
+"""The pictures of a run: LR | bicubic | estimates | HR with true and estimated kernels, always of the same samples."""
 
 from __future__ import annotations
 
@@ -34,13 +34,18 @@ def fixed_batch(config: RunConfig) -> Batch:
 
 @torch.no_grad()
 def sample_rows(network: nn.Module, batch: Batch) -> np.ndarray:
-    """(H, W, 3) uint8: one row a sample, LR | estimate | HR | true kernel | estimated kernel."""
+    """(H, W, 3) uint8: one row a sample, LR | bicubic | estimate by round | HR | true kernel | kernel by round."""
     training = network.training
-    out = network.eval()(batch.lr, batch.scale, batch.sigma)
+    rounds = network.eval()(batch.lr, batch.scale, batch.sigma).rounds
     network.train(training)
-    rows = []
-    for lr, sr, hr, true, estimated in zip(batch.lr, out.sr, batch.hr, batch.kernel, out.kernel, strict=True):
-        rows.append([to_uint8(lr), to_uint8(sr), to_uint8(hr), kernel_picture(true), kernel_picture(estimated)])
+    bicubic = upsample(batch.lr, batch.scale, "bicubic")
+    rows = [
+        [
+            *(to_uint8(image[i]) for image in (batch.lr, bicubic, *(r.sr for r in rounds), batch.hr)),
+            *(kernel_picture(kernel[i]) for kernel in (batch.kernel, *(r.kernel for r in rounds))),
+        ]
+        for i in range(len(batch.keys))
+    ]
     return rows_picture(rows, side=2 * batch.hr.shape[-1])
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.config import TrainConfig
@@ -19,7 +21,7 @@ from pipeline.model import BlindUSRNet
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or gradient of some worker is not a number; the optimizer has not moved."""
+    """The loss or the gradient of some worker is not a number; the optimizer has not moved."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Learner:
     network: BlindUSRNet
     ema: AveragedModel
     optimizer: torch.optim.Optimizer
-    schedule: LRScheduler
+    schedule: LambdaLR
 
 
 def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -> dict[str, float]:
@@ -59,10 +61,7 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
     trained = [p for p in learner.network.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(trained, config.clip_norm)
     if not agree(torch.isfinite(terms["loss"]) & torch.isfinite(norm)):
-        raise NonFiniteLossError(
-            f"step {step}: loss {float(terms['loss']):.4g}, gradient norm {float(norm):.4g} on samples "
-            f"{', '.join(batch.keys)}; lower train.learning_rate and run again: it resumes from the last checkpoint"
-        )
+        raise NonFiniteLossError(f"step {step}: {_where_not_finite(terms['loss'], norm, batch)}")
     learner.optimizer.step()
     learner.schedule.step()
     learner.ema.update_parameters(learner.network)
@@ -78,6 +77,23 @@ def agree(flag: Tensor | bool, device: torch.device | None = None) -> bool:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN)
     return bool(value > 0)
+
+
+def _where_not_finite(loss: Tensor, norm: Tensor, batch: Batch) -> str:
+    """Loss, gradient norm and samples of the workers whose loss is not finite; of all where only the gradient is not.
+
+    All ranks must ask: the gradient was summed over them, so each alone cannot tell whose batch spoiled it.
+    """
+    found = [(0, float(loss), float(norm), batch.keys)]
+    if torch.distributed.is_initialized():
+        ranks: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(ranks, (torch.distributed.get_rank(), *found[0][1:]))
+        found = ranks
+    guilty = [one for one in found if not math.isfinite(one[1])] or found
+    return "; ".join(
+        f"loss {value:.4g}, gradient norm {size:.4g} in worker {rank} on samples {', '.join(keys)}"
+        for rank, value, size, keys in guilty
+    )
 
 
 @contextlib.contextmanager

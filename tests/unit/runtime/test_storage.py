@@ -18,6 +18,12 @@ def test_local_paths_and_file_uris_are_the_same_place(tmp_path: Path):
     assert storage.list_files(tmp_path) == []
 
 
+def test_a_folder_is_moved_whole(tmp_path: Path):
+    storage.write_bytes(tmp_path / "run" / "a" / "b.bin", b"xyz")
+    storage.move_folder(tmp_path / "run", tmp_path / "run.1")
+    assert storage.list_files(tmp_path, recursive=True) == [("run.1/a/b.bin", 3)]
+
+
 def test_unknown_scheme_is_refused():
     with pytest.raises(BadRequestError, match="ftp"):
         storage.resolve("ftp://host/x")

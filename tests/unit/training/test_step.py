@@ -91,7 +91,7 @@ def test_a_non_finite_loss_stops_before_anything_moves(codec, batch):
     learner = make_learner(codec)
     before = weights(learner)
     bad = replace(batch, hr=batch.hr.clone().index_fill_(0, torch.tensor([2]), float("nan")))
-    with pytest.raises(NonFiniteLossError, match=r"step 7: loss nan.* a, b, c, d"):
+    with pytest.raises(NonFiniteLossError, match=r"step 7: loss nan.* in worker 0 on samples a, b, c, d$"):
         train_step(learner, bad, TRAIN, 7)
     assert same(weights(learner), before)
     assert int(learner.ema.n_averaged) == 0
@@ -111,6 +111,31 @@ def test_a_checkpoint_continues_bit_equal(codec, batch, tmp_path: Path):
         train_step(second, batch, TRAIN, step)
     assert same(weights(second), weights(undisturbed))
     assert same(second.ema.module.state_dict(), undisturbed.ema.module.state_dict())
+
+
+def test_a_learning_rate_changed_between_two_sittings_counts(codec, batch, tmp_path: Path):
+    before = make_learner(codec)
+    for step in range(3):
+        train_step(before, batch, TRAIN, step)
+    state = checkpoint.State(step=3, stages=(), score=0.0, config=CONFIG, digests=DIGESTS)
+    checkpoint.save(tmp_path, state, before.network, before.ema, before.optimizer, before.schedule)
+    after = make_learner(codec, TRAIN.model_copy(update={"learning_rate": 1e-4}))
+    checkpoint.restore(tmp_path, after.network, after.ema, after.optimizer, after.schedule)
+    factor = 1 / (1 + 3 / 100)
+    assert [group["lr"] for group in after.optimizer.param_groups] == pytest.approx([1e-4 * factor, 2e-3 * factor])
+    train_step(after, batch, TRAIN, 4)
+    assert after.schedule.get_last_lr() == pytest.approx([1e-4 / 1.04, 2e-3 / 1.04])
+
+
+def test_a_checkpoint_keeps_its_code_and_refuses_kernels_of_another_size(codec, tmp_path: Path):
+    learner = make_learner(codec)
+    state = checkpoint.State(step=1, stages=(), score=0.0, config=CONFIG, digests=DIGESTS)
+    checkpoint.save(tmp_path, state, learner.network, learner.ema, learner.optimizer, learner.schedule)
+    other = KernelCodec.fit(sample_gaussian(400, 11, rng=np.random.default_rng(9)), components=8)
+    assert checkpoint.codec_of(tmp_path, other).digest == codec.digest != other.digest
+    larger = KernelCodec.fit(sample_gaussian(400, 13, rng=np.random.default_rng(0)), components=8)
+    with pytest.raises(ArtefactError, match="11 pixels wide, those of the bank 13"):
+        checkpoint.codec_of(tmp_path, larger)
 
 
 def test_the_exported_model_holds_the_averaged_weights(codec, batch, tmp_path: Path):

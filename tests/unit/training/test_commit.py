@@ -1,0 +1,85 @@
+"""Checkpoints on their way: storage that is away is waited for, a full disk is not, and a snapshot is never lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+
+from kernels_bank.runtime.errors import JobFailedError
+from pipeline.training import commit
+from pipeline.training.commit import COPY, SNAPSHOT, KeepSnapshot, mend_snapshot, newest
+
+
+def snapshot(step: int) -> str:
+    return json.dumps({"latest_checkpoint_result": {"checkpoint_dir_name": f"step-{step:08d}", "metrics": {}}})
+
+
+def commit_step(folder: Path, step: int) -> None:
+    """What Ray Train does, then what we do after it."""
+    (folder / SNAPSHOT).write_text(snapshot(step))
+    KeepSnapshot(str(folder)).after_report(None, [], MagicMock())
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40])
+def test_a_snapshot_cut_anywhere_is_the_one_before(tmp_path: Path, cut: int):
+    commit_step(tmp_path, 8)
+    (tmp_path / SNAPSHOT).write_text(snapshot(12)[:cut])
+    mend_snapshot(str(tmp_path))
+    assert (tmp_path / SNAPSHOT).read_text() == snapshot(8)
+    assert newest(str(tmp_path)) == f"the last good checkpoint is {tmp_path}/step-00000008"
+
+
+def test_a_whole_snapshot_stays(tmp_path: Path):
+    commit_step(tmp_path, 8)
+    (tmp_path / SNAPSHOT).write_text(snapshot(12))
+    mend_snapshot(str(tmp_path))
+    assert (tmp_path / SNAPSHOT).read_text() == snapshot(12)
+
+
+def test_a_first_snapshot_that_was_cut_is_no_checkpoint(tmp_path: Path):
+    mend_snapshot(str(tmp_path))  # a new run
+    (tmp_path / SNAPSHOT).write_text(snapshot(4)[:20])
+    mend_snapshot(str(tmp_path))
+    assert not (tmp_path / SNAPSHOT).exists()
+    assert newest(str(tmp_path)) == "there is no checkpoint yet"
+
+
+@pytest.fixture
+def board() -> MagicMock:
+    return MagicMock()
+
+
+def storage_that(monkeypatch: pytest.MonkeyPatch, answers: list) -> MagicMock:
+    where = MagicMock(experiment_fs_path="bucket/run")
+    where.persist_current_checkpoint.side_effect = answers
+    context = SimpleNamespace(get_storage=lambda: where)
+    monkeypatch.setattr(commit.ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(commit, "_PAUSE_S", 0.0)
+    return where
+
+
+def test_storage_that_is_away_is_tried_again_and_said_once(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+    away = OSError("When getting information for key: curlCode: 7, Couldn't connect to server")
+    storage_that(monkeypatch, [away, away, "the checkpoint"])
+    assert commit._upload("local", "step-00000004", board) == "the checkpoint"
+    (said,) = [call.args[0] for call in board.say.remote.call_args_list]
+    assert said.startswith("checkpoint step-00000004 waits for its storage (When getting")
+
+
+def test_a_full_disk_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+    where = storage_that(monkeypatch, [OSError(errno.ENOSPC, "No space left on device"), "never"])
+    with pytest.raises(JobFailedError, match=r"^checkpoint step-00000004 cannot be written to bucket/run: .*No space"):
+        commit._upload("local", "step-00000004", board)
+    assert where.persist_current_checkpoint.call_count == 1
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+    storage_that(monkeypatch, [OSError("away")] * 3)
+    monkeypatch.setattr(commit, "_PATIENCE_S", -1.0)
+    with pytest.raises(JobFailedError, match="cannot be written to bucket/run: away"):
+        commit._upload("local", "step-00000004", board)

@@ -1,0 +1,35 @@
+"""What the user is told: the live line, and a failure in a line."""
+
+from __future__ import annotations
+
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+from kernels_bank.runtime.errors import ArtefactError
+from pipeline.training.board import failure_reason
+from pipeline.training.loop import note
+
+RATES = {"images_per_s": 13.268, "data_wait": 0.0126, "grad_norm": 1.0}
+
+
+def test_the_live_line_has_the_loss_its_terms_psnr_rate_and_wait():
+    terms = {"loss": 0.5, "loss_image": 0.05, "loss_code": 0.4, "psnr": 24.123}
+    assert note(terms | RATES) == "loss 0.5000 (image 0.0500, code 0.4000) PSNR 24.12 dB 13.3 samples/s data wait 1%"
+    assert note({"loss": 0.05, "loss_image": 0.05} | RATES) == "loss 0.0500 13.3 samples/s data wait 1%"
+
+
+def test_an_error_of_the_training_is_its_last_line_and_ours_has_no_class():
+    def traced(line: str) -> dict[int, Exception]:
+        return {1: UserExceptionWithTraceback(ValueError(), f"Traceback ...:\n  File ...\n{line}\n")}
+
+    assert failure_reason(traced("ValueError: too small")) == "worker 1: ValueError: too small"
+    assert failure_reason(traced("kernels_bank.runtime.errors.ArtefactError: s: no such file")) == (
+        "worker 1: s: no such file"
+    )
+    assert failure_reason({0: ArtefactError("a: b"), 1: ValueError("c")}) == "worker 0: a: b"
+
+
+def test_a_worker_that_died_is_told_by_its_last_line():
+    reason = failure_reason({0: RayActorError()})
+    assert reason.startswith("worker 0: RayActorError: ")
+    assert "\n" not in reason
