@@ -1,12 +1,11 @@
 """The pictures of docs/network.md.
 
-python -m docs.make_network_figures [--model runs/quickstart/model] draws the network and measures the data step; with
-a trained blind model it also shows the kernel after each round on a photograph that the quickstart holds out.
+python -m docs.make_network_figures draws the network, measures the data step and shows the kernel after each step of
+the shipped model on a photograph that it was not trained on.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -19,13 +18,16 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
-from kernels_bank import sample_gaussian
+from kernels_bank import sample_gaussian, sample_motion
 from pipeline.config import ModelConfig
 from pipeline.data.images import decode_image
 from pipeline.data.photographs import HELD_OUT, copy_photographs
-from pipeline.degrade import degrade
+from pipeline.degrade import degrade, quantize
+from pipeline.evaluation.metrics import kernel_error, psnr_shifted
 from pipeline.model import BlindUSRNet, data_step
+from pipeline.model.kernel_step import refine_kernel
 from pipeline.model.weights import load_model
+from pipeline.shipped import shipped_folder
 from tests.published import published_data_step
 
 PICTURES = Path(__file__).with_name("pictures")
@@ -34,16 +36,12 @@ DATA, PRIOR, KERNEL, PLAIN = "#cfe3f5", "#d8ecd0", "#f6dfc2", "#eeeeee"
 
 def main() -> None:
     """Draw what can be drawn."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="folder of a trained blind model, for the picture of its rounds")
-    arguments = parser.parse_args()
     matplotlib.use("Agg")
     torch.manual_seed(0)
     PICTURES.mkdir(exist_ok=True)
     draw_network(ModelConfig(), PICTURES / "network.png")
     draw_data_step_error(PICTURES / "data-step-error.png")
-    if arguments.model:
-        draw_rounds(arguments.model, PICTURES / "alternation.png")
+    draw_alternation(shipped_folder("shipped:blind-sr-x2"), PICTURES / "alternation.png")
 
 
 def box(axes: Axes, x: float, y: float, text: str, colour: str, width: float = 1.7, height: float = 0.9) -> None:
@@ -166,31 +164,51 @@ def photograph(side: int, top: int = 0, left: int = 0) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).float() / 255
 
 
-def draw_rounds(folder: Path, path: Path) -> None:
-    """Each round's kernel and image beside the truth, for three Gaussians the model has not seen."""
+def draw_alternation(folder: Path, path: Path) -> None:
+    """The kernel and the image restored with it, from the spectral start over the kernel steps, beside the truth.
+
+    A Gaussian, for which the start is right, and two motion kernels, whose direction a spectrum does not show.
+    """
     model = load_model(folder)
-    if not isinstance(model, BlindUSRNet):
-        raise SystemExit(f"{folder}: not a blind model")
-    scale = model.config.scales[0]
-    hr = photograph(192, top=60, left=130)[None]
-    kernels = torch.from_numpy(sample_gaussian(3, model.kernel_size, rng=np.random.default_rng(5), sigma=(0.9, 3.0)))
-    rounds = model.config.rounds + 1
-    figure, axes = plt.subplots(3, 2 * rounds + 2, figsize=(2.05 * (2 * rounds + 2), 6.6))
-    for row, kernel in zip(axes, kernels[:, None], strict=True):
-        lr = degrade(hr, kernel, scale)
+    if not isinstance(model, BlindUSRNet) or not model.config.kernel_steps:
+        raise SystemExit(f"{folder}: not a blind model with kernel steps")
+    model.eval()
+    scale, side = model.config.scales[0], model.kernel_size
+    hr = photograph(256, top=40, left=100)[None]
+    motion = sample_motion(2, side, rng=np.random.default_rng(3), extent=(12.0, 16.0))
+    gaussian = sample_gaussian(1, side, rng=np.random.default_rng(5), sigma=(0.9, 3.0))
+    shown = [0, *range(2, model.config.kernel_steps + 1, 2)]
+    figure, axes = plt.subplots(6, len(shown) + 2, figsize=(2.1 * (len(shown) + 2), 13))
+    for number, true in enumerate(torch.from_numpy(np.concatenate((gaussian, motion))).float()[:, None]):
+        above, below = axes[2 * number], axes[2 * number + 1]
+        lr = quantize(degrade(hr, true, scale), "round")
         with torch.inference_mode():
-            found = model(lr, scale, 0.0).rounds
-        show(row[0], F.interpolate(lr, scale_factor=scale), "LR")
-        for i, one in enumerate(found):
-            error = float((one.kernel - kernel).abs().sum())
-            psnr = float(-10 * torch.log10((one.sr.clamp(0, 1) - hr)[..., 8:-8, 8:-8].square().mean()))
-            print(f"round {i}: kernel error {error:.3f}, {psnr:.2f} dB")
-            show_kernel(row[1 + 2 * i], one.kernel[0], f"k{i}: sum |k - true| = {error:.2f}", float(kernel.max()))
-            show(row[2 + 2 * i], one.sr, f"restored with k{i}: {psnr:.2f} dB")
-        show_kernel(row[-1], kernel[0], "true kernel", float(kernel.max()))
+            start, _ = model.initial(lr, scale, 0.0)
+            level = torch.zeros(1)
+            kernels = [start, *refine_kernel(model.restorer, lr, start, scale, level, model.config.kernel_steps)]
+            winner = int(model(lr, scale, 0.0, guard=True, refine=True).winner)
+            images = {i: model.restore(lr, kernels[i], scale, 0.0) for i in shown}
+            best = model.restore(lr, true, scale, 0.0)
+        print(f"row {number}: the guard keeps the {'refined' if winner else 'spectral'} kernel")
+        above[0].axis("off")
+        show(below[0], F.interpolate(lr, scale_factor=scale), "LR")
+        for column, (i, sr) in enumerate(images.items(), start=1):
+            title = f"after {i} steps" if i else "spectral start"
+            kept = i == (model.config.kernel_steps if winner else 0)
+            error = kernel_error(kernels[i][0].numpy(), true[0].numpy()).correlation
+            show_kernel(above[column], kernels[i][0], f"{title}: match {error:.2f}", float(true.max()))
+            show(below[column], sr, f"{_shifted_psnr(sr, hr):.2f} dB{', kept by the guard' if kept else ''}")
+        show_kernel(above[-1], true[0], "true kernel", float(true.max()))
+        show(below[-1], best, f"{_shifted_psnr(best, hr):.2f} dB")
     figure.tight_layout()
     figure.savefig(path, dpi=75)
     plt.close(figure)
+
+
+def _shifted_psnr(sr: Tensor, hr: Tensor) -> float:
+    """After the best shift, which no blind method can know."""
+    image, truth = (x[0].clamp(0, 1).permute(1, 2, 0).numpy() for x in (sr, hr))
+    return psnr_shifted(image, truth, border=8).psnr
 
 
 def show(axes: Axes, image: Tensor, title: str) -> None:

@@ -23,6 +23,7 @@ from kernels_bank.codec import KernelCodec, decode_codes, encode_codes
 from pipeline.config import ModelConfig
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
+from pipeline.model.gaussian_fit import snap_to_gaussian
 from pipeline.model.guard import restoration_score
 from pipeline.model.kernel_step import MARGIN, refine_kernel
 from pipeline.model.spectral import SpectralInit
@@ -119,7 +120,7 @@ class BlindUSRNet(nn.Module):
             state = start
         if refine and self.config.kernel_steps:
             levels = check_inputs(lr, scale, sigma, training=self.training)
-            kernel = refine_kernel(self.restorer, lr, standing.kernel, scale, levels, self.config.kernel_steps)
+            *_, kernel = refine_kernel(self.restorer, lr, standing.kernel, scale, levels, self.config.kernel_steps)
             new = self._whole(origin, kernel, self.encode(kernel))
             better = torch.ones_like(winner, dtype=torch.bool)
             if guard:
@@ -140,17 +141,34 @@ class BlindUSRNet(nn.Module):
         return out
 
     def initial(self, lr: Tensor, scale: int, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        """The kernel (B, k, k) and code (B, c) that the alternation starts from."""
+        """The kernel (B, k, k) and code (B, c) that the alternation starts from.
+
+        The spectral one is made in training from the image as it is; else it is the mean over the image's mirror
+        images, and a Gaussian if it is nearly one (`gaussian_fit.py`).
+        """
         batch = lr.shape[0]
         if self.spectral is not None:
-            code = self.spectral(lr, scale, check_inputs(lr, scale, sigma, training=True))
-            return self.decode(code), code
+            levels = check_inputs(lr, scale, sigma, training=True)
+            if self.training:
+                code = self.spectral(lr, scale, levels)
+                return self.decode(code), code
+            kernel = snap_to_gaussian(self._spectral_mean(self.spectral, lr, scale, levels))
+            return kernel, self.encode(kernel)
         if self.config.initial_kernel == "mean":
             code = torch.zeros_like(self.get_buffer("std")).expand(batch, -1)
             return self.decode(code), code
         kernel = torch.zeros(batch, self.kernel_size, self.kernel_size, dtype=torch.float32, device=lr.device)
         kernel[:, self.kernel_size // 2, self.kernel_size // 2] = 1
         return kernel, self.encode(kernel)
+
+    def _spectral_mean(self, spectral: SpectralInit, lr: Tensor, scale: int, sigma: Tensor) -> Tensor:
+        """Mean (B, k, k) over what the image shows of its kernel in each of its eight turns and mirror images."""
+        shown = []
+        for quarters, mirrored in itertools.product(range(4), (False, True)):
+            view = lr.rot90(quarters, (-2, -1))
+            kernel = self.decode(spectral(view.flip(-1) if mirrored else view, scale, sigma))
+            shown.append((kernel.flip(-1) if mirrored else kernel).rot90(-quarters, (-2, -1)))
+        return torch.stack(shown).mean(0)
 
     def encode(self, kernel: Tensor) -> Tensor:
         """(B, k, k) -> (B, c) standardised codes: the estimator's targets."""

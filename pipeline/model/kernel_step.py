@@ -28,8 +28,10 @@ _TOLD = (0.1, 0.01)
 MARGIN = 0.45
 
 
-def refine_kernel(restorer: USRNet, lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor, steps: int) -> Tensor:
-    """Restore and estimate in turn, both in closed form but for the prior: a kernel (B, k, k).
+def refine_kernel(
+    restorer: USRNet, lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor, steps: int
+) -> list[Tensor]:
+    """Restore and estimate in turn, both in closed form but for the prior: the kernel (B, k, k) after each step.
 
     Args:
         restorer: trained for noise up to 0.1.
@@ -40,11 +42,13 @@ def refine_kernel(restorer: USRNet, lr: Tensor, kernel: Tensor, scale: int, sigm
         steps: how many kernel steps, each after a whole restoration.
     """
     first, last = _TOLD
+    found = []
     for number in range(steps):
         told = first * (last / first) ** (number / max(steps - 1, 1))
         sr = restorer(lr, kernel, scale, sigma.clamp_min(told))
         kernel = kernel_step(sr.clamp(0, 1), lr, kernel, scale)
-    return kernel
+        found.append(kernel)
+    return found
 
 
 def kernel_step(x: Tensor, y: Tensor, kernel: Tensor, scale: int, ridge: float = RIDGE) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WINDOW = 32
+WINDOW, FEATURES = 32, 3
 _FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is rounding
 
 
@@ -20,7 +20,7 @@ class SpectralInit(nn.Module):
 
     def __init__(self, components: int, hidden: tuple[int, int] = (512, 256)) -> None:
         super().__init__()
-        features = 2 * WINDOW * (WINDOW // 2 + 1)
+        features = FEATURES * WINDOW * (WINDOW // 2 + 1)
         self.norm = nn.LayerNorm(features)
         self.mlp = nn.Sequential(
             nn.Linear(features + 2, hidden[0]),
@@ -43,7 +43,7 @@ class SpectralInit(nn.Module):
         return code
 
     def features(self, lr: Tensor) -> Tensor:
-        """(B, 2 * 32 * 17): log mean power, plain and normalised per window, 1/f^2 taken off."""
+        """(B, 3 * 32 * 17): log mean power, plain and normalised per window, and mean log power, 1/f^2 taken off."""
         window, whitening = self.get_buffer("window"), self.get_buffer("whitening")
         luma = _luma(lr.to(window.dtype))
         short = [max(WINDOW - side, 0) for side in luma.shape[-2:]]
@@ -53,11 +53,9 @@ class SpectralInit(nn.Module):
         patches = (patches - patches.mean((-2, -1), keepdim=True)) * window
         spectra = torch.fft.rfft2(patches)
         power = (spectra.real.square() + spectra.imag.square()) / window.square().sum()  # (B, N, 32, 17)
-        shape = power / (power.sum((-2, -1), keepdim=True) + _FLOOR * WINDOW)
-        plain = (power.mean(1) + _FLOOR).log() + whitening
-        normalised = (shape.mean(1) + 1e-9).log() + whitening
-        centred = [part - part.mean((-2, -1), keepdim=True) for part in (plain, normalised)]
-        return torch.stack(centred, 1).flatten(1)
+        shape = power / (power.sum((-2, -1), keepdim=True) + _FLOOR * WINDOW) + 1e-9
+        logs = torch.stack(((power.mean(1) + _FLOOR).log(), shape.mean(1).log(), shape.log().mean(1)), 1) + whitening
+        return (logs - logs.mean((-2, -1), keepdim=True)).flatten(1)
 
 
 def _luma(image: Tensor) -> Tensor:

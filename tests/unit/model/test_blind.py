@@ -9,6 +9,7 @@ from torch import nn
 from pipeline.config import ModelConfig
 from pipeline.model import BlindUSRNet, data_step, upsample
 from pipeline.model.estimator import Estimator
+from pipeline.model.gaussian_fit import snap_to_gaussian
 from pipeline.model.spectral import SpectralInit
 
 
@@ -30,7 +31,15 @@ def initial_by_hand(net, lr, scale):
         case "mean":
             code = torch.zeros(len(lr), 10)
         case "spectral":
-            code = net.spectral(lr, scale, torch.full((len(lr),), 0.01))
+
+            def seen(view):
+                return net.codec.decode(net.spectral(view, scale, torch.full((len(lr),), 0.01)))
+
+            shown = [seen(lr), seen(lr.mT).mT]
+            for axes in ((-1,), (-2,), (-2, -1)):
+                shown += [seen(lr.flip(axes)).flip(axes), seen(lr.mT.flip(axes)).flip(axes).mT]
+            kernel = snap_to_gaussian(sum(shown) / 8)
+            return kernel, net.encode(kernel)
     return net.codec.decode(code), code
 
 
@@ -197,11 +206,34 @@ def test_spectral_features_show_the_blur_and_not_its_direction():
     spectral = SpectralInit(4)
     sharp = torch.rand(1, 3, 64, 64)
     blurred = (sharp + sharp.roll(1, -1) + sharp.roll(-1, -1)) / 3
-    plain, soft = (spectral.features(image).reshape(2, 32, 17)[0] for image in (sharp, blurred))
+    plain, soft = (spectral.features(image).reshape(3, 32, 17)[0] for image in (sharp, blurred))
     assert (soft - plain)[:, 9:13].mean() < -1
     assert (soft - plain)[9:24, :3].mean() > 0
-    mirrored = spectral.features(blurred.flip(-2, -1)).reshape(2, 32, 17)[0]
+    mirrored = spectral.features(blurred.flip(-2, -1)).reshape(3, 32, 17)[0]
     torch.testing.assert_close(mirrored, soft, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("turn", [lambda x: x.flip(-1), lambda x: x.mT, lambda x: x.rot90(1, (-2, -1))])
+def test_a_turned_image_has_the_turned_initial_kernel(codec, turn):
+    torch.manual_seed(0)
+    net = BlindUSRNet(ModelConfig(widths=(2, 2, 2, 2)), codec).eval()
+    assert net.spectral is not None
+    with torch.no_grad():  # far from its small first weights, so that the views disagree
+        net.spectral.mlp[-1].weight.mul_(20)
+    lr = torch.rand(2, 3, 45, 30)  # smaller than a window one way, and no whole number of them the other
+    kernel, code = net.initial(lr, 2, 0.01)
+    torch.testing.assert_close(net.initial(turn(lr), 2, 0.01)[0], turn(kernel), atol=1e-4, rtol=1e-2)
+    assert float((turn(kernel) - kernel).detach().abs().sum((1, 2)).min()) > 0.01
+    torch.testing.assert_close(code, net.encode(kernel))
+
+
+def test_in_training_the_initial_kernel_is_the_nets_own(codec):
+    net = BlindUSRNet(ModelConfig(widths=(2, 2, 2, 2)), codec).train()
+    assert net.spectral is not None
+    lr = torch.rand(2, 3, 48, 64)
+    kernel, code = net.initial(lr, 2, 0.01)
+    assert torch.equal(code, net.spectral(lr, 2, torch.full((2,), 0.01)))
+    assert torch.equal(kernel, net.decode(code))
 
 
 def test_schedule_covers_every_unfolding_once(codec):
