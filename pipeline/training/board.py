@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kernels_bank.runtime.progress import Progress
 
@@ -104,7 +105,9 @@ class LiveLine:
     """While the block runs, shows what rank 0 puts on `board` as a progress bar over `steps`."""
 
     def __init__(self, steps: int) -> None:
-        self.board: Any = ray.remote(num_cpus=0)(Board).remote()
+        # Beside the driver: on any other node it would be lost with that node, and the run with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board: Any = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
         self._steps, self._stop = steps, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
