@@ -34,4 +34,4 @@ def test_what_ray_says_of_a_lost_worker_is_its_first_line():
     assert failure_reason({0: error}) == (
         "worker 0: OutOfMemoryError: Task was killed due to the node running low on memory."
     )
-    assert failure_reason({0: RayActorError()}).startswith("worker 0: RayActorError: The actor died")
+    assert failure_reason({0: RayActorError()}).startswith("worker 0: RayActorError: The actor ")
