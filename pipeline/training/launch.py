@@ -22,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
 from pipeline.training.board import LiveLine, TellFailures, failure_reason
 from pipeline.training.commit import KeepSnapshot, mend_snapshot, newest
+from pipeline.training.gloo import GlooConfig
 from pipeline.training.learner import Start
 from pipeline.training.loop import Job, train_worker
 
@@ -66,7 +67,7 @@ def run_workers(
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if train.gpu else "gloo"),
+            torch_config=TorchConfig(backend="nccl") if train.gpu else GlooConfig(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(train.fewest_workers, train.workers) if train.min_workers else train.workers,  # type: ignore[arg-type]
                 use_gpu=train.gpu,
