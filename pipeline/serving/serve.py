@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -19,6 +20,7 @@ from pipeline.serving.settings import ServeSettings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+_APP = "blind-sr"
 # Serve gives its proxy 5 s to start and ends it then: too few on a busy machine.
 _PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 
@@ -46,9 +48,10 @@ def serve(settings: ServeSettings) -> None:
         JobFailedError: Ray or Serve did not start.
         KeyboardInterrupt: ended before it served.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _end_on_sigterm()
     served = _checked(settings)
     _connect(settings)
+    _end_on_sigterm()  # Ray has put a handler of its own in the place
     try:
         _start(settings)
         print(f"{served.name} at {address(settings)}; Ctrl-C ends it", flush=True)
@@ -56,6 +59,10 @@ def serve(settings: ServeSettings) -> None:
             threading.Event().wait()
     finally:
         _stop()
+
+
+def _end_on_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def address(settings: ServeSettings) -> str:
@@ -89,6 +96,8 @@ def _connect(settings: ServeSettings) -> None:
     connect(min_cpus=settings.replicas + 1, verbose=True)
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
     if serve.status().proxies:
         raise BadRequestError("Ray Serve runs on this cluster already, with an address of its own; end it first")
 
@@ -111,7 +120,7 @@ def _start(settings: ServeSettings) -> None:
             ray_actor_options={"num_cpus": 1, "num_gpus": 1 if cards else 0},
             logging_config=quiet,
         )
-        serve.run(deploy(serve.ingress(_builder(settings))()).bind(), name="blind-sr")
+        serve.run(deploy(serve.ingress(_builder(settings))()).bind(), name=_APP)
     except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise JobFailedError(f"Ray Serve did not start: {str(error).strip().splitlines()[0]}") from error
 
@@ -133,11 +142,14 @@ def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
 
 
 def _stop() -> None:
-    """End Serve, and Ray if it was started here; a second Ctrl-C does not leave half of it."""
+    """End what was started here; a second Ctrl-C does not leave half of it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     import ray
     from ray import serve
 
-    serve.shutdown()
+    if "RAY_ADDRESS" in os.environ:
+        serve.shutdown()
+    elif _APP in serve.status().applications:
+        serve.delete(_APP)  # what is being restored has a few seconds to end
     ray.shutdown()
