@@ -36,8 +36,8 @@ def main() -> None:
         steps, psnr = curve(api, run.info.run_id, "val_psnr")
         right.plot(steps, psnr, marker=".", label=name)
         print(name, ", ".join(f"{step}: {value:.2f} dB" for step, value in zip(steps, psnr, strict=True)))
-    left.set(xlabel="step", ylabel="L1 of the image (training)", yscale="log")
-    right.set(xlabel="step", ylabel="PSNR of held-out tiles, dB")
+    left.set(xlabel="step", ylabel="L1 of the image, training", yscale="log", ylim=(0.025, 0.25))
+    right.set(xlabel="step", ylabel="PSNR of held-out tiles (averaged weights), dB")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()

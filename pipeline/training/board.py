@@ -92,6 +92,7 @@ def say(board: Any, line: str) -> None:  # noqa: ANN401 - an actor handle
 def failure_reason(failures: dict[int, Exception]) -> str:
     """The first error, by rank, in a line; the whole traceback is in the log of the worker."""
     rank, error = min(failures.items())
+    error = getattr(error, "health_check_failure", error)  # why Ray Train lost touch with the worker
     lines = str(error).strip().splitlines()
     # An error of the training function comes as its traceback, whose last line begins with the error's class; what
     # Ray says of a lost process begins with what happened and ends with links to its manual.

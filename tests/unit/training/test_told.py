@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.training.board import failure_reason
@@ -34,4 +34,6 @@ def test_what_ray_says_of_a_lost_worker_is_its_first_line():
     assert failure_reason({0: error}) == (
         "worker 0: OutOfMemoryError: Task was killed due to the node running low on memory."
     )
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", failure=error)
+    assert failure_reason({0: lost}) == failure_reason({0: error})
     assert failure_reason({0: RayActorError()}).startswith("worker 0: RayActorError: The actor ")
