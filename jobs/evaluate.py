@@ -1,11 +1,9 @@
 """Compare a model with bicubic and with itself given the true kernel, over kernels and scales.
 
-python jobs/evaluate.py --model URI --images DIR [--kernels benchmark|FILE] [--scales 2,3,4] --output DIR
+python jobs/evaluate.py --model URI --images DIR [--kernels benchmark|FILE] [--scales 2,3,4] --output URI
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from pydantic import Field
 
@@ -16,20 +14,22 @@ from pipeline.evaluation.settings import EvaluationSettings
 class Evaluate(Command, EvaluationSettings):  # type: ignore[misc] # both carry a model_config
     """PSNR and SSIM of bicubic, blind and non-blind restoration for every kernel, scale and noise level."""
 
-    output: Path = Field(description="folder for results.parquet, summary.json and pictures; resumes a killed run")
+    output: str = Field(description="folder or s3:// prefix for results and pictures; resumes a killed run")
     check: bool = Field(False, description="load the model and look at the images; compute nothing")
 
 
 def main(command: Evaluate) -> None:
     """Run the command."""
+    from kernels_bank.runtime.mirror import local_folder
     from pipeline.evaluation import report
 
     settings = EvaluationSettings.model_validate(command.model_dump(include=set(EvaluationSettings.model_fields)))
     if command.check:
         print(report.planned(settings))
         return
-    report.run_evaluation(settings, command.output)
-    print(f"results in {command.output}: " + ", ".join(sorted(p.name for p in command.output.iterdir())))
+    with local_folder(command.output) as folder:
+        report.run_evaluation(settings, folder)
+        print(f"results in {command.output}: " + ", ".join(sorted(p.name for p in folder.iterdir())))
 
 
 if __name__ == "__main__":

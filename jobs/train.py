@@ -32,7 +32,7 @@ def main(command: Train) -> None:
     if command.check:
         from pipeline.training.check import check
 
-        print(check(config, Path(f"{config.name}-check.png")))
+        print(check(config, Path(f"{config.name}-check.png"), resume=command.resume))
         return
     from pipeline.training.fit import fit
 

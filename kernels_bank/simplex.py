@@ -38,6 +38,7 @@ def project_simplex_tensor(values: Tensor) -> Tensor:
         descending = values.sort(dim=-1, descending=True).values
         rank = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
         kept = (descending * rank > descending.cumsum(-1) - 1).sum(-1, keepdim=True)
-        support = values >= descending.gather(-1, kept - 1)
+        # None is kept where values are not finite: the result is then NaN, for the caller to find.
+        support = values >= descending.gather(-1, (kept - 1).clamp_min(0))
     theta = ((values * support).sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True)
     return (values - theta).clamp_min(0)

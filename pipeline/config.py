@@ -29,7 +29,7 @@ class ModelConfig(Frozen):
     residual_blocks: int = Field(2, ge=1, description="a level, each way")
     hyper_hidden: int = Field(32, ge=1, description="hidden width of the hyper-parameter net (64 in the full model)")
     global_skip: bool = Field(
-        False, description="prior = x + net(x): for training from scratch; the official prior has none"
+        True, description="prior = x + net(x): starts as the identity; the published prior has none, and learns it late"
     )
     estimator_channels: int = Field(32, ge=4, description="of each of the two branches")
     estimator_blocks: int = Field(5, ge=1, description="conditional residual blocks")

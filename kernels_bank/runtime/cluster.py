@@ -36,6 +36,9 @@ def connect(*, min_cpus: int = 2, verbose: bool = False) -> None:
     if ray.is_initialized():
         return
     level = logging.INFO if verbose else logging.ERROR
+    if not verbose:
+        # What a node says of a process that it lost Ray prints whatever `log_to_driver` says, on standard output.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if address := os.environ.get("RAY_ADDRESS"):
         _check_answers(address)
         ray.init(logging_level=level, log_to_driver=verbose)

@@ -18,32 +18,30 @@ _ROUNDS = 40
 _ALPHA = 0.02  # weight of the previous estimate: the larger, the smoother the band and the slower it settles
 
 
-def explained_band(torus: np.ndarray, seen: tuple[int, int], kernel: torch.Tensor, scale: int) -> np.ndarray:
-    """Fill what lies beyond the seen part of a periodic LR image.
+def explained_band(image: np.ndarray, known: np.ndarray, kernel: torch.Tensor, scale: int) -> np.ndarray:
+    """Fill what no camera saw of a periodic LR image.
 
     Args:
-        torus: (h', w', 3) float32, smoothly periodic.
-        seen: (h, w), its upper-left part that a camera saw; it comes back unchanged.
+        image: (h, w, 3) float32, smoothly periodic.
+        known: (h, w) bool, the pixels that a camera saw; they come back unchanged.
         kernel: (1, k, k) on the device that computes.
         scale: s.
 
     Returns:
-        (h', w', 3) float32.
+        (h, w, 3) float32.
     """
-    height, width = seen
-    if torus.shape[:2] == (height, width):
-        return torus
-    out = np.empty_like(torus)
+    if known.all():
+        return image
+    out = np.empty_like(image)
     alpha = torch.full((1, 1, 1, 1), _ALPHA, device=kernel.device)
+    kept = torch.from_numpy(known).to(kernel.device)
     with torch.inference_mode():
-        for channel in range(torus.shape[2]):  # one at a time: the sharp image may be large
-            y = torch.from_numpy(np.ascontiguousarray(torus[..., channel]))[None, None].to(kernel.device)
-            photograph = y[..., :height, :width].clone()
-            operator = BlurOperator.of(kernel, scale, y)
-            x = upsample(y, scale, "bicubic")
+        for channel in range(image.shape[2]):  # one at a time: the sharp image may be large
+            photograph = torch.from_numpy(np.ascontiguousarray(image[..., channel]))[None, None].to(kernel.device)
+            operator = BlurOperator.of(kernel, scale, photograph)
+            x, y = upsample(photograph, scale, "bicubic"), photograph
             for _ in range(_ROUNDS):
                 x = operator.step(x, spectrum(y), alpha)
-                y = operator.apply(x)
-                y[..., :height, :width] = photograph
+                y = torch.where(kept, photograph, operator.apply(x))
             out[..., channel] = y[0, 0].cpu().numpy()
     return out

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,6 +149,23 @@ def cut(torus: np.ndarray, row: Span, column: Span) -> np.ndarray:
         for span, length in zip((row, column), torus.shape[:2], strict=True)
     )
     return extend_to(torus[rows[:, None], columns], row.padded, column.padded)
+
+
+def known(row: Span, column: Span, image: Sequence[int], torus: Sequence[int]) -> np.ndarray:
+    """(row.padded, column.padded) bool: what of a window lies in the image (h, w), not in a band.
+
+    A window without a part of the torus' band is taken for known as a whole: its own closing band is further from
+    its result than anything reaches.
+    """
+    axes = []
+    for span, seen, length in zip((row, column), image, torus, strict=True):
+        axes.append((span.start + np.arange(span.length)) % length < seen)
+    if axes[0].all() and axes[1].all():
+        return np.ones((row.padded, column.padded), bool)
+    rows, columns = (
+        np.pad(axis, (0, span.padded - span.length)) for axis, span in zip(axes, (row, column), strict=True)
+    )
+    return rows[:, None] & columns
 
 
 def inner(window: Tensor, row: Span, column: Span, scale: int) -> Tensor:

@@ -60,14 +60,16 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
     around = tiles.margin(scale, settings.kernel.shape[0])
     height, width = (tiles.torus_length(length, around) for length in lr.shape[:2])
     kernel = torch.as_tensor(settings.kernel, dtype=torch.float32, device=restorer.device)[None]
-    torus = explained_band(extend_to(lr, height, width), (lr.shape[0], lr.shape[1]), kernel, scale)
+    torus = extend_to(lr, height, width)
     start = settings.x0
     if isinstance(start, np.ndarray):
         start = extend_to(start, scale * height, scale * width)
     image = np.zeros((scale * lr.shape[0], scale * lr.shape[1], 3), np.float32)
     squares = 0.0
     for row, column in itertools.product(plan.rows, plan.columns):
-        window = restorer.tensor(tiles.cut(torus, row, column))
+        # Filled window by window: over the whole torus at once it would take more memory than a window may.
+        known = tiles.known(row, column, lr.shape[:2], (height, width))
+        window = restorer.tensor(explained_band(tiles.cut(torus, row, column), known, kernel, scale))
         x0 = _first_estimate(restorer, window, start, row, column, kernel, settings)
         sr = _restored(restorer, window, kernel, x0, settings).clamp_(0, 1)
         unexplained = degrade(sr, kernel, scale) - window

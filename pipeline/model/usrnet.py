@@ -118,6 +118,7 @@ class USRNet(nn.Module):
             ValueError: non-finite or mis-shaped inputs, an even kernel, scale < 1.
         """
         start = self.start(lr, scale, sigma, x0)
+        check_finite("kernel", kernel, training=self.training)
         return self.unfold(start, self.operator(kernel, start), 0, self.config.unfoldings)
 
     def start(self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None) -> State:
@@ -132,7 +133,9 @@ class USRNet(nn.Module):
 
     def operator(self, kernel: Tensor, state: State) -> BlurOperator:
         """The Fourier form of (B, k, k) kernels for this state's images; reuse it over unfoldings."""
-        check_finite("kernel", kernel, training=self.training)
+        if not self.training:
+            # A kernel estimated in training may be NaN: the loop finds that in the loss, on all ranks alike.
+            check_finite("kernel", kernel, training=False)
         return BlurOperator.of(kernel.to(state.y_spectrum.real.dtype), state.scale, state.lr)
 
     def unfold(self, state: State, operator: BlurOperator, first: int, last: int, *, final: bool = True) -> Tensor:

@@ -58,6 +58,7 @@ def usrnet_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
             widths=widths,
             residual_blocks=blocks,
             hyper_hidden=last.shape[1],
+            global_skip=False,
             rounds=1,
             schedule="rounds",
             x0="nearest",

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kernels_bank.runtime.progress import Progress
 
@@ -24,7 +25,7 @@ class Board:
     def __init__(self) -> None:
         self._newest: tuple[int, str] = (0, "")
         self._said: list[str] = []
-        self._hopeless = ""
+        self._hopeless: tuple[str, str] | None = None
         self._stop = False
 
     def put(self, step: int, note: str) -> None:
@@ -40,12 +41,12 @@ class Board:
         said, self._said = self._said, []
         return *self._newest, said
 
-    def give_up(self, reason: str) -> None:
-        """Called by rank 0 before all ranks return: the run has failed in a way that a restart does not mend."""
-        self._hopeless = reason
+    def give_up(self, reason: str, advice: str) -> None:
+        """Called by rank 0: the run has failed in a way that a restart of its workers does not mend."""
+        self._hopeless = (reason, advice)
 
-    def hopeless(self) -> str:
-        """Called by the driver: why the run was given up, or nothing."""
+    def hopeless(self) -> tuple[str, str] | None:
+        """Why the run was given up, and what to do; nothing if it was not."""
         return self._hopeless
 
     def stop(self) -> None:
@@ -91,11 +92,13 @@ def say(board: Any, line: str) -> None:  # noqa: ANN401 - an actor handle
 def failure_reason(failures: dict[int, Exception]) -> str:
     """The first error, by rank, in a line; the whole traceback is in the log of the worker."""
     rank, error = min(failures.items())
+    error = getattr(error, "health_check_failure", error)  # why Ray Train lost touch with the worker
     lines = str(error).strip().splitlines()
-    last = lines[-1] if lines else ""
-    # An error of the training function comes as its traceback, whose last line begins with the error's class.
-    found = re.match(r"(?:\w+\.)*(\w+(?:Error|Exception)): (.*)", last)
-    kind, text = (found[1], found[2]) if found else (type(error).__name__, last)
+    # An error of the training function comes as its traceback, whose last line begins with the error's class; what
+    # Ray says of a lost process begins with what happened and ends with links to its manual.
+    told = (lines[-1] if lines[0].startswith("Traceback") else lines[0]) if lines else ""
+    found = re.match(r"(?:\w+\.)*(\w+(?:Error|Exception)): (.*)", told)
+    kind, text = (found[1], found[2]) if found else (type(error).__name__, told)
     ours = {"BadRequestError", "ArtefactError", "JobFailedError"}
     return f"worker {rank}: " + (text if kind in ours else f"{kind}: {text}" if text else kind)
 
@@ -104,7 +107,9 @@ class LiveLine:
     """While the block runs, shows what rank 0 puts on `board` as a progress bar over `steps`."""
 
     def __init__(self, steps: int) -> None:
-        self.board: Any = ray.remote(num_cpus=0)(Board).remote()
+        # Beside the driver: on any other node it would be lost with that node, and the run with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board: Any = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
         self._steps, self._stop = steps, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 

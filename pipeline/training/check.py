@@ -5,27 +5,38 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from kernels_bank.runtime import storage
 from kernels_bank.runtime.cluster import connect
 from pipeline.config import RunConfig
 from pipeline.data.feed import Feed
 from pipeline.data.images import encode_png
 from pipeline.data.manifest import read_manifest
-from pipeline.training.fit import absolute, check_cluster, cpus_needed, data_digests
+from pipeline.inference.batch import check_output
+from pipeline.tracking.health import check_store
+from pipeline.tracking.store import RunRef, sqlite_path, tracking_uri
+from pipeline.training.commit import newest
+from pipeline.training.cost import training_cost
+from pipeline.training.fit import Resume, absolute, check_cluster, cpus_needed, data_digests, earlier
 from pipeline.training.learner import starting_point
 from pipeline.training.pictures import contact_sheet
 
 _BATCHES = 50
 
 
-def check(config: RunConfig, sheet: Path) -> str:
-    """Read a few batches, save a contact sheet (HR | LR | kernel), describe the run.
+def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
+    """Read a few batches, save a contact sheet (HR | LR | kernel), describe the run; the arguments as of `fit`.
 
     Raises:
         BadRequestError: what `fit` would raise before it starts.
     """
     config = absolute(config)
     digests = data_digests(config)
-    starting_point(config)
+    start = starting_point(config)
+    home, store = storage.join(config.output, config.name), tracking_uri(config.output)
+    record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
+    check_output(config.output)
+    database = sqlite_path(store)
+    recorded = "SQLite file to be made" if database and not database.exists() else check_store(store)
     connect(min_cpus=cpus_needed(config))
     train, workers = config.train, config.train.fewest_workers
     cpus = check_cluster(config) / workers
@@ -39,12 +50,27 @@ def check(config: RunConfig, sheet: Path) -> str:
     sheet.write_bytes(encode_png(contact_sheet(first)))
     epochs = train.steps * train.batch_size / samples
     shapes = {name: tuple(getattr(first, name).shape) for name in ("lr", "hr", "kernel")}
+    images = train.micro_batch or train.batch_size // train.workers
+    cost = training_cost(config.model, train, start.codec, config.data.patch, max(config.model.scales))
+    gflop, gib = (cost.forward_flops + cost.backward_flops) / 1e9, cost.peak_bytes(images) / 2**30
+    plan = f"{train.steps} steps of {train.batch_size} on {train.workers} workers"
     lines = [
-        f"run '{config.name}' can start: {train.steps} steps of {train.batch_size} on {train.workers} workers",
+        f"run '{config.name}' {_state(record, home, train.steps)}: {plan}",
+        f"cost           {cost.parameters:,} parameters, {gflop:.1f} GFLOP a sample, {gib:.2f} GiB a worker",
         f"epoch          {samples} samples; the run is {epochs:.1f} epochs",
         f"batch          {', '.join(f'{name} {shape}' for name, shape in shapes.items())}, for each worker",
         f"feed           {rate:.0f} samples/s for each worker, with {cpus:g} CPUs",
+        f"output         {home}, writable",
+        f"tracking       {RunRef('', store).shown}: {recorded}",
         f"digests        {', '.join(f'{name} {digest[:12]}' for name, digest in digests.items())}",
         f"contact sheet  {sheet}",
     ]
     return "\n  ".join(lines)
+
+
+def _state(record: dict, home: str, steps: int) -> str:
+    if not record:
+        return "can start"
+    if record.get("finished") == steps:
+        return "is finished"
+    return f"can go on ({newest(storage.join(home, 'checkpoints'))})"

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray.train import CheckpointUploadMode
 
@@ -59,9 +60,9 @@ def _upload(local: ray.train.Checkpoint, name: str, board: Any) -> ray.train.Che
         except OSError as error:
             reason = str(error).strip().splitlines()[-1]
             if error.errno in _FINAL or time.monotonic() > end:
-                raise JobFailedError(
-                    f"checkpoint {name} cannot be written to {where.experiment_fs_path}: {reason}"
-                ) from error
+                reason = f"checkpoint {name} cannot be written to {where.experiment_fs_path}: {reason}"
+                ray.get(board.give_up.remote(reason, "make its storage well, then the same command goes on"))
+                raise JobFailedError(reason) from error
             if not said:
                 say(board, f"checkpoint {name} waits for its storage ({reason}); training goes on")
                 said = True
@@ -80,9 +81,9 @@ class KeepSnapshot(ray.train.UserCallback):
 
     def after_report(
         self,
-        run_context: Any,
+        run_context: Any,  # noqa: ANN401
         metrics: list[dict[str, Any]],
-        checkpoint: ray.train.Checkpoint | None,  # noqa: ANN401
+        checkpoint: ray.train.Checkpoint | None,
     ) -> None:
         """Called by the controller, after it has written the snapshot."""
         if checkpoint is not None:

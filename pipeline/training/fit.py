@@ -72,7 +72,7 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
     home = storage.join(config.output, config.name)
     if resume == "never":
         _put_aside(home)
-    record = _earlier(home, config, digests, changed=resume == "changed")
+    record = earlier(home, config, digests, changed=resume == "changed")
     if record.get("finished") == config.train.steps:
         run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
         return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
@@ -173,7 +173,7 @@ def _put_aside(home: str) -> None:
         print(f"the earlier run is kept in {home}.{number}", file=sys.stderr, flush=True)
 
 
-def _earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: bool) -> dict:
+def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: bool) -> dict:
     """The record of a run of this name, or nothing. Refuses to go on with settings that would mix two runs.
 
     Where changes are welcome, only those are refused that another network or optimizer would need.

@@ -22,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
 from pipeline.training.board import LiveLine, TellFailures, failure_reason
 from pipeline.training.commit import KeepSnapshot, mend_snapshot, newest
+from pipeline.training.gloo import GlooConfig
 from pipeline.training.learner import Start
 from pipeline.training.loop import Job, train_worker
 
@@ -66,7 +67,7 @@ def run_workers(
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if train.gpu else "gloo"),
+            torch_config=TorchConfig(backend="nccl") if train.gpu else GlooConfig(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(train.fewest_workers, train.workers) if train.min_workers else train.workers,  # type: ignore[arg-type]
                 use_gpu=train.gpu,
@@ -83,18 +84,16 @@ def run_workers(
                 ),
             ),
         )
+        failed: ray.train.TrainingFailedError | None = None
         try:
             with _stop_on_signals(line.board):
                 result = _in_thread(trainer.fit)
         except ray.train.TrainingFailedError as error:
-            raise JobFailedError(
-                f"run '{config.name}' failed: {_reason(error)}; {newest(checkpoints)}; the same command goes on"
-            ) from error
-        if reason := ray.get(line.board.hopeless.remote()):
-            raise JobFailedError(
-                f"run '{config.name}' failed: {reason}; {newest(checkpoints)}; go on from it with "
-                "--resume changed and a lower train.learning_rate or train.kernel_learning_rate"
-            )
+            failed = error
+        reason, advice = ray.get(line.board.hopeless.remote()) or ("", "the same command goes on from it")
+        if failed or reason:
+            reason = reason or _reason(failed)
+            raise JobFailedError(f"run '{config.name}' failed: {reason}; {newest(checkpoints)}; {advice}") from failed
     if result.checkpoint is None:
         raise JobFailedError(f"run '{config.name}' ended without a checkpoint")
     if (step := int(result.metrics["step"])) < train.steps:
@@ -143,6 +142,6 @@ def _stop_on_signals(board: Any) -> Iterator[None]:  # noqa: ANN401 - an actor h
             signal.signal(number, handler)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException | None) -> str:
     failures = getattr(error, "worker_failures", None)
     return failure_reason(failures) if failures else str(error).strip().splitlines()[-1]

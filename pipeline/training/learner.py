@@ -81,6 +81,13 @@ def starting_point(config: RunConfig) -> Start:
     if train.start_from is None:
         return Start(bank.codec, {})
     found = Restorer.load(train.start_from, device=torch.device("cpu")).network
+    if found.config.global_skip != config.model.global_skip:
+        # The tensors would fit, and mean another function.
+        how = "with" if found.config.global_skip else "without"
+        raise BadRequestError(
+            f"train.start_from {train.start_from}: its prior was trained {how} a global skip; "
+            f"set model.global_skip to {str(found.config.global_skip).lower()}"
+        )
     whole = found if isinstance(found, BlindUSRNet) and train.start_parts == "all" else None
     if whole is not None:
         codec, tensors = whole.codec, dict(whole.state_dict())

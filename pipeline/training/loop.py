@@ -47,15 +47,18 @@ class Job:
 
 
 def train_worker(loop_config: dict[str, Job]) -> None:
-    """What Ray Train runs: `train_run`, with the one error that all ranks share and no restart mends."""
+    """What Ray Train runs: `train_run`, unless what ended it before would end it again."""
     job = loop_config["job"]
+    if ray.get(job.board.hopeless.remote()):
+        return
     first = ray.train.get_context().get_world_rank() == 0
     with RunLogger(job.run) if first else contextlib.nullcontext() as logger:
         try:
             train_run(job, logger)
         except NonFiniteLossError as error:
             if first:
-                ray.get(job.board.give_up.remote(str(error)))
+                advice = "go on from it with --resume changed and lower learning rates"
+                ray.get(job.board.give_up.remote(str(error), advice))
 
 
 def train_run(job: Job, logger: RunLogger | None) -> None:

@@ -21,8 +21,8 @@ from pipeline.model.fourier import spectrum
 from tests.published import PublishedUSRNet, published_data_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY = ModelConfig(x0="nearest")
-FULL = ModelConfig(x0="nearest", unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
+TINY = ModelConfig(x0="nearest", global_skip=False)  # as published
+FULL = ModelConfig(x0="nearest", global_skip=False, unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
 SCALE, PATCH = 2, 96
 
 

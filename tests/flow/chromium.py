@@ -50,12 +50,12 @@ class Page:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, file: Path, width: int, height: int, scheme: str) -> None:
-        """Show a local file in a window of `width` x `height` CSS pixels, `scheme` being light or dark."""
+    def open(self, page: Path | str, width: int, height: int, scheme: str) -> None:
+        """Show a local file or a URL in a window of `width` x `height` CSS pixels, `scheme` being light or dark."""
         self.events.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=file.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
@@ -68,6 +68,19 @@ class Page:
     def click(self, x: float, y: float) -> None:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def choose_file(self, selector: str, file: Path) -> None:
+        """What a person does with the file dialogue of an `<input type=file>`."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def wait_for(self, expression: str, seconds: float = 60) -> None:
+        """Until a JavaScript expression is true."""
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, f"still not: {expression}"
+            time.sleep(0.05)
 
     def wheel(self, x: float, y: float, down: float) -> None:
         self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=down)

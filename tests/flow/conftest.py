@@ -17,8 +17,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.flow.launcher import Local
 
 REPO = Path(__file__).parents[2]
 
@@ -220,6 +224,20 @@ def add_version(
         return registry.register(run, folder, model_name, "candidate", metrics or {}, {"shards": "s" * 64})
 
     return add
+
+
+@pytest.fixture
+def local() -> Iterator[Local]:
+    """A cluster of processes, not yet up; nothing of it outlives the test."""
+    from tests.flow.launcher import Local
+
+    folder = Path(tempfile.mkdtemp(prefix="bsr-", dir="/tmp"))  # sockets' paths must be short
+    made = Local(folder)
+    yield made
+    made("down")
+    assert not made.marked()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.with_name(folder.name + "-failed.log").unlink(missing_ok=True)
 
 
 def free_port() -> int:

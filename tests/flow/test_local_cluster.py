@@ -3,69 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.flow.conftest import free_port
+from tests.flow.launcher import Local
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
-REPO = Path(__file__).parents[2]
-NAMES = ("ray", "dashboard", "mlflow", "s3")
-
-
-class Local:
-    """The launcher as a user calls it, each time from another process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ports = {name: free_port() for name in NAMES}
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_"))}
-
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        script = [sys.executable, "infra/local_cluster.py", "--folder", str(self.folder)]
-        return self.run([*script, *arguments])
-
-    def up(self) -> subprocess.CompletedProcess[str]:
-        ports = [f"--{name}-port={port}" for name, port in self.ports.items()]
-        return self("up", "--nodes", "3", "--cpus", "1", "--store-mib", "100", *ports)
-
-    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=REPO, env=self.environment, capture_output=True, text=True, timeout=600)
-
-    def use(self) -> None:
-        lines = self("env").stdout.splitlines()
-        self.environment |= dict(line.removeprefix("export ").split("=", 1) for line in lines if "=" in line)
-
-    def marked(self) -> set[int]:
-        """Processes that carry the cluster's mark, found without the launcher's help."""
-        found = set()
-        for environ in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if f"BLINDSR_LOCAL_CLUSTER={self.folder}#".encode() in environ.read_bytes():
-                    found.add(int(environ.parent.name))
-            except OSError:
-                continue
-        return found
-
-
-@pytest.fixture
-def local() -> Iterator[Local]:
-    folder = Path(tempfile.mkdtemp(prefix="bsr-", dir="/tmp"))  # sockets' paths must be short
-    made = Local(folder)
-    yield made
-    made("down")
-    assert not made.marked()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.with_name(folder.name + "-failed.log").unlink(missing_ok=True)
 
 
 def test_a_cluster_from_up_to_down(local: Local):

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.tracking import runs
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.store import client
+from tests.flow.gate import Gate
 
 pytestmark = pytest.mark.flow
 
@@ -147,51 +147,6 @@ def test_steps_repeated_after_a_restart_are_dropped(sqlite_store: str, experimen
     ]
     pictures = client(sqlite_store).list_artifacts(ref.run_id, "images")
     assert len([p for p in pictures if p.path.endswith(".png")]) == 1
-
-
-class Gate:
-    """A TCP forwarder to the server that can be shut: the server is then away, and comes back without a restart."""
-
-    def __init__(self, target: str) -> None:
-        host, port = target.removeprefix("http://").split(":")
-        self._target = (host, int(port))
-        self._listener: socket.socket | None = None
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.open()
-
-    def open(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        self._connections: list[socket.socket] = []
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def shut(self) -> None:
-        assert self._listener is not None
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self._connections:
-            connection.close()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                near, _ = listener.accept()
-                far = socket.create_connection(self._target)
-            except OSError:
-                return
-            self._connections += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-        except OSError:
-            pass
-        finally:
-            sink.close()
 
 
 @pytest.fixture

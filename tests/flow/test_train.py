@@ -1,73 +1,34 @@
-"""Training on real Ray Train workers: a whole run, a killed worker, a killed driver; the result does not change."""
+"""Training on real Ray Train workers: a whole run and what it records, a run that breaks, a run begun afresh."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
-import torch
-import yaml
 from safetensors.torch import load_file
 
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from pipeline.config import RunConfig
+from pipeline.data.images import decode_image
+from tests.flow.training_runs import final_weights, same, small_run
 
-pytestmark = pytest.mark.flow
-REPO = Path(__file__).parents[2]
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture
 def config(shards: str, bank: str, tmp_path: Path) -> RunConfig:
-    return RunConfig(
-        name="small",
-        output=str(tmp_path / "runs"),
-        model=ModelConfig(unfoldings=3, rounds=1, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True),
-        data=DataConfig(shards=shards, bank=bank, patch=48, patches_per_tile=3, sigma=(0.0, 0.02)),
-        train=TrainConfig(
-            steps=12,
-            batch_size=4,
-            workers=2,
-            cpus_per_worker=0.5,
-            checkpoint_every=4,
-            log_every=2,
-            image_every=6,
-            deterministic=True,
-        ),
-        tracking=TrackingConfig(model_name="small-x2"),
-    )
+    return small_run(shards, bank, str(tmp_path / "runs"), steps=12)
 
 
-def final_weights(output: str) -> dict[str, torch.Tensor]:
-    return load_file(Path(output) / "small" / "model" / "weights.safetensors")
+def but(config: RunConfig, **train: object) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update=train)})
 
 
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def run_job(config: RunConfig, folder: Path) -> subprocess.Popen:
-    file = folder / "run.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "jobs/train.py", "--config", str(file)]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        command, cwd=REPO, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True
-    )
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_run_ends_with_a_registered_model_that_holds_the_trained_weights(config: RunConfig):
+def test_a_run_ends_with_a_registered_model_and_is_recorded_whole(config: RunConfig, tmp_path: Path):
     import mlflow
 
     from pipeline.tracking import registry
-    from pipeline.training.fit import fit
+    from pipeline.training.fit import data_digests, fit
 
     fitted = fit(config)
     assert not fitted.reused
@@ -77,78 +38,52 @@ def test_a_run_ends_with_a_registered_model_that_holds_the_trained_weights(confi
     run = client.get_run(fitted.run.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["train.steps"] == "12"
-    assert [m.step for m in client.get_metric_history(fitted.run.run_id, "loss")] == [2, 4, 6, 8, 10, 12]
+    assert "code.revision" in run.data.tags or "code.version" in run.data.tags
+    for name in ("loss", "loss_image", "loss_code", "psnr", "grad_norm", "learning_rate", "images_per_s", "data_wait"):
+        assert [m.step for m in client.get_metric_history(fitted.run.run_id, name)] == [2, 4, 6, 8, 10, 12], name
+    assert 0.1 < run.data.metrics["memory_gib"] < 64
+    assert 0 < run.data.metrics["system/system_memory_usage_percentage"] <= 100
+    inputs = {item.dataset.name: {t.key: t.value for t in item.tags}["sha256"] for item in run.inputs.dataset_inputs}
+    assert inputs == data_digests(config)
     assert "kernels/preview.png" in {file.path for file in client.list_artifacts(fitted.run.run_id, "kernels")}
+    pictures = [f.path for f in client.list_artifacts(fitted.run.run_id, "images") if f.path.endswith(".png")]
+    assert len(pictures) == 2
+    picture = decode_image(Path(client.download_artifacts(fitted.run.run_id, pictures[0], str(tmp_path))).read_bytes())
+    # LR, bicubic, the two rounds' images, HR; true kernel and the two rounds' kernels: 8 columns of twice the patch.
+    assert picture.shape == (4 * (96 + 4) - 4, 8 * (96 + 4) - 4, 3)
     assert fit(config).reused
 
 
-def test_kills_and_a_stop_do_not_change_the_result(config: RunConfig, tmp_path: Path):
-    """SIGKILL of a worker, SIGTERM of the driver, SIGKILL of the driver and its Ray: one run, the same bits."""
+def test_a_run_that_breaks_says_where_goes_on_when_told_and_starts_afresh_when_told(
+    config: RunConfig, capfd: pytest.CaptureFixture
+):
+    """Far too high a learning rate: the step after its first one is not finite."""
     import mlflow
 
-    config = config.model_copy(update={"train": config.train.model_copy(update={"steps": 24})})
-    undisturbed = config.model_copy(update={"output": str(tmp_path / "undisturbed")})
-    assert run_job(undisturbed, tmp_path).wait(timeout=300) == 0
+    from pipeline.training.fit import fit
 
-    job = run_job(config, tmp_path)
-    wait_for_step(config, job, 4)
-    workers = [p for p in psutil.Process(job.pid).children(recursive=True) if is_train_worker(p)]
-    workers[0].kill()
-    wait_for_step(config, job, 8)
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=120) == 130
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{config.output}/mlflow.db")
-    record = json.loads((Path(config.output) / "small" / "run.json").read_text())
-    assert client.get_run(record["run_id"]).info.status == "KILLED"
-    stopped_at = newest_step(config)
+    first = fit(but(config, steps=4))
+    broken = but(config, learning_rate=1e30)
+    with pytest.raises(BadRequestError, match=r"learning_rate: 0.0002 -> 1e\+30\); .*--resume changed"):
+        fit(broken)
+    home = Path(config.output) / "small"
+    with pytest.raises(JobFailedError) as caught:
+        fit(broken, resume="changed")
+    message = str(caught.value)
+    assert message.startswith("run 'small' failed: step 6: loss nan") or "step 6: loss inf" in message
+    assert " in worker 0 on samples " in message
+    assert f"the last good checkpoint is {home}/checkpoints/step-00000004; go on from it with --resume" in message
+    assert "goes on from its last checkpoint" not in capfd.readouterr().err  # no worker was started again for it
+    client = mlflow.MlflowClient(tracking_uri=first.run.tracking_uri)
+    assert client.get_run(first.run.run_id).info.status == "FAILED"
 
-    job = run_job(config, tmp_path)
-    wait_for_step(config, job, min(stopped_at + 1, 24))
-    kill_all(job)
-    again = run_job(config, tmp_path)
-    out, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, out
-    assert same(final_weights(config.output), final_weights(undisturbed.output))
+    mended = fit(config, resume="changed")
+    assert mended.run.run_id == first.run.run_id
+    assert client.get_run(first.run.run_id).info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(first.run.run_id, "loss")] == [2, 4, 6, 8, 10, 12]
 
-    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert [r.info.run_id for r in runs] == [record["run_id"]]
-    assert runs[0].info.status == "FINISHED"
-    steps = [m.step for m in client.get_metric_history(record["run_id"], "loss")]
-    assert steps == list(range(2, 25, 2))
-
-
-def newest_step(config: RunConfig) -> int:
-    """Of the committed checkpoints."""
-    snapshot = Path(config.output) / "small" / "checkpoints" / "checkpoint_manager_snapshot.json"
-    try:
-        names = re.findall(r"step-(\d+)", snapshot.read_text())
-    except FileNotFoundError:
-        return 0
-    return max(map(int, names), default=0)
-
-
-def wait_for_step(config: RunConfig, job: subprocess.Popen, step: int) -> None:
-    deadline = time.monotonic() + 240
-    while newest_step(config) < step:
-        assert job.poll() is None, "the job ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_train_worker(process: psutil.Process) -> bool:
-    try:
-        return any("RayTrainWorker" in part for part in process.cmdline())
-    except psutil.Error:
-        return False
-
-
-def kill_all(job: subprocess.Popen) -> None:
-    tree = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
-    os.kill(job.pid, signal.SIGKILL)
-    for process in tree:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(tree, timeout=20)
-    job.wait()
+    before = final_weights(config.output)
+    fresh = fit(but(config, steps=2), resume="never")
+    assert fresh.run.run_id != first.run.run_id
+    assert same(load_file(home.with_name("small.1") / "model" / "weights.safetensors"), before)
+    assert not same(final_weights(config.output), before)

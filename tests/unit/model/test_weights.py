@@ -36,12 +36,13 @@ def test_the_published_file_is_the_tiny_network(shared):
 
 @pytest.mark.parametrize("config", [ModelConfig(), FULL, ModelConfig(residual_blocks=3, unfoldings=5)])
 def test_architecture_is_read_off_the_tensors(config):
-    """Shapes alone say it: the full network is read without its 68 MB."""
+    """Shapes alone say it: the full network is read without its 68 MB. A published prior has no global skip."""
     with torch.device("meta"):
         state = USRNet(config).state_dict()
     found = usrnet_config(state, "memory")
     for field in ("unfoldings", "widths", "residual_blocks", "hyper_hidden"):
         assert getattr(found, field) == getattr(config, field)
+    assert found.global_skip is False
 
 
 @pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"params": state}], ids=["plain", "KAIR"])

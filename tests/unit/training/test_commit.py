@@ -12,7 +12,7 @@ import pytest
 
 from kernels_bank.runtime.errors import JobFailedError
 from pipeline.training import commit
-from pipeline.training.commit import COPY, SNAPSHOT, KeepSnapshot, mend_snapshot, newest
+from pipeline.training.commit import SNAPSHOT, KeepSnapshot, mend_snapshot, newest
 
 
 def snapshot(step: int) -> str:
@@ -59,6 +59,7 @@ def storage_that(monkeypatch: pytest.MonkeyPatch, answers: list) -> MagicMock:
     where.persist_current_checkpoint.side_effect = answers
     context = SimpleNamespace(get_storage=lambda: where)
     monkeypatch.setattr(commit.ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(commit.ray, "get", lambda answer: answer)
     monkeypatch.setattr(commit, "_PAUSE_S", 0.0)
     return where
 
@@ -76,6 +77,8 @@ def test_a_full_disk_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, board:
     with pytest.raises(JobFailedError, match=r"^checkpoint step-00000004 cannot be written to bucket/run: .*No space"):
         commit._upload("local", "step-00000004", board)
     assert where.persist_current_checkpoint.call_count == 1
+    reason, _ = board.give_up.remote.call_args.args
+    assert reason.startswith("checkpoint step-00000004 cannot be written")
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch, board: MagicMock):

@@ -64,6 +64,18 @@ def test_kernels_of_another_size_are_refused_with_the_way_out(monkeypatch, befor
         start(monkeypatch, codec(2, size=11), start_from=before[1])
 
 
+def test_a_prior_that_was_trained_without_the_skip_is_refused(monkeypatch, before, tmp_path):
+    """Its tensors would fit."""
+    network, uri = before
+    without = BlindUSRNet(MODEL.model_copy(update={"global_skip": False}), network.codec)
+    save_model(without, uri, {})
+    with pytest.raises(BadRequestError, match=r"trained without a global skip; set model.global_skip to false"):
+        start(monkeypatch, codec(2), start_from=uri)
+    torch.save(without.restorer.state_dict(), tmp_path / "published.pth")
+    with pytest.raises(BadRequestError, match=r"published.pth: its prior was trained without a global skip"):
+        start(monkeypatch, codec(2), start_from=str(tmp_path / "published.pth"))
+
+
 def test_a_model_of_another_shape_is_refused_by_the_tensors_names(monkeypatch, before):
     network, uri = before
     save_model(BlindUSRNet(MODEL.model_copy(update={"widths": (8, 4, 4, 4)}), network.codec), uri, {})

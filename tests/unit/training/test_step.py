@@ -97,6 +97,15 @@ def test_a_non_finite_loss_stops_before_anything_moves(codec, batch):
     assert int(learner.ema.n_averaged) == 0
 
 
+def test_weights_that_have_left_the_finite_stop_the_same_way(codec, batch):
+    """A collapsed estimator's code is NaN: it must come through decoding and data steps to the one check."""
+    learner = make_learner(codec)
+    with torch.no_grad():
+        next(learner.network.estimator.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match="step 3: loss nan"):
+        train_step(learner, batch, TRAIN, 3)
+
+
 def test_a_checkpoint_continues_bit_equal(codec, batch, tmp_path: Path):
     undisturbed, first, second = make_learner(codec), make_learner(codec), make_learner(codec)
     for step in range(6):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ray.exceptions import RayActorError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.training.board import failure_reason
@@ -29,7 +29,11 @@ def test_an_error_of_the_training_is_its_last_line_and_ours_has_no_class():
     assert failure_reason({0: ArtefactError("a: b"), 1: ValueError("c")}) == "worker 0: a: b"
 
 
-def test_a_worker_that_died_is_told_by_its_last_line():
-    reason = failure_reason({0: RayActorError()})
-    assert reason.startswith("worker 0: RayActorError: ")
-    assert "\n" not in reason
+def test_what_ray_says_of_a_lost_worker_is_its_first_line():
+    error = OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory was ...\nRefer to ...")
+    assert failure_reason({0: error}) == (
+        "worker 0: OutOfMemoryError: Task was killed due to the node running low on memory."
+    )
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", failure=error)
+    assert failure_reason({0: lost}) == failure_reason({0: error})
+    assert failure_reason({0: RayActorError()}).startswith("worker 0: RayActorError: The actor ")

@@ -1,0 +1,66 @@
+"""A local folder that stands for one on S3, for code that appends to its files, which S3 cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from kernels_bank.runtime import storage
+
+
+@contextlib.contextmanager
+def local_folder(uri: str, *, every_s: float = 30.0) -> Iterator[Path]:
+    """A folder with what lies under `uri`; what changes in it is sent back as long as the block runs and at its end.
+
+    A process that is killed loses at most the last `every_s` seconds. Files go in the order in which they were last
+    written, so what is written last in the folder is last under `uri` too; files deleted in the block are deleted
+    there at its end. A local `uri` is the folder itself, and nothing is copied.
+
+    Raises:
+        ArtefactError: a file under `uri` cannot be read.
+        OSError: at the end, when `uri` cannot be written.
+    """
+    if "://" not in uri or uri.startswith("file://"):
+        yield Path(storage.resolve(uri)[1])
+        return
+    with tempfile.TemporaryDirectory(prefix="blindsr-folder-") as name:
+        folder = Path(name)
+        for file, _ in storage.list_files(uri, recursive=True):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(storage.read_bytes(storage.join(uri, file)))
+        known = _written(folder)
+        ended = threading.Event()
+
+        def keep_sending() -> None:
+            while not ended.wait(every_s):
+                # A store that is away for a while costs an interval, not the work.
+                with contextlib.suppress(OSError):
+                    _send(folder, uri, known)
+
+        sender = threading.Thread(target=keep_sending, name="send-results", daemon=True)
+        sender.start()
+        try:
+            yield folder
+        finally:
+            ended.set()
+            sender.join()
+            _send(folder, uri, known)
+            for file in known.keys() - _written(folder).keys():
+                storage.remove_file(storage.join(uri, file))
+
+
+def _send(folder: Path, uri: str, known: dict[str, int]) -> None:
+    """Send the files that are not as in `known` (name -> time of writing), and note them there."""
+    for file, written in sorted(_written(folder).items(), key=lambda item: item[1]):
+        if known.get(file) != written:
+            storage.write_bytes(storage.join(uri, file), (folder / file).read_bytes())
+            known[file] = written
+
+
+def _written(folder: Path) -> dict[str, int]:
+    """Files below, but not the half-written ones of `storage.atomic_writer`; when each was last written, ns."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}

@@ -1,0 +1,1 @@
+"""Restoring photographs over HTTP: a Ray Serve deployment around one Restorer, and its page."""

@@ -1,0 +1,115 @@
+"""An order carried out, as a PNG with headers or as JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.data.images import encode_png
+from pipeline.data.pictures import to_uint8
+from pipeline.inference.explain import warnings
+from pipeline.inference.photograph import Photograph, as_depth, decode_photograph, encode_photograph
+from pipeline.inference.restorer import Restored
+from pipeline.model import upsample
+from pipeline.serving.model import Served
+from pipeline.serving.order import Order
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back."""
+
+    body: bytes
+    media_type: str
+    headers: dict[str, str]
+
+
+def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
+    """Restore the image of an order.
+
+    Raises:
+        BadImageError: it cannot be decoded.
+        BadRequestError: a scale that the model was not made for, or too little memory for any window.
+    """
+    started = time.perf_counter()
+    photograph = decode_photograph(order.image)
+    decoded = time.perf_counter()
+    scale = order.wishes.scale or served.restorer.scales[0]
+    restored = served.restorer.restore(photograph.pixels, scale, order.wishes.sigma, max_memory=max_memory)
+    finished = time.perf_counter()
+    png = encode_photograph(Photograph(restored.image, photograph.icc, "png"), quality=100)
+    about = _about(restored, served, photograph)
+    seconds = {
+        "decode": decoded - started,
+        "estimate": restored.estimate_seconds,
+        "restore": finished - decoded - restored.estimate_seconds,
+        "encode": time.perf_counter() - finished,
+    }
+    if order.wishes.format == "json":
+        pictures = _pictures(photograph.pixels, scale) if order.wishes.pictures else {}
+        content = {
+            **about,
+            "sigma_from": "estimated" if order.wishes.sigma == "auto" else "given",
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "kernel": restored.kernel.tolist(),
+            "kernel_png": _base64(encode_png(_visible(restored.kernel))),
+            "image": _base64(png),
+            **{name: _base64(data) for name, data in pictures.items()},
+        }
+        return Answer(json.dumps(content).encode(), "application/json", {})
+    return Answer(png, "image/png", _headers(about, restored.kernel, seconds))
+
+
+def _about(restored: Restored, served: Served, photograph: Photograph) -> dict[str, Any]:
+    return {
+        "model": served.name,
+        "weights_sha256": served.restorer.digest,
+        "scale": restored.scale,
+        "width": restored.image.shape[1],
+        "height": restored.image.shape[0],
+        "sigma": restored.sigma,
+        "residual": restored.residual,
+        "kernel_round": restored.winner,
+        "kernel_spread": restored.spread,
+        "windows": restored.windows,
+        "warnings": warnings(photograph.pixels, restored),
+    }
+
+
+def _headers(about: dict[str, Any], kernel: np.ndarray, seconds: dict[str, float]) -> dict[str, str]:
+    """`X-Model`, `X-Sigma` and so on; `X-Kernel` is a .npy file in base64; times as browsers show them."""
+    values = io.BytesIO()
+    np.save(values, kernel)
+    headers = {f"X-{name.replace('_', '-').title()}": str(value) for name, value in about.items() if name != "warnings"}
+    headers["X-Warnings"] = "; ".join(about["warnings"])
+    headers["X-Kernel"] = _base64(values.getvalue())
+    headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * value:.0f}" for name, value in seconds.items())
+    headers["Content-Disposition"] = f'inline; filename="restored-x{about["scale"]}.png"'
+    return {name: value for name, value in headers.items() if value not in {"", "None"}}
+
+
+def _pictures(pixels: np.ndarray, scale: int) -> dict[str, bytes]:
+    """The input and its bicubic enlargement, aligned with the restored image, as 8-bit PNGs that a browser shows."""
+    shown = as_depth(pixels, np.dtype(np.uint8))
+    if shown.ndim == 2:
+        shown = np.repeat(shown[..., None], 3, axis=2)
+    planes = torch.from_numpy(np.ascontiguousarray(shown[..., :3])).permute(2, 0, 1)[None].float() / 255
+    with torch.inference_mode():
+        bicubic = to_uint8(upsample(planes, scale, "bicubic")[0])
+    return {"input": encode_png(shown[..., :3]), "bicubic": encode_png(bicubic)}
+
+
+def _visible(kernel: np.ndarray) -> np.ndarray:
+    """(k, k) uint16, its largest value white: what `jobs/restore.py --kernel` reads as well."""
+    return np.round(kernel / kernel.max() * 65535).astype(np.uint16)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,128 @@
+"""The HTTP interface, without Ray: what a replica serves and what tests call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.data.images import BadImageError
+from pipeline.serving.answer import carry_out
+from pipeline.serving.describe import ABOUT, RESTORE
+from pipeline.serving.model import LiveModel
+from pipeline.serving.order import SlowError, TooLargeError, check_length, read_order
+from pipeline.serving.pages import POLICY, docs_page, main_page
+from pipeline.serving.places import BusyError, LateError, Places
+from pipeline.serving.settings import ServeSettings
+
+_log = logging.getLogger("pipeline.serving")
+# What a request can meet; the text of the error is the answer.
+STATUS: dict[type[Exception], int] = {
+    BadRequestError: 400,
+    BadImageError: 400,
+    ClientDisconnect: 400,
+    SlowError: 408,
+    TooLargeError: 413,
+    BusyError: 429,
+    LateError: 504,
+}
+
+
+def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
+    """The application around a loaded model."""
+    places, started = Places(settings.queue, settings.timeout), time.monotonic()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(_follow(live, settings.poll)) if live.follows else None
+        yield
+        if following:
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+
+    # FastAPI's own pages load scripts from elsewhere; /docs below needs no network.
+    app = FastAPI(title="blind-sr", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
+
+    @app.post("/restore", summary="Restore a photograph", openapi_extra=RESTORE, response_class=Response)
+    async def restore(request: Request) -> Response:
+        check_length(request, settings)
+        async with places.place() as place:
+            order = await read_order(request, settings)
+            answer = await place.run(lambda: carry_out(order, live.current, settings.max_memory))
+        return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
+
+    @app.get("/healthz", summary="Which model is served, within which limits")
+    async def healthz() -> dict[str, Any]:
+        refused = live.refused
+        return {
+            "status": "ready",
+            "model": live.current.about(),
+            "alias": live.uri if live.follows else None,
+            "refused": {"model": refused.name, "error": refused.error} if refused else None,
+            "places": {"taken": places.taken, "most": places.most},
+            "limits": settings.model_dump(include={"max_upload", "max_pixels", "timeout"}),
+            "up_seconds": round(time.monotonic() - started, 1),
+        }
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(main_page(), headers=POLICY)
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(docs_page(app.openapi(), str(request.base_url)), headers=POLICY)
+
+    for kind, status in STATUS.items():
+        app.add_exception_handler(kind, _teller(status))
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(MemoryError, _out_of_memory)
+    app.add_exception_handler(torch.OutOfMemoryError, _out_of_memory)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+async def _follow(live: LiveModel, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(live.refresh)
+
+
+def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": " ".join(text.split())}, status, headers)
+
+
+def _teller(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def tell(_: Request, error: Exception) -> Response:
+        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else None
+        return _error(status, str(error), headers)
+
+    return tell
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """No such page, a method that it does not take, a form that cannot be read."""
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}", dict(error.headers or {}))
+
+
+async def _out_of_memory(_: Request, error: Exception) -> Response:
+    return _error(503, f"out of memory ({type(error).__name__}); send a smaller image")
+
+
+async def _unexpected(_: Request, error: Exception) -> Response:
+    """The traceback goes to the log, a number by which it is found there goes to the client."""
+    number = uuid.uuid4().hex[:8]
+    _log.error("internal error %s", number, exc_info=error)
+    return _error(500, f"internal error {number}; the server's log says more")

@@ -1,0 +1,122 @@
+"""The model that is served, and the newer one that takes its place between two requests."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.inference import Restorer
+from pipeline.model.weights import MANIFEST
+from pipeline.shipped import SCHEME, shipped_folder
+
+_REGISTRY = "models:/"
+_RETRY_S = 60.0  # after a version could not be loaded: storage may have been away
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model and what it is called."""
+
+    restorer: Restorer
+    name: str  # shipped:NAME, a folder's name, or the version that an alias meant, such as models:/blind-sr-x2/3
+    version: int | None  # of the registry
+    digests: dict[str, str]  # sha256 of its files
+
+    def about(self) -> dict[str, Any]:
+        """What /healthz says of it."""
+        scales, side = list(self.restorer.scales), self.restorer.kernel_side
+        return {
+            "name": self.name,
+            "version": self.version,
+            "scales": scales,
+            "kernel_side": side,
+            "device": self.restorer.device.type,
+            "sha256": self.digests,
+        }
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A version that an alias means but that is not served."""
+
+    name: str
+    error: str
+    at: float  # time.monotonic()
+
+
+def load(uri: str) -> Served:
+    """Load what a URI means now.
+
+    Raises:
+        BadRequestError: no such model, damaged, or it cannot estimate a kernel.
+    """
+    version, directory, name = None, uri, uri.rstrip("/").rpartition("/")[2]  # of a folder: not where it lies
+    if uri.startswith(_REGISTRY):
+        from pipeline.tracking.registry import download, resolve
+
+        registered, version = resolve(uri)
+        name = f"{_REGISTRY}{registered}/{version}"
+        directory = str(download(name))
+    elif uri.startswith(SCHEME):
+        name, directory = uri, str(shipped_folder(uri))
+    restorer = Restorer.load(directory)
+    if not restorer.is_blind:
+        raise BadRequestError(f"{uri} cannot estimate a kernel; serve a blind model")
+    digests = storage.read_json(storage.join(directory, MANIFEST))["sha256"]
+    return Served(restorer, name, version, dict(digests))
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class LiveModel:
+    """The served model; `refresh`, called every few seconds, puts the version that an alias means in its place.
+
+    A request takes `current` once and keeps it, so it is restored by one model whatever happens meanwhile.
+    """
+
+    def __init__(self, uri: str, log: Callable[[str], None] = _to_stderr) -> None:
+        self.uri, self._log = uri, log
+        self.current = load(uri)
+        self.refused: Refused | None = None  # what the alias means, when that could not be loaded or looked up
+
+    @property
+    def follows(self) -> bool:
+        """Whether the URI can mean another model later."""
+        return self.uri.startswith(_REGISTRY) and "@" in self.uri
+
+    def refresh(self) -> None:
+        """Look up the alias; load and take over what it means if that is new. Never raises: the old model stays."""
+        wanted = self.uri
+        try:
+            from pipeline.tracking.registry import resolve
+
+            name, version = resolve(self.uri)
+            wanted = f"{_REGISTRY}{name}/{version}"
+            if wanted == self.current.name:
+                self.refused = None
+                return
+            if self._failed_just_now(wanted):
+                return
+            self.current, before = load(wanted), self.current.name
+        except Exception as error:  # whatever is wrong with the new one, the old one is right
+            self._refuse(wanted, " ".join(str(error).split()) or type(error).__name__)
+            return
+        self.refused = None
+        self._log(f"{self.uri} is now version {version}; {before} is no longer served")
+
+    def _failed_just_now(self, wanted: str) -> bool:
+        seen = self.refused
+        return seen is not None and seen.name == wanted and time.monotonic() - seen.at < _RETRY_S
+
+    def _refuse(self, wanted: str, error: str) -> None:
+        if self.refused is None or (self.refused.name, self.refused.error) != (wanted, error):
+            what = "the alias cannot be looked up" if wanted == self.uri else f"{wanted} cannot be loaded"
+            self._log(f"{what}, {self.current.name} goes on: {error}")
+        self.refused = Refused(wanted, error, time.monotonic())

@@ -1,0 +1,155 @@
+"""Ray Serve around the application: started, kept, and stopped without a trace."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from kernels_bank.runtime.cluster import connect
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from pipeline.serving.model import Served, load
+from pipeline.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_APP = "blind-sr"
+# Serve gives its proxy 5 s to start and ends it then: too few on a busy machine.
+_PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+
+
+def planned(settings: ServeSettings) -> str:
+    """What would be served; the model is loaded, the address tried, nothing started.
+
+    Raises:
+        BadRequestError: no such model, or the address is taken or not of this machine.
+    """
+    served = _checked(settings)
+    scales = ", ".join(f"x{scale}" for scale in served.restorer.scales)
+    size, memory = settings.max_upload.human_readable(), settings.max_memory.human_readable()
+    return f"""would serve at {address(settings)}
+  model          {served.name}, weights {served.restorer.digest[:12]}, {scales}
+  a request      at most {size}, {settings.max_pixels / 1e6:.3g} megapixels, {settings.timeout:g} s
+  replicas       {settings.replicas}; at each {settings.queue} requests waiting and {memory} of memory"""
+
+
+def serve(settings: ServeSettings) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        BadRequestError: as `planned`, or Serve runs on this cluster already.
+        JobFailedError: Ray or Serve did not start.
+        KeyboardInterrupt: ended before it served.
+    """
+    _end_on_sigterm()
+    served = _checked(settings)
+    _connect(settings)
+    _end_on_sigterm()  # Ray has put a handler of its own in the place
+    try:
+        _start(settings)
+        print(f"{served.name} at {address(settings)}; Ctrl-C ends it", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    finally:
+        _stop()
+
+
+def _end_on_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def address(settings: ServeSettings) -> str:
+    """The page's URL."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{settings.port}"
+
+
+def _checked(settings: ServeSettings) -> Served:
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(found[0], found[1]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(found[4])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadRequestError(f"{settings.host}:{settings.port}: {reason}; choose another --host or --port") from error
+    return load(settings.model)
+
+
+def _connect(settings: ServeSettings) -> None:
+    """To Ray; one that is started for this process alone is told how."""
+    os.environ |= _PATIENCE
+    if "RAY_ADDRESS" not in os.environ:
+        # Ray's own ports are open on every network whatever the page's address is: they ask for this token.
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    if settings.model.startswith("models:/"):
+        from pipeline.tracking.registry import store_uri
+
+        os.environ["MLFLOW_TRACKING_URI"] = store_uri()  # replicas inherit it; an SQLite file by its whole path
+    connect(min_cpus=settings.replicas + 1, verbose=True)
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+    if serve.status().proxies:
+        raise BadRequestError("Ray Serve runs on this cluster already, with an address of its own; end it first")
+
+
+def _start(settings: ServeSettings) -> None:
+    """Serve with the application on it; returns when it answers."""
+    import ray
+    from ray import serve
+
+    quiet: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
+    try:
+        http = {"host": settings.host, "port": settings.port}
+        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
+        cards = ray.cluster_resources().get("GPU", 0) >= settings.replicas
+        deploy = serve.deployment(
+            name="restore",
+            num_replicas=settings.replicas,
+            max_ongoing_requests=1000,  # the application itself says when it is too much, and by 429
+            graceful_shutdown_timeout_s=5,
+            ray_actor_options={"num_cpus": 1, "num_gpus": 1 if cards else 0},
+            logging_config=quiet,
+        )
+        serve.run(deploy(serve.ingress(_builder(settings))()).bind(), name=_APP)
+    except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise JobFailedError(f"Ray Serve did not start: {str(error).strip().splitlines()[0]}") from error
+
+
+def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
+    """What a replica calls to make its application."""
+    threads = max(1, (os.cpu_count() or 1) // settings.replicas)
+
+    def build() -> FastAPI:
+        import torch
+
+        from pipeline.serving.app import build_app
+        from pipeline.serving.model import LiveModel
+
+        torch.set_num_threads(threads)
+        return build_app(settings, LiveModel(settings.model))
+
+    return build
+
+
+def _stop() -> None:
+    """End what was started here; a second Ctrl-C does not leave half of it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    import ray
+    from ray import serve
+
+    if "RAY_ADDRESS" in os.environ:
+        serve.shutdown()
+    elif _APP in serve.status().applications:
+        serve.delete(_APP)  # what is being restored has a few seconds to end
+    ray.shutdown()

@@ -1,0 +1,30 @@
+"""What `jobs/serve.py` is asked for. Importing it costs no torch, ray or mlflow."""
+
+from __future__ import annotations
+
+from pydantic import ByteSize, Field
+
+from pipeline.config import Frozen
+
+
+class ServeSettings(Frozen):
+    """A model, an address, and what a single request may cost."""
+
+    model: str = Field(
+        "shipped:blind-sr-x2",
+        description="shipped:NAME, models:/NAME@ALIAS (followed when it is promoted), models:/NAME/VERSION, a folder",
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every network")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    max_upload: ByteSize = Field(ByteSize(32 * 2**20), gt=0, description="bytes of a request; more is answered by 413")
+    max_pixels: int = Field(
+        4_000_000, gt=0, description="pixels of an image, read off its header before anything is decoded; more: 413"
+    )
+    queue: int = Field(8, ge=0, description="requests of a replica that wait while one is restored; more: 429")
+    timeout: float = Field(600, gt=0, description="seconds that a request may wait and be restored; longer: 504")
+    upload_timeout: float = Field(60, gt=0, description="seconds in which a request must have arrived; longer: 408")
+    poll: float = Field(5, gt=0, description="seconds between two looks at the alias")
+    replicas: int = Field(1, ge=1, description="processes that restore; each takes a CPU, and a card if there are any")
+    max_memory: ByteSize = Field(
+        ByteSize(2 * 2**30), gt=0, description="memory of each replica; larger images are restored in windows"
+    )

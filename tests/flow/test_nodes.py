@@ -1,0 +1,260 @@
+"""Nodes come and go: SIGKILL to a node that trains, with a replacement and without; nodes on a network, a cable out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from tests.flow import network
+from tests.flow.launcher import Local
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(1800)]
+REPO = Path(__file__).parents[2]
+STEPS, EVERY, BATCH = 24, 4, 4
+
+
+@pytest.fixture(scope="module")
+def config(shards: str, bank: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Two workers of 1.5 CPUs: on nodes of two CPUs one a node, with room for its data tasks."""
+    return RunConfig(
+        name="undisturbed",
+        output=str(tmp_path_factory.mktemp("runs")),
+        model=ModelConfig(unfoldings=3, rounds=1, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True),
+        data=DataConfig(shards=shards, bank=bank, patch=48, patches_per_tile=3, sigma=(0.0, 0.02), task_cpus=0.5),
+        train=TrainConfig(
+            steps=STEPS,
+            batch_size=BATCH,
+            workers=2,
+            cpus_per_worker=1.5,
+            checkpoint_every=EVERY,
+            log_every=2,
+            deterministic=True,
+        ),
+        tracking=TrackingConfig(model_name=None),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: None, config: RunConfig) -> dict[str, torch.Tensor]:
+    """The weights that the run ends with when nothing happens to it."""
+    from pipeline.training.fit import fit
+
+    fit(config)
+    return final_weights(config)
+
+
+def final_weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    return load_file(Path(config.output, config.name, "model", "weights.safetensors"))
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stages(config: RunConfig) -> list[tuple[int, int]]:
+    """(workers, samples that each of them took) of the finished run."""
+    folder = Path(config.output, config.name, "checkpoints", f"step-{STEPS:08d}")
+    state = json.loads((folder / "state.json").read_text())
+    return [(stage["workers"], stage["consumed"]) for stage in state["stages"]]
+
+
+def recorded(config: RunConfig, uri: str) -> list[int]:
+    """The steps of the loss in the one tracking run of this name, which ended well."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, filter_string=f"attributes.run_name = '{config.name}'")
+    assert [r.info.status for r in runs] == ["FINISHED"]
+    return [point.step for point in client.get_metric_history(runs[0].info.run_id, "loss")]
+
+
+def named(config: RunConfig, name: str, **train: int) -> tuple[RunConfig, Path]:
+    """The same run under another name, and its config file."""
+    changed = config.model_copy(update={"name": name, "train": config.train.model_copy(update=train)})
+    file = Path(config.output, f"{name}.yaml")
+    file.write_text(yaml.safe_dump(changed.model_dump(mode="json")))
+    return changed, file
+
+
+def wait_for(condition: Callable[[], object], what: str, *, patience_s: float = 600) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def newest(config: RunConfig) -> int:
+    """The step of the newest committed checkpoint."""
+    snapshot = Path(config.output, config.name, "checkpoints", "checkpoint_manager_snapshot.json")
+    try:
+        return max(map(int, re.findall(r"step-(\d+)", snapshot.read_text())), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def nodes_with(local: Local, title: str) -> set[int]:
+    """The numbers of the cluster's nodes that run a process of this title."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            mark = process.environ().get("BLINDSR_LOCAL_CLUSTER", "")
+            if mark.startswith(f"{local.folder}#node-") and title in " ".join(process.cmdline()):
+                found.add(int(mark.rpartition("-")[2]))
+        except psutil.Error:
+            continue
+    return found
+
+
+def lose_a_node(local: Local, config: RunConfig, file: Path, node: int) -> subprocess.Popen:
+    """Start a run and kill a node that holds one of its workers once there is a checkpoint."""
+    job = subprocess.Popen([sys.executable, "jobs/train.py", "--config", file], cwd=REPO, env=local.environment)
+    wait_for(lambda: newest(config) >= EVERY or job.poll() is not None, "no checkpoint")
+    assert job.poll() is None
+    assert node in nodes_with(local, "RayTrainWorker")
+    assert nodes_with(local, "ray::Board") == {0}  # on another node it would be lost, and the run with it
+    assert local("kill-node", str(node)).returncode == 0
+    return job
+
+
+def test_a_lost_node_changes_nothing_and_fewer_workers_keep_the_batch(
+    local: Local, config: RunConfig, undisturbed: dict[str, torch.Tensor]
+):
+    assert local.up(cpus=2).returncode == 0
+    local.use()
+    tracking, every_second = local.environment["MLFLOW_TRACKING_URI"], list(range(2, STEPS + 1, 2))
+
+    replaced, file = named(config, "replaced")
+    job = lose_a_node(local, replaced, file, 1)
+    assert local("add-node").returncode == 0
+    assert job.wait(timeout=600) == 0
+    assert recorded(replaced, tracking) == every_second
+    assert stages(replaced) == [(2, STEPS * BATCH // 2)]
+    assert same(final_weights(replaced), undisturbed)
+
+    fewer, file = named(config, "fewer", min_workers=1)
+    job = lose_a_node(local, fewer, file, 2)
+    assert job.wait(timeout=600) == 0
+    assert recorded(fewer, tracking) == every_second
+    (before, taken), (after, rest) = stages(fewer)
+    assert (before, after) == (2, 1)
+    assert 2 * taken + rest == STEPS * BATCH
+
+
+class Cluster:
+    """Ray on machines of their own: the first is the head and takes no work."""
+
+    def __init__(self, machines: list[network.Machine], folder: Path) -> None:
+        self.machines, self.folder = machines, folder
+        self.dashboard = f"http://{machines[0].address}:8265"
+        self.token = secrets.token_hex(32)
+        (folder / "token").write_text(self.token)
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_"))} | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+            "RAY_worker_niceness": "0",
+            # A node without an answer for some 15 s is dead, after a minute by default.
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_timeout_ms": "3000",
+            "RAY_health_check_failure_threshold": "4",
+        }
+
+    def start(self, number: int) -> None:
+        """`ray start` on a machine."""
+        machine, head = self.machines[number], self.machines[0].address
+        role = [f"--address={head}:6379", "--num-cpus=2"]
+        if number == 0:
+            role = ["--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={head}", "--dashboard-port=8265"]
+        places = [f"--node-ip-address={machine.address}", f"--temp-dir={self.folder / str(number)}"]
+        command = ["ray", "start", *role, *places, "--object-store-memory=104857600", "--disable-usage-stats"]
+        done = subprocess.run(
+            machine.command(*command),
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def ask(self, path: str) -> dict:
+        """An answer of the dashboard."""
+        request = urllib.request.Request(self.dashboard + path, headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return dict(json.load(answer))
+
+    def alive(self) -> list[str]:
+        """Addresses of the nodes that Ray believes alive."""
+        nodes = self.ask("/api/v0/nodes?detail=1")["data"]["result"]["result"]
+        return sorted(node["node_ip"] for node in nodes if node["state"] == "ALIVE")
+
+
+@pytest.fixture
+def cluster_on_a_network() -> Iterator[Cluster]:
+    """A head and two nodes; no process, namespace or bridge is left."""
+    if not network.allowed():
+        pytest.skip("network namespaces need root and iproute2")
+    folder = Path(tempfile.mkdtemp(prefix="bsn-", dir="/tmp"))  # sockets' paths must be short
+    with network.machines(3) as machines:
+        made = Cluster(machines, folder)
+        for number in range(3):
+            made.start(number)
+        yield made
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    assert not any(machine.name in left for machine in machines)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_training_across_machines_outlives_a_cable_that_was_out(
+    cluster_on_a_network: Cluster, config: RunConfig, undisturbed: dict[str, torch.Tensor]
+):
+    cluster, (_, stays, leaves) = cluster_on_a_network, cluster_on_a_network.machines
+    run, file = named(config, "network")
+    submit = ["ray", "job", "submit", "--address", cluster.dashboard, "--submission-id", "network", "--no-wait"]
+    subprocess.run(
+        [*submit, "--working-dir", ".", "--", "python", "jobs/train.py", "--config", file],
+        cwd=REPO,
+        env=cluster.environment,
+        check=True,
+        capture_output=True,
+    )
+    wait_for(lambda: newest(run) >= EVERY or job_status(cluster) == "FAILED", "no checkpoint")
+    assert job_status(cluster) == "RUNNING", cluster.ask("/api/jobs/network/logs")["logs"]
+    assert stays.runs("RayTrainWorker")
+    assert leaves.runs("RayTrainWorker")
+
+    network.ip("link", "set", leaves.cable, "down")
+    wait_for(lambda: leaves.address not in cluster.alive(), "the node is still believed alive")
+    network.ip("link", "set", leaves.cable, "up")
+    # Its Ray learns that it was given up, and ends; whatever watches over it starts it again.
+    wait_for(lambda: not leaves.runs("raylet/raylet"), "the lost node goes on")
+    leaves.end()
+    cluster.start(2)
+
+    wait_for(lambda: job_status(cluster) != "RUNNING", "the run does not end")
+    assert job_status(cluster) == "SUCCEEDED", cluster.ask("/api/jobs/network/logs")["logs"]
+    assert recorded(run, f"sqlite:///{run.output}/mlflow.db") == list(range(2, STEPS + 1, 2))
+    assert stages(run) == [(2, STEPS * BATCH // 2)]
+    assert same(final_weights(run), undisturbed)
+
+
+def job_status(cluster: Cluster) -> str:
+    return str(cluster.ask("/api/jobs/network")["status"])

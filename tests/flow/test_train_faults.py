@@ -1,0 +1,159 @@
+"""Faults while training, with real processes: in the end the weights are those of an undisturbed run, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+from kernels_bank.runtime import storage
+from pipeline.config import RunConfig
+from tests.flow.gate import Gate
+from tests.flow.training_runs import (
+    REPO,
+    command_of,
+    environment,
+    final_weights,
+    kill_all,
+    newest_step,
+    processes,
+    run_job,
+    same,
+    small_run,
+    wait_for_step,
+    wait_until,
+)
+
+pytestmark = pytest.mark.flow
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: None, shards: str, bank: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that nothing happened to."""
+    from pipeline.training.fit import fit
+
+    output = tmp_path_factory.mktemp("undisturbed")
+    fit(small_run(shards, bank, str(output)))
+    return output
+
+
+@pytest.fixture
+def config(shards: str, bank: str, tmp_path: Path) -> RunConfig:
+    return small_run(shards, bank, str(tmp_path / "runs"))
+
+
+def test_kills_and_a_stop_do_not_change_the_result(config: RunConfig, undisturbed: Path, tmp_path: Path):
+    """SIGKILL of data workers, of a train worker, SIGTERM of the driver, SIGKILL of the driver and all of its Ray."""
+    import mlflow
+
+    job = run_job(config, tmp_path)
+    wait_until(lambda: bool(processes(job, "_read_row")), job)
+    for worker in processes(job, "_read_row"):
+        worker.kill()
+    wait_for_step(config, job, 4)
+    processes(job, "RayTrainWorker")[0].kill()
+    wait_for_step(config, job, 8)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=120) == 130
+    assert "the run goes on from its last checkpoint" in (tmp_path / "job.log").read_text()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{config.output}/mlflow.db")
+    record = json.loads((Path(config.output) / "small" / "run.json").read_text())
+    assert client.get_run(record["run_id"]).info.status == "KILLED"
+    stopped_at = newest_step(config)
+
+    job = run_job(config, tmp_path)
+    wait_for_step(config, job, min(stopped_at + 1, 24))
+    kill_all(job)
+    # As if Ray Train had just emptied its snapshot to write it anew.
+    (Path(config.output) / "small" / "checkpoints" / "checkpoint_manager_snapshot.json").write_text("")
+    assert run_job(config, tmp_path).wait(timeout=300) == 0
+    assert same(final_weights(config.output), final_weights(undisturbed))
+
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [r.info.run_id for r in runs] == [record["run_id"]]
+    assert runs[0].info.status == "FINISHED"
+    assert len(runs[0].inputs.dataset_inputs) == 2
+    steps = [m.step for m in client.get_metric_history(record["run_id"], "loss")]
+    assert steps == list(range(2, 25, 2))
+
+
+_ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=$KIB"k" tmpfs "$DISK" || exit 77
+"$@"; echo "first $?"
+mount -o remount,size=1g tmpfs "$DISK"
+"$@"; echo "second $?"
+cp -r "$DISK/small" "$KEPT"
+"""
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(config: RunConfig, undisturbed: Path, tmp_path: Path):
+    """A disk with room for two checkpoints and a half, later for more."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"], check=False).returncode:
+        pytest.skip("needs a mount namespace of its own: unshare -Urm does not work here")
+    (checkpoint,) = undisturbed.glob("small/checkpoints/step-00000024")
+    size = sum(file.stat().st_size for file in checkpoint.iterdir())
+    disk, kept = Path(config.output), tmp_path / "kept"
+    disk.mkdir()
+    variables = environment(
+        KIB=str(int(2.5 * size / 1024)),
+        DISK=str(disk),
+        KEPT=str(kept),
+        MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db",
+    )
+    command = ["unshare", "-Urm", "bash", "-c", _ON_A_SMALL_DISK, "bash", *command_of(config, tmp_path)]
+    done = subprocess.run(command, cwd=REPO, env=variables, capture_output=True, text=True, timeout=500, check=False)
+    if done.returncode == 77:
+        pytest.skip("needs a small disk: a tmpfs cannot be mounted here")
+    assert done.stdout.split("\n")[0] == "first 1", done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in errors[0]
+    assert f"the last good checkpoint is {disk}/small/checkpoints/step-000000" in errors[0]
+    assert "second 0" in done.stdout, done.stderr
+    ended = load_weights(kept / "small" if (kept / "small").exists() else kept)
+    assert same(ended, final_weights(undisturbed))
+
+
+def load_weights(home: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(home / "model" / "weights.safetensors")
+
+
+@pytest.fixture
+def gate(s3: str) -> Iterator[Gate]:
+    made = Gate(urlsplit(s3).netloc)
+    yield made
+    made.shut()
+
+
+def test_s3_that_is_away_for_a_while_costs_no_step(config: RunConfig, undisturbed: Path, gate: Gate, tmp_path: Path):
+    config = config.model_copy(update={"output": "s3://test/away"})
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{gate.port}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    job = run_job(config, tmp_path, **variables)
+    log = tmp_path / "job.log"
+    try:
+        wait_for_step(config, job, 4)
+        gate.shut()
+        wait_until(lambda: "waits for its storage" in log.read_text(), job)
+        gate.open()
+        assert job.wait(timeout=300) == 0, log.read_text()
+    finally:
+        if job.poll() is None:
+            kill_all(job)
+    assert "goes on from its last checkpoint" not in log.read_text()  # no worker was lost
+    (tmp_path / "w").write_bytes(storage.read_bytes("s3://test/away/small/model/weights.safetensors"))
+    from safetensors.torch import load_file
+
+    assert same(load_file(tmp_path / "w"), final_weights(undisturbed))
