@@ -28,9 +28,7 @@ _TOLD = (0.1, 0.01)
 MARGIN = 0.45
 
 
-def refine_kernel(
-    restorer: USRNet, lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor, steps: int
-) -> list[Tensor]:
+def refine_kernel(restorer: USRNet, lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor, steps: int) -> list[Tensor]:
     """Restore and estimate in turn, both in closed form but for the prior: the kernel (B, k, k) after each step.
 
     Args:

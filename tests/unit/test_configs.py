@@ -40,7 +40,7 @@ def test_the_seeds_experiments_are_all_there():
 
 
 def test_the_stages_of_the_shipped_model_follow_each_other():
-    stages = [load(f"shipped-x2-{stage}") for stage in ("restorer", "spectral", "denoise")]
+    stages = [load(f"shipped-x2-{stage}") for stage in ("restorer", "denoise", "spectral")]
     for before, after in itertools.pairwise(stages):
         assert after.model == before.model
         assert after.data.shards == before.data.shards
