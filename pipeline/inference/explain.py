@@ -8,7 +8,7 @@ from pipeline.inference.restorer import Restored
 
 # Where warnings start; docs/restore.md has the measurement on images inside and outside the model.
 UNEXPLAINED = 2 / 255  # of the residual beyond the noise
-APART = 0.15  # sum of |k - k'| between places
+APART = 0.4  # sum of |k - k'| between places
 CLIPPED = 0.01  # share of pixels with a channel at its upper end
 
 
