@@ -26,7 +26,7 @@ GREY = np.full((20, 20, 3), 128, np.uint8)
 
 
 def test_an_image_of_the_model_is_not_spoken_against():
-    assert warnings(GREY, answer(spread=0.5)) == []
+    assert warnings(GREY, answer(spread=0.3)) == []
 
 
 @pytest.mark.parametrize(
