@@ -25,7 +25,6 @@ from pipeline.data.photographs import HELD_OUT, copy_photographs
 from pipeline.degrade import degrade, quantize
 from pipeline.evaluation.metrics import kernel_error, psnr_shifted
 from pipeline.model import BlindUSRNet, data_step
-from pipeline.model.kernel_step import refine_kernel
 from pipeline.model.weights import load_model
 from pipeline.shipped import shipped_folder
 from tests.published import published_data_step
@@ -184,8 +183,7 @@ def draw_alternation(folder: Path, path: Path) -> None:
         lr = quantize(degrade(hr, true, scale), "round")
         with torch.inference_mode():
             start, _ = model.initial(lr, scale, 0.0)
-            level = torch.zeros(1)
-            kernels = [start, *refine_kernel(model.restorer, lr, start, scale, level, model.config.kernel_steps)]
+            kernels = [start, *model.refine(lr, start, scale, torch.zeros(1))]
             winner = int(model(lr, scale, 0.0, guard=True, refine=True).winner)
             images = {i: model.restore(lr, kernels[i], scale, 0.0) for i in shown}
             best = model.restore(lr, true, scale, 0.0)

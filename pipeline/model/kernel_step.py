@@ -12,10 +12,10 @@ between two of the s^2 components, and all of those come from FFTs of the LR siz
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-
-from pipeline.model.usrnet import USRNet
 
 RIDGE = 1e-3  # of the normal matrix's mean diagonal; measured in docs/network.md
 _ITERATIONS = 100
@@ -23,28 +23,29 @@ _ITERATIONS = 100
 # invert the wrong kernel faithfully, and the ringing then explains the LR image as well as the truth does.
 _TOLD = (0.1, 0.01)
 # The refined kernel stands where its score is less than this share of the other's. It was made to explain the LR image,
-# so it explains it well also where it is wrong: it has to win clearly. Measured: 0.5 to 1.3 for Gaussian kernels that
-# were right before, 0.1 to 0.4 for motion kernels that were wrong.
-MARGIN = 0.45
+# so it explains it well also where it is wrong: it has to win clearly. Measured (docs/training-log.md): 0.71 to 1.2 for
+# Gaussian kernels that were right before; below 0.2 for most motion kernels, and 0.57 for one.
+MARGIN = 0.6
 
 
-def refine_kernel(restorer: USRNet, lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor, steps: int) -> list[Tensor]:
+def refine_kernel(
+    restore: Callable[[Tensor, Tensor], Tensor], lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor, steps: int
+) -> list[Tensor]:
     """Restore and estimate in turn, both in closed form but for the prior: the kernel (B, k, k) after each step.
 
     Args:
-        restorer: trained for noise up to 0.1.
+        restore: kernel (B, k, k) and noise level (B,), up to 0.1, to the image (B, 3, s*h, s*w).
         lr: (B, 3, h, w) in [0, 1], periodic.
         kernel: (B, k, k) first estimate.
         scale: s.
         sigma: (B,) noise level.
-        steps: how many kernel steps, each after a whole restoration.
+        steps: how many kernel steps, each after a restoration.
     """
     first, last = _TOLD
     found = []
     for number in range(steps):
         told = first * (last / first) ** (number / max(steps - 1, 1))
-        sr = restorer(lr, kernel, scale, sigma.clamp_min(told))
-        kernel = kernel_step(sr.clamp(0, 1), lr, kernel, scale)
+        kernel = kernel_step(restore(kernel, sigma.clamp_min(told)).clamp(0, 1), lr, kernel, scale)
         found.append(kernel)
     return found
 

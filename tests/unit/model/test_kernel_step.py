@@ -125,7 +125,8 @@ def test_refining_is_one_more_round_written_out(blind):
     out = blind(lr, 2, sigma, refine=True)
     kernel = blind.initial(lr, 2, sigma)[0]
     for told in (0.1, 0.1 * 0.1**0.5, 0.01):
-        sr = blind.restorer(lr, kernel, 2, sigma.clamp_min(told))
+        state = blind.restorer.start(lr, 2, sigma.clamp_min(told))
+        sr = blind.restorer.unfold(state, blind.restorer.operator(kernel, state), 0, 1)  # of two unfoldings
         kernel = kernel_step(sr.clamp(0, 1), lr, kernel, 2)
     torch.testing.assert_close(out.kernel, kernel)
     torch.testing.assert_close(out.sr, blind.restore(lr, kernel, 2, sigma))
@@ -147,7 +148,7 @@ def test_refining_finds_a_motion_kernel_that_the_start_does_not_know():
     x = picture((128, 128), 3).float()
     lr = degrade(x, kernel, 1)
 
-    def sharp(lr, kernel, scale, sigma):
+    def sharp(kernel, sigma):
         return x  # a perfect prior
 
     start = torch.from_numpy(sample_gaussian(1, 9, rng=philox(6), sigma=(2.0, 2.5)))
