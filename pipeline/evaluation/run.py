@@ -26,6 +26,7 @@ from kernels_bank.store import content_digest
 from pipeline.data.images import BadImageError, decode_image, read_header
 from pipeline.data.sources import list_sources
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, Case, crop_hr, make_lr, measure, restore_all
+from pipeline.evaluation.memory import keep_freed_memory
 from pipeline.evaluation.protocol import Protocol, load_protocol
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.inference import Restorer
@@ -229,6 +230,7 @@ def _fetched(reference: Any) -> tuple[dict[str, Restorer], dict[int, np.ndarray]
     import torch
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     models, kernels, protocol = ray.get(reference)
     device = default_device()
     placed = {n: Restorer(m.network, uri=m.uri, digest=m.digest, device=device) for n, m in models.items()}
