@@ -122,8 +122,9 @@ def read_bytes(uri: str | Path) -> bytes:
     for wait in (*_RETRY_WAITS_S, None):
         try:
             size = filesystem.get_file_info(path).size
-            with filesystem.open_input_stream(path) as stream:
-                data = bytes(stream.read())
+            # In one request: a stream, and a read without a size, would ask S3 for a quarter of a MiB at a time.
+            with filesystem.open_input_file(path) as file:
+                data = bytes(file.read(size))
             if len(data) == size:
                 return data
             problem: OSError = OSError(f"{len(data)} of {size} bytes came")
