@@ -71,7 +71,7 @@ def up(folder: Path, nodes: int, settings: Settings) -> None:
         keep_logs(folder)
         down(folder)
         raise
-    say(f"up in {time.monotonic() - started:.0f} s: a head and {nodes - 1} workers of {settings.cpus} CPUs")
+    say(f"up in {time.monotonic() - started:.0f} s: a head, worker nodes: {nodes - 1}, CPUs of each: {settings.cpus}")
     say(usage(folder, settings))
 
 
