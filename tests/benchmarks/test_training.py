@@ -153,6 +153,7 @@ def by_hand(config: RunConfig, batches: list[Batch]) -> tuple[float, float]:
     return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.benchmark(group="a training step: by hand, one worker, two workers")
 def test_ray_against_a_plain_loop_and_two_workers_against_one(benchmark, config: RunConfig) -> None:
