@@ -39,7 +39,7 @@ np.save("restored.npy", restorer.restore(np.load("image.npy"), 2).image)
 
 @pytest.mark.usefixtures("cluster")
 def test_from_training_to_rollback(
-    tracking_server: str,
+    store: str,
     model_name: str,
     shards: str,
     bank: str,
@@ -52,7 +52,7 @@ def test_from_training_to_rollback(
     from pipeline.evaluation.settings import EvaluationSettings
     from pipeline.training.fit import fit
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = RunConfig(
         name="life",
@@ -71,7 +71,7 @@ def test_from_training_to_rollback(
         tracking=TrackingConfig(experiment="life", model_name=model_name),
     )
     trained = fit(config)
-    other, _ = import_weights(str(model_folder(1)), model_name, "candidate", tracking_server)
+    other, _ = import_weights(str(model_folder(1)), model_name, "candidate", store)
     assert (trained.version, other) == (1, 2)
 
     images = tmp_path / "images"
@@ -93,16 +93,16 @@ def test_from_training_to_rollback(
         return run_evaluation(settings, tmp_path / f"evaluation-{version}")
 
     headline = evaluate(1)
-    assert registry.find(f"{model_name}/1", tracking_server).metrics == headline
-    promote(tracking_server, model_name, 1)
+    assert registry.find(f"{model_name}/1", store).metrics == headline
+    promote(store, model_name, 1)
     with pytest.raises(BadRequestError, match="not evaluated for the candidate"):
-        promote(tracking_server, model_name, 2)
+        promote(store, model_name, 2)
     (key,) = (name for name in headline if name.endswith(".x2.blind"))
     # Random weights are worse than a start from the identity.
     assert evaluate(2)[key] < headline[key] - 1
     with pytest.raises(BadRequestError, match="falls from"):
-        promote(tracking_server, model_name, 2)
-    promote(tracking_server, model_name, 2, force="to see it rolled back")
+        promote(store, model_name, 2)
+    promote(store, model_name, 2, force="to see it rolled back")
 
     np.save(tmp_path / "image.npy", np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8))
 
@@ -115,5 +115,5 @@ def test_from_training_to_rollback(
         return done.stdout.split()[-1]
 
     assert used_elsewhere() == sha256_of(model_folder(1) / "weights.safetensors")
-    assert rollback(tracking_server, model_name).version == 1
+    assert rollback(store, model_name).version == 1
     assert used_elsewhere() == sha256_of(join(trained.model, "weights.safetensors"))
