@@ -21,7 +21,6 @@ from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.tiles import read_samples
 
 pytestmark = pytest.mark.flow
-LARGE = bytes(range(256)) * 2**15
 
 
 class FlakyProxy(BaseHTTPRequestHandler):
@@ -66,7 +65,6 @@ class FlakyProxy(BaseHTTPRequestHandler):
 def flaky(s3: str, shards: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, _ in storage.list_files(shards):
         storage.write_bytes(f"s3://test/flaky/{name}", storage.read_bytes(storage.join(shards, name)))
-    storage.write_bytes("s3://test/flaky/large.tar", LARGE)
     FlakyProxy.upstream, FlakyProxy.gets, FlakyProxy.cuts = urlsplit(s3).netloc, 0, 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), FlakyProxy)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -118,9 +116,16 @@ def test_a_missing_shard_is_named(shards: str):
         read_shard("s3://test/empty", missing)
 
 
-@pytest.mark.usefixtures("flaky")
-def test_a_file_of_any_size_is_one_request():
+@pytest.fixture
+def large(s3: str) -> bytes:
+    """The content of `large.tar` on S3, written past the proxy: it is to be asked for before `flaky`."""
+    content = bytes(range(256)) * 2**15
+    storage.write_bytes("s3://test/flaky/large.tar", content)
+    return content
+
+
+def test_a_file_of_any_size_is_one_request(large: bytes, flaky: None):
     """A request is a round trip, and on the test server a copy of the whole object."""
     FlakyProxy.gets = 1  # the next one does not fail
-    assert storage.read_bytes("s3://test/flaky/large.tar") == LARGE
+    assert storage.read_bytes("s3://test/flaky/large.tar") == large
     assert FlakyProxy.gets == 2

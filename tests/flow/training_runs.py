@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from kernels_bank.runtime import storage
 from pipeline.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from pipeline.training.commit import SNAPSHOT
 
 REPO = Path(__file__).parents[2]
 
@@ -79,7 +80,7 @@ def wait_until(condition: Callable[[], bool], job: subprocess.Popen, limit_s: fl
 
 def newest_step(config: RunConfig) -> int:
     """Of the committed checkpoints."""
-    snapshot = storage.join(config.output, "small", "checkpoints", "checkpoint_manager_snapshot.json")
+    snapshot = storage.join(config.output, "small", "checkpoints", SNAPSHOT)
     if not storage.exists(snapshot):
         return 0
     return max(map(int, re.findall(rb"step-(\d+)", storage.read_bytes(snapshot))), default=0)
