@@ -224,7 +224,8 @@ def _parse(data: bytes, where: str) -> tuple[dict[str, Any], np.ndarray]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(pa.BufferReader(data), columns=["kernel"])
+        # In this thread alone: one of Arrow's that still held `data` while Python ended would abort the process.
+        table = parquet.ParquetFile(pa.BufferReader(data)).read(columns=["kernel"], use_threads=False)
         about = json.loads(table.schema.metadata[_METADATA_KEY])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{where}: not a readable kernel shard ({' '.join(str(error).split())})") from error

@@ -1,0 +1,36 @@
+"""A shard's file: read in one thread, so that a process may end right after."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels_bank.families import draw_range
+from kernels_bank.spec import KernelBankSpec
+from kernels_bank.store import Shard, write_shard
+
+READ = """
+import json, os, sys
+import numpy, pyarrow.parquet
+from kernels_bank.store import ShardRecord, read_shard
+from kernels_bank.runtime import storage
+storage.read_bytes(sys.argv[1] + "/" + json.loads(sys.argv[2])["name"])
+before = len(os.listdir("/proc/self/task"))
+read_shard(sys.argv[1], ShardRecord.model_validate_json(sys.argv[2]))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+def test_reading_a_shard_leaves_no_thread_behind(tmp_path: Path) -> None:
+    """A thread of Arrow's that drops the last reference to the file's bytes while Python ends aborts the process."""
+    spec = KernelBankSpec(gaussian=20, motion=20, size=11)
+    shard = Shard(name="kernels-00000.parquet", family="gaussian", start=0, rows=20)
+    record = write_shard(str(tmp_path), shard, "law", *draw_range(spec, "gaussian", 0, 20))
+    command = [sys.executable, "-c", READ, str(tmp_path), record.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
