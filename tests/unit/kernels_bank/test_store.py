@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 """
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 def test_reading_a_shard_leaves_no_thread_behind(tmp_path: Path) -> None:
     """A thread of Arrow's that drops the last reference to the file's bytes while Python ends aborts the process."""
     spec = KernelBankSpec(gaussian=20, motion=20, size=11)
