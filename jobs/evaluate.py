@@ -20,6 +20,8 @@ class Evaluate(Command, EvaluationSettings):  # type: ignore[misc] # both carry 
 
 def main(command: Evaluate) -> None:
     """Run the command."""
+    from kernels_bank.runtime import storage
+    from kernels_bank.runtime.driver import only_driver
     from kernels_bank.runtime.mirror import local_folder
     from pipeline.evaluation import report
 
@@ -27,9 +29,9 @@ def main(command: Evaluate) -> None:
     if command.check:
         print(report.planned(settings))
         return
-    with local_folder(command.output) as folder:
+    with only_driver(command.output), local_folder(command.output) as folder:
         report.run_evaluation(settings, folder)
-        print(f"results in {command.output}: " + ", ".join(sorted(p.name for p in folder.iterdir())))
+    print(f"results in {command.output}: " + ", ".join(name for name, _ in storage.list_files(command.output)))
 
 
 if __name__ == "__main__":

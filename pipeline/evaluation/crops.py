@@ -16,6 +16,7 @@ from pipeline.data.images import decode_image
 from pipeline.evaluation.cases import BLIND, NONBLIND, Estimate, crop_hr, make_lr, restore_all
 from pipeline.evaluation.protocol import Protocol
 from pipeline.inference import Restorer
+from pipeline.inference.texture import textured_crops
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,7 @@ def restore_again(
 
 
 def detail(hr: np.ndarray, scale: int, side: int) -> tuple[int, int, int]:
-    """Top, left and side, multiples of the scale, of the square of (H, W, 3) with the strongest gradients."""
+    """Top, left and side, multiples of the scale, of the square of (H, W, 3) uint8 with the most structure."""
     side = min(side, *hr.shape[:2]) // scale * scale
-    grey = hr.mean(axis=2)
-    energy = np.abs(np.diff(grey, axis=0, append=grey[-1:])) + np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
-    total = np.pad(energy, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    window = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
-    top, left = np.unravel_index(int(np.argmax(window)), window.shape)
-    return int(top) // scale * scale, int(left) // scale * scale, side
+    [(top, left)] = textured_crops(hr.astype(np.float32) / 255, side, 1)
+    return top // scale * scale, left // scale * scale, side

@@ -11,7 +11,7 @@ class EvaluationSettings(Frozen):
     """What is compared on what."""
 
     model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION, a model or checkpoint directory, a .pth")
-    images: str = Field(description="folder, zip or s3:// prefix of sharp images")
+    images: str = Field(description="folder or s3:// prefix of sharp images")
     kernels: str = Field(
         "benchmark", description="the protocol's own or the 12 built-in ones, or a .mat, .npy, .npz or .png of kernels"
     )

@@ -14,6 +14,7 @@ import ray
 from kernels_bank import KernelBank
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.cluster import connect
+from kernels_bank.runtime.driver import only_driver
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import RunConfig
 from pipeline.data.images import encode_png
@@ -23,7 +24,6 @@ from pipeline.tracking import registry, runs
 from pipeline.tracking.bank import log_bank
 from pipeline.tracking.package import PICTURE
 from pipeline.training import checkpoint
-from pipeline.training.driver import only_driver
 from pipeline.training.launch import run_workers
 from pipeline.training.learner import Start, starting_point
 from pipeline.training.pictures import card_picture, fixed_batch

@@ -18,7 +18,9 @@ import ray
 import torch
 from pyarrow import parquet
 
+from jobs.evaluate import Evaluate, main
 from kernels_bank import KernelCodec, sample_gaussian
+from kernels_bank.runtime.driver import ENTRY
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.config import ModelConfig
 from pipeline.data.images import decode_image, encode_png
@@ -147,6 +149,21 @@ def test_what_does_not_fit_is_said_before_anything_starts(
     (tmp_path / "tiny.png").write_bytes(encode_png(np.zeros((20, 90, 3), np.uint8)))
     with pytest.raises(BadRequestError, match=r"tiny\.png: 90 x 20 is too small for scale 2"):
         planned(settings.model_copy(update={"images": str(tmp_path)}))
+
+
+def test_a_second_command_on_one_output_is_refused(settings: EvaluationSettings, tmp_path: Path):
+    hold = "import sys, time; from kernels_bank.runtime.driver import only_driver\n"
+    hold += "with only_driver(sys.argv[1], renew_s=0.1): print(flush=True); time.sleep(60)"
+    first = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE)
+    try:
+        assert first.stdout
+        assert first.stdout.readline()
+        with pytest.raises(BadRequestError, match=f"process {first.pid} on .* is at work on it"):
+            main(Evaluate(**settings.model_dump(), output=str(tmp_path)))
+    finally:
+        first.kill()
+        first.communicate()
+    assert {file.name for file in tmp_path.iterdir()} == {ENTRY}
 
 
 @pytest.mark.usefixtures("cluster")

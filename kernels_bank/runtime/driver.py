@@ -1,7 +1,7 @@
-"""One driver a run: a second one of the same run would train it twice and mix both into one tracking run.
+"""One driver a folder: a second one of the same run or evaluation would do its work twice and mix the results.
 
-Works over any store, without a lock of it: the driver renews an entry in the run's folder, and an entry that is seen
-to change has a driver behind it. Clocks are not compared.
+Works over any store, without a lock of it: the driver renews an entry in the folder, and an entry that is seen to
+change has a driver behind it. Clocks are not compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENTRY = "driver.json"
 
 @contextlib.contextmanager
 def only_driver(home: str, *, renew_s: float = 5.0) -> Iterator[None]:
-    """Be the only driver of the run in folder `home` (a URI) until the block ends.
+    """Be the only one at work on the folder `home` (a URI) until the block ends.
 
     A driver that was killed leaves its entry behind: on its own machine its process is seen to be gone, from another
     one the entry is watched for three renewals, so going on takes that much longer.
@@ -66,8 +66,8 @@ def _refuse_living(where: str, home: str, watch_s: float) -> None:
             return
         if now != seen:
             raise BadRequestError(
-                f"{home} is being trained by process {now['pid']} on {now['host']}; "
-                "wait for it, stop it, or choose another name"
+                f"{home}: process {now['pid']} on {now['host']} is at work on it; "
+                "wait for it, stop it, or choose another folder"
             )
 
 
