@@ -22,8 +22,9 @@ import pyarrow.fs as pafs
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
-_CHUNK = 1 << 20
+_CHUNK = 16 << 20  # a read, and on S3 a request
 _RETRY_WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_PATIENCE_S = 30.0  # pyarrow itself tries to reach an S3 server for about that long, at each attempt
 
 
 @functools.lru_cache(maxsize=8)
@@ -119,7 +120,9 @@ def read_bytes(uri: str | Path) -> bytes:
         ArtefactError: it is not there, or cannot be read.
     """
     filesystem, path = resolve(uri)
+    end, attempts = time.monotonic() + _PATIENCE_S, 0
     for wait in (*_RETRY_WAITS_S, None):
+        attempts += 1
         try:
             size = filesystem.get_file_info(path).size
             # In one request: a stream, and a read without a size, would ask S3 for a quarter of a MiB at a time.
@@ -132,10 +135,10 @@ def read_bytes(uri: str | Path) -> bytes:
             raise ArtefactError(f"{uri}: no such file") from error
         except OSError as error:
             problem = error
-        if wait is None:
+        if wait is None or time.monotonic() > end:
             break
         time.sleep(wait)
-    raise ArtefactError(f"{uri}: cannot be read ({problem}); {len(_RETRY_WAITS_S) + 1} attempts were made") from problem
+    raise ArtefactError(f"{uri}: cannot be read ({problem}); attempts made: {attempts}") from problem
 
 
 def read_json(uri: str | Path) -> Any:  # noqa: ANN401 - JSON is what it is
@@ -173,7 +176,7 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
         yield staged
         staged.seek(0)
         with filesystem.open_output_stream(path) as stream:
-            while chunk := staged.read(8 * _CHUNK):
+            while chunk := staged.read(_CHUNK):
                 stream.write(chunk)
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import ray
 import ray.train
 from ray.train import CheckpointUploadMode
@@ -73,11 +74,13 @@ class KeepSnapshot(ray.train.UserCallback):
     """Keeps a second copy of Ray Train's snapshot, which it overwrites in place.
 
     Ray Train empties the file before it writes it: a kill or a full disk at that moment would make it forget every
-    checkpoint. It deletes old checkpoints only after that, so what the copy names is still there.
+    checkpoint. It deletes old checkpoints only after that, so what the copy names is still there. On S3 a file is
+    replaced whole: there is no such moment, and a server that is away must not hold up the run for a copy.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
+        self._in_place = isinstance(storage.resolve(folder)[0], pafs.LocalFileSystem)
 
     def after_report(
         self,
@@ -86,7 +89,7 @@ class KeepSnapshot(ray.train.UserCallback):
         checkpoint: ray.train.Checkpoint | None,
     ) -> None:
         """Called by the controller, after it has written the snapshot."""
-        if checkpoint is not None:
+        if checkpoint is not None and self._in_place:
             content = storage.read_bytes(storage.join(self._folder, SNAPSHOT))
             storage.write_bytes(storage.join(self._folder, COPY), content)
 
@@ -96,8 +99,9 @@ def mend_snapshot(folder: str) -> None:
     snapshot, copy = storage.join(folder, SNAPSHOT), storage.join(folder, COPY)
     if not storage.exists(snapshot):
         return
+    content = storage.read_bytes(snapshot)
     try:
-        json.loads(storage.read_bytes(snapshot))
+        json.loads(content)
     except ValueError:
         if storage.exists(copy):
             storage.write_bytes(snapshot, storage.read_bytes(copy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 
@@ -12,40 +13,48 @@ class Gate:
     def __init__(self, target: str) -> None:
         host, port = target.removeprefix("http://").split(":")
         self._target = (host, int(port))
-        self._listener: socket.socket | None = None
+        self._lock = threading.Lock()  # no connection comes up while the gate is being shut
+        self._connections: list[socket.socket] = []
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.open()
 
     def open(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        self._connections: list[socket.socket] = []
+        """Listen, on the same port each time."""
+        self._listener: socket.socket | None = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def shut(self) -> None:
-        assert self._listener is not None
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self._connections:
-            connection.close()
+        """Cut every connection and take no more; shut already, it stays so."""
+        with self._lock:
+            if self._listener is None:
+                return
+            # Shutting down wakes the threads that wait for these; closing alone would not.
+            for one in (self._listener, *self._connections):
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                one.close()
+            self._listener = None
+            self._connections.clear()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
                 near, _ = listener.accept()
-                far = socket.create_connection(self._target)
             except OSError:
                 return
-            self._connections += [near, far]
+            with self._lock:
+                if listener is not self._listener:
+                    near.close()
+                    return
+                far = socket.create_connection(self._target)
+                self._connections += [near, far]
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
     @staticmethod
     def _pump(source: socket.socket, sink: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 sink.sendall(data)
-        except OSError:
-            pass
-        finally:
-            sink.close()
+        sink.close()

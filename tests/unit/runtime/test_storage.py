@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,23 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path):
     (tmp_path / "bad").write_text("{")
     with pytest.raises(ArtefactError, match="bad: not a JSON"):
         storage.read_json(tmp_path / "bad")
+
+
+def test_storage_that_is_slow_to_fail_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def away(uri: str | Path) -> tuple[Any, str]:
+        return SimpleNamespace(get_file_info=lambda path: asked.append(path) or _refused()), str(uri)
+
+    monkeypatch.setattr(storage, "resolve", away)
+    monkeypatch.setattr(storage, "_PATIENCE_S", -1.0)
+    with pytest.raises(ArtefactError, match=r"x: cannot be read \(no answer\); attempts made: 1$"):
+        storage.read_bytes(tmp_path / "x")
+    assert len(asked) == 1
+
+
+def _refused() -> None:
+    raise OSError("no answer")
 
 
 def test_folders_are_removed_and_missing_ones_are_fine(tmp_path: Path):

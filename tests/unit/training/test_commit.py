@@ -10,7 +10,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from kernels_bank.runtime.errors import JobFailedError
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError, JobFailedError
 from pipeline.training import commit
 from pipeline.training.commit import SNAPSHOT, KeepSnapshot, mend_snapshot, newest
 
@@ -47,6 +48,26 @@ def test_a_first_snapshot_that_was_cut_is_no_checkpoint(tmp_path: Path):
     mend_snapshot(str(tmp_path))
     assert not (tmp_path / SNAPSHOT).exists()
     assert newest(str(tmp_path)) == "there is no checkpoint yet"
+
+
+def test_a_snapshot_that_cannot_be_read_is_not_taken_for_a_cut_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    commit_step(tmp_path, 8)
+    (tmp_path / SNAPSHOT).write_text(snapshot(12))
+
+    def away(uri: str) -> bytes:
+        raise ArtefactError(f"{uri}: cannot be read")
+
+    monkeypatch.setattr(storage, "read_bytes", away)
+    with pytest.raises(ArtefactError, match="cannot be read"):
+        mend_snapshot(str(tmp_path))
+    assert (tmp_path / SNAPSHOT).read_text() == snapshot(12)
+
+
+def test_on_s3_no_request_is_made_for_a_copy(monkeypatch: pytest.MonkeyPatch):
+    """S3 replaces a file whole; a server that is away would hold up the controller, and with it the run."""
+    kept = KeepSnapshot("s3://bucket/run")
+    monkeypatch.setattr(storage, "resolve", lambda uri: pytest.fail(f"{uri} was asked for"))
+    kept.after_report(None, [], MagicMock())
 
 
 @pytest.fixture
