@@ -19,12 +19,14 @@ from types import TracebackType
 
 import psutil
 import pytest
+import ray
 import torch
 import yaml
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jobs.train import Train
 from kernels_bank import KernelBank
+from kernels_bank.runtime.cluster import connect
 from pipeline.cli import parse
 from pipeline.config import RunConfig
 from pipeline.data.feed import Batch, Feed
@@ -38,24 +40,30 @@ REPO = Path(__file__).parents[2]
 STEPS, WARM = 60, 20  # the first ones wait for data and fill caches; they are not measured
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    """A local Ray with room for two workers; none runs beside the other tests, which would slow them."""
+    connect(min_cpus=3)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def config(cluster: None, tmp_path: Path) -> RunConfig:
     from kernels_bank.generate import build_bank
-    from kernels_bank.runtime.cluster import connect
     from kernels_bank.spec import KernelBankSpec
     from pipeline.data.manifest import ShardSettings
     from pipeline.data.shards import make_shards
 
-    folder = tmp_path_factory.mktemp("training")
+    folder = tmp_path / "training"
     photographs, _ = copy_photographs(folder / "photographs")
-    connect(min_cpus=3)
     make_shards(str(photographs), str(folder / "shards"), ShardSettings(tile=240, shard_mib=1))
     build_bank(KernelBankSpec(gaussian=500, motion=500, size=25), str(folder / "bank"))
     given = parse(Train, ["--config", str(REPO / "jobs" / "configs" / "tiny-x2-cpu.yaml")])
     base = RunConfig.model_validate(given.model_dump(include=set(RunConfig.model_fields)))
     data = base.data.model_copy(update={"shards": str(folder / "shards"), "bank": str(folder / "bank")})
     never = {"checkpoint_every": STEPS, "validate_every": STEPS, "image_every": STEPS, "log_every": 10}
-    yield base.model_copy(
+    return base.model_copy(
         update={
             "output": str(folder / "runs"),
             "data": data,
@@ -63,9 +71,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
             "tracking": base.tracking.model_copy(update={"model_name": None}),
         }
     )
-    import ray
-
-    ray.shutdown()
 
 
 @dataclass
@@ -180,6 +185,7 @@ def test_ray_against_a_plain_loop_and_two_workers_against_one(benchmark, config:
 @pytest.mark.benchmark(group="from the command line to the first step")
 def test_time_to_the_first_step(benchmark, config: RunConfig, tree_use: type, tmp_path: Path) -> None:
     """With a store and a Ray that have to be made; each part by what it leaves behind."""
+    ray.shutdown()
 
     def once() -> None:
         output, file = tmp_path / f"runs-{time.time_ns()}", tmp_path / "run.yaml"
