@@ -1,4 +1,4 @@
-"""Nodes come and go: SIGKILL to a node that trains; nodes on a network, a cable out, and a replacement."""
+"""Nodes come and go: SIGKILL to a node that trains, with a replacement and without; nodes on a network, a cable out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -34,6 +35,11 @@ def config(shards: str, bank: str, tmp_path: Path) -> RunConfig:
     """Two workers of 1.5 CPUs: on nodes of two CPUs one a node, with room for its data tasks."""
     run = small_run(shards, bank, str(tmp_path / "runs"), cpus_per_worker=1.5)
     return run.model_copy(update={"tracking": TrackingConfig(model_name=None)})
+
+
+def weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    """What the run ended with."""
+    return load_file(Path(config.output, config.name, "model", "weights.safetensors"))
 
 
 def stages(config: RunConfig) -> list[tuple[int, int]]:
@@ -63,7 +69,7 @@ def named(config: RunConfig, name: str, **train: int) -> tuple[RunConfig, Path]:
     """The same run under another name, and its config file."""
     changed = config.model_copy(update={"name": name, "train": config.train.model_copy(update=train)})
     file = Path(config.output, f"{name}.yaml")
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(changed.model_dump(mode="json")))
     return changed, file
 
@@ -97,22 +103,39 @@ def nodes_with(local: Local, title: str) -> set[int]:
     return found
 
 
-def test_when_a_node_is_lost_fewer_workers_go_on_with_the_same_batches(local: Local, config: RunConfig):
-    """SIGKILL of a node that trains, once there is a checkpoint, and none in its place."""
-    assert local.up(cpus=2).returncode == 0
-    local.use()
-    run, file = named(config, "fewer", min_workers=1)
+def lose_a_node(local: Local, run: RunConfig, file: Path, node: int) -> subprocess.Popen:
+    """Start a run and kill a node that holds one of its workers once there is a checkpoint."""
     job = subprocess.Popen([sys.executable, "jobs/train.py", "--config", file], cwd=REPO, env=local.environment)
     wait_for(lambda: newest(run) >= run.train.checkpoint_every or job.poll() is not None, "no checkpoint")
     assert job.poll() is None
-    assert nodes_with(local, "RayTrainWorker") == {1, 2}
+    assert node in nodes_with(local, "RayTrainWorker")
     assert nodes_with(local, "ray::Board") == {0}  # on another node it would be lost, and the run with it
-    assert local("kill-node", "1").returncode == 0
+    assert local("kill-node", str(node)).returncode == 0
+    return job
+
+
+def test_a_lost_node_changes_nothing_and_fewer_workers_keep_the_batch(
+    local: Local, config: RunConfig, undisturbed: Path
+):
+    assert local.up(cpus=2).returncode == 0
+    local.use()
+    tracking = local.environment["MLFLOW_TRACKING_URI"]
+
+    replaced, file = named(config, "replaced")
+    job = lose_a_node(local, replaced, file, 1)
+    assert local("add-node").returncode == 0
     assert job.wait(timeout=600) == 0
-    assert recorded(run, local.environment["MLFLOW_TRACKING_URI"]) == every_second(run)
-    (before, taken), (after, rest) = stages(run)
+    assert recorded(replaced, tracking) == every_second(replaced)
+    assert stages(replaced) == [(2, replaced.train.steps * replaced.train.batch_size // 2)]
+    assert same(weights(replaced), final_weights(undisturbed))
+
+    fewer, file = named(config, "fewer", min_workers=1)
+    job = lose_a_node(local, fewer, file, 2)
+    assert job.wait(timeout=600) == 0
+    assert recorded(fewer, tracking) == every_second(fewer)
+    (before, taken), (after, rest) = stages(fewer)
     assert (before, after) == (2, 1)
-    assert 2 * taken + rest == run.train.steps * run.train.batch_size
+    assert 2 * taken + rest == fewer.train.steps * fewer.train.batch_size
 
 
 class Cluster:
@@ -210,8 +233,7 @@ def test_training_across_machines_outlives_a_cable_that_was_out(
     assert job_status(cluster) == "SUCCEEDED", cluster.ask("/api/jobs/network/logs")["logs"]
     assert recorded(run, f"sqlite:///{run.output}/mlflow.db") == every_second(run)
     assert stages(run) == [(2, run.train.steps * run.train.batch_size // 2)]
-    ended = load_file(Path(run.output, run.name, "model", "weights.safetensors"))
-    assert same(ended, final_weights(undisturbed))
+    assert same(weights(run), final_weights(undisturbed))
 
 
 def job_status(cluster: Cluster) -> str:
