@@ -71,6 +71,17 @@ def shards(cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
+def undisturbed(cluster: None, shards: str, bank: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a `small_run` that nothing happened to."""
+    from pipeline.training.fit import fit
+    from tests.flow.training_runs import small_run
+
+    output = tmp_path_factory.mktemp("undisturbed")
+    fit(small_run(shards, bank, str(output)))
+    return output
+
+
+@pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """An S3 server over HTTP with a bucket `test`; the AWS variables of this process point at it."""
     import boto3

@@ -21,56 +21,30 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from pipeline.config import RunConfig, TrackingConfig
 from tests.flow import network
 from tests.flow.launcher import Local
+from tests.flow.training_runs import final_weights, same, small_run
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(1800)]
 REPO = Path(__file__).parents[2]
-STEPS, EVERY, BATCH = 24, 4, 4
 
 
-@pytest.fixture(scope="module")
-def config(shards: str, bank: str, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+@pytest.fixture
+def config(shards: str, bank: str, tmp_path: Path) -> RunConfig:
     """Two workers of 1.5 CPUs: on nodes of two CPUs one a node, with room for its data tasks."""
-    return RunConfig(
-        name="undisturbed",
-        output=str(tmp_path_factory.mktemp("runs")),
-        model=ModelConfig(unfoldings=3, rounds=1, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True),
-        data=DataConfig(shards=shards, bank=bank, patch=48, patches_per_tile=3, sigma=(0.0, 0.02), task_cpus=0.5),
-        train=TrainConfig(
-            steps=STEPS,
-            batch_size=BATCH,
-            workers=2,
-            cpus_per_worker=1.5,
-            checkpoint_every=EVERY,
-            log_every=2,
-            deterministic=True,
-        ),
-        tracking=TrackingConfig(model_name=None),
-    )
+    run = small_run(shards, bank, str(tmp_path / "runs"), cpus_per_worker=1.5)
+    return run.model_copy(update={"tracking": TrackingConfig(model_name=None)})
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster: None, config: RunConfig) -> dict[str, torch.Tensor]:
-    """The weights that the run ends with when nothing happens to it."""
-    from pipeline.training.fit import fit
-
-    fit(config)
-    return final_weights(config)
-
-
-def final_weights(config: RunConfig) -> dict[str, torch.Tensor]:
+def weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    """What the run ended with."""
     return load_file(Path(config.output, config.name, "model", "weights.safetensors"))
-
-
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def stages(config: RunConfig) -> list[tuple[int, int]]:
     """(workers, samples that each of them took) of the finished run."""
-    folder = Path(config.output, config.name, "checkpoints", f"step-{STEPS:08d}")
+    folder = Path(config.output, config.name, "checkpoints", f"step-{config.train.steps:08d}")
     state = json.loads((folder / "state.json").read_text())
     return [(stage["workers"], stage["consumed"]) for stage in state["stages"]]
 
@@ -86,10 +60,16 @@ def recorded(config: RunConfig, uri: str) -> list[int]:
     return [point.step for point in client.get_metric_history(runs[0].info.run_id, "loss")]
 
 
+def every_second(config: RunConfig) -> list[int]:
+    """The steps that are recorded."""
+    return list(range(2, config.train.steps + 1, 2))
+
+
 def named(config: RunConfig, name: str, **train: int) -> tuple[RunConfig, Path]:
     """The same run under another name, and its config file."""
     changed = config.model_copy(update={"name": name, "train": config.train.model_copy(update=train)})
     file = Path(config.output, f"{name}.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(changed.model_dump(mode="json")))
     return changed, file
 
@@ -123,10 +103,10 @@ def nodes_with(local: Local, title: str) -> set[int]:
     return found
 
 
-def lose_a_node(local: Local, config: RunConfig, file: Path, node: int) -> subprocess.Popen:
+def lose_a_node(local: Local, run: RunConfig, file: Path, node: int) -> subprocess.Popen:
     """Start a run and kill a node that holds one of its workers once there is a checkpoint."""
     job = subprocess.Popen([sys.executable, "jobs/train.py", "--config", file], cwd=REPO, env=local.environment)
-    wait_for(lambda: newest(config) >= EVERY or job.poll() is not None, "no checkpoint")
+    wait_for(lambda: newest(run) >= run.train.checkpoint_every or job.poll() is not None, "no checkpoint")
     assert job.poll() is None
     assert node in nodes_with(local, "RayTrainWorker")
     assert nodes_with(local, "ray::Board") == {0}  # on another node it would be lost, and the run with it
@@ -135,27 +115,27 @@ def lose_a_node(local: Local, config: RunConfig, file: Path, node: int) -> subpr
 
 
 def test_a_lost_node_changes_nothing_and_fewer_workers_keep_the_batch(
-    local: Local, config: RunConfig, undisturbed: dict[str, torch.Tensor]
+    local: Local, config: RunConfig, undisturbed: Path
 ):
     assert local.up(cpus=2).returncode == 0
     local.use()
-    tracking, every_second = local.environment["MLFLOW_TRACKING_URI"], list(range(2, STEPS + 1, 2))
+    tracking = local.environment["MLFLOW_TRACKING_URI"]
 
     replaced, file = named(config, "replaced")
     job = lose_a_node(local, replaced, file, 1)
     assert local("add-node").returncode == 0
     assert job.wait(timeout=600) == 0
-    assert recorded(replaced, tracking) == every_second
-    assert stages(replaced) == [(2, STEPS * BATCH // 2)]
-    assert same(final_weights(replaced), undisturbed)
+    assert recorded(replaced, tracking) == every_second(replaced)
+    assert stages(replaced) == [(2, replaced.train.steps * replaced.train.batch_size // 2)]
+    assert same(weights(replaced), final_weights(undisturbed))
 
     fewer, file = named(config, "fewer", min_workers=1)
     job = lose_a_node(local, fewer, file, 2)
     assert job.wait(timeout=600) == 0
-    assert recorded(fewer, tracking) == every_second
+    assert recorded(fewer, tracking) == every_second(fewer)
     (before, taken), (after, rest) = stages(fewer)
     assert (before, after) == (2, 1)
-    assert 2 * taken + rest == STEPS * BATCH
+    assert 2 * taken + rest == fewer.train.steps * fewer.train.batch_size
 
 
 class Cluster:
@@ -224,7 +204,7 @@ def cluster_on_a_network() -> Iterator[Cluster]:
 
 
 def test_training_across_machines_outlives_a_cable_that_was_out(
-    cluster_on_a_network: Cluster, config: RunConfig, undisturbed: dict[str, torch.Tensor]
+    cluster_on_a_network: Cluster, config: RunConfig, undisturbed: Path
 ):
     cluster, (_, stays, leaves) = cluster_on_a_network, cluster_on_a_network.machines
     run, file = named(config, "network")
@@ -236,7 +216,7 @@ def test_training_across_machines_outlives_a_cable_that_was_out(
         check=True,
         capture_output=True,
     )
-    wait_for(lambda: newest(run) >= EVERY or job_status(cluster) == "FAILED", "no checkpoint")
+    wait_for(lambda: newest(run) >= run.train.checkpoint_every or job_status(cluster) == "FAILED", "no checkpoint")
     assert job_status(cluster) == "RUNNING", cluster.ask("/api/jobs/network/logs")["logs"]
     assert stays.runs("RayTrainWorker")
     assert leaves.runs("RayTrainWorker")
@@ -251,9 +231,9 @@ def test_training_across_machines_outlives_a_cable_that_was_out(
 
     wait_for(lambda: job_status(cluster) != "RUNNING", "the run does not end")
     assert job_status(cluster) == "SUCCEEDED", cluster.ask("/api/jobs/network/logs")["logs"]
-    assert recorded(run, f"sqlite:///{run.output}/mlflow.db") == list(range(2, STEPS + 1, 2))
-    assert stages(run) == [(2, STEPS * BATCH // 2)]
-    assert same(final_weights(run), undisturbed)
+    assert recorded(run, f"sqlite:///{run.output}/mlflow.db") == every_second(run)
+    assert stages(run) == [(2, run.train.steps * run.train.batch_size // 2)]
+    assert same(weights(run), final_weights(undisturbed))
 
 
 def job_status(cluster: Cluster) -> str:

@@ -62,6 +62,7 @@ def test_a_run_that_breaks_says_where_goes_on_when_told_and_starts_afresh_when_t
 
     from pipeline.training.fit import fit
 
+    config = but(config, workers=1)
     first = fit(but(config, steps=4))
     broken = but(config, learning_rate=1e30)
     with pytest.raises(BadRequestError, match=r"learning_rate: 0.0002 -> 1e\+30\); .*--resume changed"):

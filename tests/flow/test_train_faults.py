@@ -35,16 +35,6 @@ from tests.flow.training_runs import (
 pytestmark = pytest.mark.flow
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster: None, shards: str, bank: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run that nothing happened to."""
-    from pipeline.training.fit import fit
-
-    output = tmp_path_factory.mktemp("undisturbed")
-    fit(small_run(shards, bank, str(output)))
-    return output
-
-
 @pytest.fixture
 def config(shards: str, bank: str, tmp_path: Path) -> RunConfig:
     return small_run(shards, bank, str(tmp_path / "runs"))
