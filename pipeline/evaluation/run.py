@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,6 +32,8 @@ from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.inference import Restorer
 from pipeline.inference.restorer import default_device
 
+# Ray needs a tenth of a second from the end of a task to the start of the next on the same core.
+_CASES_A_TASK = 4
 JOURNAL, RESULTS, SUMMARY = "journal.jsonl", "results.parquet", "summary.json"
 
 
@@ -177,7 +179,7 @@ def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:
     output.mkdir(parents=True, exist_ok=True)
     journal = output / JOURNAL
     done = _read_journal(journal, plan.made_from)
-    left = [{"case": json.dumps(_key(case))} for case in plan.cases if tuple(_key(case)) not in done]
+    left = [_key(case) for case in plan.cases if tuple(_key(case)) not in done]
     rows = [row for found in done.values() for row in found]
     if not left:
         return rows
@@ -193,34 +195,47 @@ def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _graph(left: list[dict[str, str]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported late
-    """One task a case: cases are independent, and one thread each is the best use of cores."""
+def _graph(left: list[list[Any]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported late
+    """A few cases a task: they are independent, and one thread each is the best use of cores."""
     connect()
     import ray
 
     # The models are put into the object store once; a node fetches them once.
     shared = [ray.put((plan.models, plan.kernels, plan.protocol))]
     cards = ray.cluster_resources().get("GPU", 0)
-    return ray.data.from_items(left, override_num_blocks=len(left)).map(
-        functools.partial(compute_case, shared=shared), num_cpus=1, num_gpus=1 if cards else None
+    starts = range(0, len(left), _CASES_A_TASK)
+    parts = [{"cases": json.dumps(left[start : start + _CASES_A_TASK])} for start in starts]
+    data = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+        functools.partial(compute_cases, shared=shared),
+        batch_size=1,
+        batch_format="numpy",
+        num_cpus=1,
+        num_gpus=1 if cards else None,
     )
+    data.context.target_max_block_size = 1  # each case is handed on as soon as it is finished
+    return data
 
 
-def compute_case(row: dict[str, str], shared: list[Any]) -> dict[str, str]:
-    """A task: all rows of one case, as JSON."""
-    models, kernels, protocol = _fetched(shared[0])
-    case = Case(*json.loads(row["case"]))
+def compute_cases(part: dict[str, Any], shared: list[Any]) -> Iterator[dict[str, list[str]]]:
+    """A task: all rows of each of its cases, as JSON."""
+    for key in json.loads(part["cases"][0]):
+        yield {"rows": [json.dumps(compute_case(Case(*key), *_fetched(shared[0])))]}
+
+
+def compute_case(
+    case: Case, models: Mapping[str, Restorer], kernels: Mapping[int, np.ndarray], protocol: Protocol
+) -> list[dict[str, Any]]:
+    """The rows of one case, one a method."""
     hr = crop_hr(_decoded(case.image), case.scale, protocol)
     kernel = kernels[case.scale][case.kernel - 1]
     lr = make_lr(hr, kernel, case.scale, case.sigma, protocol)
     told = protocol.told_kernel(kernel, case.scale)
     name = PurePosixPath(case.image).name
     key = {"image": name, "kernel": case.kernel, "scale": case.scale, "sigma": case.sigma, "uri": case.image}
-    rows = [
+    return [
         key | {"method": method, **measure(estimate, hr, lr, told, case.scale, protocol)}
         for method, estimate in restore_all(lr, told, case.scale, case.sigma, models, protocol).items()
     ]
-    return {"rows": json.dumps(rows)}
 
 
 @functools.lru_cache(maxsize=1)
