@@ -25,22 +25,36 @@ from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 _CHUNK = 16 << 20  # a read, and on S3 a request
 _RETRY_WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _PATIENCE_S = 30.0  # pyarrow itself tries to reach an S3 server for about that long, at each attempt
+# Tries of one request to an S3 server, with pauses that double up to 20 s: 50 s and 5 minutes until it is an error.
+_TRIES, PATIENT = 8, 20
+
+
+class _S3(pafs.S3FileSystem):
+    """That of pyarrow, but a copy in another process tries as often as the original: pyarrow's own tries thrice."""
+
+    def __init__(self, tries: int, options: dict[str, Any]) -> None:
+        super().__init__(retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=tries), **options)
+        self._arguments = tries, options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _S3, self._arguments
 
 
 @functools.lru_cache(maxsize=8)
-def _s3(endpoint: str | None, region: str) -> pafs.S3FileSystem:
-    options: dict[str, Any] = {
-        "region": region,
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=8),
-    }
+def _s3(endpoint: str | None, region: str, tries: int) -> pafs.S3FileSystem:
+    options: dict[str, Any] = {"region": region}
     if endpoint:
         parts = urlsplit(endpoint)
         options |= {"endpoint_override": parts.netloc or parts.path, "scheme": parts.scheme or "https"}
-    return pafs.S3FileSystem(**options)
+    return _S3(tries, options)
 
 
-def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
+def resolve(uri: str | Path, tries: int = _TRIES) -> tuple[pafs.FileSystem, str]:
     """Return the filesystem of a URI and the path inside it (absolute for local files).
+
+    Args:
+        uri: a local path, `file://` or `s3://`.
+        tries: of each request to an S3 server that does not answer.
 
     Raises:
         BadRequestError: the scheme is neither a local path, `file://` nor `s3://`.
@@ -54,7 +68,7 @@ def resolve(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return _s3(endpoint, region), rest.rstrip("/")
+        return _s3(endpoint, region, tries), rest.rstrip("/")
     raise BadRequestError(f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix")
 
 

@@ -5,10 +5,9 @@ A checkpoint counts once Ray Train has written it into its snapshot, a JSON file
 
 from __future__ import annotations
 
-import errno
 import json
 import tempfile
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,8 @@ from pipeline.training.board import say
 from pipeline.training.step import Learner
 
 SNAPSHOT, COPY = "checkpoint_manager_snapshot.json", "snapshot-copy.json"
-# Storage that does not answer is tried again for this long, while training goes on.
-_PATIENCE_S, _PAUSE_S = 300.0, 5.0
-# What waiting does not mend.
-_FINAL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+# Storage that is away is waited for (the filesystem of `launch.py` is a patient one); after this long we say so.
+_SAY_AFTER_S = 30.0
 
 
 def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float], rank: int, board: Any) -> None:  # noqa: ANN401
@@ -52,22 +49,20 @@ def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float],
 
 
 def _upload(local: ray.train.Checkpoint, name: str, board: Any) -> ray.train.Checkpoint:  # noqa: ANN401
-    """Copy a checkpoint to the run's folder; storage that is away is waited for. Raises JobFailedError."""
+    """Copy a checkpoint to the run's folder, however long its storage takes. Raises JobFailedError."""
     where = ray.train.get_context().get_storage()
-    end, said = time.monotonic() + _PATIENCE_S, False
-    while True:
-        try:
-            return where.persist_current_checkpoint(local, name)
-        except OSError as error:
-            reason = str(error).strip().splitlines()[-1]
-            if error.errno in _FINAL or time.monotonic() > end:
-                reason = f"checkpoint {name} cannot be written to {where.experiment_fs_path}: {reason}"
-                ray.get(board.give_up.remote(reason, "make its storage well, then the same command goes on"))
-                raise JobFailedError(reason) from error
-            if not said:
-                say(board, f"checkpoint {name} waits for its storage ({reason}); training goes on")
-                said = True
-        time.sleep(_PAUSE_S)
+    waiting = f"checkpoint {name} waits for its storage for {_SAY_AFTER_S:g} s now; training goes on"
+    timer = threading.Timer(_SAY_AFTER_S, say, (board, waiting))
+    timer.start()
+    try:
+        return where.persist_current_checkpoint(local, name)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1]
+        reason = f"checkpoint {name} cannot be written to {where.experiment_fs_path}: {reason}"
+        ray.get(board.give_up.remote(reason, "make its storage well, then the same command goes on"))
+        raise JobFailedError(reason) from error
+    finally:
+        timer.cancel()
 
 
 class KeepSnapshot(ray.train.UserCallback):

@@ -59,7 +59,8 @@ def run_workers(
         StoppedError: after a signal.
     """
     train = config.train
-    filesystem, path = storage.resolve(home)
+    # What Ray Train writes itself, its snapshot above all, would end the run if it failed.
+    filesystem, path = storage.resolve(home, storage.PATIENT)
     checkpoints = storage.join(home, "checkpoints")
     mend_snapshot(checkpoints)
     with LiveLine(train.steps) as line:

@@ -15,6 +15,7 @@ class Gate:
         self._target = (host, int(port))
         self._lock = threading.Lock()  # no connection comes up while the gate is being shut
         self._connections: list[socket.socket] = []
+        self._trap: bytes | None = None
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.open()
@@ -23,6 +24,14 @@ class Gate:
         """Listen, on the same port each time."""
         self._listener: socket.socket | None = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def shut_at(self, words: bytes) -> None:
+        """Shut it when a request with these words comes, which is not passed on."""
+        self._trap = words
+
+    @property
+    def is_open(self) -> bool:
+        return self._listener is not None
 
     def shut(self) -> None:
         """Cut every connection and take no more; shut already, it stays so."""
@@ -52,9 +61,11 @@ class Gate:
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if self._trap and self._trap in data:
+                    self._trap = None
+                    self.shut()
                 sink.sendall(data)
         sink.close()

@@ -126,6 +126,7 @@ def gate(s3: str) -> Iterator[Gate]:
 
 
 def test_s3_that_is_away_for_a_while_costs_no_step(config: RunConfig, undisturbed: Path, gate: Gate, tmp_path: Path):
+    """Gone in the middle of the run, while Ray Train's controller writes its snapshot, whose failure ends a run."""
     config = config.model_copy(update={"output": "s3://test/away"})
     variables = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{gate.port}",
@@ -135,7 +136,8 @@ def test_s3_that_is_away_for_a_while_costs_no_step(config: RunConfig, undisturbe
     log = tmp_path / "job.log"
     try:
         wait_for_step(config, job, 4)
-        gate.shut()
+        gate.shut_at(SNAPSHOT.encode())
+        wait_until(lambda: not gate.is_open, job)
         wait_until(lambda: "waits for its storage" in log.read_text(), job)
         gate.open()
         assert job.wait(timeout=300) == 0, log.read_text()

@@ -73,9 +73,14 @@ def run_job(config: RunConfig, folder: Path, **variables: str) -> subprocess.Pop
 def wait_until(condition: Callable[[], bool], job: subprocess.Popen, limit_s: float = 300) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
-        assert job.poll() is None, "the job ended by itself"
-        assert time.monotonic() < deadline
+        assert job.poll() is None, f"the job ended by itself:\n{end_of_log(job)}"
+        assert time.monotonic() < deadline, f"after {limit_s:g} s:\n{end_of_log(job)}"
         time.sleep(0.02)
+
+
+def end_of_log(job: subprocess.Popen) -> str:
+    """The last of what a job of `run_job` said."""
+    return Path(job.args[-1]).with_name("job.log").read_text()[-2000:]  # type: ignore[index,arg-type]
 
 
 def newest_step(config: RunConfig) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,3 +95,36 @@ def test_absolute_does_not_depend_on_the_working_directory(monkeypatch: pytest.M
     assert storage.absolute("x/y") == str(tmp_path / "x" / "y")
     assert storage.absolute("s3://b/x/") == "s3://b/x"
     assert storage.join("s3://b/x", "y") == "s3://b/x/y"
+
+
+class _Unavailable(BaseHTTPRequestHandler):
+    """An S3 server with too much to do."""
+
+    def do_POST(self) -> None:
+        self.server.asked += 1  # type: ignore[attr-defined]
+        self.send_error(503)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_filesystem_tries_as_often_in_another_process(monkeypatch: pytest.MonkeyPatch, tries: int, copied: bool):
+    """Pyarrow forgets its retries when it is pickled, which Ray does with each filesystem that it is handed."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unavailable)
+    server.asked = 0  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    try:
+        filesystem, path = storage.resolve("s3://bucket/key", tries)
+        if copied:
+            filesystem = pickle.loads(pickle.dumps(filesystem))
+        with pytest.raises(OSError, match="SERVICE_UNAVAILABLE"), filesystem.open_output_stream(path) as stream:
+            stream.write(b"x")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert server.asked == tries  # type: ignore[attr-defined]

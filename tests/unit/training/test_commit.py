@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -75,35 +77,39 @@ def board() -> MagicMock:
     return MagicMock()
 
 
-def storage_that(monkeypatch: pytest.MonkeyPatch, answers: list) -> MagicMock:
+def storage_that(monkeypatch: pytest.MonkeyPatch, answer: Any) -> MagicMock:
     where = MagicMock(experiment_fs_path="bucket/run")
-    where.persist_current_checkpoint.side_effect = answers
+    where.persist_current_checkpoint.side_effect = answer
     context = SimpleNamespace(get_storage=lambda: where)
     monkeypatch.setattr(commit.ray.train, "get_context", lambda: context)
     monkeypatch.setattr(commit.ray, "get", lambda answer: answer)
-    monkeypatch.setattr(commit, "_PAUSE_S", 0.0)
     return where
 
 
-def test_storage_that_is_away_is_tried_again_and_said_once(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
-    away = OSError("When getting information for key: curlCode: 7, Couldn't connect to server")
-    storage_that(monkeypatch, [away, away, "the checkpoint"])
-    assert commit._upload("local", "step-00000004", board) == "the checkpoint"
+def test_storage_that_takes_long_is_told_once(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+    told = threading.Event()
+    board.say.remote.side_effect = lambda line: told.set()
+    storage_that(monkeypatch, lambda local, name: f"{name} {told.wait(timeout=20)}")
+    monkeypatch.setattr(commit, "_SAY_AFTER_S", 0.0)
+    assert commit._upload("local", "step-00000004", board) == "step-00000004 True"
     (said,) = [call.args[0] for call in board.say.remote.call_args_list]
-    assert said.startswith("checkpoint step-00000004 waits for its storage (When getting")
+    assert said.startswith("checkpoint step-00000004 waits for its storage")
 
 
-def test_a_full_disk_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
-    where = storage_that(monkeypatch, [OSError(errno.ENOSPC, "No space left on device"), "never"])
+def test_storage_that_answers_is_not_told(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+    before = threading.active_count()
+    storage_that(monkeypatch, ["the checkpoint"])
+    assert commit._upload("local", "step-00000004", board) == "the checkpoint"
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(timeout=20)
+    assert threading.active_count() == before
+    board.say.remote.assert_not_called()
+
+
+def test_storage_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+    storage_that(monkeypatch, [OSError(errno.ENOSPC, "No space left on device")])
     with pytest.raises(JobFailedError, match=r"^checkpoint step-00000004 cannot be written to bucket/run: .*No space"):
         commit._upload("local", "step-00000004", board)
-    assert where.persist_current_checkpoint.call_count == 1
     reason, _ = board.give_up.remote.call_args.args
     assert reason.startswith("checkpoint step-00000004 cannot be written")
-
-
-def test_patience_ends(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
-    storage_that(monkeypatch, [OSError("away")] * 3)
-    monkeypatch.setattr(commit, "_PATIENCE_S", -1.0)
-    with pytest.raises(JobFailedError, match="cannot be written to bucket/run: away"):
-        commit._upload("local", "step-00000004", board)
