@@ -10,8 +10,9 @@ TESTING := .venv/.test-installed
 quickstart: $(RUNTIME)
 	$(BIN)/python jobs/quickstart.py
 
+# Two at a time: tests of a Ray cluster spend much of their time waiting for processes to start.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(TESTING)
 	$(BIN)/ruff check .
