@@ -106,8 +106,9 @@ def _train(
         with runs.RunLogger(run) as logger:
             for name, digest in digests.items():
                 logger.input(name, digest, getattr(config.data, name))
-        folder = run_workers(config, run, digests, home, data_cpus, start, changed=changed)
-        version = _export(config, run, digests, folder, model)
+        last = run_workers(config, run, digests, home, data_cpus, start, changed=changed)
+        with last.as_directory() as folder:
+            version = _export(config, run, digests, Path(folder), model)
         record |= {"finished": config.train.steps, "version": version}
         storage.write_json(storage.join(home, "run.json"), record)
         status = "FINISHED"

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -40,8 +39,8 @@ def run_workers(
     start: Start,
     *,
     changed: bool = False,
-) -> Path:
-    """Train on the cluster, from the newest checkpoint under `home`; returns the folder of the last checkpoint.
+) -> ray.train.Checkpoint:
+    """Train on the cluster, from the newest checkpoint under `home`; returns the last checkpoint.
 
     SIGINT and SIGTERM make the workers write a checkpoint and end; a second one ends at once.
 
@@ -99,7 +98,7 @@ def run_workers(
         raise JobFailedError(f"run '{config.name}' ended without a checkpoint")
     if (step := int(result.metrics["step"])) < train.steps:
         raise StoppedError(f"run '{config.name}' stopped at step {step} of {train.steps}; the same command goes on")
-    return Path(result.checkpoint.to_directory())
+    return result.checkpoint
 
 
 def _in_thread(call: Any) -> Any:  # noqa: ANN401 - what the call returns
