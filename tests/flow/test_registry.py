@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -17,13 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.registry import Registry, main
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.cli import run
-from pipeline.config import ModelConfig
 from pipeline.inference import Restorer
-from pipeline.model import USRNet
-from pipeline.model.weights import load_usrnet
 from pipeline.tracking import registry, runs
 from pipeline.tracking.store import client
 
@@ -240,139 +234,3 @@ def test_fetched_models_are_kept_and_a_damaged_one_is_fetched_again(
     flip_a_weight(kept)
     with pytest.raises(BadRequestError, match=rf"cannot fetch models:/{model_name}/1"):
         registry.download(uri, sqlite_store)
-
-
-@pytest.fixture
-def registry_job(sqlite_store: str, capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """`jobs/registry.py` in this process: its output, or its error as an exception."""
-
-    def call(*arguments: str) -> str:
-        capsys.readouterr()
-        try:
-            run(Registry, main, [*arguments, "--tracking-uri", sqlite_store])
-        except SystemExit as stop:
-            error = capsys.readouterr().err
-            assert error.startswith("error: ")
-            assert error.count("\n") == 1
-            raise RuntimeError(f"{stop.code} {error}") from None
-        return capsys.readouterr().out
-
-    return call
-
-
-@pytest.fixture
-def usrnet(tmp_path: Path) -> Path:
-    """A small USRNet as it would be published."""
-    torch.manual_seed(0)
-    network = USRNet(ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, x0="nearest"))
-    torch.save(network.state_dict(), tmp_path / "usrnet.pth")
-    return tmp_path / "usrnet.pth"
-
-
-def test_published_weights_are_imported_once_and_give_the_same_network(registry_job, usrnet: Path, tmp_path: Path):
-    answer = json.loads(registry_job("import-weights", str(usrnet), "--name", "usrnet", "--json"))
-    assert (answer["new"], answer["version"], answer["aliases"]) == (True, 1, ["candidate"])
-    assert answer["origin"]["import.sha256"] == hashlib.sha256(usrnet.read_bytes()).hexdigest()
-    assert answer["input"]["blind"] is False
-    assert json.loads(registry_job("import-weights", str(usrnet), "--name", "usrnet", "--json"))["new"] is False
-    registry_job("export", "usrnet/1", "--output", str(tmp_path / "out"))
-    ours, theirs = Restorer.load(tmp_path / "out").network.state_dict(), load_usrnet(usrnet).state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_a_checkpoint_is_imported_by_its_averaged_weights(
-    registry_job, model_folder: Callable[[int], Path], tmp_path: Path
-):
-    checkpoint = shutil.copytree(model_folder(1), tmp_path / "checkpoint")
-    shutil.copy(model_folder(2) / "weights.safetensors", checkpoint / "ema.safetensors")
-    registry_job("import-weights", str(checkpoint), "--name", "ours")
-    registry_job("export", "ours@candidate", "--output", str(tmp_path / "out"))
-    assert contents(tmp_path / "out")["weights.safetensors"] == contents(model_folder(2))["weights.safetensors"]
-    assert "README.md" in contents(tmp_path / "out")
-
-
-class Harmful:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_weights_from_outside_are_not_executed(registry_job, tmp_path: Path):
-    torch.save({"p": Harmful(tmp_path / "executed")}, tmp_path / "a.pth")
-    (tmp_path / "b.pth").write_bytes(pickle.dumps(Harmful(tmp_path / "executed"), protocol=2))
-    for file in ("a.pth", "b.pth"):
-        with pytest.raises(RuntimeError, match=r"2 error: .*not a checkpoint of tensors"):
-            registry_job("import-weights", str(tmp_path / file), "--name", "usrnet")
-    assert not (tmp_path / "executed").exists()
-
-
-def test_the_commands_of_the_job(registry_job, sqlite_store, model_name, add_version: Callable[..., int], tmp_path):
-    assert "no models are registered yet" in registry_job("list")
-    for number, psnr in ((1, 30.0), (2, 30.5), (3, 20.0)):
-        add_version(sqlite_store, number, {"psnr.float.x2.blind": psnr, "psnr.float.x2.bicubic": 25.0})
-    (row,) = json.loads(registry_job("list", "--json"))
-    assert (row["name"], row["versions"], row["aliases"]) == (model_name, 3, {"candidate": 3})
-    assert model_name in registry_job("list")
-
-    assert f"{model_name}: champion is version 1 now" in registry_job("promote", model_name, "1")
-    assert f"{model_name}: champion is version 2 now, before version 1" in registry_job("promote", model_name, "2")
-    with pytest.raises(RuntimeError, match=r"2 error: .*falls from 30\.50 to 20\.00 dB"):
-        registry_job("promote", model_name, "3")
-    forced = json.loads(registry_job("promote", model_name, "3", "--force", "a test", "--json"))
-    assert (forced["previous"], forced["reason"]) == (2, "a test")
-    assert "champion is version 2 now, before version 3" in registry_job("rollback", model_name)
-
-    shown = json.loads(registry_job("show", f"{model_name}@champion", "--json"))
-    assert shown["version"] == 2
-    assert [(m["action"], m["previous"]) for m in shown["moves"]] == [("promote", 1), ("rollback", 3)]
-    assert "a test" in registry_job("show", model_name)
-    assert "a test" in registry_job("show", f"{model_name}/3")
-
-    compared = json.loads(registry_job("compare", f"{model_name}/1", f"{model_name}/2", "--json"))
-    assert compared["metrics"]["psnr.float.x2.blind"] == [30.0, 30.5, 0.5]
-    assert compared["metrics"]["psnr.float.x2.bicubic"] == [25.0, 25.0, 0.0]
-    assert (compared["same_files"], compared["config"]) == (False, {})
-    assert "+0.500" in registry_job("compare", f"{model_name}/1", f"{model_name}/2")
-
-    out = tmp_path / "out"
-    registry_job("export", f"{model_name}@champion", "--output", str(out))
-    assert shown["digest"] == hashlib.sha256((out / "model.json").read_bytes()).hexdigest()
-    with pytest.raises(RuntimeError, match=r"2 error: .*nothing is overwritten"):
-        registry_job("export", f"{model_name}@champion", "--output", str(out))
-
-    would = json.loads(registry_job("gc", "--keep", "0", "--older-than", "0", "--json"))
-    assert would == []  # 1 is the way back, 2 champion, 3 candidate
-    client(sqlite_store).delete_registered_model_alias(model_name, "candidate")
-    assert "1 versions would be deleted" in registry_job("gc", "--keep", "0", "--older-than", "0")
-    assert "1 versions deleted" in registry_job("gc", "--keep", "0", "--older-than", "0", "--delete")
-    assert json.loads(registry_job("list", "--json"))[0]["versions"] == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["show", "nobody"], "no model 'nobody' in the registry; it has: none"),
-        (["promote", "nobody", "1"], "no model 'nobody'"),
-        (["promote", "nobody", "one"], r"promote\.version: .*integer"),
-        (["promote", "nobody", "1", "--alias", "latest"], "alias 'latest': use letters"),
-        (["rollback", "nobody"], "no model 'nobody'"),
-        (["import-weights", "nowhere.pth", "--name", "a"], r"nowhere\.pth: no such file"),
-        (["import-weights", "nowhere", "--name", "a"], "neither a .pth or .safetensors file"),
-        (["import-weights", "a.pth", "--name", "a/b"], r"import_weights\.name: .*pattern"),
-        (["forget"], "invalid choice: 'forget'"),
-    ],
-)
-def test_bad_requests_are_one_line_and_exit_2(registry_job, arguments: list[str], message: str):
-    with pytest.raises(RuntimeError, match=f"2 error: .*{message}"):
-        registry_job(*arguments)
-
-
-def test_a_job_without_a_command_says_what_there_is(capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit, match="2"):
-        run(Registry, main, [])
-    assert "say what to do: list, show, promote" in capsys.readouterr().err

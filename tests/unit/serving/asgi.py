@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
+
+from pipeline.serving.app import build_app
+from pipeline.serving.model import LiveModel
+from pipeline.serving.settings import ServeSettings
 
 
 class Reply(NamedTuple):
@@ -26,6 +31,25 @@ class Reply(NamedTuple):
         assert "\n" not in only[1]
         assert "Traceback" not in only[1]
         return only[1]
+
+
+def ask(
+    live: LiveModel,
+    method: str,
+    target: str,
+    body: bytes | AsyncIterator[bytes] = b"",
+    headers: Mapping[str, str] | None = None,
+    **settings: object,
+) -> Reply:
+    """`call` on a fresh app that serves `live` under these settings."""
+    return asyncio.run(call(build_app(ServeSettings(**settings), live), method, target, body, headers))
+
+
+def form(image: bytes, fields: Mapping[str, str] | None = None, name: str = "p.png") -> tuple[bytes, dict[str, str]]:
+    """Body and headers of an upload as browsers send it."""
+    parts = [f'--b\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in (fields or {}).items()]
+    parts.append(f'--b\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n')
+    return "".join(parts).encode() + image + b"\r\n--b--\r\n", {"content-type": "multipart/form-data; boundary=b"}
 
 
 async def call(
