@@ -1,0 +1,55 @@
+"""What ships restores a photograph that it was never trained on, at every scale that it says it can."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels_bank.benchmark import benchmark_kernels
+from kernels_bank.runtime.storage import read_bytes
+from pipeline.data.images import decode_image
+from pipeline.data.photographs import copy_photographs
+from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, crop_hr, make_lr, measure, restore_all
+from pipeline.evaluation.protocol import PROTOCOLS
+from pipeline.inference import Restorer
+from pipeline.inference.settings import RestoreSettings
+from pipeline.serving.settings import ServeSettings
+from pipeline.shipped import SCHEME, shipped_folder
+
+PROTOCOL = PROTOCOLS["usrnet-table1"]
+DEFAULT = ServeSettings().model
+NAMES = sorted(path.parent.name for path in shipped_folder(DEFAULT).parent.glob("*/model.json"))
+KERNEL = benchmark_kernels()[3]  # a round Gaussian, sigma 2
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    _, held_out = copy_photographs(tmp_path_factory.mktemp("photographs"))
+    return decode_image(read_bytes(str(held_out / "chelsea.png")))
+
+
+def test_what_the_jobs_take_by_default_is_there():
+    wanted = RestoreSettings(input="", output="")
+    assert wanted.model == DEFAULT
+    Restorer.load(DEFAULT).check(wanted.scale, kernel_given=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_small_and_its_card_says_how_to_load_it(name: str):
+    folder = shipped_folder(SCHEME + name)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4e6
+    assert f'Restorer.load("{SCHEME}{name}")' in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blind_is_far_above_bicubic_and_near_the_true_kernel(photograph: np.ndarray, name: str):
+    model = Restorer.load(SCHEME + name)
+    for scale in model.scales:
+        hr = crop_hr(photograph, scale, PROTOCOL)
+        lr = make_lr(hr, KERNEL, scale, 0.0, PROTOCOL)
+        found = restore_all(lr, KERNEL, scale, 0.0, {BLIND: model, NONBLIND: model}, PROTOCOL)
+        values = {method: measure(estimate, hr, lr, KERNEL, scale, PROTOCOL) for method, estimate in found.items()}
+        psnr = {method: value["psnr_rgb"] for method, value in values.items()}
+        assert psnr[BLIND] > psnr[BICUBIC] + 2.5, psnr
+        assert psnr[BLIND] > psnr[NONBLIND] - 0.5, psnr
+        assert values[BLIND]["kernel_correlation"] > 0.99
