@@ -24,6 +24,7 @@ import secrets
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -61,12 +62,11 @@ def up(folder: Path, nodes: int, settings: Settings) -> None:
     try:
         write_secret(folder / "settings.json", json.dumps(asdict(settings)))
         write_secret(folder / "token", secrets.token_hex(32))
-        start_s3(folder, settings)
-        start_mlflow(folder, settings)
+        s3, mlflow = start_s3(folder, settings), start_mlflow(folder, settings)
         for number in range(nodes):
             join(folder, settings, number)
-        wait_for(folder, "s3", lambda: listens(settings.s3_port))
-        wait_for(folder, "mlflow", lambda: answers(settings.mlflow_port, "/health"))
+        wait_for(folder, "s3", s3, lambda: listens(settings.s3_port))
+        wait_for(folder, "mlflow", mlflow, lambda: answers(settings.mlflow_port, "/health"))
     except BaseException:
         keep_logs(folder)
         down(folder)
@@ -151,11 +151,14 @@ def kill(folder: Path, role: str) -> None:
     end(found, gently=False)
 
 
-def wait_for(folder: Path, role: str, condition: Callable[[], bool]) -> None:
-    """Wait for `condition`, as long as the process that shall bring it about runs."""
+def wait_for(folder: Path, role: str, server: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+    """Wait for `condition`, as long as the server that shall bring it about runs.
+
+    Not as long as its mark is seen: a process that has only just begun shows no environment yet.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        if role not in processes(folder).values():
+        if server.poll() is not None:
             raise ClusterError(f"{role} ended while starting: {last_line(folder / f'{role}.log')}")
         if time.monotonic() > deadline:
             raise ClusterError(f"{role} did not come up within {PATIENCE_S:.0f} s; is this machine overloaded?")
@@ -250,11 +253,10 @@ def run(arguments: argparse.Namespace) -> None:
         case "restart":
             end(of_role(folder, arguments.server), gently=False)
             if arguments.server == "s3":
-                start_s3(folder, settings)
-                wait_for(folder, "s3", lambda: listens(settings.s3_port))
+                wait_for(folder, "s3", start_s3(folder, settings), lambda: listens(settings.s3_port))
             else:
-                start_mlflow(folder, settings)
-                wait_for(folder, "mlflow", lambda: answers(settings.mlflow_port, "/health"))
+                mlflow = start_mlflow(folder, settings)
+                wait_for(folder, "mlflow", mlflow, lambda: answers(settings.mlflow_port, "/health"))
             say(f"{arguments.server} is back, with its data")
     return None
 

@@ -41,18 +41,19 @@ def read_settings(folder: Path) -> Settings:
         raise ClusterError(f"no cluster in {folder}; start one with `up`") from None
 
 
-def start_s3(folder: Path, settings: Settings) -> None:
+def start_s3(folder: Path, settings: Settings) -> subprocess.Popen[bytes]:
     """S3 of moto, with its objects in the folder."""
     server = [sys.executable, str(Path(__file__).with_name("s3_server.py"))]
-    launch(folder, "s3", [*server, "--port", str(settings.s3_port), "--folder", str(folder / "s3"), "--bucket", BUCKET])
+    server += ["--port", str(settings.s3_port), "--folder", str(folder / "s3"), "--bucket", BUCKET]
+    return launch(folder, "s3", server)
 
 
-def start_mlflow(folder: Path, settings: Settings) -> None:
+def start_mlflow(folder: Path, settings: Settings) -> subprocess.Popen[bytes]:
     """`mlflow server` that hands artifacts through to S3, so that its clients need no S3 credentials."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(settings.mlflow_port)]
     command += ["--artifacts-destination", f"s3://{BUCKET}/mlflow", "--workers", "1"]
     # In the environment, not among the arguments, which every user of the machine can read: it may hold a password.
-    launch(folder, "mlflow", command, {"MLFLOW_BACKEND_STORE_URI": settings.backend})
+    return launch(folder, "mlflow", command, {"MLFLOW_BACKEND_STORE_URI": settings.backend})
 
 
 def start_node(folder: Path, settings: Settings, number: int) -> subprocess.Popen[bytes]:
