@@ -49,6 +49,11 @@ from parts import (
 )
 
 PATIENCE_S = 300.0
+# How each server is started, and how one sees that it answers. MLflow keeps its files on S3.
+SERVERS: dict[str, tuple[Callable[[Path, Settings], subprocess.Popen[bytes]], Callable[[Settings], bool]]] = {
+    "s3": (start_s3, lambda settings: listens(settings.s3_port)),
+    "mlflow": (start_mlflow, lambda settings: answers(settings.mlflow_port, "/health")),
+}
 
 
 def up(folder: Path, nodes: int, settings: Settings) -> None:
@@ -62,11 +67,11 @@ def up(folder: Path, nodes: int, settings: Settings) -> None:
     try:
         write_secret(folder / "settings.json", json.dumps(asdict(settings)))
         write_secret(folder / "token", secrets.token_hex(32))
-        s3, mlflow = start_s3(folder, settings), start_mlflow(folder, settings)
+        servers = {role: start(folder, settings) for role, (start, _) in SERVERS.items()}
         for number in range(nodes):
             join(folder, settings, number)
-        wait_for(folder, "s3", s3, lambda: listens(settings.s3_port))
-        wait_for(folder, "mlflow", mlflow, lambda: answers(settings.mlflow_port, "/health"))
+        for role, server in servers.items():
+            wait_for(folder, settings, role, server)
     except BaseException:
         keep_logs(folder)
         down(folder)
@@ -138,7 +143,7 @@ def usage(folder: Path, settings: Settings) -> str:
 def status(folder: Path, settings: Settings) -> None:
     """Print every part of the cluster and whether it answers."""
     here = set(processes(folder).values())
-    for role in sorted(here | {"mlflow", "s3", "node-0"}):
+    for role in sorted(here | {*SERVERS, "node-0"}):
         say(f"  {role:8} {'running' if role in here else 'not running'}")
     say(f"  nodes that Ray believes alive: {', '.join(map(str, alive_nodes(folder, settings))) or 'none'}")
     say(usage(folder, settings))
@@ -151,13 +156,14 @@ def kill(folder: Path, role: str) -> None:
     end(found, gently=False)
 
 
-def wait_for(folder: Path, role: str, server: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
-    """Wait for `condition`, as long as the server that shall bring it about runs.
+def wait_for(folder: Path, settings: Settings, role: str, server: subprocess.Popen[bytes]) -> None:
+    """Wait until a server answers, as long as its process runs.
 
     Not as long as its mark is seen: a process that has only just begun shows no environment yet.
     """
+    _, ready = SERVERS[role]
     deadline = time.monotonic() + PATIENCE_S
-    while not condition():
+    while not ready(settings):
         if server.poll() is not None:
             raise ClusterError(f"{role} ended while starting: {last_line(folder / f'{role}.log')}")
         if time.monotonic() > deadline:
@@ -212,7 +218,7 @@ def parse() -> argparse.Namespace:
         commands.add_parser(name, help=text)
     commands.add_parser("kill-node", help="kill a worker node").add_argument("number", type=int)
     for name in ("kill", "restart"):
-        commands.add_parser(name, help=f"{name} a server").add_argument("server", choices=("s3", "mlflow"))
+        commands.add_parser(name, help=f"{name} a server").add_argument("server", choices=tuple(SERVERS))
     arguments = parser.parse_args()
     arguments.folder = arguments.folder.absolute()
     return arguments
@@ -252,11 +258,8 @@ def run(arguments: argparse.Namespace) -> None:
             say(f"{arguments.server} is dead; `restart {arguments.server}` brings it back")
         case "restart":
             end(of_role(folder, arguments.server), gently=False)
-            if arguments.server == "s3":
-                wait_for(folder, "s3", start_s3(folder, settings), lambda: listens(settings.s3_port))
-            else:
-                mlflow = start_mlflow(folder, settings)
-                wait_for(folder, "mlflow", mlflow, lambda: answers(settings.mlflow_port, "/health"))
+            start, _ = SERVERS[arguments.server]
+            wait_for(folder, settings, arguments.server, start(folder, settings))
             say(f"{arguments.server} is back, with its data")
     return None
 
