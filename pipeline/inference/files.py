@@ -28,6 +28,7 @@ from pipeline.inference.explain import warnings
 from pipeline.inference.photograph import SUFFIX, Format, Photograph, as_depth, decode_photograph, encode_photograph
 from pipeline.inference.restorer import Restored, Restorer
 from pipeline.inference.settings import RestoreSettings
+from pipeline.shipped import shipped_for
 
 _OTHER_SUFFIXES = {".jpeg": "jpeg", ".tiff": "tiff", ".bmp": "png"}
 _BANK = "bank:"
@@ -79,7 +80,7 @@ def load_tools(settings: RestoreSettings, device: torch.device | None = None) ->
     Raises:
         BadRequestError: no such model or kernel, or they do not fit the scale.
     """
-    model = _pinned(settings.model)
+    model = _pinned(settings.model or shipped_for(settings.scale))
     restorer = Restorer.load(model, device)
     kernel = load_kernel(settings.kernel) if settings.kernel else None
     restorer.check(settings.scale, kernel_given=kernel is not None)

@@ -60,7 +60,7 @@ class Restorer:
         """Load a model.
 
         Args:
-            uri: `shipped:blind-sr-x2`, `models:/name@alias`, `models:/name/3`, a model or checkpoint directory (local
+            uri: `shipped:blind-sr`, `models:/name@alias`, `models:/name/3`, a model or checkpoint directory (local
                 or s3://), or the `.pth` of a published USRNet, which restores with given kernels only.
             device: where it runs; the CUDA card of this process if it has one, else the CPU.
 

@@ -14,9 +14,10 @@ from pipeline.config import Frozen, Scale, Sigma
 class RestoreSettings(Frozen):
     """Images, a model, and how the results are made and named."""
 
-    model: str = Field(
-        "shipped:blind-sr-x2",
-        description="shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, a model folder, or a USRNet .pth",
+    model: str | None = Field(
+        None,
+        description="shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, a model folder, or a USRNet .pth; "
+        "default: what ships for the scale",
     )
     input: str = Field(description="an image, or a folder, zip or s3:// prefix of images")
     output: str = Field(description="folder or s3:// prefix for the results")

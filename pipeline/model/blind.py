@@ -25,7 +25,7 @@ from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
 from pipeline.model.gaussian_fit import snap_to_gaussian
 from pipeline.model.guard import restoration_score
-from pipeline.model.kernel_step import MARGIN, refine_kernel
+from pipeline.model.kernel_step import margin, refine_kernel
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, USRNet, check_inputs
 
@@ -61,7 +61,7 @@ class BlindUSRNet(nn.Module):
         self.restorer = USRNet(config)
         shape = (config.scales, config.estimator_channels, config.estimator_blocks, codec.components)
         self.estimator = Estimator(*shape) if config.rounds else None
-        self.spectral = SpectralInit(codec.components) if config.initial_kernel == "spectral" else None
+        self.spectral = SpectralInit(config.scales, codec.components) if config.initial_kernel == "spectral" else None
 
     def forward(
         self,
@@ -126,7 +126,7 @@ class BlindUSRNet(nn.Module):
             if guard:
                 # Without rounds between, what stands is a whole restoration from x0 already.
                 old = self._whole(origin, standing.kernel, standing.code) if self.config.rounds else standing
-                better = self._score(new, origin, seen) <= MARGIN * self._score(old, origin, seen)
+                better = self._score(new, origin, seen) <= margin(scale) * self._score(old, origin, seen)
             rounds.append(new)
             standing = Round(*(_where(better, *pair) for pair in zip(new, standing, strict=True)))
             winner = winner.where(~better, len(rounds) - 1)

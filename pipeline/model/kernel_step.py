@@ -22,10 +22,16 @@ _ITERATIONS = 100
 # Noise levels that the restorer is told while the kernel is still wrong, first and last: told of little noise it would
 # invert the wrong kernel faithfully, and the ringing then explains the LR image as well as the truth does.
 _TOLD = (0.1, 0.01)
-# The refined kernel stands where its score is less than this share of the other's. It was made to explain the LR image,
-# so it explains it well also where it is wrong: it has to win clearly. Measured (docs/training-log.md): 0.71 to 1.2 for
-# Gaussian kernels that were right before; below 0.2 for most motion kernels, and 0.57 for one.
-MARGIN = 0.6
+
+
+def margin(scale: int) -> float:
+    """The refined kernel stands where its score is at most this share of the other's.
+
+    It was made to explain the LR image, so it explains it well also where it is wrong: it has to win clearly. Measured
+    (docs/training-log.md): the smallest share of a Gaussian kernel that was right before is 0.67, 0.94 and 1.26 at x2,
+    x3 and x4. Nearly all motion kernels lie below the margin at x2, two in three at x3, one in four at x4.
+    """
+    return 0.2 * (scale + 1)
 
 
 def refine_kernel(

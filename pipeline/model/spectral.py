@@ -3,6 +3,10 @@
 Natural images share a power spectrum that falls as 1/f^2, so the averaged periodogram of the LR image shows the
 kernel's |F(k)|^2 through the decimation. It is blind to phase: k(x) and k(-x) look the same, so motion kernels are
 left to the estimator.
+
+The same decimation folds the same spectrum differently at each scale, so the scale must turn the whole first layer:
+every hidden unit has a gain and an offset per scale (FiLM: Perez et al., AAAI 2018). One more input does not do it, and
+nets of their own are no better (docs/training-log.md).
 """
 
 from __future__ import annotations
@@ -18,16 +22,15 @@ _FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is
 class SpectralInit(nn.Module):
     """(B, 3, h, w) LR, its scale and (B,) noise level -> (B, components) standardised kernel code; any size."""
 
-    def __init__(self, components: int, hidden: tuple[int, int] = (512, 256)) -> None:
+    def __init__(self, scales: tuple[int, ...], components: int, hidden: tuple[int, int] = (512, 256)) -> None:
         super().__init__()
         features = FEATURES * WINDOW * (WINDOW // 2 + 1)
+        self.scales = scales
         self.norm = nn.LayerNorm(features)
-        self.mlp = nn.Sequential(
-            nn.Linear(features + 2, hidden[0]),
-            nn.GELU(),
-            nn.Linear(hidden[0], hidden[1]),
-            nn.GELU(),
-            nn.Linear(hidden[1], components),
+        self.first = nn.Linear(features + 1, hidden[0])
+        self.by_scale = nn.Parameter(torch.zeros(len(scales), 2, hidden[0]))  # gain beyond 1, and offset
+        self.rest = nn.Sequential(
+            nn.GELU(), nn.Linear(hidden[0], hidden[1]), nn.GELU(), nn.Linear(hidden[1], components)
         )
         window = torch.hann_window(WINDOW, periodic=False)
         frequency = torch.fft.fftfreq(WINDOW)[:, None].square() + torch.fft.rfftfreq(WINDOW).square()
@@ -38,8 +41,9 @@ class SpectralInit(nn.Module):
         """Float32 also under autocast."""
         with torch.autocast(lr.device.type, enabled=False):
             features = self.norm(self.features(lr).to(self.norm.weight.dtype))
-            condition = torch.stack((10 * sigma, torch.full_like(sigma, scale / 4)), 1).to(features.dtype)
-            code: Tensor = self.mlp(torch.cat((features, condition), 1))
+            level = (10 * sigma)[:, None].to(features.dtype)
+            gain, offset = self.by_scale[self.scales.index(scale)]
+            code: Tensor = self.rest(self.first(torch.cat((features, level), 1)) * (1 + gain) + offset)
         return code
 
     def features(self, lr: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Models that come with the program: `Restorer.load("shipped:blind-sr-x2")`. Each is a model folder with its card."""
+"""Models that come with the program: `Restorer.load("shipped:blind-sr")`. Each is a model folder with its card."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 from kernels_bank.runtime.errors import BadRequestError
 
 SCHEME = "shipped:"
+
+
+def shipped_for(scale: int) -> str:
+    """The model to restore photographs with at this scale: x2 has one of its own."""
+    return f"{SCHEME}blind-sr-x2" if scale == 2 else f"{SCHEME}blind-sr"
 
 
 def shipped_folder(uri: str) -> Path:

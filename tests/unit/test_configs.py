@@ -39,14 +39,24 @@ def test_the_seeds_experiments_are_all_there():
     assert load("nonblind").train.learn == "restorer"
 
 
-def test_the_stages_of_the_shipped_model_follow_each_other():
-    stages = [load(f"shipped-x2-{stage}") for stage in ("restorer", "denoise", "spectral")]
-    for before, after in itertools.pairwise(stages):
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("shipped-x2", ("restorer", "denoise", "spectral")), ("shipped-all", ("restorer", "spectral"))],
+)
+def test_the_stages_of_a_shipped_model_follow_each_other(name, stages):
+    configs = [load(f"{name}-{stage}") for stage in stages]
+    for before, after in itertools.pairwise(configs):
         assert after.model == before.model
         assert after.data.shards == before.data.shards
         assert after.train.start_from == f"{before.output}/{before.name}/model"
         assert after.data.bank == before.data.bank or after.train.start_parts == "restorer"
-    assert load("quickstart").model == stages[-1].model
+
+
+@pytest.mark.parametrize(
+    ("model", "last"), [("blind-sr-x2", "shipped-x2-spectral"), ("blind-sr", "shipped-all-spectral")]
+)
+def test_what_ships_is_what_its_last_stage_trains(model, last):
+    assert Restorer.load(f"shipped:{model}", device=torch.device("cpu")).network.config == load(last).model
 
 
 def test_the_quickstart_starts_from_what_ships():

@@ -12,14 +12,14 @@ from pipeline.data.photographs import copy_photographs
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, crop_hr, make_lr, measure, restore_all
 from pipeline.evaluation.protocol import PROTOCOLS
 from pipeline.inference import Restorer
-from pipeline.inference.settings import RestoreSettings
 from pipeline.serving.settings import ServeSettings
-from pipeline.shipped import SCHEME, shipped_folder
+from pipeline.shipped import SCHEME, shipped_folder, shipped_for
 
 PROTOCOL = PROTOCOLS["usrnet-table1"]
-DEFAULT = ServeSettings().model
-NAMES = sorted(path.parent.name for path in shipped_folder(DEFAULT).parent.glob("*/model.json"))
+SERVED = ServeSettings().model
+NAMES = sorted(path.parent.name for path in shipped_folder(SERVED).parent.glob("*/model.json"))
 KERNEL = benchmark_kernels()[3]  # a round Gaussian, sigma 2
+GAIN = {2: 2.5, 3: 2.0, 4: 1.0}  # dB above bicubic by scale; the true kernel gives 0.1 to 0.3 more
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     return decode_image(read_bytes(str(held_out / "chelsea.png")))
 
 
-def test_what_the_jobs_take_by_default_is_there():
-    wanted = RestoreSettings(input="", output="")
-    assert wanted.model == DEFAULT
-    Restorer.load(DEFAULT).check(wanted.scale, kernel_given=False)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_jobs_have_a_model_for_every_scale(scale: int):
+    for model in (shipped_for(scale), SERVED):
+        Restorer.load(model).check(scale, kernel_given=False)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,6 +50,6 @@ def test_blind_is_far_above_bicubic_and_near_the_true_kernel(photograph: np.ndar
         found = restore_all(lr, KERNEL, scale, 0.0, {BLIND: model, NONBLIND: model}, PROTOCOL)
         values = {method: measure(estimate, hr, lr, KERNEL, scale, PROTOCOL) for method, estimate in found.items()}
         psnr = {method: value["psnr_rgb"] for method, value in values.items()}
-        assert psnr[BLIND] > psnr[BICUBIC] + 2.5, psnr
+        assert psnr[BLIND] > psnr[BICUBIC] + GAIN[scale], psnr
         assert psnr[BLIND] > psnr[NONBLIND] - 0.5, psnr
         assert values[BLIND]["kernel_correlation"] > 0.99

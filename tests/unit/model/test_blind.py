@@ -192,7 +192,8 @@ def test_the_sizes_of_the_published_networks(codec):
 @pytest.mark.parametrize(("height", "width"), [(8, 9), (31, 70), (64, 33)])
 def test_spectral_start_takes_any_size_and_ignores_brightness(height, width):
     torch.manual_seed(0)
-    spectral = SpectralInit(6).eval()
+    spectral = SpectralInit((2, 3), 6).eval()
+    torch.nn.init.normal_(spectral.by_scale, std=0.1)  # new ones tell no scale from another
     lr = torch.rand(2, 3, height, width)
     code = spectral(lr, 2, torch.zeros(2))
     assert code.shape == (2, 6)
@@ -203,7 +204,7 @@ def test_spectral_start_takes_any_size_and_ignores_brightness(height, width):
 
 def test_spectral_features_show_the_blur_and_not_its_direction():
     """Blurring one axis lowers that axis's high frequencies; mirroring the image changes nothing there."""
-    spectral = SpectralInit(4)
+    spectral = SpectralInit((2,), 4)
     sharp = torch.rand(1, 3, 64, 64)
     blurred = (sharp + sharp.roll(1, -1) + sharp.roll(-1, -1)) / 3
     plain, soft = (spectral.features(image).reshape(3, 32, 17)[0] for image in (sharp, blurred))
@@ -219,7 +220,7 @@ def test_a_turned_image_has_the_turned_initial_kernel(codec, turn):
     net = BlindUSRNet(ModelConfig(widths=(2, 2, 2, 2)), codec).eval()
     assert net.spectral is not None
     with torch.no_grad():  # far from its small first weights, so that the views disagree
-        net.spectral.mlp[-1].weight.mul_(20)
+        net.spectral.rest[-1].weight.mul_(20)
     lr = torch.rand(2, 3, 45, 30)  # smaller than a window one way, and no whole number of them the other
     kernel, code = net.initial(lr, 2, 0.01)
     torch.testing.assert_close(net.initial(turn(lr), 2, 0.01)[0], turn(kernel), atol=1e-4, rtol=1e-2)
