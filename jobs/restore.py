@@ -1,6 +1,6 @@
 """Restore photographs with a trained model.
 
-python jobs/restore.py --model URI --input DIR|FILE|ZIP --output DIR --scale 2 [--kernel FILE] [--sigma auto|0.01]
+python jobs/restore.py --input DIR|FILE|ZIP --output DIR --scale 2 [--model URI] [--kernel FILE] [--sigma auto|0.01]
 """
 
 from __future__ import annotations

@@ -19,13 +19,14 @@ PROTOCOL = PROTOCOLS["usrnet-table1"]
 SERVED = ServeSettings().model
 NAMES = sorted(path.parent.name for path in shipped_folder(SERVED).parent.glob("*/model.json"))
 KERNEL = benchmark_kernels()[3]  # a round Gaussian, sigma 2
-GAIN = {2: 2.5, 3: 2.0, 4: 1.0}  # dB above bicubic by scale; the true kernel gives 0.1 to 0.3 more
+GAIN = {2: 4.0, 3: 3.0, 4: 1.2}  # dB above bicubic by scale, mean of two photographs
+COST = {2: 0.3, 3: 0.3, 4: 1.0}  # dB below the true kernel: at x4 a smooth photograph shows too little of its kernel
 
 
 @pytest.fixture(scope="module")
-def photograph(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
     _, held_out = copy_photographs(tmp_path_factory.mktemp("photographs"))
-    return decode_image(read_bytes(str(held_out / "chelsea.png")))
+    return [decode_image(read_bytes(str(path))) for path in sorted(held_out.glob("*.png"))]
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -42,14 +43,19 @@ def test_it_is_small_and_its_card_says_how_to_load_it(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_blind_is_far_above_bicubic_and_near_the_true_kernel(photograph: np.ndarray, name: str):
+def test_blind_is_far_above_bicubic_and_near_the_true_kernel(photographs: list[np.ndarray], name: str):
     model = Restorer.load(SCHEME + name)
     for scale in model.scales:
-        hr = crop_hr(photograph, scale, PROTOCOL)
-        lr = make_lr(hr, KERNEL, scale, 0.0, PROTOCOL)
-        found = restore_all(lr, KERNEL, scale, 0.0, {BLIND: model, NONBLIND: model}, PROTOCOL)
-        values = {method: measure(estimate, hr, lr, KERNEL, scale, PROTOCOL) for method, estimate in found.items()}
-        psnr = {method: value["psnr_rgb"] for method, value in values.items()}
-        assert psnr[BLIND] > psnr[BICUBIC] + GAIN[scale], psnr
-        assert psnr[BLIND] > psnr[NONBLIND] - 0.5, psnr
-        assert values[BLIND]["kernel_correlation"] > 0.99
+        gains, costs = [], []
+        for photograph in photographs:
+            hr = crop_hr(photograph, scale, PROTOCOL)
+            lr = make_lr(hr, KERNEL, scale, 0.0, PROTOCOL)
+            found = restore_all(lr, KERNEL, scale, 0.0, {BLIND: model, NONBLIND: model}, PROTOCOL)
+            values = {method: measure(estimate, hr, lr, KERNEL, scale, PROTOCOL) for method, estimate in found.items()}
+            psnr = {method: value["psnr_rgb"] for method, value in values.items()}
+            assert values[BLIND]["kernel_correlation"] > 0.98
+            gains.append(psnr[BLIND] - psnr[BICUBIC])
+            costs.append(psnr[NONBLIND] - psnr[BLIND])
+        assert min(gains) > -0.1, (scale, gains)
+        assert np.mean(gains) > GAIN[scale], (scale, gains)
+        assert np.mean(costs) < COST[scale], (scale, costs)
