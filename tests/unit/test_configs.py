@@ -63,5 +63,5 @@ def test_the_quickstart_starts_from_what_ships():
     config = load("quickstart")
     assert config.train.start_from == "shipped:blind-sr-x2"
     network = Restorer.load(config.train.start_from, device=torch.device("cpu")).network
-    assert network.config == config.model
+    assert network.config == config.model == load("shipped-x2-spectral").model
     assert network.kernel_size == BANK.size

@@ -19,8 +19,10 @@ PROTOCOL = PROTOCOLS["usrnet-table1"]
 SERVED = ServeSettings().model
 NAMES = sorted(path.parent.name for path in shipped_folder(SERVED).parent.glob("*/model.json"))
 KERNEL = benchmark_kernels()[3]  # a round Gaussian, sigma 2
-GAIN = {2: 4.0, 3: 3.0, 4: 1.2}  # dB above bicubic by scale, mean of two photographs
-COST = {2: 0.3, 3: 0.3, 4: 1.0}  # dB below the true kernel: at x4 a smooth photograph shows too little of its kernel
+# Of each photograph, by scale: dB above bicubic, dB below the true kernel, correlation of the kernels. At x4 a smooth
+# photograph shows too little of its kernel, so there the mean of two photographs says more.
+EACH = {2: (2.5, 0.5, 0.99), 3: (2.0, 0.5, 0.99), 4: (-0.1, 1.5, 0.98)}
+MEAN = {2: (4.0, 0.3), 3: (3.0, 0.3), 4: (1.2, 1.0)}
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,12 @@ def test_blind_is_far_above_bicubic_and_near_the_true_kernel(photographs: list[n
             found = restore_all(lr, KERNEL, scale, 0.0, {BLIND: model, NONBLIND: model}, PROTOCOL)
             values = {method: measure(estimate, hr, lr, KERNEL, scale, PROTOCOL) for method, estimate in found.items()}
             psnr = {method: value["psnr_rgb"] for method, value in values.items()}
-            assert values[BLIND]["kernel_correlation"] > 0.98
+            gain, cost, correlation = EACH[scale]
+            assert psnr[BLIND] > psnr[BICUBIC] + gain, psnr
+            assert psnr[BLIND] > psnr[NONBLIND] - cost, psnr
+            assert values[BLIND]["kernel_correlation"] > correlation
             gains.append(psnr[BLIND] - psnr[BICUBIC])
             costs.append(psnr[NONBLIND] - psnr[BLIND])
-        assert min(gains) > -0.1, (scale, gains)
-        assert np.mean(gains) > GAIN[scale], (scale, gains)
-        assert np.mean(costs) < COST[scale], (scale, costs)
+        gain, cost = MEAN[scale]
+        assert np.mean(gains) > gain, (scale, gains)
+        assert np.mean(costs) < cost, (scale, costs)
