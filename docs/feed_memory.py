@@ -23,9 +23,9 @@ from kernels_bank.runtime.cluster import connect
 from kernels_bank.spec import KernelBankSpec
 from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data.feed import Feed
-from pipeline.data.images import encode_png
 from pipeline.data.manifest import ShardSettings, read_manifest
 from pipeline.data.shards import make_shards
+from pipeline.images.encode import encode_png
 
 BATCH = 16
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from kernels_bank import sample_gaussian, sample_motion
 from pipeline.config import ModelConfig
-from pipeline.data.images import decode_image
 from pipeline.data.photographs import HELD_OUT, copy_photographs
 from pipeline.degrade import degrade, quantize
 from pipeline.evaluation.metrics import kernel_error, psnr_shifted
+from pipeline.images.decode import decode_image
 from pipeline.model import BlindUSRNet, data_step
 from pipeline.model.weights import load_model
 from pipeline.shipped import shipped_folder

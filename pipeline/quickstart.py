@@ -127,9 +127,10 @@ class step:  # noqa: N801 - reads as a statement
 
 def _degraded(photograph: Path, home: Path) -> Path:
     """The held-out photograph as a bad camera would have taken it: blurred, halved, rounded to 8 bit."""
-    from pipeline.data.images import decode_image, encode_png
     from pipeline.evaluation.cases import crop_hr, make_lr
     from pipeline.evaluation.protocol import PROTOCOLS
+    from pipeline.images.decode import decode_image
+    from pipeline.images.encode import encode_png
 
     protocol = PROTOCOLS["usrnet-table1"]
     hr = crop_hr(decode_image(photograph.read_bytes()), 2, protocol)

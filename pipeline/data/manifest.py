@@ -120,8 +120,9 @@ def verify(uri: str) -> Manifest:
     Raises:
         ArtefactError: the first shard that is not what the manifest says.
     """
-    from pipeline.data.images import BadImageError, decode_tile
     from pipeline.data.tiles import read_samples
+    from pipeline.images import BadImageError
+    from pipeline.images.decode import decode_tile
 
     manifest = read_manifest(uri)
     shards = (*manifest.train, *manifest.validation)

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from pipeline.images.convert import grey_to_rgb
+
 
 def to_uint8(image: Tensor) -> np.ndarray:
     """(3, H, W) in [0, 1] to (H, W, 3) uint8, clamped and rounded."""
@@ -18,7 +20,7 @@ def kernel_picture(kernel: Tensor | np.ndarray) -> np.ndarray:
     """(k, k) to (k, k, 3) uint8, scaled so that its largest value is white."""
     values = kernel if isinstance(kernel, np.ndarray) else kernel.detach().cpu().numpy()
     grey = np.clip(values / max(float(values.max()), 1e-12) * 255, 0, 255).round().astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    return grey_to_rgb(grey)
 
 
 def rows_picture(rows: Sequence[Sequence[np.ndarray]], side: int, gap: int = 4) -> np.ndarray:

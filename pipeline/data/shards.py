@@ -18,7 +18,6 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.progress import Progress
-from pipeline.data.images import BadImageError, decode_image, picture_digest
 from pipeline.data.manifest import (
     MANIFEST,
     Manifest,
@@ -31,6 +30,8 @@ from pipeline.data.manifest import (
 from pipeline.data.rows import rows_of
 from pipeline.data.sources import Source, list_sources, read_source
 from pipeline.data.tiles import TileSample, cut, tile_count, write_samples
+from pipeline.images import BadImageError
+from pipeline.images.decode import decode_image, picture_digest
 from pipeline.seeds import fraction
 
 _OURS = re.compile(r"(train|validation)-\d{6}\.tar|\.(train|validation)-\d{6}\.tar\..*\.tmp")

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.data.images import BadImageError
+from pipeline.images import BadImageError
 
 _EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 

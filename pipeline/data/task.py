@@ -16,10 +16,11 @@ from kernels_bank import KernelBank
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import RunConfig
 from pipeline.data import plan
-from pipeline.data.images import BadImageError, decode_tile
 from pipeline.data.manifest import DamagedShardError, Manifest, read_shard
 from pipeline.data.samples import Draw, degrade_draws, draw, with_fresh_kernels
 from pipeline.data.tiles import TileSample, read_samples
+from pipeline.images import BadImageError
+from pipeline.images.decode import decode_tile
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import webdataset
 
-from pipeline.data.images import encode_png
+from pipeline.images.encode import encode_png
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import torch
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import RunConfig
 from pipeline.data.feed import Batch
-from pipeline.data.images import BadImageError, decode_tile
 from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.samples import Draw, degrade_draws, draw, with_fresh_kernels
 from pipeline.data.task import open_bank
 from pipeline.data.tiles import read_samples
+from pipeline.images import BadImageError
+from pipeline.images.decode import decode_tile
 
 # Not the run's: two runs that differ in their seed only are judged on the same images.
 _SEED = 0

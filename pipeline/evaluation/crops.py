@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from kernels_bank.runtime import storage
-from pipeline.data.images import decode_image
 from pipeline.evaluation.cases import BLIND, NONBLIND, Estimate, crop_hr, make_lr, restore_all
 from pipeline.evaluation.protocol import Protocol
+from pipeline.images.decode import decode_image
 from pipeline.inference import Restorer
 from pipeline.inference.texture import textured_crops
 

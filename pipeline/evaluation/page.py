@@ -13,12 +13,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from pipeline.data.images import encode_png
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED
 from pipeline.evaluation.crops import Shown, judged_method
 from pipeline.evaluation.metrics import embed_kernel
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.summary import Cell, kernel_groups
+from pipeline.images.convert import grey_to_rgb
+from pipeline.images.encode import encode_png
 
 _TEMPLATE = Path(__file__).with_name("template")
 _METRICS = {"psnr_rgb": "RGB PSNR", "psnr_y": "Y PSNR", "psnr_rgb_shifted": "RGB PSNR after the best shift"}
@@ -284,7 +285,7 @@ def _name(method: str) -> str:
 def _kernel_picture(kernel: np.ndarray) -> str:
     """White on black, square root of the values so that tails show."""
     grey = np.sqrt(np.maximum(kernel, 0) / kernel.max())
-    return _png(np.repeat((grey * 255).round().astype(np.uint8)[..., None], 3, axis=2))
+    return _png(grey_to_rgb((grey * 255).round().astype(np.uint8)))
 
 
 def _png(image: np.ndarray) -> str:

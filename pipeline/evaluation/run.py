@@ -23,12 +23,14 @@ from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.store import content_digest
-from pipeline.data.images import BadImageError, decode_image, read_header
 from pipeline.data.sources import list_sources
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, Case, crop_hr, make_lr, measure, restore_all
 from pipeline.evaluation.memory import keep_freed_memory
 from pipeline.evaluation.protocol import Protocol, load_protocol
 from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.images import BadImageError
+from pipeline.images.decode import decode_image
+from pipeline.images.header import read_header
 from pipeline.inference import Restorer
 from pipeline.inference.restorer import default_device
 

@@ -11,8 +11,9 @@ import torch
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.progress import Progress
-from pipeline.data.images import BadImageError, read_header
 from pipeline.data.sources import Source, read_source
+from pipeline.images import BadImageError
+from pipeline.images.header import read_header
 from pipeline.inference import memory
 from pipeline.inference.files import Item, Outcome, Tools, list_items, load_tools, restore_item, split_done
 from pipeline.inference.restorer import default_device

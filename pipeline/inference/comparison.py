@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.data.pictures import kernel_picture, to_uint8
-from pipeline.inference.photograph import as_depth
+from pipeline.images.convert import to_depth, to_rgb
 from pipeline.inference.restorer import Restored
 from pipeline.inference.texture import textured_crops
 from pipeline.model import upsample
@@ -43,5 +43,4 @@ def comparison(image: np.ndarray, restored: Restored) -> np.ndarray:
 
 def _rgb(image: np.ndarray) -> np.ndarray:
     """(h, w, 3) uint8 of a grey or colour image; alpha is left out."""
-    values = as_depth(image, np.dtype(np.uint8))
-    return np.repeat(values[..., None], 3, axis=2) if values.ndim == 2 else np.ascontiguousarray(values[..., :3])
+    return to_rgb(to_depth(image, np.dtype(np.uint8)))

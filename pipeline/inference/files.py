@@ -21,11 +21,14 @@ import torch
 from kernels_bank import KernelBank, load_kernels
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.data.images import BadImageError, encode_png
 from pipeline.data.sources import Source, list_sources, read_source
+from pipeline.images import BadImageError
+from pipeline.images.convert import to_depth
+from pipeline.images.decode import decode_photograph
+from pipeline.images.encode import encode_photograph, encode_png
+from pipeline.images.photograph import SUFFIX, Format, Photograph
 from pipeline.inference.comparison import comparison
 from pipeline.inference.explain import warnings
-from pipeline.inference.photograph import SUFFIX, Format, Photograph, as_depth, decode_photograph, encode_photograph
 from pipeline.inference.restorer import Restored, Restorer
 from pipeline.inference.settings import RestoreSettings
 from pipeline.shipped import shipped_for
@@ -182,7 +185,7 @@ def restore_item(item: Item, tools: Tools) -> Outcome:
         )
         bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
         encoded = encode_photograph(
-            Photograph(as_depth(restored.image, bits), photograph.icc, item.kind), settings.quality
+            Photograph(to_depth(restored.image, bits), photograph.icc, item.kind), settings.quality
         )
         found = warnings(photograph.pixels, restored)
         about = _about(item, tools, restored, data, found) | {

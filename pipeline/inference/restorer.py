@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.images.convert import grey_to_rgb
 from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.noise import estimate_sigma
 from pipeline.inference.windows import Settings, restore_planes, smallest_alpha
@@ -172,7 +173,7 @@ class Restorer:
         height, width = (settings.scale * side for side in alpha.shape)
         if (alpha == alpha.flat[0]).all():
             return np.full((height, width, 1), alpha.flat[0])
-        planes = np.repeat(_to_float(alpha)[..., None], 3, axis=2)
+        planes = grey_to_rgb(_to_float(alpha))
         own = settings._replace(x0=None, x0_model=None, sigma=0.0)
         result = restore_planes(self, planes, own, item=image.itemsize, channels=4)
         return _to_type(result.image[..., :1], image.dtype)
@@ -248,7 +249,7 @@ def _planes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
         raise BadRequestError(f"image: (h, w), (h, w, 3) RGB or (h, w, 4) RGBA is expected, got {image.shape}")
     if image.ndim == 2:
-        return np.repeat(image[..., None], 3, axis=2), None
+        return grey_to_rgb(image), None
     return image[..., :3], image[..., 3] if image.shape[2] == 4 else None
 
 

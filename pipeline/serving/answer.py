@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.images import encode_png
 from pipeline.data.pictures import to_uint8
+from pipeline.images.convert import to_depth, to_rgb
+from pipeline.images.decode import decode_photograph
+from pipeline.images.encode import encode_photograph, encode_png
+from pipeline.images.photograph import Photograph
 from pipeline.inference.explain import warnings
-from pipeline.inference.photograph import Photograph, as_depth, decode_photograph, encode_photograph
 from pipeline.inference.restorer import Restored
 from pipeline.model import upsample
 from pipeline.serving.model import Served
@@ -97,13 +99,11 @@ def _headers(about: dict[str, Any], kernel: np.ndarray, seconds: dict[str, float
 
 def _pictures(pixels: np.ndarray, scale: int) -> dict[str, bytes]:
     """The input and its bicubic enlargement, aligned with the restored image, as 8-bit PNGs that a browser shows."""
-    shown = as_depth(pixels, np.dtype(np.uint8))
-    if shown.ndim == 2:
-        shown = np.repeat(shown[..., None], 3, axis=2)
-    planes = torch.from_numpy(np.ascontiguousarray(shown[..., :3])).permute(2, 0, 1)[None].float() / 255
+    shown = to_rgb(to_depth(pixels, np.dtype(np.uint8)))
+    planes = torch.from_numpy(shown).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
         bicubic = to_uint8(upsample(planes, scale, "bicubic")[0])
-    return {"input": encode_png(shown[..., :3]), "bicubic": encode_png(bicubic)}
+    return {"input": encode_png(shown), "bicubic": encode_png(bicubic)}
 
 
 def _visible(kernel: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.data.images import BadImageError
+from pipeline.images import BadImageError
 from pipeline.serving.answer import carry_out
 from pipeline.serving.describe import ABOUT, RESTORE
 from pipeline.serving.model import LiveModel

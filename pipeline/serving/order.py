@@ -13,7 +13,7 @@ from starlette.types import Message, Receive
 
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import Frozen, Scale, Sigma
-from pipeline.data.images import read_header
+from pipeline.images.header import read_header
 from pipeline.serving.settings import ServeSettings
 
 _FIELDS = 16  # of a form: more than it needs, and no flood

@@ -9,8 +9,8 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.cluster import connect
 from pipeline.config import RunConfig
 from pipeline.data.feed import Feed
-from pipeline.data.images import encode_png
 from pipeline.data.manifest import read_manifest
+from pipeline.images.encode import encode_png
 from pipeline.inference.batch import check_output
 from pipeline.tracking.health import check_store
 from pipeline.tracking.store import RunRef, sqlite_path, tracking_uri

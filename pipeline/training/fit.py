@@ -17,8 +17,8 @@ from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.driver import only_driver
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import RunConfig
-from pipeline.data.images import encode_png
 from pipeline.data.manifest import read_manifest
+from pipeline.images.encode import encode_png
 from pipeline.model.weights import load_model
 from pipeline.tracking import registry, runs
 from pipeline.tracking.bank import log_bank

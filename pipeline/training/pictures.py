@@ -10,13 +10,13 @@ from torch import nn
 
 from pipeline.config import RunConfig
 from pipeline.data.feed import Batch
-from pipeline.data.images import decode_tile
 from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.pictures import kernel_picture, rows_picture, to_uint8
 from pipeline.data.samples import draw
 from pipeline.data.task import open_bank
 from pipeline.data.tiles import read_samples
 from pipeline.data.validation import to_batch, validation_batches
+from pipeline.images.decode import decode_tile
 from pipeline.model import BlindUSRNet, USRNet, upsample
 
 _ROWS = 4

@@ -18,11 +18,12 @@ from scipy import ndimage
 
 from kernels_bank import sample_gaussian
 from pipeline.config import DataConfig
-from pipeline.data.images import decode_image, decode_tile, encode_png
 from pipeline.data.photographs import TRAIN, copy_photographs
 from pipeline.data.samples import degrade_draws, draw
 from pipeline.data.tiles import cut, read_samples, write_samples
 from pipeline.degrade import _direct, _fourier, degrade
+from pipeline.images.decode import decode_image, decode_tile
+from pipeline.images.encode import encode_png
 
 BANK = sample_gaussian(256, 21, rng=np.random.default_rng(0))
 DATA = DataConfig(shards="", bank="", patch=96, patches_per_tile=8, sigma=(0.0, 0.05))

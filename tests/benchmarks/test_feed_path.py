@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from kernels_bank import KernelBank
 from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data.feed import Feed
-from pipeline.data.images import decode_image, decode_tile, encode_png
 from pipeline.data.manifest import read_manifest
 from pipeline.data.photographs import copy_photographs
 from pipeline.data.samples import degrade_draws, draw
 from pipeline.data.task import read_segment
+from pipeline.images.decode import decode_image, decode_tile
+from pipeline.images.encode import encode_png
 
 CORES = os.cpu_count() or 1
 BATCH, SCALE = 16, 2

@@ -271,7 +271,7 @@ def test_coverage(benchmark, report: Report, shared: Path) -> None:
 @pytest.mark.benchmark(group="what the codec costs the restorer")
 def test_cost_of_the_codec(benchmark, report: Report, shared: Path) -> None:
     """What is lost on Set5, x2, without noise, by the published tiny USRNet given decoded kernels, in dB."""
-    from pipeline.data.images import decode_image
+    from pipeline.images.decode import decode_image
     from pipeline.model.weights import load_usrnet
 
     spec = KernelBankSpec()

@@ -22,10 +22,11 @@ from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime.driver import ENTRY
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.config import ModelConfig
-from pipeline.data.images import decode_image, encode_png
 from pipeline.evaluation.report import planned, run_evaluation
 from pipeline.evaluation.run import compute_case, prepare
 from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.images.decode import decode_image
+from pipeline.images.encode import encode_png
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
 

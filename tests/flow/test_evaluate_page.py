@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from kernels_bank import sample_gaussian
-from pipeline.data.images import decode_image, encode_png
 from pipeline.evaluation.report import run_evaluation
 from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.images.decode import decode_image
+from pipeline.images.encode import encode_png
 from tests.flow.chromium import Page, chromium, find_chromium
 
 pytestmark = pytest.mark.flow

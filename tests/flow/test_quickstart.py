@@ -14,7 +14,7 @@ from kernels_bank import store
 from pipeline import quickstart as whole_way
 from pipeline.config import RunConfig
 from pipeline.data import manifest as shards
-from pipeline.data.images import decode_image
+from pipeline.images.decode import decode_image
 from pipeline.tracking import registry
 
 pytestmark = pytest.mark.flow

@@ -17,9 +17,9 @@ import torch
 from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime import storage
 from pipeline.config import ModelConfig
-from pipeline.data.images import encode_png
+from pipeline.images.decode import decode_photograph
+from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
-from pipeline.inference.photograph import decode_photograph
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
 

@@ -24,9 +24,9 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.data.images import decode_image, encode_png
+from pipeline.images.decode import decode_image, decode_photograph
+from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
-from pipeline.inference.photograph import decode_photograph
 from tests.flow.chromium import Page, chromium, find_chromium
 from tests.flow.conftest import REPO, free_port
 

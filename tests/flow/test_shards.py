@@ -18,9 +18,9 @@ from PIL import Image
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.data import manifest
-from pipeline.data.images import encode_png
 from pipeline.data.manifest import ShardSettings
 from pipeline.data.shards import make_shards
+from pipeline.images.encode import encode_png
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]
 SETTINGS = ShardSettings(tile=160, shard_mib=0.5)

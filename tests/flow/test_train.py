@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.config import RunConfig
-from pipeline.data.images import decode_image
+from pipeline.images.decode import decode_image
 from tests.flow.training_runs import final_weights, same, small_run
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]

@@ -7,10 +7,10 @@ import pytest
 
 from kernels_bank.benchmark import benchmark_kernels
 from kernels_bank.runtime.storage import read_bytes
-from pipeline.data.images import decode_image
 from pipeline.data.photographs import copy_photographs
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, crop_hr, make_lr, measure, restore_all
 from pipeline.evaluation.protocol import PROTOCOLS
+from pipeline.images.decode import decode_image
 from pipeline.inference import Restorer
 from pipeline.serving.settings import ServeSettings
 from pipeline.shipped import SCHEME, shipped_folder, shipped_for

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.data.images import BadImageError
 from pipeline.data.sources import list_sources, read_source
+from pipeline.images import BadImageError
 
 
 def test_a_folder_is_read_recursively_and_in_the_order_of_names(tmp_path: Path):

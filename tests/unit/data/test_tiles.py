@@ -11,8 +11,8 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.images import decode_tile
 from pipeline.data.tiles import cut, is_flat, read_samples, tile_count, tile_starts, write_samples
+from pipeline.images.decode import decode_tile
 
 
 def picture(height: int, width: int) -> np.ndarray:

@@ -10,10 +10,10 @@ from skimage import data
 
 from kernels_bank import benchmark_kernels, load_kernels
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.data.images import decode_image
 from pipeline.evaluation.baselines import bicubic, bicubic_unaligned
 from pipeline.evaluation.cases import BICUBIC, NONBLIND, UNALIGNED, crop_hr, make_lr, measure, restore_all
 from pipeline.evaluation.protocol import PROTOCOLS, Protocol, load_protocol
+from pipeline.images.decode import decode_image
 from pipeline.inference import Restorer
 
 TABLE1 = PROTOCOLS["usrnet-table1"]

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from kernels_bank import load_kernels
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
-from pipeline.data.images import encode_png
+from pipeline.images.decode import decode_photograph
+from pipeline.images.encode import encode_photograph, encode_png
+from pipeline.images.photograph import Photograph
 from pipeline.inference import batch, files
 from pipeline.inference.batch import checked, planned, restore_files
-from pipeline.inference.photograph import Photograph, decode_photograph, encode_photograph
 from pipeline.inference.settings import RestoreSettings
 
 

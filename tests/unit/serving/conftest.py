@@ -11,7 +11,7 @@ from skimage import data
 
 from kernels_bank import KernelCodec, sample_gaussian
 from pipeline.config import ModelConfig
-from pipeline.data.images import encode_png
+from pipeline.images.encode import encode_png
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
 from pipeline.serving.model import LiveModel

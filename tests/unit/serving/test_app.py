@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.images import encode_png
-from pipeline.inference.photograph import Photograph, decode_photograph, encode_photograph
+from pipeline.images.decode import decode_photograph
+from pipeline.images.encode import encode_photograph, encode_png
+from pipeline.images.photograph import Photograph
 from pipeline.serving import app as app_module
 from pipeline.serving.order import Wishes
 from tests.unit.serving.asgi import ask, form

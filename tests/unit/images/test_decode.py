@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.images import BadImageError, decode_image, decode_tile, encode_png, read_header
+from pipeline.images import BadImageError
+from pipeline.images.decode import decode_image, decode_tile
+from pipeline.images.encode import encode_png
+from pipeline.images.header import read_header
 
 RED = (200, 30, 10)
 

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline.data.images import BadImageError
-from pipeline.inference.photograph import Photograph, as_depth, decode_photograph, encode_photograph
+from pipeline.images import BadImageError
+from pipeline.images.convert import to_depth
+from pipeline.images.decode import decode_photograph
+from pipeline.images.encode import encode_photograph
+from pipeline.images.photograph import Photograph
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()  # no file has this one by itself
 SHAPES = {"grey": (20, 30), "rgb": (21, 30, 3), "rgba": (20, 31, 4)}
@@ -92,8 +95,8 @@ def test_what_a_format_cannot_hold_is_said(shape, dtype, kind, message):
 
 def test_depths_there_and_back():
     every = np.arange(256, dtype=np.uint8)
-    deep = as_depth(every, np.dtype(np.uint16))
+    deep = to_depth(every, np.dtype(np.uint16))
     assert (deep[0], deep[255]) == (0, 65535)
-    np.testing.assert_array_equal(as_depth(deep, np.dtype(np.uint8)), every)
+    np.testing.assert_array_equal(to_depth(deep, np.dtype(np.uint8)), every)
     values = np.arange(65536, dtype=np.uint16)
-    np.testing.assert_array_equal(as_depth(values, np.dtype(np.uint8)), np.rint(values / 257).astype(np.uint8))
+    np.testing.assert_array_equal(to_depth(values, np.dtype(np.uint8)), np.rint(values / 257).astype(np.uint8))

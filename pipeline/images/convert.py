@@ -1,0 +1,76 @@
+"""Conversions of pixels: depth, grey to RGB, alpha over white, orientation, OpenCV's order of channels."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from pipeline.images import BadImageError
+
+
+def grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+    """Return (h, w) grey pixels as (h, w, 3) with three equal channels."""
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Return (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA pixels as (h, w, 3); alpha is left out."""
+    return grey_to_rgb(pixels) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., :3])
+
+
+def to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Convert 8 bit to 16 (times 257) or 16 to 8 (rounded); pixels of this type are returned as they are."""
+    if pixels.dtype == dtype:
+        return pixels
+    if dtype == np.uint16:
+        return pixels.astype(np.uint16) * 257
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    """Lay (h, w, 4) uint8 RGBA pixels over white: (h, w, 3) uint8."""
+    colour, alpha = rgba[..., :3].astype(np.uint32), rgba[..., 3:].astype(np.uint32)
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def from_opencv(raw: np.ndarray) -> np.ndarray:
+    """Return the pixels of OpenCV's decoder as (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA.
+
+    Raises:
+        BadImageError: another number of channels.
+    """
+    if raw.ndim == 2 or raw.shape[2] == 1:
+        return raw.reshape(raw.shape[:2])
+    if raw.shape[2] == 2:
+        return np.concatenate([grey_to_rgb(raw[..., 0]), raw[..., 1:]], axis=2)
+    if raw.shape[2] not in (3, 4):
+        raise BadImageError(f"{raw.shape[2]} channels")
+    return np.asarray(cv2.cvtColor(raw, cv2.COLOR_BGR2RGB if raw.shape[2] == 3 else cv2.COLOR_BGRA2RGBA))
+
+
+def to_opencv(pixels: np.ndarray) -> np.ndarray:
+    """Return grey, RGB or RGBA pixels in OpenCV's order of channels."""
+    pixels = np.ascontiguousarray(pixels)
+    if pixels.ndim == 2:
+        return pixels
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA))
+
+
+def orient(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo the camera's rotation or mirroring (EXIF 2.3, tag Orientation)."""
+    match orientation:
+        case 2:
+            return image[:, ::-1]
+        case 3:
+            return image[::-1, ::-1]
+        case 4:
+            return image[::-1]
+        case 5:
+            return image.transpose(1, 0, 2) if image.ndim == 3 else image.T
+        case 6:
+            return np.rot90(image, -1)
+        case 7:
+            return image[::-1, ::-1].transpose(1, 0, 2) if image.ndim == 3 else image[::-1, ::-1].T
+        case 8:
+            return np.rot90(image, 1)
+    return image
