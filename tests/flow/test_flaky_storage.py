@@ -1,13 +1,9 @@
-"""Storage that fails every third request and cuts connections in the middle: not one sample lost or doubled."""
+"""Storage that fails a third of the requests or cuts their connections: not one sample lost or doubled."""
 
 from __future__ import annotations
 
-import http.client
 import os
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -19,72 +15,35 @@ from pipeline.data import feed
 from pipeline.data.feed import Feed
 from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.tiles import read_samples
+from tests.helpers.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.flow
 
 
-class FlakyProxy(BaseHTTPRequestHandler):
-    """Forwards to `upstream`; of the GETs of objects every third fails: a 503, or half the body and a cut."""
-
-    upstream = ""
-    gets = 0
-    cuts = 0
-
-    def log_message(self, *_: object) -> None:
-        """Stay silent."""
-
-    def _forward(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        connection = http.client.HTTPConnection(self.upstream)
-        connection.request(self.command, self.path, self.rfile.read(length), dict(self.headers))
-        answer = connection.getresponse()
-        body = answer.read()
-        cut = False
-        if self.command == "GET" and ".tar" in self.path:
-            FlakyProxy.gets += 1
-            if FlakyProxy.gets % 3 == 1:
-                FlakyProxy.cuts += 1
-                if FlakyProxy.cuts % 2:
-                    self.send_error(503)
-                    return
-                cut = True
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in {"connection", "transfer-encoding", "server", "date"}:
-                self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if cut else body)
-        if cut:
-            self.close_connection = True
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward  # noqa: N815 - the names http.server looks up
-
-
 @pytest.fixture
-def flaky(s3: str, shards: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def flaky(s3: str, shards: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     for name, _ in storage.list_files(shards):
         storage.write_bytes(f"s3://test/flaky/{name}", storage.read_bytes(storage.join(shards, name)))
-    FlakyProxy.upstream, FlakyProxy.gets, FlakyProxy.cuts = urlsplit(s3).netloc, 0, 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FlakyProxy)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    yield
-    server.shutdown()
-    server.server_close()
+    faults = [
+        Fault("status", share=0.17, methods="GET", path=r"\.tar"),
+        Fault("cut", share=0.2, methods="GET", path=r"\.tar"),
+    ]
+    with FaultProxy(s3, faults, seed=2) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
 
 
-@pytest.mark.usefixtures("flaky")
-def test_every_sample_comes_once():
+def test_every_sample_comes_once(flaky: FaultProxy):
     manifest = read_manifest("s3://test/flaky")
     for _ in range(3):
         keys = [s.key for shard in manifest.train for s in read_samples(read_shard("s3://test/flaky", shard))]
         assert len(keys) == len(set(keys)) == manifest.samples
-    assert FlakyProxy.cuts >= 4
+    assert min(flaky.counts["status"], flaky.counts["cut"]) >= 1
 
 
-@pytest.mark.usefixtures("flaky")
-def test_the_feed_gives_an_epoch_as_if_nothing_had_happened(shards: str, bank: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_feed_gives_an_epoch_as_if_nothing_had_happened(
+    flaky: FaultProxy, shards: str, bank: str, monkeypatch: pytest.MonkeyPatch
+):
     config = RunConfig(
         name="flaky",
         data=DataConfig(shards=shards, bank=bank, patch=48, patches_per_tile=2, shards_per_window=1),
@@ -106,7 +65,7 @@ def test_the_feed_gives_an_epoch_as_if_nothing_had_happened(shards: str, bank: s
     for after, before in zip(stormy.batches(count, cpus=1), calm, strict=True):
         assert after.keys == before.keys
         assert torch.equal(after.lr, before.lr)
-    assert FlakyProxy.cuts >= 2
+    assert flaky.counts["status"] + flaky.counts["cut"] >= 2
 
 
 @pytest.mark.usefixtures("flaky")
@@ -124,8 +83,8 @@ def large(s3: str) -> bytes:
     return content
 
 
-def test_a_file_of_any_size_is_one_request(large: bytes, flaky: None):
+def test_a_file_of_any_size_is_one_request(large: bytes, flaky: FaultProxy):
     """A request is a round trip, and on the test server a copy of the whole object."""
-    FlakyProxy.gets = 1  # the next one does not fail
+    flaky.faults = []
     assert storage.read_bytes("s3://test/flaky/large.tar") == large
-    assert FlakyProxy.gets == 2
+    assert flaky.counts["GET"] == 1

@@ -20,7 +20,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.tracking import runs
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.store import client
-from tests.flow.gate import Gate
+from tests.helpers.fault_proxy import FaultProxy
 
 pytestmark = pytest.mark.flow
 
@@ -150,21 +150,20 @@ def test_steps_repeated_after_a_restart_are_dropped(sqlite_store: str, experimen
 
 
 @pytest.fixture
-def gate(tracking_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+def proxy(tracking_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    made = Gate(tracking_server)
-    yield made
-    made.shut()
+    with FaultProxy(tracking_server) as made:
+        yield made
 
 
 def test_a_server_that_is_away_costs_no_time_and_no_point(
-    gate: Gate, tracking_server: str, experiment: str, caplog: pytest.LogCaptureFixture
+    proxy: FaultProxy, tracking_server: str, experiment: str, caplog: pytest.LogCaptureFixture
 ):
-    ref = runs.open_run(experiment, "a", f"http://127.0.0.1:{gate.port}", {}, {})
+    ref = runs.open_run(experiment, "a", proxy.url, {}, {})
     with caplog.at_level(logging.WARNING), RunLogger(ref, interval_s=0.05) as logger:
         logger.metrics(0, {"loss": 0.0})
         wait_until(lambda: steps(tracking_server, ref.run_id, "loss") == [0])
-        gate.shut()
+        proxy.shut()
         started = time.monotonic()
         for step in range(1, 50):
             logger.metrics(step, {"loss": float(step)})
@@ -172,34 +171,36 @@ def test_a_server_that_is_away_costs_no_time_and_no_point(
         assert time.monotonic() - started < 0.5  # no call waits for the server
         wait_until(lambda: "points are kept and sent later" in caplog.text)
         assert steps(tracking_server, ref.run_id, "loss") == [0]
-        gate.open()
+        proxy.open()
     assert steps(tracking_server, ref.run_id, "loss") == list(range(50))
     assert client(tracking_server).list_artifacts(ref.run_id, "images")
     assert "are lost" not in caplog.text
 
 
 def test_what_is_flushed_is_there_and_a_server_that_is_away_is_not_waited_for(
-    gate: Gate, tracking_server: str, experiment: str
+    proxy: FaultProxy, tracking_server: str, experiment: str
 ):
-    ref = runs.open_run(experiment, "a", f"http://127.0.0.1:{gate.port}", {}, {})
+    ref = runs.open_run(experiment, "a", proxy.url, {}, {})
     with RunLogger(ref, interval_s=3600) as logger:  # nothing is sent by itself
         for step in range(3):
             logger.metrics(step, {"loss": float(step)})
         logger.flush()
         assert steps(tracking_server, ref.run_id, "loss") == [0, 1, 2]
-        gate.shut()
+        proxy.shut()
         logger.metrics(3, {"loss": 3.0})
         logger.flush(limit_s=60)  # ends with the first try that fails
         started = time.monotonic()
         logger.flush(limit_s=60)
         assert time.monotonic() - started < 5
-        gate.open()
+        proxy.open()
     assert steps(tracking_server, ref.run_id, "loss") == [0, 1, 2, 3]
 
 
-def test_a_server_that_stays_away_ends_in_a_warning(gate: Gate, experiment: str, caplog: pytest.LogCaptureFixture):
-    ref = runs.open_run(experiment, "a", f"http://127.0.0.1:{gate.port}", {}, {})
-    gate.shut()
+def test_a_server_that_stays_away_ends_in_a_warning(
+    proxy: FaultProxy, experiment: str, caplog: pytest.LogCaptureFixture
+):
+    ref = runs.open_run(experiment, "a", proxy.url, {}, {})
+    proxy.shut()
     logger = RunLogger(ref, interval_s=0.05)
     with caplog.at_level(logging.WARNING):
         logger.metrics(1, {"loss": 1.0, "psnr": 2.0})
@@ -209,7 +210,7 @@ def test_a_server_that_stays_away_ends_in_a_warning(gate: Gate, experiment: str,
     assert f"2 points and files of run {ref.run_id} are lost" in caplog.text
     runs.finish(ref, "FINISHED")  # warns too, and does not hide what the caller may be handling
     assert "could not be closed as FINISHED" in caplog.text
-    gate.open()
+    proxy.open()
 
 
 def wait_until(condition, limit_s: float = 60) -> None:

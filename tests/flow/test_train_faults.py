@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 import safetensors.torch
@@ -16,7 +16,6 @@ import safetensors.torch
 from kernels_bank.runtime import storage
 from pipeline.config import RunConfig
 from pipeline.training.commit import COPY, SNAPSHOT
-from tests.flow.gate import Gate
 from tests.flow.training_runs import (
     REPO,
     command_of,
@@ -31,6 +30,7 @@ from tests.flow.training_runs import (
     wait_for_step,
     wait_until,
 )
+from tests.helpers.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.flow
 
@@ -119,27 +119,28 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(config: RunConfig
 
 
 @pytest.fixture
-def gate(s3: str) -> Iterator[Gate]:
-    made = Gate(urlsplit(s3).netloc)
-    yield made
-    made.shut()
+def proxy(s3: str) -> Iterator[FaultProxy]:
+    with FaultProxy(s3) as made:
+        yield made
 
 
-def test_s3_that_is_away_for_a_while_costs_no_step(config: RunConfig, undisturbed: Path, gate: Gate, tmp_path: Path):
+def test_s3_that_is_away_for_a_while_costs_no_step(
+    config: RunConfig, undisturbed: Path, proxy: FaultProxy, tmp_path: Path
+):
     """Gone in the middle of the run, while Ray Train's controller writes its snapshot, whose failure ends a run."""
     config = config.model_copy(update={"output": "s3://test/away"})
     variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{gate.port}",
+        "AWS_ENDPOINT_URL": proxy.url,
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
     }
     job = run_job(config, tmp_path, **variables)
     log = tmp_path / "job.log"
     try:
         wait_for_step(config, job, 4)
-        gate.shut_at(SNAPSHOT.encode())
-        wait_until(lambda: not gate.is_open, job)
+        proxy.faults = [Fault("shut", path=re.escape(SNAPSHOT), times=1)]
+        wait_until(lambda: not proxy.is_open, job)
         wait_until(lambda: "waits for its storage" in log.read_text(), job)
-        gate.open()
+        proxy.open()
         assert job.wait(timeout=300) == 0, log.read_text()
     finally:
         if job.poll() is None:
