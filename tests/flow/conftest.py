@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import os
-import pwd
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.helpers import servers
 
 if TYPE_CHECKING:
     from tests.flow.launcher import Local
@@ -86,33 +78,12 @@ def s3() -> Iterator[str]:
     """An S3 server over HTTP with a bucket `test`; the AWS variables of this process point at it."""
     import boto3
 
-    port = free_port()
-    endpoint = f"http://127.0.0.1:{port}"
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = {name: os.environ.get(name) for name in (*settings, "AWS_CA_BUNDLE")}
-    os.environ.update(settings)
-    os.environ.pop("AWS_CA_BUNDLE", None)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(120):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.25)
+    with servers.s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in servers.s3_variables(endpoint).items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_CA_BUNDLE", raising=False)
         boto3.client("s3").create_bucket(Bucket="test")
         yield endpoint
-    finally:
-        server.kill()
-        server.wait()
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture(scope="session")
@@ -134,25 +105,8 @@ def sqlite_store(empty_store: Path, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str | None]:
     """The URI of a PostgreSQL database, or nothing where its programs or its driver are not installed."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not programs or importlib.util.find_spec("psycopg2") is None:
-        yield None
-        return
-    port = free_port()
-    # It refuses to run as root, and its user could not enter pytest's own folders.
-    user = "postgres" if os.geteuid() == 0 else None
-    account = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
-    with tempfile.TemporaryDirectory(prefix="blindsr-pg-") as folder, contextlib.ExitStack() as stack:
-        if user:
-            shutil.chown(folder, user)
-        data, quiet = f"{folder}/data", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-        initialise = [programs[-1], "-D", data, "-U", "mlflow", "--auth=trust", "--no-sync"]
-        subprocess.run(initialise, check=True, **account, **quiet)
-        serve = [programs[-1].with_name("postgres"), "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"]
-        server = subprocess.Popen(serve, **account, **quiet)
-        stack.callback(stop, server, signal.SIGINT)
-        wait_for_port(port, server)
-        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+    with servers.postgres_server() as uri:
+        yield uri
 
 
 @pytest.fixture(scope="session")
@@ -160,25 +114,10 @@ def tracking_server(
     s3: str, postgres: str | None, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """URI of an `mlflow server`: on PostgreSQL if it is installed, else on SQLite; artifacts go to S3."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    folder = tmp_path_factory.mktemp("server")
     backend = postgres or f"sqlite:///{shutil.copy(empty_store, folder / 'server.db')}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--workers", "1"]
-    command += ["--artifacts-destination", "s3://test/mlflow", "--host", "127.0.0.1", "--port", str(port)]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    log = (folder / "server.log").open("w")
-    server = subprocess.Popen(
-        command, cwd=folder, env=os.environ | quiet, start_new_session=True, stdout=log, stderr=log
-    )
-    try:
-        wait_for_port(port, server)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60) as answer:
-            assert answer.status == 200
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        log.close()
+    with servers.mlflow_server(backend, "s3://test/mlflow", folder) as uri:
+        yield uri
 
 
 @pytest.fixture(params=["sqlite", "server"])
@@ -249,25 +188,3 @@ def local() -> Iterator[Local]:
     assert not made.marked()
     shutil.rmtree(folder, ignore_errors=True)
     folder.with_name(folder.name + "-failed.log").unlink(missing_ok=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for_port(port: int, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the server ended while starting"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise TimeoutError(f"nothing listens on port {port}")
-
-
-def stop(server: subprocess.Popen, how: signal.Signals) -> None:
-    server.send_signal(how)
-    server.wait(timeout=30)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.flow.conftest import free_port
+from tests.helpers.servers import free_port
 
 REPO = Path(__file__).parents[2]
 NAMES = ("ray", "dashboard", "mlflow", "s3")

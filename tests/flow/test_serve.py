@@ -28,7 +28,8 @@ from pipeline.images.decode import decode_image, decode_photograph
 from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
 from tests.flow.chromium import Page, chromium, find_chromium
-from tests.flow.conftest import REPO, free_port
+from tests.flow.conftest import REPO
+from tests.helpers.servers import free_port
 
 pytestmark = pytest.mark.flow
 NAME = "served"
