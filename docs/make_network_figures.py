@@ -184,15 +184,15 @@ def draw_alternation(folder: Path, path: Path) -> None:
         with torch.inference_mode():
             start, _ = model.initial(lr, scale, 0.0)
             kernels = [start, *model.refine(lr, start, scale, torch.zeros(1))]
-            winner = int(model(lr, scale, 0.0, guard=True, refine=True).winner)
+            refined = bool(model.infer(lr, scale, 0.0).kernel_round)
             images = {i: model.restore(lr, kernels[i], scale, 0.0) for i in shown}
             best = model.restore(lr, true, scale, 0.0)
-        print(f"row {number}: the guard keeps the {'refined' if winner else 'spectral'} kernel")
+        print(f"row {number}: the guard keeps the {'refined' if refined else 'spectral'} kernel")
         above[0].axis("off")
         show(below[0], F.interpolate(lr, scale_factor=scale), "LR")
         for column, (i, sr) in enumerate(images.items(), start=1):
             title = f"after {i} steps" if i else "spectral start"
-            kept = i == (model.config.kernel_steps if winner else 0)
+            kept = i == (model.config.kernel_steps if refined else 0)
             error = kernel_error(kernels[i][0].numpy(), true[0].numpy()).correlation
             show_kernel(above[column], kernels[i][0], f"{title}: match {error:.2f}", float(true.max()))
             show(below[column], sr, f"{_shifted_psnr(sr, hr):.2f} dB{', kept by the guard' if kept else ''}")

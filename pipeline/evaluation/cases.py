@@ -99,7 +99,7 @@ def restore_all(
     def restored(model: Restorer, *, blind: bool) -> Estimate:
         placed = model.tensor(periodic_extension(lr, -(-kernel.shape[0] // scale)) if mirrored else lr)
         if blind:
-            out = model.blind(placed, scale, sigma, seen=model.tensor(lr))
+            out = model.blind(placed, scale, sigma, observed=model.tensor(lr))
             sr, used, rounds = out.sr, out.kernel[0].cpu().numpy(), [r.sr for r in out.rounds]
         else:
             known = torch.as_tensor(kernel, dtype=torch.float32, device=model.device)[None]

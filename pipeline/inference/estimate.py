@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
     """A kernel, and how it was found."""
 
     kernel: np.ndarray | None  # (k, k)
-    winner: int | None  # the round that made it; 0 is the initial kernel
+    kernel_round: int | None  # the round that made it; 0 is the initial kernel
     spread: float | None  # mean sum of |k - k'| between it and the kernels of the other places, 0 to 2
 
 
@@ -46,5 +46,5 @@ def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float
 
 def _guarded(restorer: Restorer, crop: np.ndarray, scale: int, sigma: float) -> Estimate:
     extended = periodic_extension(crop, margin(scale, restorer.kernel_side))
-    out = restorer.blind(restorer.tensor(extended), scale, sigma, seen=restorer.tensor(crop))
-    return Estimate(out.kernel[0].cpu().numpy(), int(out.winner[0]), None)
+    out = restorer.blind(restorer.tensor(extended), scale, sigma, observed=restorer.tensor(crop))
+    return Estimate(out.kernel[0].cpu().numpy(), int(out.kernel_round[0]), None)

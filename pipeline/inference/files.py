@@ -248,7 +248,7 @@ def _about(item: Item, tools: Tools, restored: Restored, data: bytes, found: lis
         "sigma": restored.sigma,
         "sigma_from": "estimated" if settings.sigma == "auto" else "given",
         "kernel": settings.kernel or "estimated",
-        "kernel_round": restored.winner,
+        "kernel_round": restored.kernel_round,
         "kernel_spread": restored.spread,
         "x0": settings.x0,
         "self_ensemble": settings.self_ensemble,

@@ -38,7 +38,7 @@ class Restored:
     residual: float  # RMS of |(restored * kernel)down - input|, [0, 1] scale; far above sigma: not explained
     scale: int
     seconds: float
-    winner: int | None = None  # the round whose kernel the guard let stand; None for a given kernel
+    kernel_round: int | None = None  # the round whose kernel the guard let stand; None for a given kernel
     spread: float | None = None  # how far kernels of different places are apart, 0 to 2; None with one place or given
     windows: int = 1  # that the image was cut into
     estimate_seconds: float = 0.0
@@ -162,7 +162,7 @@ class Restorer:
             residual=result.residual,
             scale=scale,
             seconds=time.perf_counter() - started,
-            winner=found.winner,
+            kernel_round=found.kernel_round,
             spread=found.spread,
             windows=result.windows,
             estimate_seconds=estimated - started,
@@ -178,7 +178,7 @@ class Restorer:
         result = restore_planes(self, planes, own, item=image.itemsize, channels=4)
         return _to_type(result.image[..., :1], image.dtype)
 
-    def blind(self, lr: Tensor, scale: int, sigma: float, seen: Tensor | None = None) -> BlindOutput:
+    def blind(self, lr: Tensor, scale: int, sigma: float, observed: Tensor | None = None) -> BlindOutput:
         """The network itself on a periodic image: (1, 3, h, w) in [0, 1] on `device`; nothing is extended or clipped.
 
         A kernel estimate stands only where it scores no worse than the one before (`pipeline/model/guard.py`).
@@ -187,8 +187,8 @@ class Restorer:
             lr: the image, made periodic.
             scale: one of `scales`.
             sigma: noise level.
-            seen: its upper-left part that a camera saw, if not all: the initial kernel is read off that alone and the
-                guard judges that alone, since the smooth band of an extension has a spectrum of its own and rings.
+            observed: its upper-left part that a camera saw, if not all. The initial kernel is read off that part, and
+                the guard judges that part: the smooth band of an extension has a spectrum of its own, and rings.
 
         Raises:
             BadRequestError: the model is not blind.
@@ -196,9 +196,9 @@ class Restorer:
         if not isinstance(self.network, BlindUSRNet):
             raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
         with torch.inference_mode():
-            first = self.network.initial(lr if seen is None else seen, scale, sigma)
-            part = None if seen is None else (seen.shape[-2], seen.shape[-1])
-            out: BlindOutput = self.network(lr, scale, sigma, first=first, guard=True, refine=True, seen=part)
+            first = self.network.initial(lr if observed is None else observed, scale, sigma)
+            part = None if observed is None else (observed.shape[-2], observed.shape[-1])
+            out: BlindOutput = self.network.infer(lr, scale, sigma, initial=first, observed_size=part)
             return out
 
     def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:

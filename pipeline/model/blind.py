@@ -25,7 +25,7 @@ from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
 from pipeline.model.gaussian_fit import snap_to_gaussian
 from pipeline.model.guard import restoration_score
-from pipeline.model.kernel_step import margin, refine_kernel
+from pipeline.model.kernel_step import acceptance_ratio, refine_kernel
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, USRNet, check_inputs
 
@@ -45,8 +45,8 @@ class BlindOutput:
     sr: Tensor  # (B, 3, s*h, s*w), not clipped
     kernel: Tensor  # (B, k, k), >= 0, sum 1
     codes: Tensor  # (B, T + 1, c), the initial kernel's first
-    rounds: list[Round]  # T + 1 of them (one more where refined), each with its own kernel; unguarded, the last stands
-    winner: Tensor  # (B,) int64, the round whose kernel is `kernel`; unguarded always the last
+    rounds: list[Round]  # T + 1 of them, each with its own kernel; `infer` adds one where it refines
+    kernel_round: Tensor  # (B,) int64, the round whose kernel is `kernel`; in training always the last
 
 
 class BlindUSRNet(nn.Module):
@@ -64,74 +64,80 @@ class BlindUSRNet(nn.Module):
         self.spectral = SpectralInit(config.scales, codec.components) if config.initial_kernel == "spectral" else None
 
     def forward(
-        self,
-        lr: Tensor,
-        scale: int,
-        sigma: float | Tensor,
-        x0: Tensor | None = None,
-        *,
-        first: tuple[Tensor, Tensor] | None = None,
-        guard: bool = False,
-        refine: bool = False,
-        seen: tuple[int, int] | None = None,
-        image_rounds: Literal["last", "all"] = "all",
+        self, lr: Tensor, scale: int, sigma: float | Tensor, *, image_rounds: Literal["last", "all"] = "all"
     ) -> BlindOutput:
-        """Estimate each image's kernel and restore it.
+        """Alternate for training: every kernel estimate is used, whether it is better than the one before or not.
 
         Args:
             lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
             scale: one of `config.scales`, the same for the whole batch.
             sigma: noise level on the [0, 1] scale, a number or (B,).
-            x0: (B, 3, s*h, s*w) first estimate, for instance another model's; None for `config.x0`.
-            first: kernel (B, k, k) and code (B, c) that the alternation starts from, when they are known better than
-                from `lr`; None for `self.initial(lr, scale, sigma)`.
-            guard: let a kernel estimate stand only where it scores no worse than the kernel before it, image by
-                image. For inference; where a round does not start from x0 it runs that round's unfoldings twice.
-            refine: end with `config.kernel_steps` kernel steps (`kernel_step.py`) as one more round. For inference.
-            seen: (h', w') upper-left part of `lr` that a camera saw, if not all: the guard judges that alone.
             image_rounds: whose images the loss looks at. With `last`, detached rounds of schedule 'rounds' before it
                 are restored without a graph, which no gradient could enter: same gradients, far less memory.
 
         Raises:
             ValueError: non-finite or mis-shaped inputs, a scale this model was not made for.
         """
-        if scale not in self.config.scales:
-            known = ", ".join(map(str, self.config.scales))
-            raise ValueError(f"scale {scale} for images {tuple(lr.shape)}; this model restores {known}")
-        origin = state = self.restorer.start(lr, scale, sigma, x0)
-        apart = image_rounds == "last" and self.config.schedule == "rounds" and self.config.detach
-        kernel, code = first or self.initial(lr, scale, sigma)
-        standing = self._round(0, state, kernel, code, graph=not apart)
-        winner = torch.zeros(lr.shape[0], dtype=torch.int64, device=lr.device)
-        rounds = [standing]
+        self._check_scale(lr, scale)
+        state = self.restorer.start(lr, scale, sigma)
+        skip_graph = image_rounds == "last" and self.config.schedule == "rounds" and self.config.detach
+        rounds = [self._round(0, state, *self.initial(lr, scale, sigma), graph=not skip_graph)]
         for number in range(1, self.config.rounds + 1):
-            estimate = self._estimate(state, standing)
-            start = self._next_start(state, standing.sr)
-            new = self._round(number, start, *estimate, graph=not apart)
+            estimate = self._estimate(state, rounds[-1])
+            state = self._next_start(state, rounds[-1].sr)
+            rounds.append(self._round(number, state, *estimate, graph=not skip_graph))
+        last = torch.full((lr.shape[0],), self.config.rounds, dtype=torch.int64, device=lr.device)
+        return _output(rounds[-1], rounds, last)
+
+    def infer(
+        self,
+        lr: Tensor,
+        scale: int,
+        sigma: float | Tensor,
+        *,
+        initial: tuple[Tensor, Tensor] | None = None,
+        observed_size: tuple[int, int] | None = None,
+    ) -> BlindOutput:
+        """Restore guarded: a kernel is accepted, image by image, only where what it makes of the image is plausible.
+
+        The rounds of the alternation are followed by `config.kernel_steps` closed-form kernel steps as one more
+        round, which has to win clearly. Where a round does not start from x0 it runs that round's unfoldings twice.
+
+        Args:
+            lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
+            scale: one of `config.scales`, the same for the whole batch.
+            sigma: noise level on the [0, 1] scale, a number or (B,).
+            initial: kernel (B, k, k) and code (B, c) that the alternation starts from, when they are known better than
+                from `lr`; None for `self.initial(lr, scale, sigma)`.
+            observed_size: (h', w') upper-left part of `lr` that a camera saw, if not all. Only that part is judged.
+
+        Raises:
+            ValueError: non-finite or mis-shaped inputs, a scale this model was not made for.
+        """
+        self._check_scale(lr, scale)
+        origin = state = self.restorer.start(lr, scale, sigma)
+        accepted = self._round(0, state, *(initial or self.initial(lr, scale, sigma)))
+        rounds, kernel_round = [accepted], torch.zeros(lr.shape[0], dtype=torch.int64, device=lr.device)
+        for number in range(1, self.config.rounds + 1):
+            estimate = self._estimate(state, accepted)
+            start = self._next_start(state, accepted.sr)
+            new = self._round(number, start, *estimate)
+            # A fair comparison is between images of the same start and as many unfoldings.
+            old = accepted if start is state else self._round(number, start, accepted.kernel, accepted.code)
+            better = self._wins(new, old, start, observed_size)
+            accepted, kernel_round = _choose(better, new, old), kernel_round.where(~better, number)
             rounds.append(new)
-            if guard:
-                # A fair comparison is between images of the same start and as many unfoldings.
-                old = standing if start is state else self._round(number, start, standing.kernel, standing.code)
-                better = self._score(new, start, seen) <= self._score(old, start, seen)
-                standing = Round(*(_where(better, *pair) for pair in zip(new, old, strict=True)))
-                winner = winner.where(~better, number)
-            else:
-                standing, winner = new, torch.full_like(winner, number)
             state = start
-        if refine and self.config.kernel_steps:
+        if self.config.kernel_steps:
             levels = check_inputs(lr, scale, sigma, training=self.training)
-            *_, kernel = self.refine(lr, standing.kernel, scale, levels)
+            *_, kernel = self.refine(lr, accepted.kernel, scale, levels)
             new = self._whole(origin, kernel, self.encode(kernel))
-            better = torch.ones_like(winner, dtype=torch.bool)
-            if guard:
-                # Without rounds between, what stands is a whole restoration from x0 already.
-                old = self._whole(origin, standing.kernel, standing.code) if self.config.rounds else standing
-                better = self._score(new, origin, seen) <= margin(scale) * self._score(old, origin, seen)
+            # Without rounds between, what was accepted is a whole restoration from x0 already.
+            old = self._whole(origin, accepted.kernel, accepted.code) if self.config.rounds else accepted
+            better = self._wins(new, old, origin, observed_size, acceptance_ratio(scale))
+            accepted, kernel_round = _choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
-            standing = Round(*(_where(better, *pair) for pair in zip(new, standing, strict=True)))
-            winner = winner.where(~better, len(rounds) - 1)
-        codes = torch.stack([r.code for r in rounds], 1)
-        return BlindOutput(standing.sr, standing.kernel, codes, rounds, winner)
+        return _output(accepted, rounds, kernel_round)
 
     def restore(
         self, lr: Tensor, kernel: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None
@@ -207,9 +213,20 @@ class BlindUSRNet(nn.Module):
             operator = self._operator(kernel, state)
             return Round(self.restorer.unfold(state, operator, *self._parts()[number], final=final), kernel, code)
 
-    def _score(self, found: Round, state: State, seen: tuple[int, int] | None) -> Tensor:
+    def _check_scale(self, lr: Tensor, scale: int) -> None:
+        if scale not in self.config.scales:
+            known = ", ".join(map(str, self.config.scales))
+            raise ValueError(f"scale {scale} for images {tuple(lr.shape)}; this model restores {known}")
+
+    def _wins(
+        self, new: Round, old: Round, state: State, observed_size: tuple[int, int] | None, ratio: float = 1.0
+    ) -> Tensor:
+        """(B,) bool: whether the new image's score is at most `ratio` times the old one's."""
         reach = self.kernel_size // state.scale + 1
-        return restoration_score(found.sr, state.lr, self._operator(found.kernel, state), seen, reach)
+        scores = [
+            restoration_score(r.sr, state.lr, self._operator(r.kernel, state), observed_size, reach) for r in (new, old)
+        ]
+        return scores[0] <= ratio * scores[1]
 
     def _whole(self, state: State, kernel: Tensor, code: Tensor) -> Round:
         """All unfoldings from `state.x`."""
@@ -235,6 +252,11 @@ class BlindUSRNet(nn.Module):
         return self.restorer.operator(kernel.detach() if self.config.detach else kernel, state)
 
 
-def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """`yes` for the images of the batch that `chosen` (B,) names, `no` for the others."""
-    return torch.where(chosen.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
+def _output(accepted: Round, rounds: list[Round], kernel_round: Tensor) -> BlindOutput:
+    codes = torch.stack([r.code for r in rounds], 1)
+    return BlindOutput(accepted.sr, accepted.kernel, codes, rounds, kernel_round)
+
+
+def _choose(new_wins: Tensor, new: Round, old: Round) -> Round:
+    """Take each image of the batch from the new round where that wins (B,), else from the old."""
+    return Round(*(a.where(new_wins.reshape(-1, *[1] * (a.ndim - 1)), b) for a, b in zip(new, old, strict=True)))

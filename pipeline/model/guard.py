@@ -8,7 +8,7 @@ from pipeline.model.fourier import BlurOperator
 
 
 def restoration_score(
-    sr: Tensor, lr: Tensor, operator: BlurOperator, seen: tuple[int, int] | None = None, margin: int = 0
+    sr: Tensor, lr: Tensor, operator: BlurOperator, observed_size: tuple[int, int] | None = None, border: int = 0
 ) -> Tensor:
     """How little a restored image deserves belief: LR residual times total variation, lower is better.
 
@@ -21,16 +21,16 @@ def restoration_score(
         sr: (B, C, s*h, s*w) restored with the operator's kernel.
         lr: (B, C, h, w).
         operator: blur and decimation with the kernel in question.
-        seen: (h', w') upper-left part of `lr` that a camera saw, if not all. What was added to make the image periodic
-            is explained by no kernel, and rings the more the better the kernel inverts the blur.
-        margin: LR pixels inside the border of that part which the added pixels reach.
+        observed_size: (h', w') upper-left part of `lr` that a camera saw, if not all. No kernel explains what was added
+            to make the image periodic, and it rings the more the better the kernel inverts the blur.
+        border: LR pixels inside the edge of that part which the added pixels reach.
 
     Returns:
         (B,), comparable between kernels of one image at one stage of the restoration only.
     """
     error = operator.apply(sr) - lr
-    if seen is not None and min(seen) > 2 * margin:
-        (top, bottom), (left, right) = ((margin, side - margin) for side in seen)
+    if observed_size is not None and min(observed_size) > 2 * border:
+        (top, bottom), (left, right) = ((border, side - border) for side in observed_size)
         scale = operator.scale
         error = error[..., top:bottom, left:right]
         sr = sr[..., scale * top : scale * bottom, scale * left : scale * right]

@@ -21,15 +21,15 @@ RIDGE = 1e-3  # of the normal matrix's mean diagonal; measured in docs/network.m
 _ITERATIONS = 100
 # Noise levels that the restorer is told while the kernel is still wrong, first and last: told of little noise it would
 # invert the wrong kernel faithfully, and the ringing then explains the LR image as well as the truth does.
-_TOLD = (0.1, 0.01)
+_ASSUMED_SIGMA = (0.1, 0.01)
 
 
-def margin(scale: int) -> float:
-    """The refined kernel stands where its score is at most this share of the other's.
+def acceptance_ratio(scale: int) -> float:
+    """Return the largest share of the old score at which the refined kernel is accepted.
 
     It was made to explain the LR image, so it explains it well also where it is wrong: it has to win clearly. Measured
     (docs/training-log.md): the smallest share of a Gaussian kernel that was right before is 0.67, 0.94 and 1.26 at x2,
-    x3 and x4. Nearly all motion kernels lie below the margin at x2, two in three at x3, one in four at x4.
+    x3 and x4. Nearly all motion kernels lie below the ratio at x2, two in three at x3, one in four at x4.
     """
     return 0.2 * (scale + 1)
 
@@ -47,11 +47,11 @@ def refine_kernel(
         sigma: (B,) noise level.
         steps: how many kernel steps, each after a restoration.
     """
-    first, last = _TOLD
+    first, last = _ASSUMED_SIGMA
     found = []
     for number in range(steps):
-        told = first * (last / first) ** (number / max(steps - 1, 1))
-        kernel = kernel_step(restore(kernel, sigma.clamp_min(told)).clamp(0, 1), lr, kernel, scale)
+        assumed = first * (last / first) ** (number / max(steps - 1, 1))
+        kernel = kernel_step(restore(kernel, sigma.clamp_min(assumed)).clamp(0, 1), lr, kernel, scale)
         found.append(kernel)
     return found
 

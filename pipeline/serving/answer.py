@@ -78,7 +78,7 @@ def _about(restored: Restored, served: Served, photograph: Photograph) -> dict[s
         "height": restored.image.shape[0],
         "sigma": restored.sigma,
         "residual": restored.residual,
-        "kernel_round": restored.winner,
+        "kernel_round": restored.kernel_round,
         "kernel_spread": restored.spread,
         "windows": restored.windows,
         "warnings": warnings(photograph.pixels, restored),

@@ -61,7 +61,7 @@ def test_the_kernel_is_read_off_the_photograph_not_off_its_extension(restorer, p
     lr = restorer.tensor(photo / 255)
     kernel, _ = restorer.network.initial(lr, 2, 0.0)
     extended = restorer.tensor(periodic_extension(photo / np.float32(255), 20))
-    rounds = restorer.blind(extended, 2, 0.0, seen=lr).rounds
+    rounds = restorer.blind(extended, 2, 0.0, observed=lr).rounds
     torch.testing.assert_close(rounds[0].kernel, kernel)
     assert not torch.allclose(restorer.network.initial(extended, 2, 0.0)[0], kernel, atol=1e-4)
 
@@ -159,7 +159,7 @@ def test_the_guard_decides_and_the_winning_round_is_told(restorer, photo):
     restored = restorer.restore(photo, 2)
     lr = photo / np.float32(255)
     extended = restorer.tensor(periodic_extension(lr, margin(2, 13)))
-    out = restorer.blind(extended, 2, restored.sigma, seen=restorer.tensor(lr))
-    assert restored.winner == int(out.winner[0])
+    out = restorer.blind(extended, 2, restored.sigma, observed=restorer.tensor(lr))
+    assert restored.kernel_round == int(out.kernel_round[0])
     np.testing.assert_array_equal(restored.kernel, out.kernel[0].numpy())
-    assert restorer.restore(photo, 2, kernel=restored.kernel).winner is None
+    assert restorer.restore(photo, 2, kernel=restored.kernel).kernel_round is None

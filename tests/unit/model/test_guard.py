@@ -92,11 +92,11 @@ def test_each_image_keeps_the_better_kernel(schedule, warm_start, small, codec):
     lr = torch.cat((degrade(picture(), net.decode(true), 2), degrade(picture(1), mean, 2)))
     with torch.no_grad():
         net.estimator = Says(torch.cat((true, wide)))
-        out = net(lr, 2, 0.0, guard=True)
+        out = net.infer(lr, 2, 0.0)
         net.estimator = Says(torch.cat((true, wide)))
         plain = net(lr, 2, 0.0)
         kept = net.restore(lr[1:], mean, 2, 0.0)
-    assert out.winner.tolist() == [1, 0]
+    assert out.kernel_round.tolist() == [1, 0]
     torch.testing.assert_close(out.kernel, torch.cat((net.decode(true), mean)))
     torch.testing.assert_close(out.sr[:1], plain.sr[:1])
     if warm_start:
@@ -105,7 +105,7 @@ def test_each_image_keeps_the_better_kernel(schedule, warm_start, small, codec):
         torch.testing.assert_close(out.sr[1:], kept, atol=1e-5, rtol=1e-5)
     # What every kernel made of the image is still there to look at.
     torch.testing.assert_close(out.rounds[1].kernel, net.decode(torch.cat((true, wide))))
-    assert plain.winner.tolist() == [1, 1]
+    assert plain.kernel_round.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("schedule", ["rounds", "interleaved"])
@@ -115,8 +115,8 @@ def test_after_a_refusal_the_estimate_goes_on_from_what_stood(schedule, small, c
     true, wide = net.encode(gaussian(1.0, 2.5)), net.encode(gaussian(3.0))
     net.estimator = Says(wide, true)
     with torch.no_grad():
-        out = net(degrade(picture(), net.decode(true), 2), 2, 0.0, guard=True)
-    assert out.winner.tolist() == [2]
+        out = net.infer(degrade(picture(), net.decode(true), 2), 2, 0.0)
+    assert out.kernel_round.tolist() == [2]
     torch.testing.assert_close(out.kernel, net.decode(true))
 
 
@@ -127,13 +127,13 @@ def test_a_refused_estimate_leaves_no_trace_in_the_image(small, codec):
     net.estimator = Says(wide, wide, wide)
     lr = degrade(picture(), mean, 2)
     with torch.no_grad():
-        out = net(lr, 2, 0.0, guard=True)
-        assert out.winner.tolist() == [0]
+        out = net.infer(lr, 2, 0.0)
+        assert out.kernel_round.tolist() == [0]
         torch.testing.assert_close(out.sr, net.restore(lr, mean, 2, 0.0), atol=1e-5, rtol=1e-5)
 
 
 def test_only_what_a_camera_saw_is_judged(codec):
-    """Whatever lies beyond the seen part and the margin inside it does not count."""
+    """Whatever lies beyond the observed part and the border inside it does not count."""
     torch.manual_seed(0)
     lr, sr = torch.rand(1, 3, 20, 24), torch.rand(1, 3, 40, 48)
     kernel = torch.zeros(1, 3, 3)

@@ -120,9 +120,10 @@ def test_without_rounds_the_initial_kernel_stands_and_there_is_no_estimator(blin
     assert len(out.rounds) == 1
 
 
-def test_refining_is_one_more_round_written_out(blind):
+def test_refining_is_one_more_round_written_out(blind, monkeypatch):
     lr, sigma = torch.rand(2, 3, 24, 24), torch.tensor([0.0, 0.05])
-    out = blind(lr, 2, sigma, refine=True)
+    monkeypatch.setattr("pipeline.model.blind.acceptance_ratio", lambda scale: float("inf"))
+    out = blind.infer(lr, 2, sigma)
     kernel = blind.initial(lr, 2, sigma)[0]
     for told in (0.1, 0.1 * 0.1**0.5, 0.01):
         state = blind.restorer.start(lr, 2, sigma.clamp_min(told))
@@ -131,15 +132,15 @@ def test_refining_is_one_more_round_written_out(blind):
     torch.testing.assert_close(out.kernel, kernel)
     torch.testing.assert_close(out.sr, blind.restore(lr, kernel, 2, sigma))
     assert len(out.rounds) == 2
-    assert out.winner.tolist() == [1, 1]
+    assert out.kernel_round.tolist() == [1, 1]
     assert out.codes.shape == (2, 2, 6)
 
 
 def test_the_guard_keeps_what_scores_better(blind):
     lr = torch.rand(2, 3, 24, 24)
-    out = blind(lr, 2, 0.0, guard=True, refine=True)
-    for image, winner in enumerate(out.winner.tolist()):
-        torch.testing.assert_close(out.kernel[image], out.rounds[winner].kernel[image])
+    out = blind.infer(lr, 2, 0.0)
+    for image, number in enumerate(out.kernel_round.tolist()):
+        torch.testing.assert_close(out.kernel[image], out.rounds[number].kernel[image])
 
 
 def test_refining_finds_a_motion_kernel_that_the_start_does_not_know():

@@ -38,7 +38,7 @@ def test_a_body_and_a_form_give_what_the_restorer_gives(live, photo, png):
         assert np.array_equal(kernel, expected.kernel)
         assert float(reply.headers["x-sigma"]) == 0.01
         assert float(reply.headers["x-residual"]) == expected.residual
-        assert int(reply.headers["x-kernel-round"]) == expected.winner
+        assert int(reply.headers["x-kernel-round"]) == expected.kernel_round
         assert reply.headers["x-weights-sha256"] == live.current.restorer.digest
         assert re.findall(r"(\w+);dur=\d+", reply.headers["server-timing"]) == [
             "decode",
