@@ -22,7 +22,7 @@ from kernels_bank import sample_gaussian, sample_motion
 from pipeline.config import ModelConfig
 from pipeline.data.photographs import HELD_OUT, copy_photographs
 from pipeline.degrade import degrade, quantize
-from pipeline.evaluation.metrics import kernel_error, psnr_shifted
+from pipeline.evaluation.metrics import compare_kernels, psnr_shifted
 from pipeline.images.decode import decode_image
 from pipeline.model import BlindUSRNet, data_step
 from pipeline.model.weights import load_model
@@ -193,7 +193,7 @@ def draw_alternation(folder: Path, path: Path) -> None:
         for column, (i, sr) in enumerate(images.items(), start=1):
             title = f"after {i} steps" if i else "spectral start"
             kept = i == (model.config.kernel_steps if refined else 0)
-            error = kernel_error(kernels[i][0].numpy(), true[0].numpy()).correlation
+            error = compare_kernels(kernels[i][0].numpy(), true[0].numpy()).correlation
             show_kernel(above[column], kernels[i][0], f"{title}: match {error:.2f}", float(true.max()))
             show(below[column], sr, f"{_shifted_psnr(sr, hr):.2f} dB{', kept by the guard' if kept else ''}")
         show_kernel(above[-1], true[0], "true kernel", float(true.max()))

@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[1]
 # What the image is there for; each must import.
 MODULES = (
     "pipeline.training.fit",
-    "pipeline.evaluation.run",
+    "pipeline.evaluation.compute",
     "pipeline.inference",
     "pipeline.doctor.examine",
     "pipeline.data.shards",

@@ -23,14 +23,14 @@ def main(command: Evaluate) -> None:
     from kernels_bank.runtime import storage
     from kernels_bank.runtime.driver import only_driver
     from kernels_bank.runtime.mirror import local_folder
-    from pipeline.evaluation import report
+    from pipeline.evaluation import evaluate
 
     settings = EvaluationSettings.model_validate(command.model_dump(include=set(EvaluationSettings.model_fields)))
     if command.check:
-        print(report.planned(settings))
+        print(evaluate.planned(settings))
         return
     with only_driver(command.output), local_folder(command.output) as folder:
-        report.run_evaluation(settings, folder)
+        evaluate.run_evaluation(settings, folder)
     print(f"results in {command.output}: " + ", ".join(name for name, _ in storage.list_files(command.output)))
 
 

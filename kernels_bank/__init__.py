@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from kernels_bank.bank import KernelBank
     from kernels_bank.benchmark import benchmark_kernels
     from kernels_bank.codec import KernelCodec
-    from kernels_bank.disk import sample_disk
+    from kernels_bank.defocus import sample_disk
     from kernels_bank.gaussian import sample_gaussian
     from kernels_bank.generate import build_bank
     from kernels_bank.load import load_kernels
@@ -24,7 +24,7 @@ _HOMES = {
     "benchmark_kernels": "benchmark",
     "build_bank": "generate",
     "load_kernels": "load",
-    "sample_disk": "disk",
+    "sample_disk": "defocus",
     "sample_gaussian": "gaussian",
     "sample_motion": "motion",
 }

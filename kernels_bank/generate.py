@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from kernels_bank.codec import KernelCodec, components_for
-from kernels_bank.families import draw_range
-from kernels_bank.losses import draw_samples, measure
+from kernels_bank.codec_quality import draw_samples, measure
 from kernels_bank.runtime import cluster, storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError
 from kernels_bank.runtime.progress import Progress
+from kernels_bank.sampling import draw_range
 from kernels_bank.spec import KernelBankSpec
 from kernels_bank.store import (
     BUILDING,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kernels_bank.codec import KernelCodec
-from kernels_bank.losses import Loss, Samples, decoded_psnr
+from kernels_bank.codec_quality import Loss, Samples, decoded_psnr
 from kernels_bank.runtime import storage
 from kernels_bank.spec import Family
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kernels_bank.losses import Loss
+from kernels_bank.codec_quality import Loss
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.spec import Family, KernelBankSpec

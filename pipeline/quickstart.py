@@ -41,7 +41,7 @@ def quickstart(config: RunConfig, protocol: Path) -> Result:
     """
     from kernels_bank.generate import build_bank, present
     from pipeline.data.shards import make_shards
-    from pipeline.evaluation.report import run_evaluation
+    from pipeline.evaluation.evaluate import run_evaluation
     from pipeline.evaluation.settings import EvaluationSettings
     from pipeline.inference.batch import checked, restore_files
     from pipeline.inference.settings import RestoreSettings

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.evaluation.dan import resize
+from pipeline.evaluation.dan_degradation import resize
 from pipeline.model import upsample
 
 

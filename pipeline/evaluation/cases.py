@@ -17,9 +17,9 @@ import torch
 
 from pipeline.degrade import degrade, quantize
 from pipeline.evaluation.baselines import bicubic, bicubic_centred, bicubic_unaligned
-from pipeline.evaluation.dan import degrade_dan
+from pipeline.evaluation.dan_degradation import degrade_dan
 from pipeline.evaluation.memory import PeakMemory
-from pipeline.evaluation.metrics import kernel_error, psnr, psnr_shifted, ssim
+from pipeline.evaluation.metrics import compare_kernels, psnr, psnr_shifted, ssim
 from pipeline.evaluation.protocol import Protocol
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
@@ -153,7 +153,7 @@ def measure(
     if estimate.kernel is not None:
         values["lr_residual"] = _residual(estimate.sr, estimate.kernel, lr, scale, protocol)
     if estimate.rounds and estimate.kernel is not None:
-        error = kernel_error(estimate.kernel, kernel)
+        error = compare_kernels(estimate.kernel, kernel)
         values |= {"kernel_psnr": error.psnr, "kernel_correlation": error.correlation}
         values["kernel_estimate"] = estimate.kernel.astype(np.float32).ravel().tolist()
     return values

@@ -118,7 +118,7 @@ class KernelError:
     dx: float  # and right
 
 
-def kernel_error(estimate: np.ndarray, truth: np.ndarray) -> KernelError:
+def compare_kernels(estimate: np.ndarray, truth: np.ndarray) -> KernelError:
     """Compare two kernels, each (k, k) with its own odd side, after the best sub-pixel shift.
 
     Both are laid centre on centre on a grid of the larger side plus as much room as they can move. The shift

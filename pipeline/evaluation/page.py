@@ -50,7 +50,7 @@ def render(
     """The page.
 
     Args:
-        about: provenance, as `pipeline.evaluation.run.prepare` makes it.
+        about: provenance, as `pipeline.evaluation.compute.prepare` makes it.
         table: means over the images.
         rows: the results, for one estimate of every kernel.
         kernels: by scale, (N, k, k).

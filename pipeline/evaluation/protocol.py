@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import Frozen, Scale, Sigma
-from pipeline.evaluation.dan import equivalent_kernel, gaussian8
+from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
 
 
 class Protocol(Frozen):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipeline.inference.boundary import periodic_extension
+from pipeline.inference.layout import torus_margin
 from pipeline.inference.texture import textured_crops
-from pipeline.inference.tiles import margin
 
 if TYPE_CHECKING:
     from pipeline.inference.restorer import Restorer
@@ -45,6 +45,6 @@ def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float
 
 
 def _guarded(restorer: Restorer, crop: np.ndarray, scale: int, sigma: float) -> Estimate:
-    extended = periodic_extension(crop, margin(scale, restorer.kernel_side))
+    extended = periodic_extension(crop, torus_margin(scale, restorer.kernel_side))
     out = restorer.blind(restorer.tensor(extended), scale, sigma, observed=restorer.tensor(crop))
     return Estimate(out.kernel[0].cpu().numpy(), int(out.kernel_round[0]), None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.degrade import degrade
-from pipeline.inference import memory, tiles
+from pipeline.inference import layout, memory
 from pipeline.inference.boundary import extend_to
 from pipeline.inference.ensemble import TURNS, Turn
 from pipeline.inference.fill import explained_band
@@ -57,8 +57,8 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
     """
     scale = settings.scale
     plan = plan_windows(restorer, lr.shape[0], lr.shape[1], settings, item=item, channels=channels)
-    around = tiles.margin(scale, settings.kernel.shape[0])
-    height, width = (tiles.torus_length(length, around) for length in lr.shape[:2])
+    around = layout.torus_margin(scale, settings.kernel.shape[0])
+    height, width = (layout.torus_length(length, around) for length in lr.shape[:2])
     kernel = torch.as_tensor(settings.kernel, dtype=torch.float32, device=restorer.device)[None]
     torus = extend_to(lr, height, width)
     start = settings.x0
@@ -68,13 +68,13 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
     squares = 0.0
     for row, column in itertools.product(plan.rows, plan.columns):
         # Filled window by window: over the whole torus at once it would take more memory than a window may.
-        known = tiles.known(row, column, lr.shape[:2], (height, width))
-        window = restorer.tensor(explained_band(tiles.cut(torus, row, column), known, kernel, scale))
+        known = layout.known(row, column, lr.shape[:2], (height, width))
+        window = restorer.tensor(explained_band(layout.cut(torus, row, column), known, kernel, scale))
         x0 = _first_estimate(restorer, window, start, row, column, kernel, settings)
         sr = _restored(restorer, window, kernel, x0, settings).clamp_(0, 1)
         unexplained = degrade(sr, kernel, scale) - window
         weights = [torch.from_numpy(span.weight(scale)).to(sr.device) for span in (row, column)]
-        part = tiles.inner(sr, row, column, scale) * weights[0][:, None] * weights[1]
+        part = layout.inner(sr, row, column, scale) * weights[0][:, None] * weights[1]
         rows, columns = (slice(scale * span.first, scale * span.last) for span in (row, column))
         image[rows, columns] += part[0].permute(1, 2, 0).cpu().numpy()
         squares += _sum_of_squares(unexplained, row, column, weights, settings, lr.shape)
@@ -84,22 +84,22 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
 
 def plan_windows(
     restorer: Restorer, height: int, width: int, settings: Settings, *, item: int, channels: int
-) -> tiles.Layout:
+) -> layout.Layout:
     """The windows of an LR image of this size. Raises BadRequestError when not even the smallest fits."""
     scale, kernel = settings.scale, settings.kernel
-    around = tiles.margin(scale, kernel.shape[0])
+    around = layout.torus_margin(scale, kernel.shape[0])
     nets = [restorer, *([settings.x0_model] if settings.x0_model else [])]
     config = max((net.network.config for net in nets), key=memory.window_bytes)
     fixed = memory.in_use(restorer.device) + memory.RESERVE
     if restorer.device.type == "cpu":
         fixed += int(height * width * memory.image_bytes(scale, channels, item))
     most = (settings.max_memory - fixed) / (memory.window_bytes(config) * scale**2)
-    found = tiles.whole(height, width, around)
+    found = layout.whole(height, width, around)
     if found.largest <= most:
         return found
     # With another model's x0, what that depends on lies further out by as much again.
-    reach = sum(tiles.context(kernel, net.alpha(scale, settings.sigma), scale) for net in nets)
-    split = tiles.layout(height, width, around, reach, most)
+    reach = sum(layout.context(kernel, net.alpha(scale, settings.sigma), scale) for net in nets)
+    split = layout.layout(height, width, around, reach, most)
     if split is None:
         least = fixed + (2 * reach + 64) ** 2 * memory.window_bytes(config) * scale**2
         raise BadRequestError(
@@ -124,14 +124,14 @@ def _border(length: int, settings: Settings) -> int:
 
 def _sum_of_squares(
     unexplained: Tensor,
-    row: tiles.Span,
-    column: tiles.Span,
+    row: layout.Span,
+    column: layout.Span,
     weights: list[Tensor],
     settings: Settings,
     size: Sequence[int],
 ) -> float:
     """Of what a window's part leaves unexplained; each LR pixel inside the border counts once, seams by weight."""
-    part = tiles.inner(unexplained, row, column, 1).square()
+    part = layout.inner(unexplained, row, column, 1).square()
     shares = []
     for span, weight, length in zip((row, column), weights, size[:2], strict=True):
         place = torch.arange(span.first, span.last, device=part.device)
@@ -144,8 +144,8 @@ def _first_estimate(
     restorer: Restorer,
     window: Tensor,
     start: np.ndarray | str | None,
-    row: tiles.Span,
-    column: tiles.Span,
+    row: layout.Span,
+    column: layout.Span,
     kernel: Tensor,
     settings: Settings,
 ) -> Tensor | None:
@@ -156,7 +156,7 @@ def _first_estimate(
     if isinstance(start, str):
         return upsample(window, scale, start)
     if isinstance(start, np.ndarray):
-        return restorer.tensor(tiles.cut(start, row.enlarged(scale), column.enlarged(scale)))
+        return restorer.tensor(layout.cut(start, row.enlarged(scale), column.enlarged(scale)))
     return None
 
 

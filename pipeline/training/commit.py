@@ -20,7 +20,7 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import JobFailedError
 from pipeline.training import checkpoint
 from pipeline.training.board import say
-from pipeline.training.step import Learner
+from pipeline.training.learner import Learner
 
 SNAPSHOT, COPY = "checkpoint_manager_snapshot.json", "snapshot-copy.json"
 # Storage that is away is waited for (the filesystem of `launch.py` is a patient one); after this long we say so.

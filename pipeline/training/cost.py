@@ -16,7 +16,7 @@ from kernels_bank.codec import KernelCodec
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.model import BlindUSRNet
 from pipeline.model.bookkeeping import Bookkeeper
-from pipeline.training.objective import Task
+from pipeline.training.objective import TrainingObjective
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def fake_step(
     """One step of `batch` samples on fake tensors; the other arguments as of `training_cost`."""
     with FakeTensorMode(), Bookkeeper() as books:
         network = BlindUSRNet(model, codec).train()
-        task = Task(network, train)
+        task = TrainingObjective(network, train)
         parameters = list(network.parameters())
         # Adam's two moments of what is trained, and the weight average; the gradients come with the backward pass.
         state = [torch.zeros_like(p) for p in parameters for _ in range(3 if p.requires_grad else 1)]

@@ -25,7 +25,7 @@ from pipeline.tracking.bank import log_bank
 from pipeline.tracking.package import PICTURE
 from pipeline.training import checkpoint
 from pipeline.training.launch import run_workers
-from pipeline.training.learner import Start, starting_point
+from pipeline.training.learner import InitialWeights, starting_point
 from pipeline.training.pictures import card_picture, fixed_batch
 
 Resume = Literal["auto", "changed", "never"]
@@ -84,7 +84,7 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
 
 
 def _train(
-    config: RunConfig, digests: dict[str, str], home: str, run_id: str | None, start: Start, *, changed: bool
+    config: RunConfig, digests: dict[str, str], home: str, run_id: str | None, start: InitialWeights, *, changed: bool
 ) -> Fitted:
     """Train and register in one tracking run, the one of `run_id` when there is one; its status tells how it ended."""
     data_cpus = check_cluster(config)

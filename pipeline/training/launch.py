@@ -22,7 +22,7 @@ from pipeline.tracking.runs import RunRef
 from pipeline.training.board import LiveLine, TellFailures, failure_reason
 from pipeline.training.commit import KeepSnapshot, mend_snapshot, newest
 from pipeline.training.gloo import GlooConfig
-from pipeline.training.learner import Start
+from pipeline.training.learner import InitialWeights
 from pipeline.training.loop import Job, train_worker
 
 
@@ -36,7 +36,7 @@ def run_workers(
     digests: dict[str, str],
     home: str,
     data_cpus: float,
-    start: Start,
+    start: InitialWeights,
     *,
     changed: bool = False,
 ) -> ray.train.Checkpoint:

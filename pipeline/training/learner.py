@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kernels_bank import KernelBank, KernelCodec
@@ -17,11 +19,21 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.inference import Restorer
 from pipeline.model import BlindUSRNet
 from pipeline.seeds import torch_seed
-from pipeline.training.objective import Task, learns
-from pipeline.training.step import Learner
+from pipeline.training.objective import TrainingObjective, learns
 
 
-class Start(NamedTuple):
+@dataclass(frozen=True)
+class Learner:
+    """Hold all that a step changes. `objective` is wrapped where several workers train."""
+
+    objective: nn.Module  # TrainingObjective(network)
+    network: BlindUSRNet
+    ema: AveragedModel
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+
+
+class InitialWeights(NamedTuple):
     """What a new run starts from."""
 
     codec: KernelCodec
@@ -32,7 +44,7 @@ def build_learner(config: RunConfig, codec: KernelCodec, device: torch.device) -
     """Network, task, EMA, optimizer and schedule; the task is wrapped for data-parallel training if there are ranks."""
     train = config.train
     network = build_network(config, codec).to(device)
-    task = Task(network, train)
+    task = TrainingObjective(network, train)
     fused = device.type in {"cpu", "cuda"}
     optimizer = torch.optim.Adam(parameter_groups(network, train), fused=fused)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate_factor(done, train))
@@ -68,7 +80,7 @@ def learning_rate_factor(done: int, train: TrainConfig) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def starting_point(config: RunConfig) -> Start:
+def starting_point(config: RunConfig) -> InitialWeights:
     """The kernel code and the weights that a new run starts from, checked against its network.
 
     A published USRNet gives the restorer, a blind model the parts that `start_parts` names. Taken whole it keeps its
@@ -79,7 +91,7 @@ def starting_point(config: RunConfig) -> Start:
     """
     bank, train = KernelBank.open(config.data.bank), config.train
     if train.start_from is None:
-        return Start(bank.codec, {})
+        return InitialWeights(bank.codec, {})
     found = Restorer.load(train.start_from, device=torch.device("cpu")).network
     if found.config.global_skip != config.model.global_skip:
         # The tensors would fit, and mean another function.
@@ -109,4 +121,4 @@ def starting_point(config: RunConfig) -> Start:
             f"train.start_from {train.start_from}: does not fit the network of this config: "
             f"{', '.join(sorted(wrong)[:8])}" + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         )
-    return Start(codec, tensors)
+    return InitialWeights(codec, tensors)

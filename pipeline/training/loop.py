@@ -25,9 +25,9 @@ from pipeline.tracking.runs import RunLogger, RunRef
 from pipeline.training import checkpoint
 from pipeline.training.board import StopWish
 from pipeline.training.commit import report
-from pipeline.training.learner import Start, build_learner
+from pipeline.training.learner import InitialWeights, Learner, build_learner
 from pipeline.training.pictures import fixed_batch, sample_rows
-from pipeline.training.step import Learner, NonFiniteLossError, agree, train_step
+from pipeline.training.step import NonFiniteLossError, agree, train_step
 from pipeline.training.validate import score_of, validate
 
 _UNSCORED = -1e9  # before the first validation: any checkpoint with a score is better
@@ -42,7 +42,7 @@ class Job:
     board: Any  # handle of training.board.Board
     digests: dict[str, str]
     data_cpus: float  # logical CPUs all workers' data tasks may use together
-    start: Any  # reference to the learner.Start of a new run
+    start: Any  # reference to the learner.InitialWeights of a new run
     changed: bool  # a checkpoint made from other data is welcome
 
 
@@ -140,7 +140,7 @@ def _set_up(config: RunConfig, device: torch.device) -> None:
 
 def _learner(job: Job, device: torch.device) -> tuple[Learner, int, tuple[Stage, ...], float]:
     """The learner with step, stages and score: of the newest committed checkpoint, else of a new run."""
-    start: Start = ray.get(job.start)
+    start: InitialWeights = ray.get(job.start)
     if (last := ray.train.get_checkpoint()) is None:
         learner = build_learner(job.config, start.codec, device)
         for module in (learner.network, learner.ema.module):

@@ -1,7 +1,7 @@
-"""What is minimised, and by which part of the network.
+"""Define what a training minimises, and by which part of the network.
 
-The seed's loss is L1 on the image + L1 on the kernel's code, as in DAN (Luo et al., NeurIPS 2020). `Task` is the
-network and its loss as one module, so that data-parallel training wraps both and every part has one forward.
+The default is L1 on the image + L1 on the kernel's code, as in DAN (Luo et al., NeurIPS 2020). `TrainingObjective`
+is the network and its loss as one module, so that data-parallel training wraps both and every part has one forward.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.degrade import degrade
 from pipeline.model import BlindOutput, BlindUSRNet
 
 
-class Task(nn.Module):
+class TrainingObjective(nn.Module):
     """One training forward: the loss and its terms. What `learn` does not name is frozen.
 
     all       the alternation; image and code
@@ -42,7 +42,7 @@ class Task(nn.Module):
                 estimate, code = network.initial(lr, scale, sigma)
                 terms = {
                     "loss_code": F.l1_loss(code, network.encode(kernel)),
-                    "loss_kernel": kernel_error(estimate, kernel),
+                    "loss_kernel": kernel_l1(estimate, kernel),
                 }
                 weights = {"loss_code": loss.code, "loss_kernel": loss.kernel}
                 return {"loss": _weighted(terms, weights), **terms}
@@ -87,7 +87,7 @@ def objective(
     }
     weights = {"loss_image": 1.0, "loss_code": config.code}
     if config.kernel:
-        terms["loss_kernel"] = torch.stack([kernel_error(r.kernel, kernel) for r in out.rounds]).mean()
+        terms["loss_kernel"] = torch.stack([kernel_l1(r.kernel, kernel) for r in out.rounds]).mean()
         weights["loss_kernel"] = config.kernel
     if config.consistency:
         terms["loss_consistency"] = F.l1_loss(degrade(out.sr, out.kernel, scale), lr)
@@ -95,7 +95,7 @@ def objective(
     return {"loss": _weighted(terms, weights), **terms}
 
 
-def kernel_error(estimate: Tensor, kernel: Tensor) -> Tensor:
+def kernel_l1(estimate: Tensor, kernel: Tensor) -> Tensor:
     """Mean over the batch of sum |k' - k|, between 0 and 2: the mean over pixels would be smaller by their number."""
     return (estimate - kernel).abs().sum((-2, -1)).mean()
 

@@ -6,33 +6,19 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
 from pipeline.config import TrainConfig
 from pipeline.data.feed import Batch
-from pipeline.model import BlindUSRNet
+from pipeline.training.learner import Learner
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss or the gradient of some worker is not a number; the optimizer has not moved."""
-
-
-@dataclass(frozen=True)
-class Learner:
-    """All that a step changes. `task` is `Task(network)`, wrapped where several workers train."""
-
-    task: nn.Module
-    network: BlindUSRNet
-    ema: AveragedModel
-    optimizer: torch.optim.Optimizer
-    schedule: LambdaLR
 
 
 def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -> dict[str, float]:
@@ -51,10 +37,10 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
     for start in starts:
         part = slice(start, min(start + size, count))
         share = (part.stop - part.start) / count
-        with _synchronised(learner.task, last=start == starts[-1]):
+        with _synchronised(learner.objective, last=start == starts[-1]):
             with _precision(config, batch.lr.device):
                 images = batch.lr[part], batch.hr[part], batch.kernel[part], batch.sigma[part]
-                found = learner.task(*images, batch.scale)
+                found = learner.objective(*images, batch.scale)
             (found["loss"] * share).backward()
         for name, term in found.items():
             terms[name] = terms[name] + term.detach() * share

@@ -24,10 +24,10 @@ from scipy import ndimage
 
 from kernels_bank import KernelBankSpec, KernelCodec, load_kernels, sample_gaussian, sample_motion
 from kernels_bank.centring import correlation, recentre
-from kernels_bank.families import draw_range
+from kernels_bank.codec_quality import LENGTHS, decoded_psnr
 from kernels_bank.gaussian import draw_gaussian
-from kernels_bank.losses import LENGTHS, decoded_psnr
 from kernels_bank.motion import Shake
+from kernels_bank.sampling import draw_range
 from pipeline.degrade import degrade
 from pipeline.evaluation import psnr
 

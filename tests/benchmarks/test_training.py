@@ -34,7 +34,7 @@ from pipeline.data.photographs import copy_photographs
 from pipeline.tracking.runs import RunRef, tracking_uri
 from pipeline.tracking.store import client
 from pipeline.training.learner import build_network
-from pipeline.training.objective import Task
+from pipeline.training.objective import TrainingObjective
 
 REPO = Path(__file__).parents[2]
 STEPS, WARM = 60, 20  # the first ones wait for data and fill caches; they are not measured
@@ -142,7 +142,7 @@ def trained(config: RunConfig, workers: int) -> Trained:
 def by_hand(config: RunConfig, batches: list[Batch]) -> tuple[float, float]:
     """The plain loop: wall and CPU seconds a step."""
     network = build_network(config, KernelBank.open(config.data.bank).codec)
-    task = Task(network, config.train)
+    task = TrainingObjective(network, config.train)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema_decay))
     for step, batch in enumerate(batches):

@@ -22,8 +22,8 @@ from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime.driver import ENTRY
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.config import ModelConfig
-from pipeline.evaluation.report import planned, run_evaluation
-from pipeline.evaluation.run import compute_case, prepare
+from pipeline.evaluation.compute import compute_case, prepare
+from pipeline.evaluation.evaluate import planned, run_evaluation
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.images.decode import decode_image
 from pipeline.images.encode import encode_png

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kernels_bank import sample_gaussian
-from pipeline.evaluation.report import run_evaluation
+from pipeline.evaluation.evaluate import run_evaluation
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.images.decode import decode_image
 from pipeline.images.encode import encode_png

@@ -18,8 +18,8 @@ import ray
 
 from jobs.build_kernel_bank import BuildKernelBank, job
 from kernels_bank import KernelBank, KernelBankSpec, build_bank
-from kernels_bank.families import draw_range
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.sampling import draw_range
 from kernels_bank.store import verify
 from pipeline.cli import run
 from pipeline.tracking.runs import open_run

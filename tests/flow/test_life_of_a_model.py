@@ -48,7 +48,7 @@ def test_from_training_to_rollback(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from pipeline.evaluation.report import run_evaluation
+    from pipeline.evaluation.evaluate import run_evaluation
     from pipeline.evaluation.settings import EvaluationSettings
     from pipeline.training.fit import fit
 

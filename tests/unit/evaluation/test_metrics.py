@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from kernels_bank import benchmark_kernels
 from kernels_bank.centring import shift
 from pipeline.evaluation import psnr, ssim
-from pipeline.evaluation.metrics import kernel_error, luma, psnr_shifted
+from pipeline.evaluation.metrics import compare_kernels, luma, psnr_shifted
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +98,13 @@ def test_shifted_psnr_is_never_below_the_plain_one(photo, noisy):
 def test_kernel_error_looks_past_a_shift_and_not_past_a_turn():
     kernels = benchmark_kernels(25)
     for kernel in kernels:
-        same = kernel_error(kernel[2:-2, 2:-2], kernel)
+        same = compare_kernels(kernel[2:-2, 2:-2], kernel)
         assert same.correlation > 0.999
         assert same.psnr > 45
     motion = kernels[9]
     moved = shift(motion[None], np.array([2.0, -1.0]))[0]
-    found = kernel_error(moved, motion)
+    found = compare_kernels(moved, motion)
     assert (found.dy, found.dx) == pytest.approx((-2, 1), abs=0.03)
     assert found.correlation > 0.999
-    assert kernel_error(motion[::-1, ::-1], motion).correlation < 0.9
-    assert kernel_error(kernels[0], motion).psnr < found.psnr - 20
+    assert compare_kernels(motion[::-1, ::-1], motion).correlation < 0.9
+    assert compare_kernels(kernels[0], motion).psnr < found.psnr - 20

@@ -11,8 +11,8 @@ from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.degrade import degrade
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
+from pipeline.inference.layout import torus_margin
 from pipeline.inference.noise import estimate_sigma
-from pipeline.inference.tiles import margin
 
 
 @pytest.mark.parametrize(("height", "width", "margin"), [(1, 5, 3), (17, 40, 13), (64, 63, 20), (9, 9, 30)])
@@ -158,7 +158,7 @@ def test_x0_of_another_model_is_that_models_restoration(restorer, lively, photo)
 def test_the_guard_decides_and_the_winning_round_is_told(restorer, photo):
     restored = restorer.restore(photo, 2)
     lr = photo / np.float32(255)
-    extended = restorer.tensor(periodic_extension(lr, margin(2, 13)))
+    extended = restorer.tensor(periodic_extension(lr, torus_margin(2, 13)))
     out = restorer.blind(extended, 2, restored.sigma, observed=restorer.tensor(lr))
     assert restored.kernel_round == int(out.kernel_round[0])
     np.testing.assert_array_equal(restored.kernel, out.kernel[0].numpy())

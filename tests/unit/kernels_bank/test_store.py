@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels_bank.families import draw_range
+from kernels_bank.sampling import draw_range
 from kernels_bank.spec import KernelBankSpec
 from kernels_bank.store import Shard, write_shard
 

@@ -22,8 +22,9 @@ from kernels_bank import KernelCodec, sample_gaussian
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data.feed import Batch
 from pipeline.model import BlindUSRNet
-from pipeline.training.objective import Task
-from pipeline.training.step import Learner, train_step
+from pipeline.training.learner import Learner
+from pipeline.training.objective import TrainingObjective
+from pipeline.training.step import train_step
 
 
 class Backend(_DummyBackendModule):
@@ -70,7 +71,7 @@ def main(config: ModelConfig, left_behind: str | None) -> str:
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1.0)
         ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=False)
         ema.n_averaged = drawn()  # a copy of the count from the CPU is all right, but not on this pretended device
-        learner = Learner(Task(network, train), network, ema, optimizer, schedule)
+        learner = Learner(TrainingObjective(network, train), network, ema, optimizer, schedule)
         batch = Batch(
             lr=drawn(2, 3, 12, 12),
             hr=drawn(2, 3, 12 * scale, 12 * scale),

@@ -12,7 +12,7 @@ import torch
 from kernels_bank import KernelCodec, sample_gaussian
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.model import BlindUSRNet
-from pipeline.training.objective import Task
+from pipeline.training.objective import TrainingObjective
 
 
 def status(field: str) -> int:
@@ -26,7 +26,7 @@ def main() -> None:
     config, (batch, patch, scale) = ModelConfig.model_validate_json(sys.argv[1]), map(int, sys.argv[2:])
     codec = KernelCodec.fit(sample_gaussian(60, 11, rng=np.random.default_rng(0)), components=6)
     network = BlindUSRNet(config, codec).train()
-    task = Task(network, TrainConfig(steps=1))
+    task = TrainingObjective(network, TrainConfig(steps=1))
 
     def step(images: int, side: int) -> None:
         network.zero_grad(set_to_none=True)

@@ -18,9 +18,9 @@ from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data.feed import Batch
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
-from pipeline.training.learner import parameter_groups
-from pipeline.training.objective import Task
-from pipeline.training.step import Learner, train_step
+from pipeline.training.learner import Learner, parameter_groups
+from pipeline.training.objective import TrainingObjective
+from pipeline.training.step import train_step
 
 RECORDED = Path(__file__).with_name("golden_losses.json")
 STEPS = 20
@@ -40,7 +40,7 @@ def losses(model: dict, train: dict) -> list[float]:
     sizes = {"scales": (2, 3), "unfoldings": 3, "widths": (8, 8, 16, 16), "residual_blocks": 1}
     network = BlindUSRNet(ModelConfig(**sizes, **model), codec)
     learner = Learner(
-        Task(network, config),
+        TrainingObjective(network, config),
         network,
         AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
         optimizer := torch.optim.Adam(parameter_groups(network, config)),

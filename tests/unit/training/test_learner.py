@@ -40,7 +40,7 @@ def start(monkeypatch, bank, **train):
 
 def test_from_scratch_the_code_is_the_banks(monkeypatch):
     bank = codec(2)
-    assert start(monkeypatch, bank) == learner.Start(bank, {})
+    assert start(monkeypatch, bank) == learner.InitialWeights(bank, {})
 
 
 def test_a_whole_model_keeps_its_own_code(monkeypatch, before):

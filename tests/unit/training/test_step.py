@@ -21,9 +21,9 @@ from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import RAW, load_model
 from pipeline.training import checkpoint
-from pipeline.training.learner import learning_rate_factor, parameter_groups
-from pipeline.training.objective import Task, objective
-from pipeline.training.step import Learner, NonFiniteLossError, train_step
+from pipeline.training.learner import Learner, learning_rate_factor, parameter_groups
+from pipeline.training.objective import TrainingObjective, objective
+from pipeline.training.step import NonFiniteLossError, train_step
 from pipeline.training.validate import score_of, validate
 
 TRAIN = TrainConfig(steps=30, batch_size=4, learning_rate=2e-3, kernel_learning_rate=2e-3, ema_decay=0.9)
@@ -51,7 +51,7 @@ def batch() -> Batch:
 def make_learner(codec: KernelCodec, train: TrainConfig = TRAIN) -> Learner:
     torch.manual_seed(0)
     network = BlindUSRNet(MODEL, codec)
-    task = Task(network, train)
+    task = TrainingObjective(network, train)
     optimizer = torch.optim.Adam(parameter_groups(network, train))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 / (1 + done / 100))
     ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay))

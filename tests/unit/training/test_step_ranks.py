@@ -19,9 +19,9 @@ from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data.feed import Batch
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
-from pipeline.training.learner import parameter_groups
-from pipeline.training.objective import Task
-from pipeline.training.step import Learner, NonFiniteLossError, train_step
+from pipeline.training.learner import Learner, parameter_groups
+from pipeline.training.objective import TrainingObjective
+from pipeline.training.step import NonFiniteLossError, train_step
 
 TRAIN = TrainConfig(steps=4, batch_size=4)
 MODEL = ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True)
@@ -41,7 +41,7 @@ def rank_main(rank: int, folder: str) -> None:
         codec = KernelCodec.fit(sample_gaussian(60, 11, rng=np.random.default_rng(0)), components=4)
         torch.manual_seed(0)
         network = BlindUSRNet(MODEL, codec)
-        task = DistributedDataParallel(Task(network, TRAIN))
+        task = DistributedDataParallel(TrainingObjective(network, TRAIN))
         optimizer = torch.optim.Adam(parameter_groups(network, TRAIN))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1.0)
         ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9))

@@ -81,7 +81,7 @@ class Layout:
         return sum(s.padded for s in self.rows) * sum(s.padded for s in self.columns)
 
 
-def margin(scale: int, kernel_side: int) -> int:
+def torus_margin(scale: int, kernel_side: int) -> int:
     """LR pixels that a torus has beyond its image: the kernel must fit, and the prior not see its cut."""
     return max(-(-kernel_side // scale) + 8, 2 * -(-_PRIOR_HR * 3 // (4 * scale * ALIGNED)) * ALIGNED)
 

@@ -12,7 +12,7 @@ from skimage import data
 from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.degrade import degrade
-from pipeline.inference import memory, tiles
+from pipeline.inference import layout, memory
 from pipeline.inference.windows import Settings, plan_windows
 
 
@@ -32,7 +32,7 @@ def seen(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float) -> np.nda
     most=st.integers(200**2, 400**2),
 )
 def test_windows_cover_the_image_once(height, width, scale, reach, most):
-    found = tiles.layout(height, width, tiles.margin(scale, 21), reach, most)
+    found = layout.layout(height, width, layout.torus_margin(scale, 21), reach, most)
     assert found is None or found.largest <= most
     if found is None:
         return
@@ -40,8 +40,8 @@ def test_windows_cover_the_image_once(height, width, scale, reach, most):
         total = np.zeros(scale * length, np.float32)
         for span in spans:
             total[scale * span.first : scale * span.last] += span.weight(scale)
-            assert span.start % tiles.ALIGNED == 0
-            assert span.padded % tiles.ALIGNED == 0
+            assert span.start % layout.ALIGNED == 0
+            assert span.padded % layout.ALIGNED == 0
             assert span.padded >= span.length
             if len(spans) > 1:  # what the result depends on lies in the window, on the torus
                 assert span.first - span.start >= reach
@@ -51,8 +51,8 @@ def test_windows_cover_the_image_once(height, width, scale, reach, most):
 
 def test_a_window_is_a_cut_of_the_torus():
     torus = np.arange(16 * 24 * 3, dtype=np.float32).reshape(16, 24, 3)
-    span = tiles.Span(-8, 16, 24, 0, 4, 0, 0)
-    window = tiles.cut(torus, span, tiles.Span(16, 16, 24, 16, 20, 0, 0))
+    span = layout.Span(-8, 16, 24, 0, 4, 0, 0)
+    window = layout.cut(torus, span, layout.Span(16, 16, 24, 16, 20, 0, 0))
     assert window.shape == (24, 24, 3)
     np.testing.assert_array_equal(window[:8, :8], torus[-8:, 16:])
     np.testing.assert_array_equal(window[8:16, 8:16], torus[:8, :8])
@@ -95,8 +95,8 @@ def test_a_limit_that_nothing_fits_into_is_one_line(lively):
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_a_wider_kernel_and_a_smaller_alpha_reach_further(scale):
     narrow, wide = benchmark_kernels(25)[0], benchmark_kernels(25)[3]
-    assert tiles.inverse_reach(narrow, 1e-4, scale) <= tiles.inverse_reach(wide, 1e-4, scale)
-    assert tiles.inverse_reach(wide, 1e-2, scale) <= tiles.inverse_reach(wide, 1e-5, scale)
+    assert layout.inverse_reach(narrow, 1e-4, scale) <= layout.inverse_reach(wide, 1e-4, scale)
+    assert layout.inverse_reach(wide, 1e-2, scale) <= layout.inverse_reach(wide, 1e-5, scale)
     delta = np.zeros((3, 3), np.float32)
     delta[1, 1] = 1
-    assert tiles.inverse_reach(delta, 1e-5, scale) <= 1
+    assert layout.inverse_reach(delta, 1e-5, scale) <= 1

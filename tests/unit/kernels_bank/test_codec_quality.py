@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from kernels_bank import KernelBankSpec, KernelCodec
-from kernels_bank.losses import decoded_psnr, draw_samples, kernel_psnr, measure
+from kernels_bank.codec_quality import decoded_psnr, draw_samples, kernel_psnr, measure
 from kernels_bank.preview import PICTURES, write_previews
 from kernels_bank.runtime import storage
 

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from kernels_bank.codec import KernelCodec
-from kernels_bank.families import draw_range
+from kernels_bank.sampling import draw_range
 from kernels_bank.spec import Family, KernelBankSpec
 
 # Lengths that are always reported: the literature's 10, and what mixed banks need.

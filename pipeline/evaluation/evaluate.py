@@ -10,9 +10,9 @@ from rich.console import Console
 
 from kernels_bank.runtime import storage
 from pipeline.evaluation import figures
+from pipeline.evaluation.compute import Plan, evaluate, prepare, save
 from pipeline.evaluation.crops import best_median_worst, judged_method, restore_again
 from pipeline.evaluation.page import render
-from pipeline.evaluation.run import Plan, evaluate, prepare, save
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.evaluation.summary import Cell, cells, print_tables, summarise
 
@@ -30,7 +30,7 @@ def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, floa
         The headline numbers by name, such as `psnr.usrnet-table1.Set5-1a2b3c4d.x2.blind`.
 
     Raises:
-        BadRequestError: see `pipeline.evaluation.run`.
+        BadRequestError: see `pipeline.evaluation.compute`.
     """
     from pipeline.tracking import registry
     from pipeline.tracking.runs import RunLogger, RunRef

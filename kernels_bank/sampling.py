@@ -10,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-from kernels_bank.disk import disk_kernels, draw_disk
+from kernels_bank.defocus import disk_kernels, draw_disk
 from kernels_bank.gaussian import draw_gaussian, gaussian_kernels, perturb
 from kernels_bank.motion import Shake, draw_motion
 from kernels_bank.spec import Family, KernelBankSpec

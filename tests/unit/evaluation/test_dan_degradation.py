@@ -12,7 +12,7 @@ from skimage import data
 from kernels_bank import benchmark_kernels
 from pipeline.degrade import degrade
 from pipeline.evaluation.cases import BICUBIC, NONBLIND, crop_hr, make_lr, measure, restore_all
-from pipeline.evaluation.dan import degrade_dan, equivalent_kernel, gaussian8
+from pipeline.evaluation.dan_degradation import degrade_dan, equivalent_kernel, gaussian8
 from pipeline.evaluation.protocol import PROTOCOLS
 from pipeline.inference import Restorer
 

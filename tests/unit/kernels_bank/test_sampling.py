@@ -16,10 +16,10 @@ from scipy.special import erf
 from kernels_bank import KernelBankSpec, portable, sample_disk, sample_gaussian, sample_motion
 from kernels_bank import gaussian as gaussian_module
 from kernels_bank.centring import centroid
-from kernels_bank.families import CHUNK, draw_range
 from kernels_bank.gaussian import draw_gaussian, gaussian_kernels
 from kernels_bank.motion import Shake, _fitted, _softened, _splatted
 from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.sampling import CHUNK, draw_range
 from kernels_bank.spec import FAMILIES, PRESETS, preset_spec
 
 SAMPLERS = {"gaussian": sample_gaussian, "motion": sample_motion, "disk": sample_disk}
@@ -227,7 +227,7 @@ def test_other_processor_features_give_the_same_bits():
     disabled = " ".join(f for f in baseline.split() if f in found)
     if not disabled:
         pytest.skip("this processor has no features beyond NumPy's baseline to switch off")
-    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_families; print(test_families._fingerprint())"  # noqa: PTH120, E501
+    code = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_sampling; print(test_sampling._fingerprint())"  # noqa: PTH120, E501
     environment = {**os.environ, "NPY_DISABLE_CPU_FEATURES": disabled}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == _fingerprint()
