@@ -30,7 +30,7 @@ def main(command: Doctor) -> None:
     from pipeline.doctor.examine import examine
     from pipeline.doctor.finding import failed, show
 
-    findings = examine(RunConfig.model_validate(command.model_dump(include=set(RunConfig.model_fields))))
+    findings = examine(command.settings(RunConfig))
     show(findings, as_json=command.as_json)
     if count := failed(findings):
         raise JobFailedError(

@@ -25,7 +25,7 @@ def main(command: Evaluate) -> None:
     from kernels_bank.runtime.mirror import local_folder
     from pipeline.evaluation import evaluate
 
-    settings = EvaluationSettings.model_validate(command.model_dump(include=set(EvaluationSettings.model_fields)))
+    settings = command.settings(EvaluationSettings)
     if command.check:
         print(evaluate.planned(settings))
         return

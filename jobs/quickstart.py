@@ -51,7 +51,7 @@ def main(command: Quickstart) -> None:
 def _config(name: str, places: dict[str, str]) -> RunConfig:
     """A training config with its places moved below --output."""
     train = parse(Train, ["--config", str(_CONFIGS / name), *itertools.chain(*places.items())])
-    return RunConfig.model_validate(train.model_dump(include=set(RunConfig.model_fields)))
+    return train.settings(RunConfig)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main(command: Restore) -> None:
     """Run the command."""
     from pipeline.inference import batch
 
-    settings = RestoreSettings.model_validate(command.model_dump(include=set(RestoreSettings.model_fields)))
+    settings = command.settings(RestoreSettings)
     if command.check:
         print(batch.planned(settings))
         return

@@ -21,7 +21,7 @@ def main(command: Serve) -> None:
     """Run the command."""
     from pipeline.serving import serve
 
-    settings = ServeSettings.model_validate(command.model_dump(include=set(ServeSettings.model_fields)))
+    settings = command.settings(ServeSettings)
     if command.check:
         print(serve.planned(settings))
         return

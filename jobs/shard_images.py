@@ -51,7 +51,7 @@ def main(command: ShardImages) -> None:
         return
     from pipeline.data.shards import make_shards
 
-    settings = ShardSettings.model_validate(command.model_dump(include=set(ShardSettings.model_fields)))
+    settings = command.settings(ShardSettings)
     manifest, reused = make_shards(source, command.output, settings, max_bad_fraction=command.max_bad_fraction)
     print(f"{command.output}: {'reused, nothing to do' if reused else 'written'}\n{described(manifest)}")
 

@@ -28,7 +28,7 @@ class Train(Command, RunConfig):  # type: ignore[misc] # both carry a model_conf
 
 def main(command: Train) -> None:
     """Run the command."""
-    config = RunConfig.model_validate(command.model_dump(include=set(RunConfig.model_fields)))
+    config = command.settings(RunConfig)
     if command.check:
         from pipeline.training.check import check
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -24,6 +24,7 @@ from pydantic_settings import (
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 Command_T = TypeVar("Command_T", bound="Command")
+Settings_T = TypeVar("Settings_T", bound=BaseModel)
 
 
 class Command(BaseSettings):
@@ -42,6 +43,10 @@ class Command(BaseSettings):
         cli_enforce_required=False,
         nested_model_default_partial_update=True,
     )
+
+    def settings(self, kind: type[Settings_T]) -> Settings_T:
+        """Return the part of the arguments that `kind` describes, as one of its instances."""
+        return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
 
 
 def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None) -> None:

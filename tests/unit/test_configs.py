@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
+import yaml
 
 from jobs.train import Train
 from pipeline.cli import parse
 from pipeline.inference import Restorer
 from pipeline.quickstart import BANK
+from tools.write_schema import SCHEMA, schema_text
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 RUNS = sorted(path for path in CONFIGS.glob("*.yaml"))
@@ -19,6 +23,16 @@ RUNS = sorted(path for path in CONFIGS.glob("*.yaml"))
 
 def load(name: str) -> Train:
     return parse(Train, ["--config", str(CONFIGS / f"{name}.yaml")])
+
+
+def test_the_schema_for_editors_is_current_and_every_config_fits_it():
+    assert SCHEMA.read_text() == schema_text(), "run: python tools/write_schema.py"
+    validator = jsonschema.Draft202012Validator(json.loads(schema_text()))
+    for path in RUNS:
+        assert path.read_text().startswith("# yaml-language-server: $schema=run.schema.json\n"), path.name
+        assert [error.message for error in validator.iter_errors(yaml.safe_load(path.read_text()))] == [], path.name
+    misspelt = {"name": "a", "data": {"shards": "s", "bank": "b"}, "train": {"stepz": 3}}
+    assert "stepz" in " ".join(error.message for error in validator.iter_errors(misspelt))
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)

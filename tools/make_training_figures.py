@@ -1,6 +1,6 @@
 """The pictures of docs/training-log.md: curves of runs, read from the tracking store.
 
-python -m docs.make_training_figures --store sqlite:///runs/mlflow.db --experiment from-scratch
+python -m tools.make_training_figures --store sqlite:///runs/mlflow.db --experiment from-scratch
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 
 from pipeline.tracking.store import checked_uri, client
 
-PICTURE = Path(__file__).with_name("pictures") / "from-scratch.png"
+PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "from-scratch.png"
 _WINDOW = 5  # points of the training loss that are averaged
 
 

@@ -1,6 +1,6 @@
 """The pictures of docs/network.md.
 
-python -m docs.make_network_figures draws the network, measures the data step and shows the kernel after each step of
+python -m tools.make_network_figures draws the network, measures the data step and shows the kernel after each step of
 the shipped model on a photograph that it was not trained on.
 """
 
@@ -29,7 +29,7 @@ from pipeline.model.weights import load_model
 from pipeline.shipped import shipped_folder
 from tests.published import published_data_step
 
-PICTURES = Path(__file__).with_name("pictures")
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 DATA, PRIOR, KERNEL, PLAIN = "#cfe3f5", "#d8ecd0", "#f6dfc2", "#eeeeee"
 
 

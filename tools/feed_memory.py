@@ -1,6 +1,6 @@
 """Memory of the feed over an epoch, and over one ten times as long.
 
-python docs/feed_memory.py [--tiles 360] draws docs/pictures/feed-memory.png: what this process and all of Ray's hold
+python tools/feed_memory.py [--tiles 360] draws docs/pictures/feed-memory.png: what this process and all of Ray's hold
 (pages shared by several count once), and how much of it is the object store, while one worker reads the epoch as fast
 as it comes.
 """
@@ -105,7 +105,7 @@ def draw(curves: dict[int, list[tuple[int, float, float]]]) -> None:
     axes.set(xlabel="samples read", ylabel="MiB", ylim=(0, None))
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(Path(__file__).parent / "pictures" / "feed-memory.png", dpi=120)
+    figure.savefig(Path(__file__).parents[1] / "docs" / "pictures" / "feed-memory.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The feed at 8, 64 and 512 GPUs, on paper: what it needs, and how long a GPU would wait for it.
 
-python docs/scaling_plan.py [--rate 800 --demand 300 ...] prints the tables of docs/data.md. The rate of a core is
+python tools/scaling_plan.py [--rate 800 --demand 300 ...] prints the tables of docs/data.md. The rate of a core is
 measured (`make bench`); what a GPU consumes, and what the network gives, are assumptions to be replaced by your own.
 """
 
