@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime-installed
 TESTING := .venv/.test-installed
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench drill clean
 
 quickstart: $(RUNTIME)
 	$(BIN)/python jobs/quickstart.py
@@ -22,6 +22,10 @@ lint: $(TESTING)
 
 bench: $(TESTING)
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=median,ops,rounds -s
+
+# A release is drilled: kills, faults and damage, half an hour. make drill DRILL="--only kill-raylet --seed 7"
+drill: $(TESTING)
+	$(BIN)/python -m tests.drills $(DRILL)
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

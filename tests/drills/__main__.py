@@ -1,0 +1,116 @@
+"""Drill a release: kills, faults and damage on small jobs, each of which must end as if nothing had happened.
+
+    make drill
+    python -m tests.drills [--seed 7] [--minutes 30] [--only NAME[/MOMENT]] [--list] [--docs PAGE]
+
+Writes runs/drill/drill.md and drill.json. Exit status 1 when anything was not as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.drills import faults, kills, report
+from tests.drills.drill import Drill
+from tests.drills.lab import Lab
+from tests.drills.report import Report, Try
+from tests.drills.trial import DrillError, MissedError, SkippedError, Trial
+
+_ATTEMPTS = 3  # at a moment that may pass before we are there
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the drills asked for; returns the exit status."""
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    chosen = choose([*kills.drills(), *faults.drills()], options.only)
+    if options.list:
+        print("\n".join(f"{drill.name:32} {drill.what}: {drill.where} ({', '.join(m)})" for drill, m in chosen))
+        return 0
+    if not chosen:
+        print(f"error: no drill is called {', '.join(options.only)}; --list shows them", file=sys.stderr)
+        return 2
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    found = run(chosen, seed, options.minutes)
+    text, data = report.write(found, options.output)
+    print(f"\n{found.as_markdown()}\n{text}\n{data}")
+    if options.docs:
+        report.put_into(options.docs, found.as_markdown())
+    return int(found.failed)
+
+
+def choose(all_drills: Sequence[Drill], only: Sequence[str]) -> list[tuple[Drill, tuple[str, ...]]]:
+    """Return the drills whose name begins with one of `only`, with the moments asked for; all when it is empty."""
+    if not only:
+        return [(drill, drill.moments) for drill in all_drills]
+    chosen = []
+    for drill in all_drills:
+        wanted = [one.partition("/")[2] for one in only if drill.name.startswith(one.partition("/")[0])]
+        if moments := tuple(m for m in drill.moments if any(w in ("", m) for w in wanted)):
+            chosen.append((drill, moments))
+    return chosen
+
+
+def run(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int, minutes: float) -> Report:
+    """Do the drills one after another until the time is up."""
+    started = time.monotonic()
+    todo = [(drill, moment) for drill, moments in chosen for moment in moments]
+    tries: list[Try] = []
+    with Lab(lambda text: print(f"  {text}", file=sys.stderr, flush=True)) as lab:
+        for number, (drill, moment) in enumerate(todo):
+            gone = time.monotonic() - started
+            if gone > 60 * minutes:
+                break
+            left = (
+                f"ETA {min(gone / number * (len(todo) - number), 60 * minutes - gone) / 60:.0f} min" if number else ""
+            )
+            print(f"[{number + 1}/{len(todo)}] {drill.name}/{moment} {left}", file=sys.stderr, flush=True)
+            tries.append(attempt(lab, drill, moment, seed))
+    missing = [f"{drill.name}/{moment}" for drill, moment in todo[len(tries) :]]
+    machine = f"{os.cpu_count()} cores"
+    return Report(seed, machine, time.monotonic() - started, tries, missing)
+
+
+def attempt(lab: Lab, drill: Drill, moment: str, seed: int) -> Try:
+    """Do one drill at one moment, again where the moment was missed."""
+    for number in range(_ATTEMPTS):
+        record = Try(drill.name, drill.what, drill.where, moment, seed)
+        try:
+            with Trial(lab, record, number) as trial:
+                drill.act(trial, moment)
+        except MissedError as missed:
+            if number < _ATTEMPTS - 1:
+                continue
+            record.problems.append(f"missed {_ATTEMPTS} times: {missed}")
+        except SkippedError as reason:
+            record.skipped = str(reason)
+        except DrillError as error:
+            record.problems.append(str(error))
+        break
+    verdict = record.skipped or "; ".join(record.problems) or "as it should be"
+    print(f"  {record.seconds:.0f} s, {record.starts} starts: {verdict}", file=sys.stderr, flush=True)
+    return record
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.drills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, help="of all that is drawn; default: another one each time")
+    parser.add_argument("--minutes", type=float, default=30.0, help="after these no new drill is begun")
+    parser.add_argument("--only", action="append", default=[], help="drills whose name begins so; NAME/MOMENT")
+    parser.add_argument("--output", type=Path, default=Path("runs/drill"), help="folder of the report")
+    parser.add_argument("--docs", type=Path, help="a page between whose marks the table is written")
+    parser.add_argument("--list", action="store_true", help="show the drills and do nothing")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Which drills are done, and what their seed decides."""
+
+from __future__ import annotations
+
+from tests.drills import faults, kills
+from tests.drills.__main__ import choose, main
+from tests.drills.drill import Drill
+from tests.drills.report import Try
+from tests.drills.trial import dice
+
+ALL = [Drill(name, "", "", ("early", "middle"), lambda *_: None) for name in ("kill-a", "kill-ab", "race")]
+
+
+def names(only: list[str]) -> list[str]:
+    return [f"{drill.name}/{moment}" for drill, moments in choose(ALL, only) for moment in moments]
+
+
+def test_all_are_chosen_unless_some_are_named():
+    assert len(names([])) == 6
+    assert names(["kill-a"]) == ["kill-a/early", "kill-a/middle", "kill-ab/early", "kill-ab/middle"]
+    assert names(["kill-ab/middle", "race/early"]) == ["kill-ab/middle", "race/early"]
+    assert names(["none"]) == []
+
+
+def test_an_unknown_name_is_refused(capsys):
+    assert main(["--only", "none"]) == 2
+    assert "no drill is called none" in capsys.readouterr().err
+
+
+def test_a_try_draws_the_same_whatever_is_drilled_beside_it():
+    def drawn(seed: int, drill: str, moment: str, attempt: int = 0) -> float:
+        return dice(Try(drill, "", "", moment, seed), attempt).random()
+
+    cases = [
+        (7, "a", "early", 0),
+        (8, "a", "early", 0),
+        (7, "b", "early", 0),
+        (7, "a", "late", 0),
+        (7, "a", "early", 1),
+    ]
+    assert [drawn(*case) for case in cases] == [drawn(*case) for case in cases]
+    assert len({drawn(*case) for case in cases}) == len(cases)
+
+
+def test_every_drill_has_a_name_of_its_own():
+    found = [drill.name for drill in (*kills.drills(), *faults.drills())]
+    assert len(set(found)) == len(found) > 40
