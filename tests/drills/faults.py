@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from kernels_bank.runtime import storage
-from tests.drills import damage, disks, jobs
+from tests.drills import damage, disks, jobs, serve
 from tests.drills.drill import Drill
 from tests.drills.kills import make_training, reach
 from tests.drills.trial import SkippedError, Trial
@@ -138,4 +138,4 @@ def drills() -> list[Drill]:
         Drill("cut-training", what, "training, all on S3", ("throughout",), cut_training),
         Drill("cut-restoration", what, "restoration, S3 to S3", ("throughout",), cut_restoration),
     ]
-    return [*found, *disks.drills(), *damage.drills()]
+    return [*found, *disks.drills(), *damage.drills(), *serve.drills()]
