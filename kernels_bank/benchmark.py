@@ -26,7 +26,7 @@ _MOTION_SEED, _MOTION_SIZE = 12, 21
 
 
 def benchmark_kernels(size: int = 25) -> np.ndarray:
-    """The evaluation kernels, ours: the motion kernels come from our generator, the files of others are not needed.
+    """Return the twelve evaluation kernels. They are ours: the motion kernels come from our generator.
 
     Args:
         size: side in pixels, odd, at least 21. The kernels are the same at every size, in a wider field.

@@ -20,7 +20,7 @@ _BLOCK = 64
 
 
 def centroid(kernels: np.ndarray) -> np.ndarray:
-    """Centre of mass relative to the middle pixel.
+    """Return the centre of mass relative to the middle pixel.
 
     Args:
         kernels: (N, k, k).
@@ -90,7 +90,7 @@ def align_to_block_centres(kernels: np.ndarray, scale: int) -> np.ndarray:
 
 
 def correlation(kernels: np.ndarray, targets: np.ndarray, *, orientations: bool = False) -> np.ndarray:
-    """How alike kernels are, wherever they lie: Pearson's correlation of the pixels, best over whole-pixel shifts.
+    """Correlate kernels wherever they lie: Pearson's correlation of the pixels, best over whole-pixel shifts.
 
     Args:
         kernels: (N, k, k); a whole bank is fine.

@@ -35,7 +35,7 @@ _NEGLIGIBLE = 1e-12
 
 
 def encode_codes(kernels: Array, mean: Array, basis: Array, std: Array) -> Array:
-    """The code of each kernel.
+    """Encode kernels.
 
     Args:
         kernels: (..., k, k); arrays or tensors, all arguments of one kind and dtype.
@@ -56,7 +56,7 @@ def encode_codes(kernels: Array, mean: Array, basis: Array, std: Array) -> Array
 
 
 def decode_codes(codes: Array, mean: Array, basis: Array, std: Array, size: int) -> Array:
-    """The kernel of each code: >= 0, sum 1.
+    """Decode codes to kernels, >= 0 and of sum 1.
 
     Args:
         codes: (..., c).
@@ -79,7 +79,7 @@ def decode_codes(codes: Array, mean: Array, basis: Array, std: Array, size: int)
 
 @dataclass(frozen=True, eq=False)
 class KernelCodec:
-    """PCA code of a bank's kernels. Immutable; arrays are float32.
+    """Encode a bank's kernels by their PCA. Immutable; arrays are float32.
 
     Attributes:
         mean: (d,) mean kernel, row-major, d = size^2.
@@ -97,23 +97,23 @@ class KernelCodec:
 
     @property
     def size(self) -> int:
-        """Kernel side."""
+        """Return the kernel side."""
         return round(self.mean.shape[0] ** 0.5)
 
     @property
     def components(self) -> int:
-        """Length of a code."""
+        """Return the length of a code."""
         return int(self.basis.shape[1])
 
     @property
     def explained_variance(self) -> float:
-        """Share of the bank's variance that the components hold, in [0, 1]."""
+        """Return the share of the bank's variance that the components hold, in [0, 1]."""
         total = float(self.spectrum.sum())
         return float(self.spectrum[: self.components].sum()) / total if total > 0 else 1.0
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of everything in the codec: what a model trained with it must be used with."""
+        """Return the hex SHA-256 of everything in the codec: a model trained with it must be used with it."""
         state = hashlib.sha256(f"{_KIND}/{SCHEMA}/{self.bank_digest}".encode())
         for name, array in self._arrays().items():
             state.update(f"/{name}{array.shape}".encode())
@@ -130,7 +130,7 @@ class KernelCodec:
         standardize: bool = True,
         bank_digest: str = "",
     ) -> KernelCodec:
-        """PCA of kernels in memory.
+        """Fit the PCA to kernels in memory.
 
         Args:
             kernels: (N, k, k).
@@ -206,7 +206,7 @@ class KernelCodec:
         )
 
     def truncated(self, components: int) -> KernelCodec:
-        """The codec with its first components only: what a fit to the same bank with this length gives."""
+        """Return the codec with its first components only: what a fit to the same bank with this length gives."""
         if not 1 <= components <= self.components:
             raise BadRequestError(f"components = {components}: this codec has {self.components}")
         return KernelCodec(
@@ -218,7 +218,7 @@ class KernelCodec:
         )
 
     def encode(self, kernels: Array) -> Array:
-        """Codes (..., c) of kernels (..., k, k), numpy or torch (any device; differentiable).
+        """Encode kernels (..., k, k) as codes (..., c); numpy or torch (any device; differentiable).
 
         Raises:
             BadRequestError: kernels of another side than the codec's.
@@ -230,7 +230,9 @@ class KernelCodec:
         return encode_codes(kernels, *self._like(kernels))
 
     def decode(self, codes: Array) -> Array:
-        """Kernels (..., k, k), each >= 0 and of sum 1, of codes (..., c); numpy or torch (any device; differentiable).
+        """Decode codes (..., c) to kernels (..., k, k), each >= 0 and of sum 1.
+
+        Numpy or torch (any device; differentiable).
 
         Raises:
             BadRequestError: codes of another length than the codec's.
@@ -302,7 +304,7 @@ class KernelCodec:
 
 
 def components_for(spectrum: np.ndarray, components: int | None, explained_variance: float | None) -> int:
-    """The length of a code by the rule of `KernelCodec.fit`; at least 1.
+    """Return the length of a code by the rule of `KernelCodec.fit`; at least 1.
 
     Raises:
         BadRequestError: settings out of range.

@@ -20,7 +20,7 @@ Samples = dict[Family, tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 class Loss(BaseModel):
-    """What is left with `components` components: the share of the bank's variance, and dB by family."""
+    """Say what is left with `components` components: the share of the bank's variance, and dB by family."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,12 +30,12 @@ class Loss(BaseModel):
 
 
 def draw_samples(spec: KernelBankSpec, count: int = SAMPLE) -> Samples:
-    """The first kernels of each family of the bank, and their parameters."""
+    """Draw the first kernels of each family of the bank, and their parameters."""
     return {f: draw_range(spec, f, 0, min(n, count)) for f, n in spec.counts.items() if n}
 
 
 def measure(samples: Samples, codec: KernelCodec, kept: int) -> list[Loss]:
-    """The losses at `LENGTHS` and at the length `kept`, as far as `codec` has that many components."""
+    """Measure the losses at `LENGTHS` and at the length `kept`, as far as `codec` has that many components."""
     return [
         Loss(
             components=short.components,
@@ -47,12 +47,12 @@ def measure(samples: Samples, codec: KernelCodec, kept: int) -> list[Loss]:
 
 
 def decoded_psnr(kernels: np.ndarray, codec: KernelCodec) -> np.ndarray:
-    """`kernel_psnr` (N,) of kernels that went through the code."""
+    """Compute `kernel_psnr` (N,) of kernels that went through the code."""
     return kernel_psnr(codec.decode(codec.encode(kernels)), kernels)
 
 
 def kernel_psnr(estimates: np.ndarray, kernels: np.ndarray) -> np.ndarray:
-    """PSNR of a kernel: 10 log10(peak^2 / mean squared error), the peak being the true kernel's largest value.
+    """Compute a kernel's PSNR: 10 log10(peak^2 / mean squared error), with the true kernel's peak.
 
     Args:
         estimates: (N, k, k).

@@ -13,7 +13,13 @@ _FINE = 8
 def sample_disk(
     n: int, size: int = 21, *, rng: np.random.Generator, radius: tuple[float, float] = (0.5, 8.0)
 ) -> np.ndarray:
-    """Random disks, (n, size, size) float32 of sum 1; the radius in pixels is uniform over its range.
+    """Sample random disks; the radius in pixels is uniform over its range.
+
+    Args:
+        n: how many.
+        size: side in pixels, odd.
+        rng: where the draws come from.
+        radius: range of the radius in pixels; cut to what fits the window.
 
     Raises:
         BadRequestError: an even size, a negative count, a range out of order.
@@ -22,14 +28,21 @@ def sample_disk(
 
 
 def draw_disk(n: int, size: int, *, rng: np.random.Generator, radius: tuple[float, float]) -> np.ndarray:
-    """The radii (n,) of `sample_disk`, cut to what fits the window."""
+    """Draw the radii (n,) of `sample_disk`, cut to what fits the window.
+
+    Args:
+        n: how many.
+        size: side in pixels, odd.
+        rng: where the draws come from.
+        radius: range of the radius in pixels.
+    """
     if n < 0 or not 0 < radius[0] <= radius[1]:
         raise BadRequestError(f"{n} disks of radius {radius}: need n >= 0 and 0 < low <= high")
     return np.minimum(radius[0] + rng.random(n) * (radius[1] - radius[0]), size / 2)
 
 
 def disk_kernels(radii: np.ndarray, size: int) -> np.ndarray:
-    """Disks centred on the middle pixel.
+    """Make disks centred on the middle pixel.
 
     Args:
         radii: (n,) in pixels.

@@ -34,7 +34,7 @@ def sample_gaussian(
     sigma_law: Literal["sigma", "variance", "log"] = "sigma",
     noise: float = 0.0,
 ) -> np.ndarray:
-    """Random Gaussian kernels, centred on the middle pixel.
+    """Sample random Gaussian kernels, centred on the middle pixel.
 
     Args:
         n: how many.
@@ -64,7 +64,15 @@ def draw_gaussian(
     isotropic: float,
     sigma_law: Literal["sigma", "variance", "log"],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The parameters of `sample_gaussian`: sigmas (n, 2) and the first axis as a unit vector (n, 2) of (x, y)."""
+    """Draw the parameters of `sample_gaussian`: sigmas (n, 2) and the first axis as a unit vector (n, 2) of (x, y).
+
+    Args:
+        n: how many.
+        rng: where the draws come from.
+        sigma: range of the standard deviation of each axis, in pixels.
+        isotropic: share of kernels whose axes are equal.
+        sigma_law: what is uniform over the range: sigma, its square or its logarithm.
+    """
     low, high = sigma
     if n < 0 or not 0 < low <= high:
         raise BadRequestError(f"{n} Gaussians with sigma in [{low}, {high}]: need n >= 0 and 0 < low <= high")
@@ -84,7 +92,7 @@ def draw_gaussian(
 
 
 def gaussian_kernels(sigmas: np.ndarray, axis: np.ndarray, size: int, *, integrate: bool = True) -> np.ndarray:
-    """Gaussian kernels of given shape, centred on the middle pixel.
+    """Make Gaussian kernels of given shape, centred on the middle pixel.
 
     Args:
         sigmas: (n, 2) standard deviation along the axis and across it, in pixels.
@@ -188,7 +196,7 @@ def _mirrored(top: np.ndarray) -> np.ndarray:
 
 
 def perturb(kernels: np.ndarray, noise: float, *, rng: np.random.Generator) -> np.ndarray:
-    """Each pixel times 1 + U(0, noise), normalised again; the kernels themselves when `noise` is 0."""
+    """Multiply each pixel by 1 + U(0, noise) and normalise again; kernels stay as they are when `noise` is 0."""
     if noise == 0:
         return kernels
     noisy = kernels * (1 + noise * rng.random(kernels.shape))

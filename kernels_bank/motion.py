@@ -30,7 +30,10 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class Shake:
-    """The laws of `sample_motion`; times in exposures. The defaults cover the measured kernels of Levin et al. 2009."""
+    """Hold the laws of `sample_motion`; times in exposures.
+
+    The defaults cover the measured kernels of Levin et al. 2009.
+    """
 
     memory: tuple[float, float] = (0.02, 10.0)  # tau, log-uniform
     inertia: tuple[float, float] = (0.02, 1.6)  # mu, log-uniform
@@ -50,7 +53,7 @@ def sample_motion(
     extent: tuple[float, float] = (2.0, 26.0),
     shake: Shake | None = None,
 ) -> np.ndarray:
-    """Random motion kernels, centre of mass on the middle pixel (to float32 rounding).
+    """Sample random motion kernels, centre of mass on the middle pixel (to float32 rounding).
 
     Args:
         n: how many.
@@ -77,7 +80,15 @@ def draw_motion(
     extent: tuple[float, float],
     shake: Shake | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Kernels (n, size, size) of `sample_motion`, the extents (n,) in pixels they got, and their memories (n,)."""
+    """Draw the kernels (n, size, size) of `sample_motion`, with their extents (n,) in pixels and memories (n,).
+
+    Args:
+        n: how many.
+        size: side in pixels, odd, at least 7.
+        rng: where the draws come from.
+        extent: range of the longer side of the path, in pixels.
+        shake: the laws of the path; None for hand-held cameras.
+    """
     if size < 7 or size % 2 == 0:
         raise BadRequestError(f"motion kernels of side {size}: choose an odd side of at least 7")
     if n < 0 or not 0 < extent[0] <= extent[1]:

@@ -17,7 +17,7 @@ _TAYLOR = [1 / math.factorial(n) for n in range(13)]
 
 
 def exp(x: np.ndarray) -> np.ndarray:
-    """e^x to 2e-16 relative, for float64 x in [-700, 700]; smaller x count as -700."""
+    """Compute e^x to 2e-16 relative, for float64 x in [-700, 700]; smaller x count as -700."""
     x = np.maximum(x, -700.0)
     n = np.rint(x * _LOG2_E)
     r = x - n * _LN2_HIGH
@@ -33,6 +33,6 @@ def exp(x: np.ndarray) -> np.ndarray:
 
 
 def log_uniform(uniform: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values in [low, high] whose logarithm is uniform, from uniform ones in [0, 1)."""
+    """Map uniform numbers in [0, 1) to values in [low, high] whose logarithm is uniform."""
     # The C library's last bit of the logarithm may differ between systems; twelve digits do not.
     return low * exp(uniform * round(math.log(high / low), 12))

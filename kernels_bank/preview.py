@@ -35,7 +35,15 @@ _DRAWN = {
 
 
 def write_previews(samples: Samples, full: KernelCodec, kept: int, losses: list[Loss], uri: str) -> None:
-    """Write the pictures into the bank's folder; `full` is the codec with all components, `kept` the bank's length."""
+    """Write the pictures into the bank's folder.
+
+    Args:
+        samples: kernels and drawn parameters of each family.
+        full: the codec with all components.
+        kept: length of the bank's code.
+        losses: of the codec by length.
+        uri: the bank's folder.
+    """
     figures = (mosaics(samples), distributions(samples), codec_sheet(samples, full, kept, losses))
     for name, figure in zip(PICTURES, figures, strict=True):
         buffer = io.BytesIO()
@@ -44,7 +52,7 @@ def write_previews(samples: Samples, full: KernelCodec, kept: int, losses: list[
 
 
 def mosaics(samples: Samples, rows: int = 8, columns: int = 14) -> Figure:
-    """A grid of kernels of each family from narrow to wide, each scaled to its own maximum."""
+    """Draw a grid of kernels of each family from narrow to wide, each scaled to its own maximum."""
     shown = _worth_a_look(samples)
     figure, axes = _panels(len(shown), columns=2, width=6.6, height=4.6)
     for axis, (family, (kernels, drawn)) in zip(axes, shown.items(), strict=False):
@@ -58,7 +66,7 @@ def mosaics(samples: Samples, rows: int = 8, columns: int = 14) -> Figure:
 
 
 def distributions(samples: Samples) -> Figure:
-    """What was drawn, and how wide the kernels came out."""
+    """Draw the distributions of the parameters, and of how wide the kernels came out."""
     panels = [(family, name, values) for family, (_, drawn) in samples.items() for name, values in drawn.items()]
     figure, axes = _panels(len(panels) + 1, columns=3, width=4.2, height=2.6)
     for axis, (family, name, values) in zip(axes, panels, strict=False):
@@ -78,7 +86,14 @@ def distributions(samples: Samples) -> Figure:
 
 
 def codec_sheet(samples: Samples, full: KernelCodec, kept: int, losses: list[Loss]) -> Figure:
-    """The spectrum, the losses by number of components, the first directions, and decoded kernels."""
+    """Draw the spectrum, the losses by number of components, the first directions, and decoded kernels.
+
+    Args:
+        samples: kernels of each family.
+        full: the codec with all components.
+        kept: length of the bank's code.
+        losses: of the codec by length.
+    """
     figure, axes = _panels(4, columns=2, width=6.6, height=3.7)
     spectrum, psnr, directions, decoded = axes
     left_out = np.cumsum(full.spectrum[::-1])[::-1] / max(float(full.spectrum.sum()), 1e-300)

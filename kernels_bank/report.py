@@ -11,7 +11,7 @@ from kernels_bank.store import plan, read_manifest, verify
 
 
 def described(uri: str | Path) -> str:
-    """Counts, digests, codec, settings and the codec's losses of a complete bank."""
+    """Describe a complete bank: counts, digests, codec, settings and the codec's losses."""
     manifest = read_manifest(uri)
     spec, codec = manifest.spec, manifest.codec
     size = sum(shard.bytes for shard in manifest.shards)
@@ -35,7 +35,7 @@ def described(uri: str | Path) -> str:
 
 
 def planned(spec: KernelBankSpec, uri: str | Path) -> str:
-    """What a build would do. Raises what the build would raise before it starts."""
+    """Describe what a build would do. Raises what the build would raise before it starts."""
     from kernels_bank.generate import present
 
     target = storage.absolute(uri)

@@ -21,7 +21,13 @@ Drawn = tuple[np.ndarray, dict[str, np.ndarray]]
 
 
 def draw_range(spec: KernelBankSpec, family: Family, start: int, stop: int) -> Drawn:
-    """Kernels `start` ... `stop` - 1 of a family.
+    """Draw the kernels `start` ... `stop` - 1 of a family.
+
+    Args:
+        spec: of the bank.
+        family: of the kernels.
+        start: index of the first kernel.
+        stop: index after the last.
 
     Returns:
         (stop - start, size, size) float32, and the drawn parameters by name, each (stop - start,) float32.
@@ -33,7 +39,7 @@ def draw_range(spec: KernelBankSpec, family: Family, start: int, stop: int) -> D
 
 
 def draw_chunk(spec: KernelBankSpec, family: Family, chunk: int) -> Drawn:
-    """The kernels of one chunk, all CHUNK of them, and their parameters."""
+    """Draw the kernels of one chunk, all CHUNK of them, and their parameters."""
     key = hashlib.blake2b(f"{spec.seed}/{family}/{chunk}".encode(), digest_size=16).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
     match family:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def project_simplex(values: np.ndarray) -> np.ndarray:
-    """The nearest point with entries >= 0 and sum 1, along the last axis.
+    """Project to the nearest point with entries >= 0 and sum 1, along the last axis.
 
     Args:
         values: (..., d) float.
@@ -31,7 +31,10 @@ def project_simplex(values: np.ndarray) -> np.ndarray:
 
 
 def project_simplex_tensor(values: Tensor) -> Tensor:
-    """`project_simplex` for tensors of any device; differentiable (the gradient is centred on the support)."""
+    """Project tensors of any device as `project_simplex` does.
+
+    Differentiable (the gradient is centred on the support).
+    """
     import torch
 
     with torch.no_grad():

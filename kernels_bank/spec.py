@@ -17,7 +17,7 @@ Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
 class KernelBankSpec(BaseModel):
-    """A bank, in full: equal specs give bit-equal kernels. Frozen, and an unknown setting is an error."""
+    """Describe a bank in full: equal specs give bit-equal kernels. Frozen, and an unknown setting is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,12 +75,12 @@ class KernelBankSpec(BaseModel):
 
     @property
     def count(self) -> int:
-        """Kernels in all."""
+        """Count the kernels in all."""
         return sum(self.counts.values())
 
     @property
     def counts(self) -> dict[Family, int]:
-        """Kernels of each family, in the order they lie in the bank."""
+        """Count the kernels of each family, in the order they lie in the bank."""
         return {"gaussian": self.gaussian, "motion": self.motion, "disk": self.disk, "delta": self.delta}
 
 
@@ -97,7 +97,7 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 def preset_spec(name: str, explicit: Mapping[str, object]) -> KernelBankSpec:
-    """A preset of `PRESETS` with some settings replaced.
+    """Return a preset of `PRESETS` with some settings replaced.
 
     Raises:
         BadRequestError: no preset of this name, or settings that do not go with it.

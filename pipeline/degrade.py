@@ -71,7 +71,7 @@ def _fourier(hr: Tensor, kernel: Tensor, scale: int) -> Tensor:
 
 
 def quantize(lr: Tensor, mode: str) -> Tensor:
-    """8-bit quantisation of an LR image on the [0, 1] scale.
+    """Quantise an LR image on the [0, 1] scale to 8 bit.
 
     `none` leaves it, `round` is what a camera file does, `floor` is what the published USRNet code does by
     accident (SciPy truncates uint8 images) and what its published numbers need.

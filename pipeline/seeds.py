@@ -12,17 +12,31 @@ import numpy as np
 
 
 def rng(seed: int, *, epoch: int, key: str, purpose: str) -> np.random.Generator:
-    """The generator of one sample for one purpose ("crop", "kernel", "noise", "order" ...)."""
+    """Make the generator of one sample for one purpose.
+
+    Args:
+        seed: of the run.
+        epoch: of the run.
+        key: of the sample.
+        purpose: "crop", "kernel", "noise", "order" ...
+    """
     return np.random.Generator(np.random.Philox(key=_hash(f"{seed}/{epoch}/{purpose}/{key}", 16)))
 
 
 def fraction(key: str, *, purpose: str) -> float:
-    """A fixed number in [0, 1) for a key: decides, say, which images belong to the validation split."""
+    """Return a fixed number in [0, 1) for a key: it decides, say, which images belong to the validation split."""
     return _hash(f"{purpose}/{key}", 8) / 2.0**64
 
 
 def torch_seed(seed: int, *, epoch: int, key: str, purpose: str) -> int:
-    """A 63-bit seed for `torch.Generator.manual_seed` or `torch.manual_seed`."""
+    """Return a 63-bit seed for `torch.Generator.manual_seed` or `torch.manual_seed`.
+
+    Args:
+        seed: of the run.
+        epoch: of the run.
+        key: of the sample.
+        purpose: what is drawn with it.
+    """
     return _hash(f"{seed}/{epoch}/{purpose}/{key}", 8) >> 1
 
 

@@ -22,7 +22,7 @@ _RETRY_WAITS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
 
 @dataclass(frozen=True)
 class Published:
-    """A file on the web and what it must be."""
+    """Describe a file on the web and what it must be."""
 
     file: str
     bytes: int

@@ -26,7 +26,7 @@ def copy_photographs(folder: Path) -> tuple[Path, Path]:
 
 
 def check_photographs() -> int:
-    """How many there are. Raises BadRequestError as `copy_photographs` does."""
+    """Count the bundled photographs. Raises BadRequestError when a package that has them is missing."""
     return len([_source(name, package) for name, package in (TRAIN | HELD_OUT).items()])
 
 

@@ -20,7 +20,7 @@ from pipeline.seeds import rng
 
 @dataclass(frozen=True)
 class Segment:
-    """Samples `start` to `stop` of one window's mixed order."""
+    """Name the samples `start` to `stop` of one window's mixed order."""
 
     epoch: int
     shards: tuple[str, ...]  # file names
@@ -32,14 +32,21 @@ class Segment:
 
 
 class Stage(Frozen):
-    """A stretch of the run at one number of workers: each of them consumed this many samples."""
+    """Hold a stretch of the run at one number of workers: each of them consumed this many samples."""
 
     workers: int
     consumed: int
 
 
 def stream(shards: Sequence[Shard], *, seed: int, patches_per_tile: int, shards_per_window: int) -> Iterator[Segment]:
-    """All windows of all epochs, without end. Every epoch holds every patch of every tile once."""
+    """Yield all windows of all epochs, without end. Every epoch holds every patch of every tile once.
+
+    Args:
+        shards: of the set.
+        seed: of the run.
+        patches_per_tile: samples taken from a tile in an epoch.
+        shards_per_window: shards whose samples are mixed.
+    """
     for epoch in itertools.count():
         order = rng(seed, epoch=epoch, key="shards", purpose="order").permutation(len(shards))
         for first in range(0, len(order), shards_per_window):
@@ -49,7 +56,7 @@ def stream(shards: Sequence[Shard], *, seed: int, patches_per_tile: int, shards_
 
 
 def remaining(segments: Iterator[Segment], stage: Stage) -> Iterator[Segment]:
-    """What is left of a stream once a stage has consumed its share: nothing twice, nothing left out."""
+    """Yield what is left of a stream once a stage has consumed its share: nothing twice, nothing left out."""
     budget = [stage.consumed] * stage.workers
     for position, segment in enumerate(segments):
         worker = position % stage.workers
@@ -60,10 +67,16 @@ def remaining(segments: Iterator[Segment], stage: Stage) -> Iterator[Segment]:
 
 
 def for_worker(segments: Iterator[Segment], stages: Sequence[Stage], workers: int, rank: int) -> Iterator[Segment]:
-    """The stream of one worker after the stages of a run so far.
+    """Yield the stream of one worker after the stages of a run so far.
 
     With the number of workers unchanged each goes on in its own stream, bit for bit as if nothing had happened;
     with another number, what is left is dealt anew.
+
+    Args:
+        segments: the stream of all workers.
+        stages: what was consumed before.
+        workers: how many there are now.
+        rank: of this worker.
     """
     unchanged = bool(stages) and stages[-1].workers == workers
     for stage in stages[:-1] if unchanged else stages:
@@ -73,14 +86,14 @@ def for_worker(segments: Iterator[Segment], stages: Sequence[Stage], workers: in
 
 
 def advance(stages: Sequence[Stage], workers: int, samples: int) -> tuple[Stage, ...]:
-    """The stages after every one of `workers` has consumed `samples` more."""
+    """Return the stages after every one of `workers` has consumed `samples` more."""
     if stages and stages[-1].workers == workers:
         return (*stages[:-1], Stage(workers=workers, consumed=stages[-1].consumed + samples))
     return (*stages, Stage(workers=workers, consumed=samples))
 
 
 def in_stretches(segments: Iterator[Segment], samples: int, stretch: int) -> Iterator[list[Segment]]:
-    """Exactly `samples` samples off the front of a stream, in lists of `stretch` samples and a shorter last one."""
+    """Take exactly `samples` samples off the front of a stream, in lists of `stretch` samples and a shorter last one."""
     rest: Segment | None = None
     while samples > 0:
         missing = min(stretch, samples)
@@ -97,7 +110,14 @@ def in_stretches(segments: Iterator[Segment], samples: int, stretch: int) -> Ite
 
 
 def mixed_order(segment: Segment, tiles: int, patches_per_tile: int, *, seed: int) -> np.ndarray:
-    """(n, 2) int: tile and patch number of each sample of a segment, in its order."""
+    """Return tile and patch number of each sample of a segment, (n, 2) int, in its order.
+
+    Args:
+        segment: which samples.
+        tiles: of the window.
+        patches_per_tile: samples taken from a tile in an epoch.
+        seed: of the run.
+    """
     key = "+".join(segment.shards)
     order = rng(seed, epoch=segment.epoch, key=key, purpose="mix").permutation(tiles * patches_per_tile)
     chosen = order[segment.start : segment.stop]
@@ -105,5 +125,5 @@ def mixed_order(segment: Segment, tiles: int, patches_per_tile: int, *, seed: in
 
 
 def scale_of(scales: Sequence[int], batch: int, *, seed: int) -> int:
-    """The one scale of a run's n-th batch, the same on every worker."""
+    """Return the one scale of a run's n-th batch, the same on every worker."""
     return int(rng(seed, epoch=0, key=str(batch), purpose="scale").choice(scales))

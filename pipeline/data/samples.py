@@ -18,7 +18,7 @@ from pipeline.seeds import rng
 
 @dataclass(frozen=True)
 class Draw:
-    """A crop with everything that was drawn for it, before the degradation."""
+    """Hold a crop with everything that was drawn for it, before the degradation."""
 
     key: str
     hr: np.ndarray  # (3, p, p) uint8
@@ -56,10 +56,16 @@ def draw(tile: np.ndarray, key: str, patch: int, *, epoch: int, seed: int, data:
 
 
 def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epoch: int, seed: int) -> list[Draw]:
-    """The same draws, each with a Gaussian kernel of its own drawn from a bank's law instead of one of its kernels.
+    """Give each draw a Gaussian kernel of its own, drawn from a bank's law instead of being one of its kernels.
 
     The parameters come from each sample's own generator and the kernels are then made together, which is thirty times
     as fast as one by one and gives the same bits in any company.
+
+    Args:
+        draws: of one task.
+        law: the bank's spec.
+        epoch: of the run.
+        seed: of the run.
 
     Raises:
         BadRequestError: the bank holds other kernels than Gaussians.
@@ -83,7 +89,7 @@ def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epoch: int
 
 
 def degrade_draws(draws: Sequence[Draw], scale: int, lr_quantize: str) -> np.ndarray:
-    """The LR images, (n, 3, p/s, p/s) float32, of draws of one scale."""
+    """Degrade draws of one scale to LR images, (n, 3, p/s, p/s) float32."""
     hr = torch.from_numpy(np.stack([d.hr for d in draws])).float().div_(255)
     kernels = torch.from_numpy(np.stack([d.kernel for d in draws]))
     side = hr.shape[-1] // scale

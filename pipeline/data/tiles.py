@@ -18,7 +18,7 @@ from pipeline.images.encode import encode_png
 
 @dataclass(frozen=True)
 class TileSample:
-    """One sample of a tar: `<key>.png` (lossless tile) and `<key>.json` (where it came from)."""
+    """Hold one sample of a tar: `<key>.png` (lossless tile) and `<key>.json` (where it came from)."""
 
     key: str
     png: bytes
@@ -26,7 +26,7 @@ class TileSample:
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """Starts of tiles along one axis; the last one aligns to the edge, so nothing is lost.
+    """Place the tiles along one axis; the last one aligns to the edge, so nothing is lost.
 
     >>> tile_starts(1000, 480)
     [0, 480, 520]
@@ -37,7 +37,7 @@ def tile_starts(length: int, tile: int) -> list[int]:
 
 
 def is_flat(piece: np.ndarray, threshold: float) -> bool:
-    """Whether every channel of an (H, W, 3) uint8 tile varies less than `threshold` grey levels (standard deviation).
+    """Check whether every channel of (H, W, 3) uint8 has a standard deviation below `threshold` grey levels.
 
     Such tiles, clear sky or a blown highlight, look the same blurred and sharp: nothing can be learned from them.
     """
@@ -47,10 +47,15 @@ def is_flat(piece: np.ndarray, threshold: float) -> bool:
 def cut(image: np.ndarray, tile: int, *, name: str, sha256: str, drop_flat: float = 0.0) -> Iterator[TileSample]:
     """Cut (H, W, 3) uint8 RGB into lossless samples, row by row; an image smaller than a tile is one sample.
 
-    Tiles that are flat by the threshold `drop_flat` are left out; 0 keeps all.
-
     The key is made of the source's hash and the tile's place: unique, free of dots, and the same whatever other
     images are in the set, so that a sample's random draws never depend on its neighbours.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        tile: side in pixels.
+        name: of the source.
+        sha256: of the source.
+        drop_flat: tiles that vary less than this many grey levels are left out; 0 keeps all.
     """
     height, width = image.shape[:2]
     for top in tile_starts(height, tile):
@@ -69,7 +74,7 @@ def cut(image: np.ndarray, tile: int, *, name: str, sha256: str, drop_flat: floa
 
 
 def tile_count(height: int, width: int, tile: int) -> int:
-    """How many tiles an image of this size is cut into."""
+    """Count the tiles that an image of this size is cut into."""
     return len(tile_starts(height, tile)) * len(tile_starts(width, tile))
 
 

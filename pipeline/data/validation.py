@@ -25,7 +25,7 @@ _SEED = 0
 def validation_batches(
     config: RunConfig, *, rank: int = 0, workers: int = 1, limit: int | None = None, batch_size: int = 16
 ) -> list[Batch]:
-    """The validation samples of one worker, on the CPU, read without Ray.
+    """Read the validation samples of one worker, on the CPU, without Ray.
 
     Tile i goes to worker i modulo `workers`; nothing is dropped to make the shares equal, so sums and counts have to
     be added up over the workers, not their means averaged.
@@ -54,7 +54,7 @@ def validation_batches(
 
 
 def to_batch(draws: list[Draw], scale: int, lr_quantize: str) -> Batch:
-    """Draws as what a training step gets."""
+    """Degrade draws to what a training step gets."""
     return Batch(
         lr=torch.from_numpy(degrade_draws(draws, scale, lr_quantize)),
         hr=torch.from_numpy(np.stack([d.hr for d in draws])).float().div_(255),

@@ -11,7 +11,7 @@ from pipeline.model import upsample
 
 
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
-    """Bicubic upsampling aligned to the decimation phase.
+    """Upsample bicubically, aligned to the decimation phase.
 
     Decimation keeps the upper-left pixel of every s x s block, so LR pixel i lies on HR pixel s*i and is kept as it
     is; the s-1 pixels between two of them are interpolated (cubic convolution, Keys 1981; edges replicated).
@@ -28,9 +28,16 @@ def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def bicubic_unaligned(lr: np.ndarray, scale: int) -> np.ndarray:
-    """Plain `cv2.resize`: its grid is centred on blocks, so it is (s-1)/2 pixels off after decimation.
+    """Upsample by plain `cv2.resize`, whose grid is centred on blocks: (s-1)/2 pixels off after decimation.
 
-    Kept under its own name because published tables have it. Arguments and result as `bicubic`.
+    Kept under its own name because published tables have it.
+
+    Args:
+        lr: (h, w, 3), uint8 or floating point.
+        scale: s >= 1.
+
+    Returns:
+        (s*h, s*w, 3) float32 on the scale of `lr`, not clipped.
     """
     height, width = lr.shape[:2]
     size = (scale * width, scale * height)
@@ -38,8 +45,13 @@ def bicubic_unaligned(lr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def bicubic_centred(lr: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB's bicubic, aligned with LR pixels in the middle of their s x s blocks, as bicubic shrinking leaves them.
+    """Upsample by MATLAB's bicubic, with LR pixels in the middle of their blocks, as bicubic shrinking leaves them.
 
-    Arguments and result as `bicubic`.
+    Args:
+        lr: (h, w, 3), uint8 or floating point.
+        scale: s >= 1.
+
+    Returns:
+        (s*h, s*w, 3) float32 on the scale of `lr`, not clipped.
     """
     return resize(lr, scale * lr.shape[0], scale * lr.shape[1]).astype(np.float32)

@@ -30,7 +30,7 @@ BICUBIC, UNALIGNED, NONBLIND, BLIND = "bicubic", "bicubic-unaligned", "nonblind"
 
 @dataclass(frozen=True)
 class Case:
-    """What is degraded, and how."""
+    """Say what is degraded, and how."""
 
     image: str  # URI
     kernel: int  # 1-based number in the kernel set
@@ -40,7 +40,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one method made of an LR image."""
+    """Hold what one method made of an LR image."""
 
     sr: np.ndarray  # (H, W, 3) float32 in [0, 1], not clipped
     kernel: np.ndarray | None  # (k, k) that it was restored with
@@ -50,7 +50,7 @@ class Estimate:
 
 
 def crop_hr(image: np.ndarray, scale: int, protocol: Protocol) -> np.ndarray:
-    """The part of an image (H, W, 3) that is compared: the protocol's crop, then a multiple of its size multiple."""
+    """Crop the part of an image (H, W, 3) that is compared: the protocol's crop, then a multiple of its size multiple."""
     if protocol.crop is not None:
         top, left = (max(0, (side - protocol.crop) // 2) for side in image.shape[:2])
         image = image[top : top + protocol.crop, left : left + protocol.crop]
@@ -60,9 +60,16 @@ def crop_hr(image: np.ndarray, scale: int, protocol: Protocol) -> np.ndarray:
 
 
 def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protocol: Protocol) -> np.ndarray:
-    """The LR image (H/s, W/s, 3) float32 of an HR image (H, W, 3) uint8: blur, shrink, quantise, add noise.
+    """Make the LR image (H/s, W/s, 3) float32 of an HR image: blur, shrink, quantise, add noise.
 
     Computed in float64, so that flooring to 8 bit (the published script's) meets the same integers everywhere.
+
+    Args:
+        hr: (H, W, 3) uint8.
+        kernel: (k, k), in the protocol's own sense.
+        scale: s.
+        sigma: noise level on the [0, 1] scale.
+        protocol: of the evaluation.
     """
     if protocol.degradation == "dan":
         small = torch.from_numpy(degrade_dan(hr / 255, kernel, scale))
@@ -79,7 +86,7 @@ def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protoc
 def restore_all(
     lr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, models: Mapping[str, Restorer], protocol: Protocol
 ) -> dict[str, Estimate]:
-    """Every method's estimate from an LR image (h, w, 3).
+    """Restore an LR image (h, w, 3) by every method.
 
     Args:
         lr: float32.
@@ -126,7 +133,16 @@ def _measured(device: torch.device, work: Callable[[], Estimate]) -> Estimate:
 def measure(
     estimate: Estimate, hr: np.ndarray, lr: np.ndarray, kernel: np.ndarray, scale: int, protocol: Protocol
 ) -> dict[str, Any]:
-    """All metrics of one estimate against the HR image (H, W, 3) uint8; None where a method has no such thing."""
+    """Measure one estimate by all metrics; None where a method has no such thing.
+
+    Args:
+        estimate: of the HR image.
+        hr: (H, W, 3) uint8, the truth.
+        lr: (h, w, 3) float32.
+        kernel: (k, k) true kernel.
+        scale: s.
+        protocol: of the evaluation.
+    """
     border = protocol.border_pixels(scale)
 
     def compared(sr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ JOURNAL, RESULTS, SUMMARY = "journal.jsonl", "results.parquet", "summary.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """An evaluation that fits together: everything is loaded and checked, nothing computed."""
+    """Hold an evaluation that fits together: everything is loaded and checked, nothing computed."""
 
     models: dict[str, Restorer]  # by method
     kernels: dict[int, np.ndarray]  # by scale, (N, k, k)
@@ -51,7 +51,7 @@ class Plan:
 
     @property
     def made_from(self) -> str:
-        """The digest of all that the numbers depend on."""
+        """Return the digest of all that the numbers depend on."""
         return str(self.about["made_from"])
 
 
@@ -100,7 +100,9 @@ def prepare(settings: EvaluationSettings) -> Plan:
 
 
 def evaluate(plan: Plan, output: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The rows of the results, one a case and method, and whether an earlier call had finished them in `output`.
+    """Compute the rows of the results, one a case and method.
+
+    Also say whether an earlier call had finished them in `output`.
 
     Raises:
         ArtefactError: `output` holds another evaluation.
@@ -122,7 +124,7 @@ def _test_set(uri: str, images: list[str], kernels: str) -> str:
 
 
 def load_models(settings: EvaluationSettings) -> dict[str, Restorer]:
-    """Every model by the name of its method; the evaluated one as `blind` (if it is) and as `nonblind`."""
+    """Load every model by the name of its method; the evaluated one as `blind` (if it is) and as `nonblind`."""
     model = Restorer.load(settings.model)
     models = ({BLIND: model} if model.is_blind else {}) | {NONBLIND: model}
     return models | {uri: Restorer.load(uri) for uri in settings.compare}
@@ -219,7 +221,7 @@ def _graph(left: list[list[Any]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data
 
 
 def compute_cases(part: dict[str, Any], shared: list[Any]) -> Iterator[dict[str, list[str]]]:
-    """A task: all rows of each of its cases, as JSON."""
+    """Compute all rows of each of a task's cases, as JSON."""
     for key in json.loads(part["cases"][0]):
         yield {"rows": [json.dumps(compute_case(Case(*key), *_fetched(shared[0])))]}
 
@@ -227,7 +229,14 @@ def compute_cases(part: dict[str, Any], shared: list[Any]) -> Iterator[dict[str,
 def compute_case(
     case: Case, models: Mapping[str, Restorer], kernels: Mapping[int, np.ndarray], protocol: Protocol
 ) -> list[dict[str, Any]]:
-    """The rows of one case, one a method."""
+    """Compute the rows of one case, one a method.
+
+    Args:
+        case: what is degraded, and how.
+        models: by the method's name.
+        kernels: by scale, (N, k, k).
+        protocol: of the evaluation.
+    """
     hr = crop_hr(_decoded(case.image), case.scale, protocol)
     kernel = kernels[case.scale][case.kernel - 1]
     lr = make_lr(hr, kernel, case.scale, case.sigma, protocol)

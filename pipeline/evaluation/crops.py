@@ -21,7 +21,7 @@ from pipeline.inference.texture import textured_crops
 
 @dataclass(frozen=True)
 class Shown:
-    """A case restored again, and its square with most structure."""
+    """Hold a case restored again, and its square with most structure."""
 
     row: Mapping[str, Any]  # of the results: image, kernel, scale, sigma
     hr: np.ndarray  # (H, W, 3) uint8
@@ -34,12 +34,12 @@ class Shown:
     side: int
 
     def part(self, image: np.ndarray) -> np.ndarray:
-        """The square of an HR-sized image, uint8."""
+        """Cut the square out of an HR-sized image, uint8."""
         cut = image[self.top : self.top + self.side, self.left : self.left + self.side]
         return cut if cut.dtype == np.uint8 else (cut.clip(0, 1) * 255).round().astype(np.uint8)
 
     def lr_part(self) -> np.ndarray:
-        """The same square of the LR image, (side/s, side/s, 3) uint8."""
+        """Cut the same square out of the LR image, (side/s, side/s, 3) uint8."""
         scale = self.row["scale"]
         cut = self.lr[self.top // scale : (self.top + self.side) // scale]
         cut = cut[:, self.left // scale : (self.left + self.side) // scale]
@@ -47,12 +47,12 @@ class Shown:
 
 
 def judged_method(methods: Sequence[str] | Mapping[str, object]) -> str:
-    """The method that an evaluation is about: blind where the model is."""
+    """Return the method that an evaluation is about: blind where the model is."""
     return BLIND if BLIND in methods else NONBLIND
 
 
 def best_median_worst(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
-    """Of rows of one scale, noise level and method: three rows by rank, of three images where there are as many.
+    """Choose three rows by rank from those of one scale, noise level and method, of three images if there are.
 
     An image's rank is its mean over the kernels, and it is shown with the kernel whose value is the median of its own.
     """
@@ -76,7 +76,16 @@ def restore_again(
     protocol: Protocol,
     side: int,
 ) -> Shown:
-    """The case of a row, with all methods, and its square of at most `side` pixels."""
+    """Restore the case of a row again by all methods, and find its square with most structure.
+
+    Args:
+        row: of the results.
+        rows: all of them.
+        kernels: by scale, (N, k, k).
+        models: by the method's name.
+        protocol: of the evaluation.
+        side: of the square, pixels at most.
+    """
     scale, sigma, number = row["scale"], row["sigma"], row["kernel"]
     hr = crop_hr(decode_image(storage.read_bytes(row["uri"])), scale, protocol)
     kernel = kernels[scale][number - 1]
@@ -91,7 +100,7 @@ def restore_again(
 
 
 def detail(hr: np.ndarray, scale: int, side: int) -> tuple[int, int, int]:
-    """Top, left and side, multiples of the scale, of the square of (H, W, 3) uint8 with the most structure."""
+    """Find top, left and side, multiples of the scale, of the square of (H, W, 3) uint8 with the most structure."""
     side = min(side, *hr.shape[:2]) // scale * scale
     [(top, left)] = textured_crops(hr.astype(np.float32) / 255, side, 1)
     return top // scale * scale, left // scale * scale, side

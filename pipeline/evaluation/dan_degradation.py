@@ -17,7 +17,7 @@ _SIZE, _COUNT = 21, 8
 
 
 def gaussian8(widths: tuple[float, float]) -> np.ndarray:
-    """Gaussian8: (8, 21, 21) float32 isotropic Gaussians, standard deviations evenly from widths[0] to widths[1]."""
+    """Make Gaussian8: (8, 21, 21) float32 isotropic Gaussians, standard deviations evenly from widths[0] to widths[1]."""
     line = np.arange(_SIZE) - _SIZE // 2
     squared = line[:, None] ** 2 + line**2
     kernels = np.stack([np.exp(-squared / (2 * width**2)) for width in np.linspace(*widths, _COUNT)])
@@ -25,7 +25,7 @@ def gaussian8(widths: tuple[float, float]) -> np.ndarray:
 
 
 def degrade_dan(hr: np.ndarray, kernel: np.ndarray, scale: int) -> np.ndarray:
-    """The LR image (H/s, W/s, 3) float64, not quantised, of (H, W, 3) floating point and an odd (k, k) kernel."""
+    """Degrade (H, W, 3) floating point by an odd (k, k) kernel to (H/s, W/s, 3) float64, not quantised."""
     image = torch.from_numpy(hr.astype(np.float64)).permute(2, 0, 1)[:, None]
     reach = kernel.shape[0] // 2
     weight = torch.from_numpy(kernel.astype(np.float64))[None, None]
@@ -34,7 +34,7 @@ def degrade_dan(hr: np.ndarray, kernel: np.ndarray, scale: int) -> np.ndarray:
 
 
 def equivalent_kernel(kernel: np.ndarray, scale: int) -> np.ndarray:
-    """The (k', k') float32 kernel, k' odd, with which circular convolution and decimation do the same.
+    """Return the (k', k') float32 kernel, k' odd, with which circular convolution and decimation do the same.
 
     Away from the edges, that is, where mirrored and wrapped images differ. It sums to 1 and has the bicubic's
     negative lobes.
@@ -48,7 +48,7 @@ def equivalent_kernel(kernel: np.ndarray, scale: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """MATLAB's `imresize` of (H, W, 3): bicubic, antialiased where it shrinks, edges mirrored with their pixel."""
+    """Resize (H, W, 3) as MATLAB's `imresize`: bicubic, antialiased where it shrinks, edges mirrored with their pixel."""
     rows, columns = _resampling(image.shape[0], height), _resampling(image.shape[1], width)
     return np.einsum("ih,hwc,jw->ijc", rows, image, columns, optimize=True)
 

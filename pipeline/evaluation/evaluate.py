@@ -80,7 +80,7 @@ def _write_pictures(plan: Plan, rows: list[dict[str, Any]], table: Sequence[Cell
 
 
 def planned(settings: EvaluationSettings) -> str:
-    """What an evaluation would compute; raises what it would raise before it starts."""
+    """Describe what an evaluation would compute. Raises what it would raise before it starts."""
     plan = prepare(settings)
     images, scales = len(plan.about["images"]), ", ".join(map(str, plan.about["scales"]))
     return (

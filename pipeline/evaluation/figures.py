@@ -25,7 +25,7 @@ _DETAIL = 112  # HR pixels of a row's cut-out
 
 
 def bars(table: Sequence[Cell], kernels: Mapping[int, np.ndarray], protocol: Protocol) -> bytes:
-    """PNG: for each scale and noise level, PSNR of every method over each kernel, the kernels drawn below."""
+    """Draw, for each scale and noise level, PSNR of every method over each kernel, the kernels below, as PNG."""
     panels = list(dict.fromkeys((cell.scale, cell.sigma) for cell in table))
     figure = _figure(max(7.0, 0.85 * len(kernels[table[0].scale])), 3.4 * len(panels))
     for number, (scale, sigma) in enumerate(panels):
@@ -65,10 +65,17 @@ def samples(
     models: Mapping[str, Restorer],
     protocol: Protocol,
 ) -> bytes:
-    """PNG: a row for each of the kernels `chosen` (1-based): a detail of LR and of every method, and the kernels.
+    """Draw a row for each of the kernels `chosen`: a detail of LR and of every method, and the kernels, as PNG.
 
     The image shown with a kernel is the one whose PSNR is the median, so that it is typical; the detail is where
     the HR image has most structure. The rows come from the first scale and noise level of the evaluation.
+
+    Args:
+        rows: the results.
+        kernels: by scale, (N, k, k).
+        chosen: numbers of the kernels, from 1.
+        models: by the method's name.
+        protocol: of the evaluation.
     """
     scale, sigma = rows[0]["scale"], rows[0]["sigma"]
     method = judged_method(models)

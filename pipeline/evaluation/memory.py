@@ -19,7 +19,7 @@ _LARGEST_THRESHOLD = 32 * _MIB
 
 
 class PeakMemory:
-    """`with PeakMemory(device) as used: ...`, then `used.mib`: the peak above what was held before, in MiB.
+    """Measure a block's peak memory above what was held before: `with PeakMemory(device) as used`, `used.mib`.
 
     On CUDA the peak of tensors (`max_memory_allocated`). On the CPU the growth of the process's resident memory:
     free memory that the C library kept is given back first, else work done before would make later work look free.

@@ -21,7 +21,7 @@ _LANCZOS_REACH = 8
 
 
 def psnr(image: np.ndarray, reference: np.ndarray, *, border: int = 0, channel: Channel = "rgb") -> float:
-    """Peak signal-to-noise ratio in dB; the squared error is averaged over all pixels and channels jointly.
+    """Compute the peak signal-to-noise ratio in dB. The squared error is averaged over all pixels and channels jointly.
 
     A stack of images (N, H, W, 3) gives the mean of the N values, never the value of the pooled error.
 
@@ -46,10 +46,19 @@ def psnr(image: np.ndarray, reference: np.ndarray, *, border: int = 0, channel: 
 
 
 def ssim(image: np.ndarray, reference: np.ndarray, *, border: int = 0, channel: Channel = "rgb") -> float:
-    """Structural similarity (Wang et al. 2004): 11 x 11 Gaussian window of sigma 1.5, windows inside the image only.
+    """Compute structural similarity (Wang et al. 2004), 11 x 11 Gaussian windows of sigma 1.5 inside the image.
 
     Equals `skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`,
-    averaged over the channels. Arguments, stacks and errors as `psnr`; images below 11 pixels raise ValueError.
+    averaged over the channels. A stack of images gives the mean of their values.
+
+    Args:
+        image: the estimate, (H, W, 3), (H, W) or (N, H, W, 3), sides of at least 11.
+        reference: the truth, of the same shape and type.
+        border: pixels cropped from every side before comparing.
+        channel: `rgb`, or `y` for BT.601 luma.
+
+    Raises:
+        ValueError: shapes or types differ, or a side is below 11 pixels without the border.
     """
     if image.ndim == 4 and image.shape == reference.shape:
         return float(
@@ -69,7 +78,7 @@ def ssim(image: np.ndarray, reference: np.ndarray, *, border: int = 0, channel: 
 
 @dataclass(frozen=True)
 class Shifted:
-    """PSNR after the translation of the estimate that fits the reference best."""
+    """Hold the PSNR after the translation of the estimate that fits the reference best."""
 
     psnr: float  # dB
     dy: float  # pixels by which the estimate was moved, down
@@ -77,15 +86,21 @@ class Shifted:
 
 
 def psnr_shifted(image: np.ndarray, reference: np.ndarray, *, border: int = 0, reach: int = 6) -> Shifted:
-    """RGB PSNR after the best circular sub-pixel shift of `image`, up to `reach` pixels in each direction.
+    """Compute RGB PSNR after the best circular sub-pixel shift of `image`.
 
     No blind method can see a translation that its kernel absorbs; this value does not punish it. The whole-pixel
     shift comes from the cross-correlation of the lumas, the fraction from Gauss-Newton steps on the squared error
     (resampling by Lanczos-4). The circular shift fits circular data, so the border crop stays that of `psnr`,
     and the value is never below it.
 
+    Args:
+        image: the estimate, (H, W, 3).
+        reference: the truth, of the same shape and type.
+        border: pixels cropped from every side before comparing.
+        reach: largest shift in each direction, pixels.
+
     Raises:
-        ValueError: as `psnr`.
+        ValueError: shapes or types differ, or the border leaves nothing.
     """
     plain = psnr(image, reference, border=border)
     moving, fixed = luma(image).astype(np.float32), luma(reference).astype(np.float32)
@@ -110,7 +125,7 @@ def psnr_shifted(image: np.ndarray, reference: np.ndarray, *, border: int = 0, r
 
 @dataclass(frozen=True)
 class KernelError:
-    """How well an estimated kernel fits the true one, up to a translation."""
+    """Say how well an estimated kernel fits the true one, up to a translation."""
 
     psnr: float  # dB, the peak is the true kernel's maximum
     correlation: float  # cosine of the angle between the two, 1 is perfect
@@ -156,7 +171,7 @@ def embed_kernel(kernel: np.ndarray, side: int) -> np.ndarray:
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """(H, W) float64 BT.601 studio-swing luma, 16..235, of an (H, W, 3) or (H, W) image; grey is taken as it is."""
+    """Compute (H, W) float64 BT.601 studio-swing luma, 16..235, of (H, W, 3) or (H, W); grey is taken as it is."""
     scaled = _scaled(image)
     return scaled if scaled.ndim == 2 else np.asarray(scaled @ _LUMA + 16.0)
 

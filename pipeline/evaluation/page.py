@@ -47,7 +47,7 @@ def render(
     shown: Sequence[tuple[str, Shown]],
     protocol: Protocol,
 ) -> str:
-    """The page.
+    """Write the page as HTML.
 
     Args:
         about: provenance, as `pipeline.evaluation.compute.prepare` makes it.

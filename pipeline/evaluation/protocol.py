@@ -17,7 +17,7 @@ from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
 
 
 class Protocol(Frozen):
-    """Every number of a table depends on all of these. Noise is the same for every image of one size."""
+    """Define what every number of a table depends on. Noise is the same for every image of one size."""
 
     name: str
     multiple: int = Field(8, ge=1, description="images are cropped to multiples of lcm(scale, this)")
@@ -36,21 +36,21 @@ class Protocol(Frozen):
     headline: Literal["psnr_rgb", "psnr_y"] = "psnr_rgb"
 
     def border_pixels(self, scale: int) -> int:
-        """HR pixels cropped from every side before comparing."""
+        """Return the HR pixels cropped from every side before comparing."""
         return scale if self.border == "scale" else scale * scale
 
     def size_multiple(self, scale: int) -> int:
-        """What height and width of the HR image are multiples of."""
+        """Return what height and width of the HR image are multiples of."""
         return lcm(scale, self.multiple)
 
     def kernels(self, scale: int) -> np.ndarray:
-        """The protocol's own kernels (8, 21, 21), else the twelve of the benchmark (12, 25, 25)."""
+        """Return the protocol's own kernels (8, 21, 21), else the twelve of the benchmark (12, 25, 25)."""
         if self.gaussian_widths is None:
             return benchmark_kernels()
         return gaussian8(self.gaussian_widths[scale])
 
     def told_kernel(self, kernel: np.ndarray, scale: int) -> np.ndarray:
-        """What a kernel is in y = (x (*) k) down_s, the model that restorers assume and estimators estimate."""
+        """Convert a kernel to its equivalent in y = (x (*) k) down_s, which restorers assume and estimators estimate."""
         return equivalent_kernel(kernel, scale) if self.degradation == "dan" else kernel
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ PROTOCOLS = {
 
 
 def load_protocol(name_or_path: str) -> Protocol:
-    """A protocol by its name, or from a YAML file with the fields of `Protocol`.
+    """Load a protocol by its name, or from a YAML file with the fields of `Protocol`.
 
     Raises:
         BadRequestError: no such name or file, or the file's fields do not validate.

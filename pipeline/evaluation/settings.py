@@ -8,7 +8,7 @@ from pipeline.config import Frozen, Scale
 
 
 class EvaluationSettings(Frozen):
-    """What is compared on what."""
+    """Choose what is compared on what."""
 
     model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION, a model or checkpoint directory, a .pth")
     images: str = Field(description="folder or s3:// prefix of sharp images")

@@ -24,7 +24,7 @@ _AVERAGED = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One (scale, sigma, method): every metric by kernel, averaged over the images."""
+    """Hold every metric of one (scale, sigma, method) by kernel, averaged over the images."""
 
     scale: int
     sigma: float
@@ -33,19 +33,19 @@ class Cell:
     psnr_rounds: list[float]  # mean PSNR after each kernel estimate; empty for methods without rounds
 
     def mean(self, metric: str, kernels: Sequence[int]) -> float | None:
-        """The mean over kernels with these 1-based numbers."""
+        """Average over the kernels with these numbers, counted from 1."""
         values = [v for k in kernels if (v := self.by_kernel[metric][k - 1]) is not None]
         return float(np.mean(values)) if values else None
 
 
 def kernel_groups(count: int) -> dict[str, list[int]]:
-    """1-based kernel numbers by name: of twelve (the benchmark's layout) the Gaussian and the motion ones, and all."""
+    """Group the kernels' numbers, from 1: of twelve, as the benchmark's, the Gaussian and the motion ones, and all."""
     groups = {"gaussian": list(range(1, 9)), "motion": list(range(9, 13))} if count == 12 else {}
     return groups | {"all": list(range(1, count + 1))}
 
 
 def cells(rows: Sequence[dict[str, Any]], kernel_count: int) -> list[Cell]:
-    """Means over images, in the order of the rows."""
+    """Average the rows over images, in their order."""
     grouped: dict[tuple[int, float, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         grouped[row["scale"], row["sigma"], row["method"]].append(row)
@@ -64,7 +64,7 @@ def cells(rows: Sequence[dict[str, Any]], kernel_count: int) -> list[Cell]:
 
 
 def summarise(about: dict[str, Any], table: Sequence[Cell], protocol: Protocol) -> dict[str, Any]:
-    """What `summary.json` holds: the provenance, every mean, and the headline numbers by name."""
+    """Make what `summary.json` holds: the provenance, every mean, and the headline numbers by name."""
     groups = kernel_groups(about["kernel_count"])
     return {
         **about,
@@ -87,9 +87,15 @@ def summarise(about: dict[str, Any], table: Sequence[Cell], protocol: Protocol) 
 def headline(
     table: Sequence[Cell], protocol: Protocol, groups: dict[str, list[int]], test_set: str
 ) -> dict[str, float]:
-    """`psnr.<protocol>.<test set>.x2.blind` and the like: the mean over all kernels, over a group as `....gaussian`.
+    """Name the headline numbers, `psnr.<protocol>.<test set>.x2.blind` and the like: means over kernels.
 
     The name says what the number was measured on, so that numbers of the same name can be compared.
+
+    Args:
+        table: means over the images.
+        protocol: of the evaluation.
+        groups: kernel numbers by the group's name.
+        test_set: name and digest of the images.
     """
     found = {}
     for cell in table:
@@ -105,7 +111,14 @@ def headline(
 
 
 def print_tables(table: Sequence[Cell], kernel_count: int, protocol: Protocol, console: Console) -> None:
-    """One table for each scale and noise level: a row a kernel, PSNR by method, the gap to the known kernel, a bar."""
+    """Print a table for each scale and noise level: a row a kernel, PSNR by method, the gap to the known kernel.
+
+    Args:
+        table: means over the images.
+        kernel_count: how many kernels there are.
+        protocol: of the evaluation.
+        console: where it is printed.
+    """
     groups = kernel_groups(kernel_count)
     for scale, sigma in dict.fromkeys((cell.scale, cell.sigma) for cell in table):
         chosen = {c.method: c for c in table if (c.scale, c.sigma) == (scale, sigma) and c.method != UNALIGNED}

@@ -31,7 +31,7 @@ from pipeline.model.usrnet import State, USRNet, check_inputs
 
 
 class Round(NamedTuple):
-    """What one kernel made of the image: `sr` was restored with `kernel`."""
+    """Hold what one kernel made of the image: `sr` was restored with `kernel`."""
 
     sr: Tensor  # (B, 3, s*h, s*w)
     kernel: Tensor  # (B, k, k)
@@ -40,7 +40,7 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True)
 class BlindOutput:
-    """A blind restoration, with every round's image and kernel for the loss and for pictures."""
+    """Hold a blind restoration, with every round's image and kernel for the loss and for pictures."""
 
     sr: Tensor  # (B, 3, s*h, s*w), not clipped
     kernel: Tensor  # (B, k, k), >= 0, sum 1
@@ -50,7 +50,10 @@ class BlindOutput:
 
 
 class BlindUSRNet(nn.Module):
-    """USRNet with DAN's estimator in the loop. The codec gives the kernel's size and code; it is not trained."""
+    """Restore with USRNet and estimate the kernel with DAN's estimator, in alternation.
+
+    The codec gives the kernel's size and code; it is not trained.
+    """
 
     def __init__(self, config: ModelConfig, codec: KernelCodec) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class BlindUSRNet(nn.Module):
     def forward(
         self, lr: Tensor, scale: int, sigma: float | Tensor, *, image_rounds: Literal["last", "all"] = "all"
     ) -> BlindOutput:
-        """Alternate for training: every kernel estimate is used, whether it is better than the one before or not.
+        """Run the alternation for training: every kernel estimate is used, better or worse than the one before.
 
         Args:
             lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
@@ -142,14 +145,28 @@ class BlindUSRNet(nn.Module):
     def restore(
         self, lr: Tensor, kernel: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None
     ) -> Tensor:
-        """The same restorer with a kernel (B, k, k) that is known: (B, 3, s*h, s*w)."""
+        """Restore with known kernels.
+
+        Args:
+            lr: (B, 3, h, w) in [0, 1].
+            kernel: (B, k, k), sum 1.
+            scale: s.
+            sigma: noise level on the [0, 1] scale, a number or (B,).
+            x0: (B, 3, s*h, s*w) first estimate; None for `config.x0`.
+        """
         out: Tensor = self.restorer(lr, kernel, scale, sigma, x0)
         return out
 
     def refine(self, lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor) -> list[Tensor]:
-        """The kernel (B, k, k) after each of `config.kernel_steps` kernel steps from `kernel`; sigma is (B,).
+        """Return the kernel (B, k, k) after each of `config.kernel_steps` kernel steps.
 
         Half of the unfoldings show enough of the image, and no worse: measured in docs/training-log.md.
+
+        Args:
+            lr: (B, 3, h, w) in [0, 1], periodic.
+            kernel: (B, k, k) first estimate.
+            scale: s.
+            sigma: (B,) noise level.
         """
         glance = -(-self.config.unfoldings // 2)
 
@@ -160,7 +177,7 @@ class BlindUSRNet(nn.Module):
         return refine_kernel(restore, lr, kernel, scale, sigma, self.config.kernel_steps)
 
     def initial(self, lr: Tensor, scale: int, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        """The kernel (B, k, k) and code (B, c) that the alternation starts from.
+        """Return the kernel (B, k, k) and code (B, c) that the alternation starts from.
 
         The spectral one is made in training from the image as it is; else it is the mean over the image's mirror
         images, and a Gaussian if it is nearly one (`gaussian_fit.py`).
@@ -190,11 +207,11 @@ class BlindUSRNet(nn.Module):
         return torch.stack(shown).mean(0)
 
     def encode(self, kernel: Tensor) -> Tensor:
-        """(B, k, k) -> (B, c) standardised codes: the estimator's targets."""
+        """Encode kernels (B, k, k) as standardised codes (B, c): the estimator's targets."""
         return encode_codes(kernel, self.get_buffer("mean"), self.get_buffer("basis"), self.get_buffer("std"))
 
     def decode(self, code: Tensor) -> Tensor:
-        """(B, c) -> (B, k, k), >= 0, sum 1."""
+        """Decode codes (B, c) to kernels (B, k, k), >= 0, sum 1."""
         mean, basis, std = self.get_buffer("mean"), self.get_buffer("basis"), self.get_buffer("std")
         return decode_codes(code, mean, basis, std, self.kernel_size)
 

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class Bookkeeper(TorchDispatchMode):
-    """Counts bytes alive and operations. A fake number, asked for its value ("all finite?"), answers yes."""
+    """Count bytes alive and operations. A fake number, asked for its value ("all finite?"), answers yes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @functools.cache
 def compiler_works(device_type: str) -> bool:
-    """Whether torch.compile can build code for this kind of device; asked once a process, by compiling something.
+    """Check whether torch.compile can build code for this kind of device. It compiles something, once a process.
 
     CPU code needs a C++ compiler, CUDA code Triton and a C compiler; a machine may lack them, and would otherwise
     stop with a traceback in the middle of the first training step.

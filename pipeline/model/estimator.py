@@ -20,13 +20,13 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, c, h, w)."""
+        """Map (B, c, h, w) to (B, c, h, w)."""
         gate: Tensor = self.body(x.mean((-2, -1), keepdim=True))
         return x * gate
 
 
 class ConditionalResBlock(nn.Module):
-    """basic + attention(convs([basic, condition])); the condition passes through unchanged."""
+    """Compute basic + attention(convs([basic, condition])). The condition passes through unchanged."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class ConditionalResBlock(nn.Module):
         )
 
     def forward(self, basic: Tensor, condition: Tensor) -> Tensor:
-        """Two (B, c, h, w) -> (B, c, h, w)."""
+        """Map two (B, c, h, w) to one (B, c, h, w)."""
         out: Tensor = self.body(torch.cat((basic, condition), 1))
         return basic + out
 
 
 class Estimator(nn.Module):
-    """(B, 3, h, w) LR and (B, 3, s*h, s*w) SR -> (B, components) *change* of the standardised kernel code.
+    """Estimate the change of the standardised kernel code (B, components) from LR (B, 3, h, w) and SR (B, 3, s*h, s*w).
 
     DAN estimates the code itself; here the loop starts from an estimate, and what the SR image shows is how wrong
     that one is (ringing or remaining blur), so the net predicts the correction and starts near zero.
@@ -62,7 +62,7 @@ class Estimator(nn.Module):
             self.out.bias.zero_()  # type: ignore[union-attr]
 
     def forward(self, lr: Tensor, sr: Tensor, scale: int) -> Tensor:
-        """Raises ValueError for a scale this estimator has no head for."""
+        """Return (B, components). Raises ValueError for a scale that this estimator has no head for."""
         if str(scale) not in self.head_HR:
             raise ValueError(f"scale {scale} is not one of this model's: {', '.join(self.head_HR)}")
         basic = self.head_LR(lr)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 
 def data_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, scale: int) -> Tensor:
-    """The exact minimiser of |y - (z * k) down_s|^2 + alpha |z - x|^2 over z (USRNet, CVPR 2020, Eq. 5).
+    """Return the exact minimiser of |y - (z * k) down_s|^2 + alpha |z - x|^2 over z (USRNet, CVPR 2020, Eq. 5).
 
     Args:
         x: (B, C, s*h, s*w) previous estimate, on any device.
@@ -48,7 +48,7 @@ def data_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, scale: int) -
 
 @dataclass(frozen=True)
 class BlurOperator:
-    """What depends on kernel, scale and size alone: made once per kernel, used by every unfolding."""
+    """Hold what depends on kernel, scale and size alone. It is made once per kernel and used by every unfolding."""
 
     transfer: Tensor  # (B, 1, H, Wh) complex: F(k), the kernel's centre at the origin
     power: Tensor  # (B, 1, h, wh) real: the mean of |F(k)|^2 over aliases, the diagonal of S B B^H S^T
@@ -57,7 +57,10 @@ class BlurOperator:
 
     @classmethod
     def of(cls, kernel: Tensor, scale: int, y: Tensor) -> BlurOperator:
-        """The operator of (B, k, k) kernels for LR images like `y` (B, C, h, w). Raises ValueError as `data_step`."""
+        """Make the operator of (B, k, k) kernels for LR images like `y` (B, C, h, w).
+
+        Raises ValueError for shapes that do not fit, an even kernel, or one larger than the image.
+        """
         height, width = y.shape[-2:]
         _check_kernel(kernel, scale, y)
         transfer = transfer_function(kernel, scale * height, scale * width)
@@ -65,18 +68,18 @@ class BlurOperator:
         return cls(transfer, _fold(power, scale, scale * width), scale, width)
 
     def step(self, x: Tensor, y_spectrum: Tensor, alpha: Tensor) -> Tensor:
-        """The data step from `x` (B, C, H, W), given `spectrum(y)`; see `data_step`."""
+        """Take the data step from `x` (B, C, H, W), given `spectrum(y)` and alpha (B, 1, 1, 1)."""
         residual = y_spectrum - _fold(self.transfer * spectrum(x), self.scale, self.scale * self.width)
         correction = self._adjoint(residual / (self.power + alpha.to(self.power.dtype)))
         return x.to(correction.dtype) + correction
 
     def apply(self, x: Tensor) -> Tensor:
-        """(x * k) down_s: (B, C, H, W) -> (B, C, h, w); equals `pipeline.degrade.degrade`."""
+        """Blur and decimate, (x * k) down_s: (B, C, H, W) -> (B, C, h, w). It equals `pipeline.degrade.degrade`."""
         folded = _fold(self.transfer * spectrum(x), self.scale, self.scale * self.width)
         return torch.fft.irfft2(folded, s=(folded.shape[-2], self.width))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """B^H S^T y: (B, C, h, w) -> (B, C, H, W)."""
+        """Apply the adjoint, B^H S^T y: (B, C, h, w) -> (B, C, H, W)."""
         return self._adjoint(spectrum(y))
 
     def _adjoint(self, y_spectrum: Tensor) -> Tensor:
@@ -94,12 +97,12 @@ class BlurOperator:
 
 
 def spectrum(image: Tensor) -> Tensor:
-    """Half spectrum (..., H, W // 2 + 1) of a real image, in float32 or better: autocast's bf16 has no FFT."""
+    """Return the half spectrum (..., H, W // 2 + 1) of a real image, in float32 or better: bf16 has no FFT."""
     return torch.fft.rfft2(image if image.dtype == torch.float64 else image.float())
 
 
 def transfer_function(kernel: Tensor, height: int, width: int) -> Tensor:
-    """(B, 1, height, width // 2 + 1): the half spectrum of (B, k, k) kernels whose middle pixel is the origin."""
+    """Return the half spectrum (B, 1, height, width // 2 + 1) of (B, k, k) kernels whose middle pixel is the origin."""
     size = kernel.shape[-1]
     padded = torch.nn.functional.pad(kernel, (0, width - size, 0, height - size))
     return spectrum(padded.roll((-(size // 2), -(size // 2)), (-2, -1)))[:, None]

@@ -17,14 +17,17 @@ _CORRECTIONS = 3
 
 
 def snap_to_gaussian(kernel: Tensor, near: float = NEAR) -> Tensor:
-    """Kernels (B, k, k), >= 0 and of sum 1; those within `near` of their Gaussian in sum |k - g| are replaced by it."""
+    """Replace kernels (B, k, k) that lie within `near` of their Gaussian, in sum |k - g|, by it.
+
+    Kernels are >= 0 and of sum 1.
+    """
     gaussian = matching_gaussian(kernel)
     distance = (kernel - gaussian).abs().sum((-2, -1), keepdim=True)
     return torch.where(distance <= near, gaussian, kernel)
 
 
 def matching_gaussian(kernel: Tensor) -> Tensor:
-    """The centred Gaussian (B, k, k) with the covariance of a kernel (B, k, k), as both are sampled and cut off."""
+    """Return the centred Gaussian (B, k, k) with a kernel's covariance, as both are sampled and cut off."""
     target = _covariance(kernel)
     covariance = _possible(target)
     for _ in range(_CORRECTIONS):

@@ -10,7 +10,7 @@ from pipeline.model.fourier import BlurOperator
 def restoration_score(
     sr: Tensor, lr: Tensor, operator: BlurOperator, observed_size: tuple[int, int] | None = None, border: int = 0
 ) -> Tensor:
-    """How little a restored image deserves belief: LR residual times total variation, lower is better.
+    """Score how implausible a restored image is: LR residual times total variation, lower is better.
 
     A kernel that is too wide or turned around makes the restorer ring: the variation rises, and not all of it is
     taken back by the blur, so the residual rises as well. Of a kernel that is too narrow the image stays smooth,

@@ -57,7 +57,7 @@ def refine_kernel(
 
 
 def kernel_step(x: Tensor, y: Tensor, kernel: Tensor, scale: int, ridge: float = RIDGE) -> Tensor:
-    """The minimiser over kernels of |grad(y - (x * k) down_s)|^2 + ridge |k|^2, >= 0 and of sum 1.
+    """Solve for the kernel that minimises |grad(y - (x * k) down_s)|^2 + ridge |k|^2, >= 0 and of sum 1.
 
     Args:
         x: (B, C, s*h, s*w) the image as it is believed to be sharp, periodic.
@@ -78,7 +78,14 @@ def kernel_step(x: Tensor, y: Tensor, kernel: Tensor, scale: int, ridge: float =
 
 
 def normal_equations(x: Tensor, y: Tensor, size: int, scale: int) -> tuple[Tensor, Tensor]:
-    """A^T A (B, k^2, k^2) and A^T b (B, k^2), A k = grad((x * k) down_s) and b = grad(y), summed over channels."""
+    """Return A^T A (B, k^2, k^2) and A^T b (B, k^2) of A k = grad((x * k) down_s), b = grad(y), summed over channels.
+
+    Args:
+        x: (B, C, s*h, s*w) sharp image, periodic.
+        y: (B, C, h, w) LR image.
+        size: kernel side k, odd.
+        scale: s.
+    """
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     x, y = x.to(dtype), y.to(dtype)
     height, width = y.shape[-2:]
@@ -122,7 +129,7 @@ def _on_simplex(matrix: Tensor, right: Tensor, start: Tensor) -> Tensor:
 
 
 def project(values: Tensor) -> Tensor:
-    """The nearest point (B, n) with entries >= 0 and sum 1 (Duchi et al., ICML 2008)."""
+    """Project (B, n) to the nearest point with entries >= 0 and sum 1 (Duchi et al., ICML 2008)."""
     ordered = values.sort(-1, descending=True).values
     excess = ordered.cumsum(-1) - 1
     count = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)

@@ -14,7 +14,7 @@ SIDE_MULTIPLE = 8  # three 2x2 strided convolutions
 
 
 class ResBlock(nn.Module):
-    """x + conv(relu(conv(x))), 3x3, same width."""
+    """Compute x + conv(relu(conv(x))), 3x3, same width."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -25,13 +25,13 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, c, h, w)."""
+        """Map (B, c, h, w) to (B, c, h, w)."""
         out: Tensor = self.res(x)
         return x + out
 
 
 class ResUNet(nn.Module):
-    """(B, 3, H, W) image and (B,) noise level beta -> (B, 3, H, W) cleaner image; any H, W >= 1.
+    """Denoise a (B, 3, H, W) image of noise level beta (B,), for any H, W >= 1.
 
     `global_skip` adds the input to the output and starts the network as the identity: training from scratch
     then begins at what the data steps alone achieve. Published weights have none.
@@ -53,7 +53,7 @@ class ResUNet(nn.Module):
         self._initialise()
 
     def forward(self, x: Tensor, beta: Tensor) -> Tensor:
-        """Image (B, 3, H, W), beta (B,) -> (B, 3, H, W)."""
+        """Map image (B, 3, H, W) and beta (B,) to (B, 3, H, W)."""
         height, width = x.shape[-2:]
         image = torch.cat((x, beta[:, None, None, None].expand(-1, 1, height, width).to(x.dtype)), 1)
         padding = (0, -width % SIDE_MULTIPLE, 0, -height % SIDE_MULTIPLE)

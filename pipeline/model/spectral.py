@@ -20,7 +20,7 @@ _FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is
 
 
 class SpectralInit(nn.Module):
-    """(B, 3, h, w) LR, its scale and (B,) noise level -> (B, components) standardised kernel code; any size."""
+    """Estimate the standardised kernel code (B, components) from the power spectrum of LR images (B, 3, h, w)."""
 
     def __init__(self, scales: tuple[int, ...], components: int, hidden: tuple[int, int] = (512, 256)) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SpectralInit(nn.Module):
         self.register_buffer("whitening", (frequency + WINDOW**-2.0).log(), persistent=False)
 
     def forward(self, lr: Tensor, scale: int, sigma: Tensor) -> Tensor:
-        """Float32 also under autocast."""
+        """Return (B, components), in float32 also under autocast."""
         with torch.autocast(lr.device.type, enabled=False):
             features = self.norm(self.features(lr).to(self.norm.weight.dtype))
             level = (10 * sigma)[:, None].to(features.dtype)
@@ -47,7 +47,7 @@ class SpectralInit(nn.Module):
         return code
 
     def features(self, lr: Tensor) -> Tensor:
-        """(B, 3 * 32 * 17): log mean power, plain and normalised per window, and mean log power, 1/f^2 taken off."""
+        """Compute (B, 3 * 32 * 17): log mean power, plain and per window, and mean log power, without 1/f^2."""
         window, whitening = self.get_buffer("window"), self.get_buffer("whitening")
         luma = _luma(lr.to(window.dtype))
         short = [max(WINDOW - side, 0) for side in luma.shape[-2:]]

@@ -10,7 +10,7 @@ _CUBIC = -0.75  # the free parameter of the cubic convolution kernel, as in Open
 
 
 def upsample(lr: Tensor, scale: int, mode: str) -> Tensor:
-    """Enlarge (B, C, h, w) to (B, C, s*h, s*w).
+    """Upsample (B, C, h, w) to (B, C, s*h, s*w).
 
     `nearest` repeats pixels, as the published USRNet does. `bicubic` interpolates by the cubic convolution kernel
     (Keys 1981, a = -0.75 as in OpenCV; edges replicated) with LR pixel (i, j) exactly at HR pixel (s*i, s*j), where

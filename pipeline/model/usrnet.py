@@ -22,7 +22,7 @@ from pipeline.model.upsample import upsample
 
 @dataclass(frozen=True)
 class State:
-    """A restoration under way: the current estimate, and what does not change with the kernel."""
+    """Hold a restoration under way: the current estimate, and what does not change with the kernel."""
 
     x: Tensor  # (B, 3, s*h, s*w)
     lr: Tensor  # (B, 3, h, w)
@@ -33,7 +33,7 @@ class State:
 
 
 class HyperNet(nn.Module):
-    """(sigma, scale) -> K alphas and K betas, all positive (USRNet, section 4.2)."""
+    """Map (sigma, scale) to K alphas and K betas, all positive (USRNet, section 4.2)."""
 
     def __init__(self, unfoldings: int, hidden: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class HyperNet(nn.Module):
         self._initialise(unfoldings)
 
     def forward(self, sigma: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-        """Noise level (B,) on [0, 1] -> alphas (B, K), betas (B, K)."""
+        """Map noise level (B,) on [0, 1] to alphas (B, K) and betas (B, K)."""
         condition = torch.stack((sigma, torch.full_like(sigma, scale)), 1)[..., None, None]
         # float32 also under autocast: at sigma 0 the alphas are 1e-6 to 1e-3.
         with torch.autocast(sigma.device.type, enabled=False):
@@ -91,7 +91,7 @@ _GAIN = 30.0  # of the hinge units, so that they learn as fast as the others
 
 
 class USRNet(nn.Module):
-    """The non-blind restorer: LR image, kernel, scale and noise level -> HR image."""
+    """Restore without estimating: LR image, kernel, scale and noise level -> HR image."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -122,7 +122,16 @@ class USRNet(nn.Module):
         return self.unfold(start, self.operator(kernel, start), 0, self.config.unfoldings)
 
     def start(self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None) -> State:
-        """Check the inputs and make the state before the first unfolding; arguments as of `forward`."""
+        """Check the inputs and make the state before the first unfolding.
+
+        Raises ValueError for what cannot be restored.
+
+        Args:
+            lr: (B, 3, h, w) in [0, 1].
+            scale: an integer >= 1.
+            sigma: noise level on the [0, 1] scale, a number or (B,).
+            x0: (B, 3, s*h, s*w) first estimate; None for `config.x0`.
+        """
         levels = check_inputs(lr, scale, sigma, training=self.training)
         if x0 is None:
             x0 = upsample(lr, scale, self.config.x0)
@@ -132,17 +141,24 @@ class USRNet(nn.Module):
         return State(x0, lr, spectrum(lr), alphas, betas, scale)
 
     def operator(self, kernel: Tensor, state: State) -> BlurOperator:
-        """The Fourier form of (B, k, k) kernels for this state's images; reuse it over unfoldings."""
+        """Make the Fourier form of (B, k, k) kernels for this state's images. It serves any number of unfoldings."""
         if not self.training:
             # A kernel estimated in training may be NaN: the loop finds that in the loss, on all ranks alike.
             check_finite("kernel", kernel, training=False)
         return BlurOperator.of(kernel.to(state.y_spectrum.real.dtype), state.scale, state.lr)
 
     def unfold(self, state: State, operator: BlurOperator, first: int, last: int, *, final: bool = True) -> Tensor:
-        """Unfoldings `first` <= i < `last` from `state.x`: (B, 3, s*h, s*w).
+        """Run the unfoldings `first` <= i < `last` from `state.x`, to (B, 3, s*h, s*w).
 
         Of the `final` ones the last keeps its activations even with `checkpoint_activations`: the backward pass
         starts with it, so computing it again would save no memory at the peak.
+
+        Args:
+            state: the restoration so far.
+            operator: of the kernel.
+            first: unfolding to begin with.
+            last: unfolding to stop before.
+            final: whether the restoration ends with them.
         """
         x = state.x
         if self.config.compile_prior and torch.is_grad_enabled():
@@ -167,7 +183,14 @@ class USRNet(nn.Module):
 
 
 def check_inputs(lr: Tensor, scale: int, sigma: float | Tensor, *, training: bool) -> Tensor:
-    """The noise level as (B,). Raises ValueError with the shape for anything the network cannot restore."""
+    """Check what the network is given, and return the noise level as (B,).
+
+    Args:
+        lr: (B, 3, h, w) floating point.
+        scale: an integer >= 1.
+        sigma: a number or (B,).
+        training: whether the check of finite values may be left to the training loop.
+    """
     if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
         raise ValueError(f"the LR image must be (B,3,h,w), got {tuple(lr.shape)}")
     if not lr.is_floating_point():
