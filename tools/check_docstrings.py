@@ -2,7 +2,7 @@
 
 python tools/check_docstrings.py [FOLDER ...]
 
-Looks at public classes, functions and methods. A verb that `VERBS` lacks is added there.
+Looks at public classes, functions and methods. A verb that tools/verbs.txt lacks is added there.
 """
 
 from __future__ import annotations
@@ -15,24 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parents[1]
 FOLDERS = ("kernels_bank", "pipeline", "jobs", "infra", "tools")
 PARAMETERS = 4  # from so many on, an `Args:` section is due
-VERBS = frozenset(
-    "accept add agree allow answer append apply ask assert attach average be begin blend block blur book build "
-    "calculate call cancel carry change check choose clear clip close collect combine compare complete compute "
-    "connect convert copy correct correlate count cover create crop cut deal decide decode decrypt define degrade delete "
-    "demand denoise describe detect divide do download draw drop embed enclose encode end ensure enumerate escape estimate "
-    "evaluate examine exchange expand explain export extend extract fail fetch fill filter find finish fit fix flip "
-    "flush fold follow format forward free gather generate get give go group guard hand handle have hide hold "
-    "identify ignore import infer initialise insert inspect invert join judge keep know label launch lay leave let "
-    "limit link list load locate lock log look make map mark mask match measure mend merge mix move multiply name normalise "
-    "note notice offer open order override pack pad pair parse pass pick place plan plot point prepare present print "
-    "process produce project promote protect prove pull push put quantise quantize raise read record redact reduce "
-    "refine refuse register reject release remember remove rename renew replace reply report represent request "
-    "reserve reset resize resolve restart restore resume retry return revert roll round run sample save say scale "
-    "score search see select send serve set shift show shrink shut signal skip snap solve sort split standardise "
-    "start state step stop store stream submit subtract sum supply take talk tell test tile time trace track train "
-    "transform translate trim truncate try turn undo unfold update upload upsample use validate verify wait walk "
-    "warn watch weigh work wrap write yield".split()
-)
+VERBS = frozenset((HERE / "tools" / "verbs.txt").read_text(encoding="utf-8").split())
 
 
 def problems(path: Path) -> Iterator[str]:
@@ -62,7 +45,7 @@ def main() -> None:
     """Print every problem; exit with 1 if there is one."""
     folders = sys.argv[1:] or FOLDERS
     found = [line for folder in folders for path in sorted((HERE / folder).rglob("*.py")) for line in problems(path)]
-    print("\n".join(found) if found else "docstrings: every first line begins with a verb, long signatures are described")
+    print("\n".join(found) or "docstrings: first lines begin with a verb, long signatures are described")
     sys.exit(bool(found))
 
 

@@ -93,7 +93,7 @@ def advance(stages: Sequence[Stage], workers: int, samples: int) -> tuple[Stage,
 
 
 def in_stretches(segments: Iterator[Segment], samples: int, stretch: int) -> Iterator[list[Segment]]:
-    """Take exactly `samples` samples off the front of a stream, in lists of `stretch` samples and a shorter last one."""
+    """Take `samples` samples off the front of a stream, in lists of `stretch` samples and a shorter last one."""
     rest: Segment | None = None
     while samples > 0:
         missing = min(stretch, samples)

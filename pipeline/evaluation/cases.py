@@ -50,7 +50,7 @@ class Estimate:
 
 
 def crop_hr(image: np.ndarray, scale: int, protocol: Protocol) -> np.ndarray:
-    """Crop the part of an image (H, W, 3) that is compared: the protocol's crop, then a multiple of its size multiple."""
+    """Crop the compared part of an image (H, W, 3): the protocol's crop, then a multiple of its size multiple."""
     if protocol.crop is not None:
         top, left = (max(0, (side - protocol.crop) // 2) for side in image.shape[:2])
         image = image[top : top + protocol.crop, left : left + protocol.crop]

@@ -17,7 +17,7 @@ _SIZE, _COUNT = 21, 8
 
 
 def gaussian8(widths: tuple[float, float]) -> np.ndarray:
-    """Make Gaussian8: (8, 21, 21) float32 isotropic Gaussians, standard deviations evenly from widths[0] to widths[1]."""
+    """Make Gaussian8, (8, 21, 21) float32: isotropic, standard deviations evenly from widths[0] to widths[1]."""
     line = np.arange(_SIZE) - _SIZE // 2
     squared = line[:, None] ** 2 + line**2
     kernels = np.stack([np.exp(-squared / (2 * width**2)) for width in np.linspace(*widths, _COUNT)])
@@ -48,7 +48,7 @@ def equivalent_kernel(kernel: np.ndarray, scale: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (H, W, 3) as MATLAB's `imresize`: bicubic, antialiased where it shrinks, edges mirrored with their pixel."""
+    """Resize (H, W, 3) as MATLAB's `imresize`: bicubic, antialiased where it shrinks, edge pixels mirrored."""
     rows, columns = _resampling(image.shape[0], height), _resampling(image.shape[1], width)
     return np.einsum("ih,hwc,jw->ijc", rows, image, columns, optimize=True)
 

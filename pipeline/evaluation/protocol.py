@@ -50,7 +50,7 @@ class Protocol(Frozen):
         return gaussian8(self.gaussian_widths[scale])
 
     def told_kernel(self, kernel: np.ndarray, scale: int) -> np.ndarray:
-        """Convert a kernel to its equivalent in y = (x (*) k) down_s, which restorers assume and estimators estimate."""
+        """Convert a kernel to its equivalent in y = (x (*) k) down_s, which restorers assume."""
         return equivalent_kernel(kernel, scale) if self.degradation == "dan" else kernel
 
     @model_validator(mode="after")
