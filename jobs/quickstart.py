@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from jobs.train import Train
+from kernels_bank.runtime.redact import mask_uri
 from pipeline.cli import Command, parse, run
 from pipeline.config import RunConfig
 
@@ -43,7 +44,7 @@ def main(command: Quickstart) -> None:
     print(f"  picture   {stem}-compare.png  (input | bicubic | restored | kernel)")
     print(f"  table     {result.home}/evaluation-v{result.version}/psnr-by-kernel.png")
     print(f"  model     {result.model} = version {result.version}")
-    print(f"Go on with\n  .venv/bin/mlflow ui --backend-store-uri {result.tracking_uri}")
+    print(f"Go on with\n  .venv/bin/mlflow ui --backend-store-uri {mask_uri(result.tracking_uri)}")
     print(f"  .venv/bin/python jobs/restore.py --model {result.model} --input YOUR.jpg --output restored --scale 2")
     print("  .venv/bin/python jobs/registry.py list")
 

@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from kernels_bank.runtime.redact import mask_output, mask_text
 
 Command_T = TypeVar("Command_T", bound="Command")
 Settings_T = TypeVar("Settings_T", bound=BaseModel)
@@ -55,6 +56,7 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
     A `--config FILE` among the arguments names a YAML file of defaults; environment and flags override it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    mask_output()
     try:
         job(parse(command, arguments))
     except BadRequestError as error:
@@ -62,7 +64,7 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
     except JobFailedError as error:
         _fail(str(error), status=1)
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+        print(mask_text(str(error)) or "interrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -145,5 +147,5 @@ def _explain(error: ValidationError) -> str:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(mask_text(message).split())}", file=sys.stderr)
     sys.exit(status)

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.names import Alias, Experiment, ModelName
+
 Scale = Annotated[int, Field(ge=1, le=4)]
 OddSize = Annotated[int, Field(ge=3, le=99, multiple_of=1)]
 Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1] scale: 2.55/255 is 0.01")]
@@ -162,17 +164,19 @@ class TrainConfig(Frozen):
 class TrackingConfig(Frozen):
     """Where the run is recorded. The server is MLFLOW_TRACKING_URI's, else an SQLite file under `output`."""
 
-    experiment: str = "blind-sr"
-    model_name: str | None = Field(
+    experiment: Experiment = "blind-sr"
+    model_name: ModelName | None = Field(
         "blind-sr-x2", description="name in the registry; none: the result is not registered"
     )
-    alias: str = Field("candidate", description="alias the new version gets")
+    alias: Alias = Field("candidate", description="alias the new version gets")
 
 
 class RunConfig(Frozen):
     """A whole training run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="running the same name again resumes it")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="running the same name again resumes it"
+    )
     output: str = Field("runs", description="URI under which checkpoints and pictures of the run are kept")
     seed: int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from kernels_bank.runtime.redact import mask_text
 
 Status = Literal["ok", "warn", "fail"]
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -33,7 +35,8 @@ def failed(findings: Sequence[Finding]) -> int:
 
 
 def show(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """Print a table with remedies, or JSON for machines."""
+    """Print a table with remedies, or JSON for machines; no secret is in either."""
+    findings = [_masked(finding) for finding in findings]
     if as_json:
         print(json.dumps({"ok": not failed(findings), "findings": [asdict(finding) for finding in findings]}, indent=1))
         return
@@ -45,3 +48,8 @@ def show(findings: Sequence[Finding], *, as_json: bool) -> None:
         table.add_row(finding.check, escape(finding.where), mark, escape(finding.found), escape(finding.remedy))
     # Into a job's log, which has no width, whole lines.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=True).print(table)
+
+
+def _masked(finding: Finding) -> Finding:
+    where, found, remedy = (mask_text(text) for text in (finding.where, finding.found, finding.remedy))
+    return replace(finding, where=where, found=found, remedy=remedy)

@@ -119,7 +119,7 @@ def evaluate(plan: Plan, output: Path) -> tuple[list[dict[str, Any]], bool]:
 
 def _test_set(uri: str, images: list[str], kernels: str) -> str:
     """A name for what is measured on: the folder's, and eight digits of the images' and kernels' digests."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(storage.absolute(uri)).name)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(storage.absolute(uri)).name)[:60]
     return f"{name}-{storage.digest_of([images, kernels])[:8]}"
 
 

@@ -19,7 +19,8 @@ from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
 class Protocol(Frozen):
     """Define what every number of a table depends on. Noise is the same for every image of one size."""
 
-    name: str
+    # Part of the names of metrics and of a folder: what MLflow would refuse after the work is refused here.
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     multiple: int = Field(8, ge=1, description="images are cropped to multiples of lcm(scale, this)")
     crop: int | None = Field(None, ge=48, description="longest side kept, cut from the middle; none keeps whole images")
     degradation: Literal["usrnet", "dan"] = Field(

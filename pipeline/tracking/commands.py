@@ -15,6 +15,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from pipeline.config import Frozen
+from pipeline.names import Alias, ModelName
 from pipeline.tracking import registry
 from pipeline.tracking.package import CONFIG, DIGEST, INPUT, PROMOTED, is_origin
 from pipeline.tracking.registry import Version
@@ -81,9 +82,9 @@ class Show(Request):
 class Promote(Request):
     """Give an alias to a version, unless its stored evaluation is worse than the one of the version that has it."""
 
-    name: CliPositionalArg[str] = Field(description="registered model")
+    name: CliPositionalArg[ModelName] = Field(description="registered model")
     version: CliPositionalArg[int] = Field(description="its version to promote")
-    alias: str = "champion"
+    alias: Alias = "champion"
     tolerance: float = Field(0.05, ge=0, description="dB of PSNR by which it may be worse")
     force: str | None = Field(None, description="promote in spite of that; the reason is stored with the version")
 
@@ -99,8 +100,8 @@ class Promote(Request):
 class Rollback(Request):
     """Give an alias back to the version that had it before."""
 
-    name: CliPositionalArg[str] = Field(description="registered model")
-    alias: str = "champion"
+    name: CliPositionalArg[ModelName] = Field(description="registered model")
+    alias: Alias = "champion"
 
     def answer(self) -> Answer:
         """The recorded move."""
@@ -126,11 +127,8 @@ class ImportWeights(Request):
     """Register weights from elsewhere: the .pth of a published USRNet, or a model folder of this program."""
 
     file: CliPositionalArg[str] = Field(description=".pth, .safetensors or model folder; a path or s3://")
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="registered model to add a version to; made when it is not there",
-    )
-    alias: str = "candidate"
+    name: ModelName = Field(description="registered model to add a version to; made when it is not there")
+    alias: Alias = "candidate"
 
     def store(self) -> str:
         """The store, made when it is not there."""

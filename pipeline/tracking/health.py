@@ -7,8 +7,8 @@ import urllib.request
 import uuid
 
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.tracking.redact import mask_text
-from pipeline.tracking.store import client, plain_errors, sqlite_path
+from kernels_bank.runtime.redact import mask_uri
+from pipeline.tracking.store import client, plain_errors, sqlite_path, without_login
 
 _TIMEOUT_S = 20
 
@@ -28,7 +28,7 @@ def check_store(uri: str) -> str:
     theirs = answer(uri, "/version")
     if theirs.split(".")[:2] != mlflow.__version__.split(".")[:2]:
         raise BadRequestError(
-            f"the tracking server {mask_text(uri)} is mlflow {theirs}, here is {mlflow.__version__}; "
+            f"the tracking server {mask_uri(uri)} is mlflow {theirs}, here is {mlflow.__version__}; "
             "install the same version on both, then `mlflow db upgrade`"
         )
     return f"mlflow {theirs}, schema current, {_artifacts(uri)}"
@@ -44,14 +44,16 @@ def answer(uri: str, path: str) -> str:
     from mlflow.utils.rest_utils import http_request
 
     try:
-        response = http_request(get_default_host_creds(uri), path, "GET", timeout=_TIMEOUT_S, max_retries=0)
+        response = http_request(
+            get_default_host_creds(without_login(uri)), path, "GET", timeout=_TIMEOUT_S, max_retries=0
+        )
     except Exception as error:  # MlflowException or a network error; all say the same to the user
         raise BadRequestError(
-            f"the tracking server {mask_text(uri)} does not answer; start it, or correct MLFLOW_TRACKING_URI"
+            f"the tracking server {mask_uri(uri)} does not answer; start it, or correct MLFLOW_TRACKING_URI"
         ) from error
     if response.status_code != 200:
         raise BadRequestError(
-            f"the tracking server {mask_text(uri)} answers {response.status_code} to {path}; "
+            f"the tracking server {mask_uri(uri)} answers {response.status_code} to {path}; "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if it asks for them"
         )
     return str(response.text).strip()
@@ -60,7 +62,7 @@ def answer(uri: str, path: str) -> str:
 def healthy(uri: str) -> bool:
     """Whether a server answers from where this runs; costs no import of mlflow."""
     try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=_TIMEOUT_S) as response:
+        with urllib.request.urlopen(f"{without_login(uri)}/health", timeout=_TIMEOUT_S) as response:
             return bool(response.status == 200)
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)  # it is there; credentials are checked elsewhere
@@ -74,21 +76,21 @@ def _artifacts(uri: str) -> str:
     from mlflow.utils.rest_utils import http_request
 
     path, content = f"/api/2.0/mlflow-artifacts/artifacts/doctor/{uuid.uuid4().hex}", uuid.uuid4().hex
-    creds = get_default_host_creds(uri)
+    creds = get_default_host_creds(without_login(uri))
     for method, body in (("PUT", content), ("GET", None), ("DELETE", None)):
         extra = {"data": body} if body else {}
         try:
             response = http_request(creds, path, method, timeout=_TIMEOUT_S, max_retries=0, **extra)
         except Exception as error:
             raise BadRequestError(
-                f"the tracking server {mask_text(uri)} did not answer when a file was sent to it ({method}); "
+                f"the tracking server {mask_uri(uri)} did not answer when a file was sent to it ({method}); "
                 "look whether the server reaches its --artifacts-destination"
             ) from error
         if response.status_code in (404, 501, 503) and method == "PUT":
             return "artifacts are not proxied: every client needs the artifact store's credentials"
         if response.status_code != 200 or (method == "GET" and response.text != content):
             raise BadRequestError(
-                f"the tracking server {mask_text(uri)} cannot keep files ({method}: {response.status_code}); "
+                f"the tracking server {mask_uri(uri)} cannot keep files ({method}: {response.status_code}); "
                 "look whether the server reaches its --artifacts-destination"
             )
     return "files come back"

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.tracking.redact import mask_text
-from pipeline.tracking.registry import LEASE
+from kernels_bank.runtime.redact import mask_text
+from pipeline.names import LEASE
 from pipeline.tracking.store import client, plain_errors
 
 if TYPE_CHECKING:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import getpass
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.redact import mask_text
 from pipeline.tracking import registry
 from pipeline.tracking.lease import Lease, exclusive
 from pipeline.tracking.package import PROMOTED
-from pipeline.tracking.redact import mask_text
 from pipeline.tracking.registry import Version
 from pipeline.tracking.store import client, plain_errors
 
@@ -64,7 +63,7 @@ def promote(
     """
     if force is not None and not force.strip():
         raise BadRequestError("--force needs a reason; it is stored with the version")
-    _check_alias(alias)
+    registry.check_names(name, alias)
     registry.download(f"models:/{name}/{version}", uri)
     with exclusive(uri, name) as lease:
         versions = {v.number: v for v in registry.list_versions(name, uri)}
@@ -161,14 +160,6 @@ def _settle(stack: list[int], holder: int) -> None:
         stack.pop()
     elif not stack or stack[-1] != holder:
         stack.append(holder)
-
-
-def _check_alias(alias: str) -> None:
-    """MLflow's own rule, asked before anything is written. Raises BadRequestError."""
-    if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.I):
-        raise BadRequestError(
-            f"alias '{alias}': use letters, digits, - and _, but neither 'latest' nor 'v1', 'v2', ..."
-        )
 
 
 def _record(

@@ -17,18 +17,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.redact import mask
 from kernels_bank.runtime.storage import read_json
+from pipeline.names import LEASE, check_alias, check_model_name
 from pipeline.tracking import package
 from pipeline.tracking.package import CONFIG, DIGEST, FILES, INPUT, MANIFEST, METRIC, MODEL, PICTURE, check_folder
-from pipeline.tracking.redact import mask
-from pipeline.tracking.store import RunRef, checked_uri, client, plain_errors, sqlite_path
+from pipeline.tracking.store import (
+    RunRef,
+    checked_uri,
+    clause,
+    client,
+    is_final,
+    plain_errors,
+    sqlite_path,
+    without_login,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-LEASE = ".promotion"  # ends the name of the entry that serves as a lock; see lease.py
 _DEFAULT_STORE = "runs/mlflow.db"
 
 
@@ -71,6 +80,15 @@ def store_uri(given: str | None = None) -> str:
     return uri
 
 
+def check_names(name: str, alias: str) -> None:
+    """Raise BadRequestError when the registry would refuse a model's name or an alias."""
+    try:
+        check_model_name(name)
+        check_alias(alias)
+    except ValueError as error:
+        raise BadRequestError(str(error)) from error
+
+
 def register(
     run: RunRef, model_dir: str | Path, name: str, alias: str, metrics: Mapping[str, float], tags: Mapping[str, str]
 ) -> int:
@@ -92,8 +110,9 @@ def register(
 
     Raises:
         ArtefactError: a file of the folder is missing or does not have the digest that `model.json` gives.
-        BadRequestError: the store cannot be reached or refuses.
+        BadRequestError: no model or no alias can be called so, or the store cannot be reached or refuses.
     """
+    check_names(name, alias)
     folder, uri = Path(model_dir), run.tracking_uri
     digest = check_folder(folder)
     api = client(uri)
@@ -169,8 +188,7 @@ def list_versions(name: str, tracking_uri: str) -> list[Version]:
     aliases = aliases_of(name, tracking_uri)
     api = client(tracking_uri)
     with plain_errors(tracking_uri, f"cannot list versions of '{name}'"):
-        found = pages(lambda page_token: api.search_model_versions(f"name = '{name}'", page_token=page_token))
-        versions = [_version(item, aliases) for item in found]
+        versions = [_version(item, aliases) for item in _versions(api, name)]
     return sorted(versions, key=lambda version: -version.number)
 
 
@@ -260,7 +278,7 @@ def _fetch(version: Version, tracking_uri: str, target: Path) -> Path:
         with plain_errors(tracking_uri, f"cannot fetch {version.uri}"):
             # Not by its models:/ URI: MLflow would look that up in its global store, not in this one.
             source = client(tracking_uri).get_model_version_download_uri(version.name, str(version.number))
-            stored = Path(download_artifacts(source, dst_path=str(target), tracking_uri=tracking_uri))
+            stored = Path(download_artifacts(source, dst_path=str(target), tracking_uri=without_login(tracking_uri)))
     except OSError as error:
         raise BadRequestError(f"cannot fetch {version.uri}: {error}") from error
     if (found := check_folder(stored / MODEL)) != digest:
@@ -281,10 +299,15 @@ def pages(search: Any) -> list[Any]:  # noqa: ANN401 - MLflow's searches share n
             return found
 
 
+def _versions(api: MlflowClient, name: str) -> list[ModelVersion]:
+    """All versions of a model, in MLflow's order."""
+    found = pages(lambda page_token: api.search_model_versions(clause("name", name), page_token=page_token))
+    return [version for version in found if version.name == name]
+
+
 def _already(api: MlflowClient, name: str, run_id: str, digest: str) -> int | None:
     """The version that this run registered from this folder before a kill."""
-    found = pages(lambda page_token: api.search_model_versions(f"name = '{name}'", page_token=page_token))
-    numbers = [int(v.version) for v in found if v.run_id == run_id and v.tags.get(DIGEST) == digest]
+    numbers = [int(v.version) for v in _versions(api, name) if v.run_id == run_id and v.tags.get(DIGEST) == digest]
     return max(numbers, default=None)
 
 
@@ -293,27 +316,36 @@ def _create_version(api: MlflowClient, origin: Run, folder: Path, name: str, tag
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
-    try:
-        api.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
     run_id = origin.info.run_id
-    stored = api.create_logged_model(origin.info.experiment_id, name=name, source_run_id=run_id, model_type="blind-sr")
+    # A logged model's name takes fewer characters than a registered one's; it is found by its id.
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    stored = api.create_logged_model(origin.info.experiment_id, name=plain, source_run_id=run_id, model_type="blind-sr")
     with tempfile.TemporaryDirectory(prefix="blindsr-model-") as temporary:
         target = package.write(Path(temporary), stored, origin, folder, name, tags)
         api.log_model_artifacts(stored.model_id, str(target))
     api.finalize_logged_model(stored.model_id, "READY")
     api.log_outputs(run_id, [LoggedModelOutput(stored.model_id, step=0)])
-    # The location itself: `models:/<id>` would be looked up in MLflow's global store, not in this one.
-    made = api.create_model_version(
-        name,
-        stored.artifact_location,
-        run_id=run_id,
-        tags={**tags, FILES: stored.model_id},
-        description=package.summary(read_json(folder / package.MANIFEST), tags),
-        model_id=stored.model_id,
-    )
+    try:
+        api.create_registered_model(name)
+        is_new = True
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        is_new = False
+    try:
+        # The location itself: `models:/<id>` would be looked up in MLflow's global store, not in this one.
+        made = api.create_model_version(
+            name,
+            stored.artifact_location,
+            run_id=run_id,
+            tags={**tags, FILES: stored.model_id},
+            description=package.summary(read_json(folder / package.MANIFEST), tags),
+            model_id=stored.model_id,
+        )
+    except MlflowException as error:
+        if is_new and is_final(error):
+            api.delete_registered_model(name)  # a refusal leaves no model without a version
+        raise
     return int(made.version)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.tracking.redact import mask_text
+from kernels_bank.runtime.redact import mask_text, mask_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +42,7 @@ class RunRef:
     @property
     def shown(self) -> str:
         """The tracking URI as it may be printed."""
-        return mask_text(self.tracking_uri)
+        return mask_uri(self.tracking_uri)
 
 
 def tracking_uri(output: str | Path) -> str:
@@ -74,20 +74,56 @@ def checked_uri(uri: str) -> str:
 
     Raises:
         BadRequestError: neither `http(s)://` nor `sqlite:///`. Other databases are reached through `mlflow server`,
-            which knows where the artifacts go; MLflow has closed its store of plain folders.
+            which knows where the artifacts go; MLflow has closed its store of plain folders. Or no host name, or a
+            login that is not percent-encoded, so that nobody can tell where it ends.
     """
     if uri.startswith(("http://", "https://")):
-        if not urlsplit(uri).hostname:
-            raise BadRequestError(f"tracking URI {mask_text(uri)}: no host name; write http://host:port")
-        return uri.rstrip("/")
+        return _checked_server(uri)
     if uri.startswith(_SQLITE) and uri != _SQLITE:
         path = str(Path(uri.removeprefix(_SQLITE)).expanduser().absolute())
         if wrong := set("?#%") & set(path):
             raise BadRequestError(f"{path}: an SQLite store cannot lie under a path with '{wrong.pop()}'; move it")
         return _SQLITE + path
     raise BadRequestError(
-        f"tracking URI {mask_text(uri)}: use http(s)://host:port of an mlflow server, or sqlite:///path/mlflow.db"
+        f"tracking URI {mask_uri(uri)}: use http(s)://host:port of an mlflow server, or sqlite:///path/mlflow.db"
     )
+
+
+def _checked_server(uri: str) -> str:
+    try:
+        parts = urlsplit(uri)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, readable = None, False
+    else:
+        readable = "@" not in parts.path + parts.query + parts.fragment and uri.isprintable() and " " not in uri
+    if not readable and "@" in uri:
+        raise BadRequestError(
+            f"tracking URI {mask_uri(uri)}: its user name or password holds characters that mean something else in a "
+            "URI; percent-encode them (/ is %2F, @ is %40, # is %23, ? is %3F, a blank is %20), or set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    if not readable or not host:
+        raise BadRequestError(f"tracking URI {mask_uri(uri)}: no host name, or a wrong port; write http://host:port")
+    return uri.rstrip("/")
+
+
+def without_login(uri: str) -> str:
+    """Return a store's URI without its login, which goes into the variables that MLflow takes logins from.
+
+    MLflow puts the URI that it is given into its errors and into the locations that it stores.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    parts = urlsplit(uri)
+    login, at, place = parts.netloc.rpartition("@")
+    if not at:
+        return uri
+    user, colon, password = login.partition(":")
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
+    if colon:
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+    return parts._replace(netloc=place).geturl()
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -152,7 +188,7 @@ def _no_flush(connection: Any, record: object) -> None:  # noqa: ANN401 - the DB
 
 
 def client(uri: str) -> MlflowClient:
-    """A client of tracking and registry at `uri`; nothing of MLflow's global state is read or set.
+    """Return a client of tracking and registry at `uri`. Of MLflow's global state only a login of the URI is set.
 
     Raises:
         BadRequestError: an SQLite store that cannot be created.
@@ -161,7 +197,8 @@ def client(uri: str) -> MlflowClient:
     prepare_store(uri)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    address = without_login(uri)
+    return MlflowClient(tracking_uri=address, registry_uri=address)
 
 
 def _import_mlflow() -> None:
@@ -185,13 +222,26 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        where = mask_text(uri)
+        where = mask_uri(uri)
         reason = mask_text(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         if uri.startswith("http") and ("Max retries" in str(error) or "failed with exception" in str(error)):
             raise BadRequestError(
                 f"{what}: the tracking server {where} does not answer; start it, or correct MLFLOW_TRACKING_URI"
             ) from error
         raise BadRequestError(f"{what} ({where}): {reason}") from error
+
+
+def clause(key: str, value: str) -> str:
+    """Return a filter for MLflow's searches that finds every entry whose `key` is `value`, and perhaps others.
+
+    Its language knows no escape: a text is quoted by the kind of quotes that it does not hold. With both kinds in it, a
+    pattern takes any character in the place of a single quote; the caller compares what came.
+    """
+    if "'" not in value:
+        return f"{key} = '{value}'"
+    if '"' not in value:
+        return f'{key} = "{value}"'
+    return f"{key} LIKE '{value.replace(chr(39), '_')}'"
 
 
 def is_final(error: Exception) -> bool:

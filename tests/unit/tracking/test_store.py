@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.redact import MASK
 from pipeline.tracking.registry import store_uri
 from pipeline.tracking.runs import flatten
-from pipeline.tracking.store import RunRef, checked_uri, prepare_store, tracking_uri
+from pipeline.tracking.store import RunRef, checked_uri, clause, prepare_store, tracking_uri, without_login
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "https://mlflow.example.org/path"])
@@ -86,3 +91,52 @@ def test_flatten_gives_dotted_paths_and_texts():
         "train.deep.flag": "true",
         "train.deep.none": "null",
     }
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=20) | st.text("a'\"\\%_` ;-/*\n", max_size=8))
+def test_mlflow_reads_a_filter_as_it_was_meant(value: str):
+    from mlflow.utils.search_utils import SearchModelVersionUtils, SearchUtils
+
+    parsed = SearchModelVersionUtils.parse_search_filter(clause("name", value))
+    parsed += SearchUtils.parse_search_filter(clause("tags.`blindsr.run_key`", value))
+    assert len(parsed) == 2
+    for comparison in parsed:
+        if comparison["comparator"] == "=":
+            assert comparison["value"] == value
+        else:
+            assert comparison["comparator"] == "LIKE"
+            assert len(comparison["value"]) == len(value)
+            pairs = zip(comparison["value"], value, strict=True)
+            assert all(wild == mine or (wild, mine) == ("_", "'") for wild, mine in pairs)
+
+
+HARD = "p@ss/w:o#r?d% ü&=+\"'[]"
+
+
+def test_a_login_is_taken_out_of_the_uri_before_mlflow_sees_it(monkeypatch: pytest.MonkeyPatch):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is put back
+    uri = checked_uri(f"https://{quote('a user', safe='')}:{quote(HARD, safe='')}@[::1]:5000/base/")
+    assert without_login(uri) == "https://[::1]:5000/base"
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("a user", HARD)
+    assert RunRef("1", uri).shown == f"https://{MASK}@[::1]:5000/base"
+    assert without_login("http://h:5000") == "http://h:5000"
+
+
+@pytest.mark.parametrize(
+    "password", ["p/assword", "p?assword", "p#assword", "p assword", "p[assword", "1/assword", "p@s/s"]
+)
+def test_a_password_that_is_not_encoded_is_refused_without_being_shown(password: str):
+    with pytest.raises(BadRequestError, match="percent-encode") as caught:
+        checked_uri(f"http://me:{password}@host:5000")
+    assert password not in str(caught.value)
+    assert "assword" not in str(caught.value).replace("password", "").replace("PASSWORD", "")
+
+
+def test_an_at_in_a_password_means_only_that(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+    assert without_login(checked_uri("http://me:p@ss@host:5000")) == "http://host:5000"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "p@ss"

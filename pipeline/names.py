@@ -1,0 +1,55 @@
+"""Names that end in MLflow: what its stores would refuse is refused with the request, before anything is computed.
+
+The rules are MLflow's own (a test compares them), and ours where a name must also fit into a model's URI, into the name
+of the lock of a model, and into the columns of a database. Importing this costs no mlflow.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+LEASE = ".promotion"  # ends the name of the entry that serves as a model's lock
+_LONGEST = 200  # MLflow's columns take 256; the lock's name and a tag's prefix go there too
+
+
+def check_model_name(name: str) -> str:
+    """Return `name` if a registered model can be called so. Raises ValueError."""
+    _check_text("model name", name)
+    if wrong := sorted(set("/:@") & set(name)):
+        raise ValueError(f"model name '{name}': it cannot hold '{wrong[0]}', which ends a name in a model's URI")
+    if posixpath.normpath(name) != name or name in (".", ".."):
+        raise ValueError(f"model name '{name}': it would be read as a path; choose another")
+    if name.endswith(LEASE):
+        raise ValueError(f"model name '{name}': names that end in {LEASE} are those of locks; choose another")
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias` if a version can have it. Raises ValueError."""
+    if not re.fullmatch(rf"[\w-]{{1,{_LONGEST}}}", alias) or re.fullmatch(r"latest|v\d+", alias, re.I):
+        raise ValueError(
+            f"alias '{alias}': use 1 to {_LONGEST} letters, digits, - and _, but neither 'latest' nor 'v1', 'v2', ..."
+        )
+    return alias
+
+
+def check_experiment(name: str) -> str:
+    """Return `name` if an experiment can be called so. Raises ValueError."""
+    _check_text("experiment", name)
+    return name
+
+
+def _check_text(what: str, name: str) -> None:
+    if not name or name != name.strip() or not name.isprintable():
+        raise ValueError(f"{what} {name!r}: it cannot be empty, begin or end with a blank, or hold control characters")
+    if len(name) > _LONGEST:
+        raise ValueError(f"{what} '{name[:40]}...': {len(name)} characters are too many; use at most {_LONGEST}")
+
+
+ModelName = Annotated[str, AfterValidator(check_model_name)]
+Alias = Annotated[str, AfterValidator(check_alias)]
+Experiment = Annotated[str, AfterValidator(check_experiment)]
