@@ -33,7 +33,7 @@ def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, floa
         BadRequestError: see `pipeline.evaluation.compute`.
     """
     from pipeline.tracking import registry
-    from pipeline.tracking.runs import RunLogger, RunRef
+    from pipeline.tracking.runs import RunRef, log_evaluation
 
     version = registry.find(settings.model) if settings.model.startswith("models:/") else None
     if version is not None:
@@ -57,9 +57,8 @@ def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, floa
         # Also when it was computed before: a kill may have come between the results and this.
         uri = registry.store_uri()
         registry.add_metrics(uri, version.name, version.number, headline)
-        with RunLogger(RunRef(version.run_id, uri)) as logger:
-            logger.metrics(0, headline)
-            logger.artifacts(output, f"evaluation/{protocol.name}/{plan.about['test_set']}")
+        folder = f"evaluation/{protocol.name}/{plan.about['test_set']}"
+        log_evaluation(RunRef(version.run_id, uri), headline, output, folder)
     return headline
 
 

@@ -2,61 +2,81 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.tracking.redact import mask_text
-from pipeline.tracking.store import RunRef, client, is_final
+from kernels_bank.runtime.redact import mask_text
+from pipeline.images.encode import encode_png
+from pipeline.tracking.outbox import Outbox, Picture, Point, Tag, recorded_pictures
+from pipeline.tracking.store import RunRef, client, is_final, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+LOST = "tracking.lost"  # tag of a run: what the store would not take
 _POINTS_PER_REQUEST = 1000  # the server's limit
+# A refusal is believed when it came so often: a body cut on its way is refused too.
+_REFUSALS = 4
+_SAY_AGAIN_AFTER_S = 60.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Point:
-    key: str
-    value: float
-    step: int
-    timestamp: int  # ms
-
-
 class RunLogger:
-    """Writes metrics, pictures and files of one run; no call waits for the server.
+    """Writes metrics, pictures and tags of one run; no call waits for the server.
 
-    One thread sends what has gathered every `interval_s`. What fails is kept and tried again with growing pauses,
-    so a server that is away stops neither training nor, if it comes back, any point. After a restart from a
-    checkpoint the steps between it and the kill come again: points and pictures that the run already has are
-    dropped. Points of one metric must come in order of steps.
+    One thread sends what has gathered every `interval_s`. What fails is kept and tried again with growing pauses, so a
+    server that is away stops nothing. With a `home`, what is not sent also waits in the run's folder: a kill loses
+    nothing that was recorded before the last `flush`, and the next logger of the run sends it. What the user should
+    know goes to `tell`.
+
+    After a restart from a checkpoint the steps between it and the kill come again: points and pictures that the run
+    already has are dropped. Points of one metric must come in order of steps.
 
     Use it as a context manager, or call `close`.
     """
 
-    def __init__(self, ref: RunRef, *, interval_s: float = 2.0) -> None:
-        self._ref, self._interval = ref, interval_s
-        self._points: deque[_Point] = deque()
-        self._tasks: deque[Callable[[MlflowClient], None]] = deque()
-        self._busy = 0  # items taken out of the queues but not sent yet
+    def __init__(
+        self,
+        ref: RunRef,
+        *,
+        home: str | None = None,
+        tell: Callable[[str], None] = _log.warning,
+        interval_s: float = 2.0,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            ref: the run.
+            home: URI of the run's folder; what cannot be sent waits there.
+            tell: is given lines for the user, without secrets.
+            interval_s: how long what is recorded may gather.
+        """
+        self._ref, self._tell, self._interval = ref, tell, interval_s
+        self._outbox = Outbox(home, ref.run_id) if home else None
+        self._points: deque[Point] = deque()
+        self._files: deque[Picture | Tag] = deque()
+        self._queues = threading.Lock()  # of the two above; never held for longer than a copy
+        self._folder = threading.Lock()  # of the outbox
+        self._loaded = self._outbox is None
         self._last: dict[str, int] | None = None  # newest step recorded for each metric
         self._pictures: set[tuple[str, int]] | None = None
-        self._lock = threading.Lock()
+        self._begun: dict[tuple[str, int], str] = {}
+        self._batch = _POINTS_PER_REQUEST
+        self._refusals = 0  # of what is first in its queue
+        self._lost: list[str] = []
         self._wake, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
         self._away = False  # the last try failed
+        self._progress = False  # something was sent since the last failure
+        self._told_away, self._told_at = False, -_SAY_AGAIN_AFTER_S  # whether and when the user was told so
         self._monitor: SystemMetricsMonitor | None = None
         self._thread = threading.Thread(target=self._work, name="run-logger", daemon=True)
         self._thread.start()
@@ -71,8 +91,10 @@ class RunLogger:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record values at a step."""
-        now = int(time.time() * 1000)
-        self._points.extend([_Point(key, float(value), step, now) for key, value in values.items()])
+        now = _now()
+        points = [Point(key, float(value), step, now) for key, value in values.items()]
+        with self._queues:
+            self._points.extend(points)
 
     def system(self, step: int) -> None:
         """Record what this machine and its cards are busy with, as MLflow's UI expects it: `system/...`."""
@@ -80,7 +102,8 @@ class RunLogger:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
             # Its own thread is not started: it would end at the first request that fails, and count steps of its own.
-            self._monitor = SystemMetricsMonitor(self._ref.run_id, tracking_uri=self._ref.tracking_uri)
+            address = without_login(self._ref.tracking_uri)
+            self._monitor = SystemMetricsMonitor(self._ref.run_id, tracking_uri=address)
         self._monitor.collect_metrics()
         self.metrics(step, {f"system/{name}": value for name, value in self._monitor.aggregate_metrics().items()})
         for monitor in self._monitor.monitors:
@@ -90,72 +113,58 @@ class RunLogger:
         """Record a picture, (H, W, 3) or (H, W) uint8, that the UI shows as a series over steps."""
         if array.dtype != np.uint8:
             raise ValueError(f"image '{key}' is {array.dtype}; uint8 is expected")
-        picture = array.copy()
-        self._tasks.append(lambda api: self._send_image(api, key, picture, step))
+        self._record(Picture(key, step, _now(), encode_png(array)))
 
     def tag(self, key: str, value: str) -> None:
         """Record a tag; a later value replaces it."""
-        shown = mask_text(value)[:5000]  # the store's limit
-
-        def send(api: MlflowClient) -> None:
-            api.set_tag(self._ref.run_id, key, shown)
-
-        self._tasks.append(send)
-
-    def artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """Record a file as it is now; it may be changed or deleted after the call."""
-        staged = tempfile.TemporaryDirectory(prefix="blindsr-artifact-")
-        copy = shutil.copy2(path, staged.name)
-
-        def send(api: MlflowClient) -> None:
-            api.log_artifact(self._ref.run_id, copy, folder)
-            staged.cleanup()
-
-        self._tasks.append(send)
-
-    def artifacts(self, directory: str | Path, folder: str | None = None) -> None:
-        """Record all files of a directory as they are now, below `folder`."""
-        staged = tempfile.TemporaryDirectory(prefix="blindsr-artifact-")
-        shutil.copytree(directory, staged.name, dirs_exist_ok=True)
-
-        def send(api: MlflowClient) -> None:
-            api.log_artifacts(self._ref.run_id, staged.name, folder)
-            staged.cleanup()
-
-        self._tasks.append(send)
-
-    def input(self, name: str, digest: str, uri: str, context: str = "training") -> None:
-        """Record what the run learns from. `digest` is the artefact's sha256; MLflow keeps 36 characters of it."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        source = json.dumps({"uri": mask_text(uri), "sha256": digest})
-        dataset = Dataset(name=name, digest=digest[:36], source_type="code", source=source)
-        item = DatasetInput(dataset, [InputTag("mlflow.data.context", context), InputTag("sha256", digest)])
-        self._tasks.append(lambda api: api.log_inputs(self._ref.run_id, datasets=[item]))
+        self._record(Tag(key, mask_text(value)[:5000]))  # the store's limit
 
     def flush(self, limit_s: float = 10.0) -> None:
-        """Wait until all is sent, so that a kill loses none of it. A server that is away is not waited for."""
+        """Wait until all is sent or, while the server is away, kept, so that a kill loses none of it."""
         self._wake.set()
         deadline = time.monotonic() + limit_s
-        while (self._points or self._tasks or self._busy) and not self._away and time.monotonic() < deadline:
+        while self._left() and not self._away and time.monotonic() < deadline:
             time.sleep(0.01)
+        self._keep()
 
-    def close(self, limit_s: float = 60.0) -> None:
-        """Send what is left, for at most `limit_s`; what could not be sent by then is warned of and given up."""
+    def close(self, limit_s: float = 20.0) -> None:
+        """Send what is left, for at most `limit_s`; what could not be sent by then waits in the run's folder."""
         self._closing.set()
         self._wake.set()
         self._thread.join(limit_s)
         self._given_up.set()
-        if self._thread.is_alive() and (left := len(self._points) + len(self._tasks) + self._busy):
-            _log.warning(
-                "the tracking server %s was away: %d points and files of run %s are lost",
-                self._ref.shown,
-                left,
-                self._ref.run_id,
-            )
+        if not self._thread.is_alive() or not (left := self._left()):
+            return
+        away = f"the tracking server {self._ref.shown} is away: {left} points and files of run {self._ref.run_id}"
+        if self._outbox is not None and self._keep():
+            self._tell(f"{away} wait in {self._outbox.folder}; the same command sends them")
+        else:
+            self._tell(f"{away} are lost")
+
+    def _record(self, item: Picture | Tag) -> None:
+        with self._queues:
+            self._files.append(item)
+
+    def _left(self) -> int:
+        with self._queues:
+            return len(self._points) + len(self._files)
+
+    def _keep(self) -> bool:
+        """Copy what is not sent to the run's folder; whether all of it is there."""
+        if self._outbox is None or not self._left():
+            return self._outbox is not None
+        try:
+            with self._folder:
+                with self._queues:
+                    points, files = list(self._points), list(self._files)
+                self._outbox.keep(points, files)
+        except Exception as error:  # whatever its storage raises: the run goes on
+            self._tell(f"what the tracking server did not take cannot be kept in {self._outbox.folder}: {_line(error)}")
+            return False
+        return True
 
     def _work(self) -> None:
-        """The thread: send, rest, and come back sooner when there was an error or the end."""
+        """Send, rest, and come back sooner when there was an error or the end: what the thread does."""
         pause = self._interval
         while not self._given_up.is_set():
             if not self._closing.is_set():
@@ -163,26 +172,48 @@ class RunLogger:
                 self._wake.clear()
             ending = self._closing.is_set()
             try:
+                self._load()
                 api = client(self._ref.tracking_uri)
                 self._send_points(api)
-                self._send_tasks(api)
+                self._send_files(api)
             except Exception as error:
-                self._warn(error)
-                pause = min(30.0, max(1.0, 2 * pause))
+                self._away = True
+                self._say_away(error)
+                self._keep()
+                # While some of it arrives, the server is there: only a run of failures makes the pauses grow.
+                pause = self._interval if self._progress else min(30.0, max(1.0, 2 * pause))
+                self._progress = False
                 self._given_up.wait(min(pause, 1.0) if ending else 0)
                 continue
+            self._say_back()
             pause, self._away = self._interval, False
-            if ending and not self._points and not self._tasks:
+            if ending and not self._left():
                 return
+
+    def _load(self) -> None:
+        """Put what earlier sittings left before what this one recorded."""
+        if self._loaded or self._outbox is None:
+            return
+        with self._folder:
+            points, files, problems = self._outbox.load()
+            with self._queues:
+                recorded = {item.name for item in self._files}  # and kept since this logger began
+                self._points.extendleft(reversed(points))
+                self._files.extendleft(reversed([item for item in files if item.name not in recorded]))
+        self._loaded = True
+        for problem in problems:
+            self._tell(problem)
 
     def _send_points(self, api: MlflowClient) -> None:
         from mlflow.entities import Metric
 
-        while self._points:
+        while True:
+            with self._queues:
+                batch = list(islice(self._points, self._batch))
+            if not batch:
+                return
             if self._last is None:
                 self._last = _last_steps(api, self._ref.run_id)
-            self._busy = min(len(self._points), _POINTS_PER_REQUEST)
-            batch = [self._points.popleft() for _ in range(self._busy)]
             last, fresh = dict(self._last), []
             for point in batch:
                 if point.step > last.get(point.key, -1):
@@ -192,47 +223,84 @@ class RunLogger:
                 if fresh:
                     api.log_batch(self._ref.run_id, metrics=fresh)
             except Exception as error:
-                if not is_final(error):
-                    self._points.extendleft(reversed(batch))
-                    self._busy = 0
-                    raise
-                _log.warning("%d points were refused and dropped: %s", len(batch), mask_text(str(error)))
-            self._last, self._busy = last, 0
+                self._check_refusal(error)
+                if len(batch) > 1:
+                    self._batch = len(batch) // 2  # in search of the one that is refused
+                    continue
+                self._lose(f"'{batch[0].key}' of step {batch[0].step}", error)
+            self._batch = min(2 * self._batch, _POINTS_PER_REQUEST)
+            self._refusals, self._progress, self._last = 0, True, last
+            with self._folder:
+                with self._queues:
+                    for _ in batch:
+                        self._points.popleft()
+                    rest = len(self._points)
+                if self._outbox is not None and not rest:
+                    self._outbox.forget_points()
 
-    def _send_tasks(self, api: MlflowClient) -> None:
-        while self._tasks:
+    def _send_files(self, api: MlflowClient) -> None:
+        while True:
+            with self._queues:
+                item = self._files[0] if self._files else None
+            if item is None:
+                return
             try:
-                self._tasks[0](api)
+                self._send(api, item)
             except Exception as error:
-                if not is_final(error):
-                    raise
-                _log.warning("a file was refused and dropped: %s", mask_text(str(error)))
-            self._tasks.popleft()
+                self._check_refusal(error)
+                self._lose(str(item), error)
+            self._refusals, self._progress = 0, True
+            with self._folder:
+                with self._queues:
+                    self._files.popleft()
+                if self._outbox is not None:
+                    self._outbox.forget(item)
 
-    def _send_image(self, api: MlflowClient, key: str, picture: np.ndarray, step: int) -> None:
+    def _send(self, api: MlflowClient, item: Picture | Tag) -> None:
+        if isinstance(item, Tag):
+            item.send(api, self._ref.run_id)
+            return
         if self._pictures is None:
-            self._pictures = _recorded_pictures(api, self._ref.run_id)
-        if (key, step) not in self._pictures:
-            api.log_image(self._ref.run_id, picture, key=key, step=step, synchronous=True)
-            self._pictures.add((key, step))
+            self._pictures, self._begun = recorded_pictures(api, self._ref.run_id)
+        if (where := (item.key, item.step)) not in self._pictures:
+            item.send(api, self._ref.run_id, self._begun.get(where))
+            self._pictures.add(where)
 
-    def _warn(self, error: Exception) -> None:
-        if not self._away:
-            self._away = True
-            reason = mask_text(str(error).splitlines()[0] if str(error) else type(error).__name__)
-            _log.warning("tracking at %s fails, points are kept and sent later: %s", self._ref.shown, reason)
+    def _check_refusal(self, error: Exception) -> None:
+        """Raise an error again unless it is a refusal, and so often seen that it is to be believed."""
+        if not is_final(error):
+            raise error
+        self._refusals += 1
+        if self._refusals < _REFUSALS and self._batch == _POINTS_PER_REQUEST:
+            raise error
+
+    def _lose(self, what: str, error: Exception) -> None:
+        """Tell the user, and the run, what its store does not take."""
+        self._tell(f"the tracking server {self._ref.shown} refused {what}, which is lost: {_line(error)}")
+        self._lost.append(f"{what}: {_line(error)}")
+        if not what.startswith(f"tag '{LOST}'"):
+            self._record(Tag(LOST, "; ".join(self._lost)[:5000]))
+
+    def _say_away(self, error: Exception) -> None:
+        if not self._told_away and time.monotonic() - self._told_at >= _SAY_AGAIN_AFTER_S:
+            self._tell(f"tracking at {self._ref.shown} fails; all is kept and sent later: {_line(error)}")
+            self._told_away, self._told_at = True, time.monotonic()
+
+    def _say_back(self) -> None:
+        if self._told_away:
+            self._tell(f"tracking at {self._ref.shown} works again; what was kept is sent")
+            self._told_away = False
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, without secrets."""
+    return mask_text(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
 
 
 def _last_steps(api: MlflowClient, run_id: str) -> dict[str, int]:
-    """The newest recorded step of each metric."""
+    """Return the newest recorded step of each metric."""
     return {metric.key: metric.step for metric in api.get_run(run_id).data.to_proto().metrics}
-
-
-def _recorded_pictures(api: MlflowClient, run_id: str) -> set[tuple[str, int]]:
-    """(key, step) of the pictures of a run, read off MLflow's file names `images/KEY+step+STEP+timestamp+...`."""
-    found = set()
-    for info in api.list_artifacts(run_id, "images"):
-        parts = info.path.removeprefix("images/").split("+")
-        if len(parts) > 3 and parts[1] == "step" and parts[2].isdigit():
-            found.add((parts[0].replace("~", "/"), int(parts[2])))
-    return found

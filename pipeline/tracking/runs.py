@@ -12,17 +12,41 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.redact import mask, mask_text
 from kernels_bank.runtime.storage import digest_of
 from pipeline.tracking.logger import RunLogger
-from pipeline.tracking.redact import mask, mask_text
-from pipeline.tracking.store import RunRef, artifact_root, client, plain_errors, prepare_store, tracking_uri, use_store
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.store import (
+    RunRef,
+    artifact_root,
+    clause,
+    client,
+    plain_errors,
+    prepare_store,
+    tracking_uri,
+    use_store,
+)
 
-__all__ = ["RunLogger", "RunRef", "code_revision", "finish", "open_run", "prepare_store", "tracking_uri", "use_store"]
+__all__ = [
+    "RunLogger",
+    "RunRef",
+    "code_revision",
+    "finish",
+    "log_evaluation",
+    "log_input",
+    "open_run",
+    "prepare_store",
+    "send_unsent",
+    "tracking_uri",
+    "use_store",
+]
 
 RUN_KEY = "blindsr.run_key"
 _PARAMS_PER_REQUEST = 100
@@ -83,6 +107,62 @@ def finish(ref: RunRef, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None
         client(ref.tracking_uri).set_terminated(ref.run_id, status)
     except Exception as error:
         _log.warning("run %s could not be closed as %s: %s", ref.run_id, status, mask_text(str(error)))
+
+
+def log_input(ref: RunRef, name: str, digest: str, uri: str) -> None:
+    """Record what a run learns from. `digest` is the artefact's sha256; MLflow keeps 36 characters of it.
+
+    Args:
+        ref: the run.
+        name: what it is, such as `shards`.
+        digest: its sha256.
+        uri: where it lies.
+
+    Raises:
+        BadRequestError: the store cannot be reached or refuses.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": mask_text(uri), "sha256": digest})
+    dataset = Dataset(name=name, digest=digest[:36], source_type="code", source=source)
+    item = DatasetInput(dataset, [InputTag("mlflow.data.context", "training"), InputTag("sha256", digest)])
+    with plain_errors(ref.tracking_uri, f"cannot record the {name} of the run"):
+        client(ref.tracking_uri).log_inputs(ref.run_id, datasets=[item])
+
+
+def log_evaluation(ref: RunRef, metrics: Mapping[str, float], files: str | Path, folder: str) -> None:
+    """Record an evaluation with the run that made the model; done twice, it is there once.
+
+    Args:
+        ref: the run.
+        metrics: headline numbers by name.
+        files: folder with the tables and pictures.
+        folder: of the run, which gets these files.
+
+    Raises:
+        BadRequestError: the store cannot be reached or refuses.
+    """
+    from mlflow.entities import Metric
+
+    api, now = client(ref.tracking_uri), int(time.time() * 1000)
+    with plain_errors(ref.tracking_uri, "cannot record the evaluation, run the command again"):
+        known = api.get_run(ref.run_id).data.metrics
+        fresh = [Metric(key, value, now, 0) for key, value in metrics.items() if key not in known]
+        if fresh:
+            api.log_batch(ref.run_id, metrics=fresh)
+        api.log_artifacts(ref.run_id, str(files), folder)
+
+
+def send_unsent(ref: RunRef, home: str, tell: Callable[[str], None]) -> None:
+    """Send what a logger of the run had to leave in the run's folder; what still cannot be sent stays there.
+
+    Args:
+        ref: the run.
+        home: URI of the run's folder.
+        tell: is given lines for the user.
+    """
+    if storage.list_files(Outbox(home, ref.run_id).folder):
+        RunLogger(ref, home=home, tell=tell).close()
 
 
 def flatten(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, str]]:
@@ -157,9 +237,11 @@ def _earlier_run(uri: str, run_id: str | None) -> Any:  # noqa: ANN401 - mlflow.
 def _orphan(uri: str, experiment: str, key: str) -> Any:  # noqa: ANN401 - as above
     """A run of this key still RUNNING without a metric; those with metrics are closed as KILLED."""
     api = client(uri)
-    query = f"attributes.status = 'RUNNING' and tags.`{RUN_KEY}` = '{key}'"
+    query = f"attributes.status = 'RUNNING' and {clause(f'tags.`{RUN_KEY}`', key)}"
     empty = None
     for run in api.search_runs([_experiment(uri, experiment)], filter_string=query):
+        if run.data.tags[RUN_KEY] != key:
+            continue
         if run.data.metrics or empty is not None:
             api.set_terminated(run.info.run_id, "KILLED")
         else:

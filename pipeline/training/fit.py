@@ -75,6 +75,7 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
     record = earlier(home, config, digests, changed=resume == "changed")
     if record.get("finished") == config.train.steps:
         run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
+        runs.send_unsent(run, home, _say)
         return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
     start = starting_point(config)
 
@@ -103,12 +104,12 @@ def _train(
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         log_bank(run, config.data.bank)
-        with runs.RunLogger(run) as logger:
-            for name, digest in digests.items():
-                logger.input(name, digest, getattr(config.data, name))
+        for name, digest in digests.items():
+            runs.log_input(run, name, digest, getattr(config.data, name))
         last = run_workers(config, run, digests, home, data_cpus, start, changed=changed)
         with last.as_directory() as folder:
             version = _export(config, run, digests, Path(folder), model)
+        runs.send_unsent(run, home, _say)
         record |= {"finished": config.train.steps, "version": version}
         storage.write_json(storage.join(home, "run.json"), record)
         status = "FINISHED"
@@ -118,6 +119,10 @@ def _train(
     finally:
         runs.finish(run, status)
     return Fitted(model, run, version, reused=False)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def data_digests(config: RunConfig) -> dict[str, str]:

@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from kernels_bank.runtime import storage
 from kernels_bank.runtime.gauges import TRAINING, set_gauge
 from pipeline.config import RunConfig
 from pipeline.data.feed import Batch, Feed
@@ -23,7 +25,7 @@ from pipeline.data.plan import Stage
 from pipeline.data.validation import validation_batches
 from pipeline.tracking.runs import RunLogger, RunRef
 from pipeline.training import checkpoint
-from pipeline.training.board import StopWish
+from pipeline.training.board import StopWish, say
 from pipeline.training.commit import report
 from pipeline.training.learner import InitialWeights, Learner, build_learner
 from pipeline.training.pictures import fixed_batch, sample_rows
@@ -52,7 +54,9 @@ def train_worker(loop_config: dict[str, Job]) -> None:
     if ray.get(job.board.hopeless.remote()):
         return
     first = ray.train.get_context().get_world_rank() == 0
-    with RunLogger(job.run) if first else contextlib.nullcontext() as logger:
+    home = storage.join(job.config.output, job.config.name)
+    recorder = RunLogger(job.run, home=home, tell=partial(say, job.board)) if first else contextlib.nullcontext()
+    with recorder as logger:
         try:
             train_run(job, logger)
         except NonFiniteLossError as error:

@@ -18,9 +18,10 @@ import pytest
 
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.tracking import runs
-from pipeline.tracking.logger import RunLogger
-from pipeline.tracking.store import client
-from tests.helpers.fault_proxy import FaultProxy
+from pipeline.tracking.logger import LOST, RunLogger
+from pipeline.tracking.outbox import Outbox
+from pipeline.tracking.store import RunRef, client
+from tests.helpers.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.flow
 
@@ -107,24 +108,33 @@ def test_a_deleted_experiment_is_said_so(sqlite_store: str, experiment: str):
         runs.open_run(experiment, "b", sqlite_store, {}, {})
 
 
-def test_the_logger_writes_points_pictures_and_files(store: str, experiment: str, tmp_path: Path):
+def pictures(uri: str, run_id: str) -> list[str]:
+    """`key step` of every whole picture of a run, sorted: one that is there twice is listed twice."""
+    names = [Path(info.path).name for info in client(uri).list_artifacts(run_id, "images")]
+    return sorted(f"{name.split('+')[0]} {name.split('+')[2]}" for name in names if name.endswith(".png"))
+
+
+def thumbnails(uri: str, run_id: str) -> int:
+    return sum(info.path.endswith("+compressed.webp") for info in client(uri).list_artifacts(run_id, "images"))
+
+
+def test_the_logger_writes_points_pictures_and_tags(store: str, experiment: str, tmp_path: Path):
     ref = runs.open_run(experiment, "a", store, {}, {})
-    file = tmp_path / "note.txt"
-    file.write_text("as it was")
     picture = np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8)
-    with RunLogger(ref, interval_s=0.05) as logger:
+    with RunLogger(ref, home=str(tmp_path / "run"), interval_s=0.05) as logger:
         for step in range(1, 1206):  # more than a request may hold
             logger.metrics(step, {"loss": 1 / step, "psnr": float(step)})
         logger.image("sample/row", picture, step=7)
-        logger.artifact(file, "notes")
-        file.write_text("changed afterwards")
-        logger.input("shards", "d" * 64, "s3://me:hunter22@bucket/shards")
+        logger.tag("damaged", "a, b")
         picture[:] = 0
+    assert not (tmp_path / "run").exists()  # nothing had to wait
+    runs.log_input(ref, "shards", "d" * 64, "s3://me:hunter22@bucket/shards")
     api = client(store)
     history = api.get_metric_history(ref.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(n, 1 / n) for n in range(1, 1206)]
-    fetched = api.download_artifacts(ref.run_id, "notes/note.txt", str(tmp_path))
-    assert Path(fetched).read_text() == "as it was"
+    assert api.get_run(ref.run_id).data.tags["damaged"] == "a, b"
+    assert pictures(store, ref.run_id) == ["sample~row 7"]
+    assert thumbnails(store, ref.run_id) == 1
     from PIL import Image
 
     shown = next(i.path for i in api.list_artifacts(ref.run_id, "images") if i.path.endswith(".png"))
@@ -132,6 +142,17 @@ def test_the_logger_writes_points_pictures_and_files(store: str, experiment: str
     assert np.array_equal(stored, np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8))
     (data,) = api.get_run(ref.run_id).inputs.dataset_inputs
     assert json.loads(data.dataset.source) == {"uri": "s3://***@bucket/shards", "sha256": "d" * 64}
+
+
+def test_an_evaluation_recorded_twice_is_there_once(sqlite_store: str, experiment: str, tmp_path: Path):
+    ref = runs.open_run(experiment, "a", sqlite_store, {}, {})
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "summary.json").write_text("{}")
+    for _ in range(2):
+        runs.log_evaluation(ref, {"psnr.x": 30.5}, tmp_path / "files", "evaluation/x")
+    assert len(client(sqlite_store).get_metric_history(ref.run_id, "psnr.x")) == 1
+    (file,) = client(sqlite_store).list_artifacts(ref.run_id, "evaluation/x")
+    assert file.path == "evaluation/x/summary.json"
 
 
 def test_steps_repeated_after_a_restart_are_dropped(sqlite_store: str, experiment: str):
@@ -145,8 +166,7 @@ def test_steps_repeated_after_a_restart_are_dropped(sqlite_store: str, experimen
     assert [(m.step, m.value) for m in history] == [(n, n + 6.0) for n in range(7)] + [
         (n, n + 10.0) for n in (7, 8, 9, 10)
     ]
-    pictures = client(sqlite_store).list_artifacts(ref.run_id, "images")
-    assert len([p for p in pictures if p.path.endswith(".png")]) == 1
+    assert pictures(sqlite_store, ref.run_id) == ["sample 5"]
 
 
 @pytest.fixture
@@ -169,7 +189,7 @@ def test_a_server_that_is_away_costs_no_time_and_no_point(
             logger.metrics(step, {"loss": float(step)})
         logger.image("sample", np.zeros((4, 4, 3), np.uint8), step=3)
         assert time.monotonic() - started < 0.5  # no call waits for the server
-        wait_until(lambda: "points are kept and sent later" in caplog.text)
+        wait_until(lambda: "all is kept and sent later" in caplog.text)
         assert steps(tracking_server, ref.run_id, "loss") == [0]
         proxy.open()
     assert steps(tracking_server, ref.run_id, "loss") == list(range(50))
@@ -213,6 +233,103 @@ def test_a_server_that_stays_away_ends_in_a_warning(
     proxy.open()
 
 
+def flaky(share: float) -> list[Fault]:
+    """Every kind of failure that a server or a network in trouble shows, of so many requests each."""
+    kinds = [Fault("status", share, status=500), Fault("status", share, status=503), Fault("reset", share)]
+    return [*kinds, Fault("cut", share), Fault("cut-request", share, methods="PUT,POST")]
+
+
+def test_pictures_have_the_patience_of_numbers(
+    proxy: FaultProxy, tracking_server: str, experiment: str, tmp_path: Path
+):
+    """The server is away, and one request in eight fails besides."""
+    ref = runs.open_run(experiment, "a", proxy.url, {}, {})
+    said: list[str] = []
+    with RunLogger(ref, home=str(tmp_path), tell=said.append, interval_s=0.05) as logger:
+        proxy.faults = flaky(0.025)
+        for step in range(1, 17):
+            logger.metrics(step, {"loss": float(step)})
+            logger.image("sample", np.full((4, 4, 3), step, np.uint8), step=step)
+            if step == 5:
+                proxy.shut()
+                logger.flush()
+            if step == 10:
+                assert list(Outbox(str(tmp_path), ref.run_id).load()[1])  # they wait on the disk
+                proxy.open()
+        wait_until(lambda: not logger._left())
+    proxy.faults = []
+    assert pictures(tracking_server, ref.run_id) == sorted(f"sample {step}" for step in range(1, 17))
+    assert thumbnails(tracking_server, ref.run_id) == 16
+    assert steps(tracking_server, ref.run_id, "loss") == list(range(1, 17))
+    assert any("all is kept and sent later" in line for line in said)
+    assert "works again; what was kept is sent" in said[-1]
+    assert not (tmp_path / "unsent" / ref.run_id).exists()
+    assert LOST not in client(tracking_server).get_run(ref.run_id).data.tags
+
+
+def test_what_a_killed_process_could_not_send_is_sent_by_the_next(
+    proxy: FaultProxy, tracking_server: str, experiment: str, tmp_path: Path
+):
+    ref = runs.open_run(experiment, "a", proxy.url, {}, {})
+    proxy.shut()
+    script = (
+        "import os, signal, numpy as np\n"
+        "from pipeline.tracking.logger import RunLogger\n"
+        "from pipeline.tracking.store import RunRef\n"
+        f"logger = RunLogger(RunRef({ref.run_id!r}, {proxy.url!r}), home={str(tmp_path)!r}, interval_s=0.05)\n"
+        "for step in (1, 2, 3):\n"
+        "    logger.metrics(step, {'loss': float(step)})\n"
+        "    logger.image('sample', np.zeros((4, 4), np.uint8), step=step)\n"
+        "logger.tag('damaged', 'x')\n"
+        "logger.flush()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    proxy.open()
+    with RunLogger(ref, home=str(tmp_path), interval_s=0.05) as logger:  # from the checkpoint of step 2
+        for step in (3, 4):
+            logger.metrics(step, {"loss": 10.0 + step})
+            logger.image("sample", np.zeros((4, 4), np.uint8), step=step)
+    api = client(tracking_server)
+    assert [(m.step, m.value) for m in api.get_metric_history(ref.run_id, "loss")] == [(1, 1), (2, 2), (3, 3), (4, 14)]
+    assert pictures(tracking_server, ref.run_id) == [f"sample {step}" for step in (1, 2, 3, 4)]
+    assert api.get_run(ref.run_id).data.tags["damaged"] == "x"
+    assert not (tmp_path / "unsent" / ref.run_id).exists()
+
+
+def test_what_waits_at_the_end_is_said_and_sent_by_a_command(
+    proxy: FaultProxy, tracking_server: str, experiment: str, tmp_path: Path
+):
+    ref = runs.open_run(experiment, "a", proxy.url, {}, {})
+    proxy.shut()
+    said: list[str] = []
+    logger = RunLogger(ref, home=str(tmp_path), tell=said.append, interval_s=0.05)
+    logger.metrics(1, {"loss": 1.0})
+    logger.image("sample", np.zeros((4, 4), np.uint8), step=1)
+    logger.close(limit_s=1)
+    assert f"2 points and files of run {ref.run_id} wait in {tmp_path}/unsent/{ref.run_id}" in said[-1]
+    runs.send_unsent(RunRef(ref.run_id, proxy.url), str(tmp_path / "elsewhere"), said.append)  # nothing waits there
+    proxy.open()
+    runs.send_unsent(ref, str(tmp_path), said.append)
+    assert pictures(tracking_server, ref.run_id) == ["sample 1"]
+    assert steps(tracking_server, ref.run_id, "loss") == [1]
+
+
+def test_what_the_server_refuses_is_said_and_recorded(sqlite_store: str, experiment: str, tmp_path: Path):
+    ref = runs.open_run(experiment, "a", sqlite_store, {}, {})
+    said: list[str] = []
+    with RunLogger(ref, home=str(tmp_path), tell=said.append, interval_s=0.05) as logger:
+        logger.metrics(1, {"loss": 2.0, "wrong|name": 1.0, "psnr": 3.0})
+        logger.metrics(2, {"loss": 1.0})
+        logger.tag("right", "yes")
+    assert any("refused 'wrong|name' of step 1, which is lost" in line for line in said), said
+    run = client(sqlite_store).get_run(ref.run_id)
+    assert run.data.tags[LOST].startswith("'wrong|name' of step 1: ")
+    assert run.data.tags["right"] == "yes"
+    assert run.data.metrics == {"loss": 1.0, "psnr": 3.0}
+
+
 def wait_until(condition, limit_s: float = 60) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -235,7 +352,8 @@ def test_no_secret_is_in_the_store(tmp_path: Path, empty_store: Path):
         "tags = {'url': 'https://b/k?X-Amz-Signature=abcdef0123&x=1', 'id': 'AKIAABCDEFGHIJKLMNOP'}\n"
         f"ref = runs.open_run('secrets', 'a', 'sqlite:///{database}', params, tags)\n"
         "with RunLogger(ref) as logger:\n"
-        "    logger.input('shards', 'd' * 64, 'https://me:hunter22@host/shards')\n"
+        "    logger.tag('note', 'https://me:hunter22@host/shards')\n"
+        "runs.log_input(ref, 'shards', 'd' * 64, 'https://me:hunter22@host/shards')\n"
         "runs.finish(ref, 'FINISHED')\n"
     )
     subprocess.run([sys.executable, "-c", script], env=os.environ | secrets, check=True, timeout=120)

@@ -1,0 +1,181 @@
+"""What a run records and where it waits while the tracking server is away: in the run's own folder, one file each."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernels_bank.runtime import storage
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_IMAGES = "images"  # where MLflow's UI looks for pictures of a run
+_POINTS = "points-"  # begins the names of files of points; each logger of a run has its own
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric."""
+
+    key: str
+    value: float
+    step: int
+    timestamp: int  # ms
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that the UI shows as one of a series over steps. Sent twice, it is one picture: its name is its own."""
+
+    key: str
+    step: int
+    timestamp: int  # ms
+    png: bytes = field(repr=False)
+    name: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    def send(self, api: MlflowClient, run_id: str, stem: str | None = None) -> None:
+        """Store it as MLflow's `log_image` would, the whole picture last: where it is, all of it is.
+
+        Args:
+            api: client of the run's store.
+            run_id: of the run.
+            stem: name of the files that an earlier sitting began with.
+        """
+        from mlflow.tracking.multimedia import compress_image_size
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+        from PIL import Image
+
+        key = self.key.replace("/", "~")
+        stem = stem or f"{key}+step+{self.step}+timestamp+{self.timestamp}+{self.name}"
+        api.set_tag(run_id, MLFLOW_LOGGED_IMAGES, True)
+        with tempfile.TemporaryDirectory(prefix="blindsr-picture-") as folder:
+            small, whole = Path(folder, f"{stem}+compressed.webp"), Path(folder, f"{stem}.png")
+            compress_image_size(Image.open(io.BytesIO(self.png))).save(small)
+            whole.write_bytes(self.png)
+            for file in (small, whole):
+                api.log_artifact(run_id, str(file), _IMAGES)
+
+    def __str__(self) -> str:
+        return f"picture '{self.key}' of step {self.step}"
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A tag of the run."""
+
+    key: str
+    value: str
+    name: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    def send(self, api: MlflowClient, run_id: str) -> None:
+        """Set it."""
+        api.set_tag(run_id, self.key, self.value)
+
+    def __str__(self) -> str:
+        return f"tag '{self.key}'"
+
+
+class Outbox:
+    """The folder `unsent/RUN` of a run's folder, on a disk or on S3.
+
+    It may hold what was sent already, if a kill came between the sending and the deleting; it never lacks what was
+    kept and not sent.
+    """
+
+    def __init__(self, home: str, run_id: str) -> None:
+        self.folder = storage.join(home, "unsent", run_id)
+        self._points = f"{_POINTS}{uuid.uuid4()}.json"
+        self._names: set[str] = set()  # of the files that are there
+
+    def load(self) -> tuple[list[Point], list[Picture | Tag], list[str]]:
+        """Return what earlier sittings left, in the order in which it was recorded, and what of it cannot be read.
+
+        Raises:
+            OSError: its storage cannot be reached.
+        """
+        points: list[Point] = []
+        files: list[tuple[int, Picture | Tag]] = []
+        problems: list[str] = []
+        for name, _ in storage.list_files(self.folder):
+            try:
+                content = storage.read_json(storage.join(self.folder, name))
+                if name.startswith(_POINTS):
+                    points += [Point(*values) for values in content]
+                else:
+                    files.append((int(content["order"]), _read(content)))
+            except (ValueError, KeyError, TypeError) as error:
+                problems.append(f"{storage.join(self.folder, name)} cannot be sent and stays there: {error}")
+            else:
+                self._names.add(name)
+        points.sort(key=lambda point: (point.step, point.timestamp))
+        return points, [item for _, item in sorted(files, key=lambda entry: entry[0])], problems
+
+    def keep(self, points: Sequence[Point], files: Sequence[Picture | Tag]) -> None:
+        """Make the folder hold all of these. Raises OSError when it cannot be written."""
+        if points:
+            rows = [[p.key, p.value, p.step, p.timestamp] for p in points]
+            storage.write_bytes(storage.join(self.folder, self._points), json.dumps(rows).encode())
+            self._names.add(self._points)
+        for order, item in enumerate(files):
+            name = f"{item.name}.json"
+            if name not in self._names:
+                storage.write_json(storage.join(self.folder, name), _written(item) | {"order": order})
+                self._names.add(name)
+
+    def forget_points(self) -> None:
+        """Delete all points: they are sent. Raises OSError when they cannot be deleted."""
+        for name in [name for name in self._names if name.startswith(_POINTS)]:
+            self._forget(name)
+
+    def forget(self, item: Picture | Tag) -> None:
+        """Delete what is sent. Raises OSError when it cannot be deleted."""
+        if (name := f"{item.name}.json") in self._names:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        storage.remove_file(storage.join(self.folder, name))
+        self._names.discard(name)
+        if not self._names and not storage.list_files(self.folder):
+            storage.remove_folder(self.folder)
+
+
+def recorded_pictures(api: MlflowClient, run_id: str) -> tuple[set[tuple[str, int]], dict[tuple[str, int], str]]:
+    """Read off MLflow's file names, `images/KEY+step+STEP+timestamp+...`, which pictures a run has.
+
+    Returns:
+        (key, step) of the whole ones, and the stem of the files of those of which a kill left a part.
+    """
+    whole: set[tuple[str, int]] = set()
+    begun: dict[tuple[str, int], str] = {}
+    for info in api.list_artifacts(run_id, _IMAGES):
+        stem, _, suffix = info.path.removeprefix(f"{_IMAGES}/").rpartition(".")
+        parts = stem.split("+")
+        if len(parts) > 3 and parts[1] == "step" and parts[2].isdigit():
+            picture = (parts[0].replace("~", "/"), int(parts[2]))
+            if suffix == "png":
+                whole.add(picture)
+            else:
+                begun[picture] = stem.removesuffix("+compressed")
+    return whole, begun
+
+
+def _written(item: Picture | Tag) -> dict[str, Any]:
+    if isinstance(item, Tag):
+        return {"tag": item.key, "value": item.value, "name": item.name}
+    png = base64.b64encode(item.png).decode()
+    return {"picture": item.key, "step": item.step, "timestamp": item.timestamp, "name": item.name, "png": png}
+
+
+def _read(content: dict[str, Any]) -> Picture | Tag:
+    if "tag" in content:
+        return Tag(content["tag"], content["value"], content["name"])
+    png = base64.b64decode(content["png"])
+    return Picture(content["picture"], content["step"], content["timestamp"], png, content["name"])
