@@ -135,11 +135,16 @@ class RunLogger:
         self._given_up.set()
         if not self._thread.is_alive() or not (left := self._left()):
             return
-        away = f"the tracking server {self._ref.shown} is away: {left} points and files of run {self._ref.run_id}"
         if self._outbox is not None and self._keep():
-            self._tell(f"{away} wait in {self._outbox.folder}; the same command sends them")
+            self._tell(
+                f"the tracking server {self._ref.shown} is away: {left} points and files of run {self._ref.run_id} "
+                f"wait in {self._outbox.folder}; the same command sends them"
+            )
         else:
-            self._tell(f"{away} are lost")
+            self._tell(
+                f"the tracking server {self._ref.shown} is away: {left} points and files of run {self._ref.run_id} "
+                "are lost"
+            )
 
     def _record(self, item: Picture | Tag) -> None:
         with self._queues:
