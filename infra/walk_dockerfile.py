@@ -32,7 +32,7 @@ MODULES = (
 
 
 def steps() -> list[tuple[str, str]]:
-    """(instruction, text) of the first stage, continued lines joined."""
+    """Read (instruction, text) of the first stage, continued lines joined."""
     text = (REPO / "infra/Dockerfile").read_text().replace("\\\n", " ")
     stage = re.split(r"^FROM ", text, flags=re.M)[1]
     found = []
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A file into a folder, or a folder under its name."""
+    """Copy a file into a folder, or a folder under its name."""
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     else:

@@ -46,7 +46,7 @@ def main(tiles: int) -> None:
 
 
 def write_shards(folder: Path, tiles: int) -> str:
-    """A set of noise tiles of 480 x 480: the largest files a tile can have."""
+    """Write a set of noise tiles of 480 x 480: the largest files a tile can have."""
     (folder / "in").mkdir(parents=True)
     random = np.random.default_rng(0)
     for i in range(tiles // 12):
@@ -57,7 +57,7 @@ def write_shards(folder: Path, tiles: int) -> str:
 
 
 def epoch(shards: str, bank: str) -> list[tuple[int, float, float]]:
-    """(samples seen, MiB in all, MiB of it in the object store) through one epoch."""
+    """Measure (samples seen, MiB in all, MiB of it in the object store) through one epoch."""
     config = RunConfig(
         name="memory",
         data=DataConfig(shards=shards, bank=bank, sigma=(0.0, 0.05)),
@@ -81,7 +81,7 @@ def epoch(shards: str, bank: str) -> list[tuple[int, float, float]]:
 
 
 def memory() -> tuple[float, float]:
-    """(MiB of this process and all below it, MiB of it in shared memory, which is the object store)."""
+    """Measure MiB of this process and all below it, and MiB of it in shared memory, which is the object store."""
     total = shared = 0
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):
@@ -93,7 +93,7 @@ def memory() -> tuple[float, float]:
 
 
 def draw(curves: dict[int, list[tuple[int, float, float]]]) -> None:
-    """The picture."""
+    """Draw the picture."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 

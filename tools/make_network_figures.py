@@ -44,7 +44,17 @@ def main() -> None:
 
 
 def box(axes: Axes, x: float, y: float, text: str, colour: str, width: float = 1.7, height: float = 0.9) -> None:
-    """A labelled box centred at (x, y)."""
+    """Draw a labelled box centred at (x, y).
+
+    Args:
+        axes: where.
+        x: of the centre.
+        y: of the centre.
+        text: its label.
+        colour: its fill.
+        width: in data units.
+        height: in data units.
+    """
     shape = FancyBboxPatch(
         (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02", fc=colour, ec="#444"
     )
@@ -53,7 +63,15 @@ def box(axes: Axes, x: float, y: float, text: str, colour: str, width: float = 1
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", bend: float = 0.0) -> None:
-    """An arrow, with a label at its middle."""
+    """Draw an arrow, with a label at its middle.
+
+    Args:
+        axes: where.
+        start: from.
+        end: to.
+        text: its label.
+        bend: its curvature.
+    """
     style = f"arc3,rad={bend}"
     axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, connectionstyle=style, color="#444"))
     if text:
@@ -62,7 +80,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text
 
 
 def draw_network(config: ModelConfig, path: Path) -> None:
-    """The interleaved schedule above, one unfolding's prior below; numbers are the config's."""
+    """Draw the interleaved schedule above, one unfolding's prior below; numbers are the config's."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(12, 6.4), height_ratios=(1.15, 1))
     parts = config.rounds + 1
     step = 9.6 / parts
@@ -128,7 +146,7 @@ def draw_network(config: ModelConfig, path: Path) -> None:
 
 
 def draw_data_step_error(path: Path) -> None:
-    """Relative float32 error of both forms over alpha, on a degraded photograph, against float64."""
+    """Draw the relative float32 error of both forms over alpha, on a degraded photograph, against float64."""
     hr = photograph(96)[None].double()
     kernel = torch.from_numpy(sample_gaussian(1, 25, rng=np.random.default_rng(0))).double()
     y = degrade(hr, kernel, 2)
@@ -155,7 +173,7 @@ def draw_data_step_error(path: Path) -> None:
 
 
 def photograph(side: int, top: int = 0, left: int = 0) -> Tensor:
-    """(3, side, side) float32 in [0, 1] from a photograph the quickstart holds out."""
+    """Cut (3, side, side) float32 in [0, 1] from a photograph that the quickstart holds out."""
     with tempfile.TemporaryDirectory() as folder:
         _, held_out = copy_photographs(Path(folder))
         image = decode_image((held_out / next(iter(HELD_OUT))).read_bytes())
@@ -164,7 +182,7 @@ def photograph(side: int, top: int = 0, left: int = 0) -> Tensor:
 
 
 def draw_alternation(folder: Path, path: Path) -> None:
-    """The kernel and the image restored with it, from the spectral start over the kernel steps, beside the truth.
+    """Draw the kernel and the image restored with it, from the spectral start over the kernel steps, beside the truth.
 
     A Gaussian, for which the start is right, and two motion kernels, whose direction a spectrum does not show.
     """
@@ -210,14 +228,21 @@ def _shifted_psnr(sr: Tensor, hr: Tensor) -> float:
 
 
 def show(axes: Axes, image: Tensor, title: str) -> None:
-    """One image (1, 3, H, W)."""
+    """Show one image (1, 3, H, W)."""
     axes.imshow(image[0].clamp(0, 1).permute(1, 2, 0).numpy())
     axes.set_title(title, fontsize=8)
     axes.axis("off")
 
 
 def show_kernel(axes: Axes, kernel: Tensor, title: str, largest: float) -> None:
-    """One kernel (k, k), all of a row on one scale."""
+    """Show one kernel (k, k), all of a row on one scale.
+
+    Args:
+        axes: where.
+        kernel: (k, k).
+        title: above it.
+        largest: the value that is white.
+    """
     axes.imshow(kernel.numpy(), cmap="gray", vmin=0, vmax=largest)
     axes.set_title(title, fontsize=8)
     axes.axis("off")

@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def curve(api: object, run_id: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric."""
+    """Load the steps and values of a metric."""
     points = api.get_metric_history(run_id, metric)  # type: ignore[attr-defined]
     return np.array([p.step for p in points]), np.array([p.value for p in points])
 

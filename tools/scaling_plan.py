@@ -15,7 +15,7 @@ KIB, MIB = 2**10, 2**20
 
 @dataclass(frozen=True)
 class Plant:
-    """A cluster and its settings; sizes in bytes, times in seconds."""
+    """Describe a cluster and its settings; sizes in bytes, times in seconds."""
 
     gpus: int = 8
     measured: float = 800  # samples/s of one core in a data task with 8 patches a tile
@@ -32,22 +32,22 @@ class Plant:
 
     @property
     def shards(self) -> float:
-        """Of the set."""
+        """Count the shards of the set."""
         return max(1.0, self.tiles * self.tile_bytes / self.shard_bytes)
 
     @property
     def rate(self) -> float:
-        """Samples/s of one core: with 8 patches a tile, half of the work is decoding the tile."""
+        """Return the samples/s of one core: with 8 patches a tile, half of the work is decoding the tile."""
         return self.measured / (0.5 + 0.5 * 8 / self.patches_per_tile)
 
     @property
     def window_samples(self) -> int:
-        """Of one task."""
+        """Count the samples of one task."""
         return int(self.shards_per_window * self.shard_bytes / self.tile_bytes * self.patches_per_tile)
 
 
 def waiting(plant: Plant, seconds: float = 3600, seed: int = 0) -> float:
-    """Share of the time one GPU waits after its first batch: its tasks, in order, against what it consumes.
+    """Simulate the share of the time that one GPU waits after its first batch.
 
     A task reads its window, spends half of its work on decoding, then hands on samples evenly.
     """
@@ -70,7 +70,7 @@ def waiting(plant: Plant, seconds: float = 3600, seed: int = 0) -> float:
 
 
 def described(plant: Plant) -> list[str]:
-    """One row of the table."""
+    """Format one row of the table."""
     samples = plant.gpus * plant.demand
     in_flight = plant.gpus * plant.cores / (plant.shards / plant.shards_per_window)
     return [
@@ -102,7 +102,7 @@ def table(title: str, plants: list[Plant]) -> None:
 
 
 def main(base: Plant) -> None:
-    """The three sizes, and what breaks them."""
+    """Print the three sizes, and what breaks them."""
     sizes = [replace(base, gpus=gpus) for gpus in (8, 64, 512)]
     table("Defaults:", sizes)
     table("Shards of 8 MiB:", [replace(p, shard_bytes=8 * MIB) for p in sizes])

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 def examine(config: RunConfig) -> list[Finding]:
-    """Everything a run of `config` stands on. Of `config.data` only what is named is looked at.
+    """Examine everything a run of `config` stands on. Of `config.data` only what is named is looked at.
 
     Raises nothing of its own: what is wrong is a finding.
     """

@@ -20,7 +20,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: `fail` is what would make a run fail, `warn` what would make it slow or fragile."""
+    """Hold one row: `fail` is what would make a run fail, `warn` what would make it slow or fragile."""
 
     check: str
     where: str
@@ -30,7 +30,7 @@ class Finding:
 
 
 def failed(findings: Sequence[Finding]) -> int:
-    """How many would make a run fail."""
+    """Count the findings that would make a run fail."""
     return sum(finding.status == "fail" for finding in findings)
 
 

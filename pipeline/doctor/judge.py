@@ -13,7 +13,7 @@ _GIB, _MIB = 2**30, 2**20
 
 
 def versions(driver: Facts, nodes: Mapping[str, Facts]) -> list[Finding]:
-    """Every node against the process that asks."""
+    """Compare every node with the process that asks."""
     remedy = "use one image on all nodes, or install with `-c constraints.txt` everywhere"
     findings = []
     for where, node in nodes.items():
@@ -29,7 +29,7 @@ def versions(driver: Facts, nodes: Mapping[str, Facts]) -> list[Finding]:
 
 
 def clock_skew(where: str, offset_s: float, within_s: float) -> Finding:
-    """`offset_s`: the node's clock minus ours, known to `within_s`. S3 refuses requests that are 15 minutes off."""
+    """Judge `offset_s`, the node's clock minus ours, known to `within_s`. S3 refuses requests 15 minutes off."""
     found = f"{offset_s:+.2f} s (within {within_s:.2f} s)"
     off = max(0.0, abs(offset_s) - within_s)
     remedy = "run chrony or systemd-timesyncd on the node"
@@ -39,7 +39,7 @@ def clock_skew(where: str, offset_s: float, within_s: float) -> Finding:
 
 
 def shared_memory(where: str, facts: Facts, store_bytes: float) -> Finding:
-    """Ray puts its object store on a disk when /dev/shm is smaller, and becomes slow."""
+    """Judge /dev/shm: Ray puts its object store on a disk when it is smaller, and becomes slow."""
     found = f"{facts.shm_total / _GIB:.1f} GiB for an object store of {store_bytes / _GIB:.1f} GiB"
     if facts.shm_total >= store_bytes:
         return Finding("shared memory", where, "ok", found)
@@ -58,7 +58,7 @@ def limits(where: str, facts: Facts) -> Finding:
 
 
 def disk(where: str, facts: Facts) -> Finding:
-    """Ray stops taking objects on a disk that is 95% full."""
+    """Judge the free disk: Ray stops taking objects on a disk that is 95% full."""
     found = f"{facts.disk_path} {1 - facts.disk_free_share:.0%} full"
     if facts.disk_free_share < 0.05:
         return Finding("disk", where, "fail", found, "free space, or start Ray with --temp-dir on another disk")
@@ -68,7 +68,7 @@ def disk(where: str, facts: Facts) -> Finding:
 
 
 def hidden_cards(where: str, facts: Facts, ray_gpus: float) -> list[Finding]:
-    """Cards that the machine has and Ray does not know of."""
+    """Find cards that the machine has and Ray does not know of."""
     if facts.nvidia_devices <= ray_gpus:
         return []
     found = f"{facts.nvidia_devices} NVIDIA devices, Ray counts {ray_gpus:g}"
@@ -76,7 +76,7 @@ def hidden_cards(where: str, facts: Facts, ray_gpus: float) -> list[Finding]:
 
 
 def enough_cards(needed: int, available: float) -> list[Finding]:
-    """Against what the run asks for; a run without GPUs needs none."""
+    """Compare the cards with what the run asks for; a run without GPUs needs none."""
     if needed == 0:
         return []
     found = f"{available:g} of the {needed} that train.workers ask for"
@@ -88,7 +88,7 @@ def enough_cards(needed: int, available: float) -> list[Finding]:
 
 
 def storage_speed(where: str, speed: StorageSpeed) -> Finding:
-    """A feed reads tens of MiB a second, and a checkpoint of the full network is 270 MB."""
+    """Judge a storage's speed: a feed reads tens of MiB a second, a full network's checkpoint is 270 MB."""
     found = (
         f"small object {speed.latency_ms:.0f} ms, "
         f"writes {speed.write_mib_s:.0f} MiB/s, reads {speed.read_mib_s:.0f} MiB/s"
@@ -99,7 +99,7 @@ def storage_speed(where: str, speed: StorageSpeed) -> Finding:
 
 
 def shared_storage(folder: str, writers: Mapping[str, str], seen: set[str]) -> Finding:
-    """`writers`: node -> token it wrote; `seen`: tokens that the driver sees there."""
+    """Check that all nodes share a folder. `writers`: node -> token it wrote; `seen`: tokens that the driver sees."""
     blind = [where for where, token in writers.items() if token not in seen]
     if blind:
         found = f"what {', '.join(blind)} wrote is not seen here: a disk of its own"

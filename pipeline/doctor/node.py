@@ -22,7 +22,7 @@ _PROBE_MIB = 16
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one node; sizes in bytes."""
+    """Hold the facts of one node; sizes in bytes."""
 
     host: str
     versions: dict[str, str]
@@ -36,7 +36,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class StorageSpeed:
-    """Of one folder or prefix, seen from one node."""
+    """Hold the speed of one folder or prefix, seen from one node."""
 
     latency_ms: float  # a small object written and read, the middle of five
     write_mib_s: float
@@ -45,7 +45,7 @@ class StorageSpeed:
 
 
 def facts() -> Facts:
-    """Of the machine or container this runs in."""
+    """Collect the facts of the machine or container this runs in."""
     spill = os.environ.get("RAY_TMPDIR", "/tmp")
     disk, shm = shutil.disk_usage(spill), Path("/dev/shm")
     return Facts(
@@ -61,7 +61,7 @@ def facts() -> Facts:
 
 
 def clock() -> float:
-    """Seconds since 1970, as this node believes."""
+    """Return the seconds since 1970, as this node believes."""
     return time.time()
 
 
@@ -98,7 +98,7 @@ def probe_storage(folder: str) -> StorageSpeed:
 
 
 def can_read(uri: str, sha256: str) -> bool:
-    """Whether this node sees the same file."""
+    """Check whether this node sees the same file."""
     return storage.exists(uri) and storage.sha256_of(uri) == sha256
 
 

@@ -11,7 +11,7 @@ _MULTIPLE = 8  # the prior's three 2x2 strides; as LR pixels it holds at every s
 
 
 def periodic_extension(lr: np.ndarray, margin: int) -> np.ndarray:
-    """Continue an LR image at the bottom and the right so that it wraps around without a seam.
+    """Extend an LR image at the bottom and the right so that it wraps around without a seam.
 
     The added band fades from the mirrored end to the mirrored beginning of each row and column (a raised cosine), so
     both joins are continuous. Without it, the jump between opposite edges rings through the whole image; the idea is
@@ -29,13 +29,13 @@ def periodic_extension(lr: np.ndarray, margin: int) -> np.ndarray:
 
 
 def extend_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The same to a given size: (h, w, 3) -> (height, width, 3) float32; a side that is as long already stays."""
+    """Extend (h, w, 3) likewise to (height, width, 3) float32; a side that is as long already stays."""
     tall = _extend_rows(image.astype(np.float32, copy=False), height)
     return _extend_rows(tall.swapaxes(0, 1), width).swapaxes(0, 1)
 
 
 def friendly_length(least: int) -> int:
-    """The next length >= `least` that is a multiple of 8 and whose FFT is fast."""
+    """Return the next length >= `least` that is a multiple of 8 and whose FFT is fast."""
     return next_fast_len(-(-least // _MULTIPLE), real=True) * _MULTIPLE
 
 

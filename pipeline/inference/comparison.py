@@ -17,7 +17,7 @@ _SHOWN = 640  # HR pixels a side at most: the best-textured part of a larger ima
 
 
 def comparison(image: np.ndarray, restored: Restored) -> np.ndarray:
-    """(H, 3W + kernel, 3) uint8: the input enlarged by repeating pixels, by bicubic, and restored; the kernel last.
+    """Draw (H, 3W + kernel, 3) uint8: the input with repeated pixels, bicubic, restored, and the kernel.
 
     Args:
         image: (h, w), (h, w, 3) or (h, w, 4), uint8 or uint16: the input.

@@ -21,18 +21,18 @@ class Turn(NamedTuple):
     transpose: bool
 
     def lr(self, image: Tensor) -> Tensor:
-        """Of an LR image or a kernel: (..., h, w) -> (..., h, w) or (..., w, h)."""
+        """Turn an LR image or a kernel: (..., h, w) -> (..., h, w) or (..., w, h)."""
         axes = [axis for axis, flip in ((-2, self.rows), (-1, self.columns)) if flip]
         turned = image.flip(axes) if axes else image
         return turned.transpose(-2, -1) if self.transpose else turned
 
     def hr(self, image: Tensor, scale: int) -> Tensor:
-        """Of a periodic HR image (..., s*h, s*w)."""
+        """Turn a periodic HR image (..., s*h, s*w)."""
         turned = self._flip_hr(image, scale)
         return turned.transpose(-2, -1) if self.transpose else turned
 
     def hr_back(self, image: Tensor, scale: int) -> Tensor:
-        """The inverse of `hr`: a flip with its shift is its own inverse."""
+        """Undo `hr`: a flip with its shift is its own inverse."""
         return self._flip_hr(image.transpose(-2, -1) if self.transpose else image, scale)
 
     def _flip_hr(self, image: Tensor, scale: int) -> Tensor:

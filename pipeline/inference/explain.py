@@ -13,7 +13,7 @@ CLIPPED = 0.01  # share of pixels with a channel at its upper end
 
 
 def warnings(image: np.ndarray, restored: Restored) -> list[str]:
-    """One line for each sign that the image was not made by one blur and white noise.
+    """Write one line for each sign that the image was not made by one blur and white noise.
 
     Args:
         image: the input, integers.

@@ -33,7 +33,7 @@ _GRID, _LONGEST = 256, 128  # LR pixels: where the inverse filter is looked at, 
 
 @dataclass(frozen=True)
 class Span:
-    """One window along one axis, in LR pixels from the image's first."""
+    """Place one window along one axis, in LR pixels from the image's first."""
 
     start: int  # of the window, a multiple of 8; negative in the band before the image
     length: int  # of the cut of the torus
@@ -44,14 +44,17 @@ class Span:
     fade_out: int
 
     def enlarged(self, scale: int) -> Span:
-        """The same span of the HR image."""
+        """Return the same span of the HR image."""
         start, length, padded, first, last = (
             scale * value for value in (self.start, self.length, self.padded, self.first, self.last)
         )
         return Span(start, length, padded, first, last, 0, 0)
 
     def weight(self, scale: int) -> np.ndarray:
-        """(scale * (last - first),) float32: 1, with straight ramps over the seams; overlapping windows add up to 1."""
+        """Return (scale * (last - first),) float32: 1, with straight ramps over the seams.
+
+        Overlapping windows add up to 1.
+        """
         weight = np.ones(scale * (self.last - self.first), np.float32)
         for length, part in ((scale * self.fade_in, weight), (scale * self.fade_out, weight[::-1])):
             part[:length] = (np.arange(length) + 0.5) / max(length, 1)
@@ -60,34 +63,34 @@ class Span:
 
 @dataclass(frozen=True)
 class Layout:
-    """The windows of an image: every pair of a row span and a column span."""
+    """Hold the windows of an image: every pair of a row span and a column span."""
 
     rows: tuple[Span, ...]
     columns: tuple[Span, ...]
 
     @property
     def count(self) -> int:
-        """Number of windows."""
+        """Count the windows."""
         return len(self.rows) * len(self.columns)
 
     @property
     def largest(self) -> int:
-        """LR pixels of the largest window."""
+        """Return the LR pixels of the largest window."""
         return max(s.padded for s in self.rows) * max(s.padded for s in self.columns)
 
     @property
     def cost(self) -> int:
-        """LR pixels of all windows."""
+        """Sum the LR pixels of all windows."""
         return sum(s.padded for s in self.rows) * sum(s.padded for s in self.columns)
 
 
 def torus_margin(scale: int, kernel_side: int) -> int:
-    """LR pixels that a torus has beyond its image: the kernel must fit, and the prior not see its cut."""
+    """Return the LR pixels that a torus has beyond its image: the kernel must fit, and the prior not see its cut."""
     return max(-(-kernel_side // scale) + 8, 2 * -(-_PRIOR_HR * 3 // (4 * scale * ALIGNED)) * ALIGNED)
 
 
 def context(kernel: np.ndarray, alpha: float, scale: int) -> int:
-    """LR pixels around a window's part that its result depends on by more than about 1e-3, a multiple of 8.
+    """Return the LR pixels around a window's part that its result depends on by more than about 1e-3, a multiple of 8.
 
     Args:
         kernel: (k, k), sum 1.
@@ -99,7 +102,7 @@ def context(kernel: np.ndarray, alpha: float, scale: int) -> int:
 
 
 def inverse_reach(kernel: np.ndarray, alpha: float, scale: int) -> int:
-    """LR pixels beyond which one pixel's influence on the data step, summed over all HR pixels, is below 1."""
+    """Return the LR pixels beyond which one pixel's influence on the data step, over all HR pixels, is below 1."""
     y = torch.zeros(1, 1, _GRID, _GRID, dtype=torch.float64)
     y[..., _GRID // 2, _GRID // 2] = 1
     operator = BlurOperator.of(torch.from_numpy(np.asarray(kernel, np.float64))[None], scale, y)
@@ -114,12 +117,12 @@ def inverse_reach(kernel: np.ndarray, alpha: float, scale: int) -> int:
 
 
 def whole(height: int, width: int, around: int) -> Layout:
-    """One window: the image and its whole torus, `around` LR pixels longer or more; the cut lies mid-band."""
+    """Make one window: the image and its whole torus, `around` LR pixels longer or more; the cut lies mid-band."""
     return Layout((_torus_span(height, around),), (_torus_span(width, around),))
 
 
 def layout(height: int, width: int, around: int, reach: int, most: float) -> Layout | None:
-    """The windows of at most `most` LR pixels that cost least, or None when none are small enough.
+    """Find the windows of at most `most` LR pixels that cost least; None when none are small enough.
 
     Args:
         height: of the image, LR pixels.
@@ -143,7 +146,7 @@ def layout(height: int, width: int, around: int, reach: int, most: float) -> Lay
 
 
 def cut(torus: np.ndarray, row: Span, column: Span) -> np.ndarray:
-    """The window (row.padded, column.padded, C) of a torus (H, W, C), closed by its own band where it is not all."""
+    """Cut a window (row.padded, column.padded, C) out of a torus (H, W, C), closed by a band where it is not all."""
     rows, columns = (
         np.arange(span.start, span.start + span.length) % length
         for span, length in zip((row, column), torus.shape[:2], strict=True)
@@ -152,10 +155,16 @@ def cut(torus: np.ndarray, row: Span, column: Span) -> np.ndarray:
 
 
 def known(row: Span, column: Span, image: Sequence[int], torus: Sequence[int]) -> np.ndarray:
-    """(row.padded, column.padded) bool: what of a window lies in the image (h, w), not in a band.
+    """Tell what of a window lies in the image and not in a band, (row.padded, column.padded) bool.
 
     A window without a part of the torus' band is taken for known as a whole: its own closing band is further from
     its result than anything reaches.
+
+    Args:
+        row: of the window.
+        column: of the window.
+        image: (h, w) of the image.
+        torus: (H, W) of the torus.
     """
     axes = []
     for span, seen, length in zip((row, column), image, torus, strict=True):
@@ -169,13 +178,20 @@ def known(row: Span, column: Span, image: Sequence[int], torus: Sequence[int]) -
 
 
 def inner(window: Tensor, row: Span, column: Span, scale: int) -> Tensor:
-    """The part of (..., s * row.padded, s * column.padded) that the window contributes."""
+    """Return the part of a window that it contributes to the result.
+
+    Args:
+        window: (..., s * row.padded, s * column.padded).
+        row: of the window.
+        column: of the window.
+        scale: s.
+    """
     parts = [slice(scale * (s.first - s.start), scale * (s.last - s.start)) for s in (row, column)]
     return window[..., parts[0], parts[1]]
 
 
 def torus_length(length: int, around: int) -> int:
-    """LR pixels of one axis of the torus: a multiple of 8 whose FFT is fast."""
+    """Return the LR pixels of one axis of the torus: a multiple of 8 whose FFT is fast."""
     return friendly_length(length + around)
 
 

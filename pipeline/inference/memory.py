@@ -16,12 +16,12 @@ RESERVE = 96 * 2**20
 
 
 def window_bytes(config: ModelConfig) -> float:
-    """Peak memory of the restorer, for each HR pixel of a window."""
+    """Return the restorer's peak memory for each HR pixel of a window."""
     return 4 * _WORKSPACE * (_FIXED + _PER_CHANNEL * config.widths[0])
 
 
 def image_bytes(scale: int, channels: int, item: int) -> float:
-    """For each LR pixel of an image: itself, its torus, the result as it is put together, and its encoded copies.
+    """Return the bytes for each LR pixel of an image: itself, its torus, the result, and its encoded copies.
 
     Args:
         scale: s.
@@ -32,7 +32,7 @@ def image_bytes(scale: int, channels: int, item: int) -> float:
 
 
 def in_use(device: torch.device) -> int:
-    """Bytes that the process holds: resident memory, or what is allocated on its card."""
+    """Return the bytes that the process holds: resident memory, or what is allocated on its card."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

@@ -10,7 +10,7 @@ _QUARTILE = 0.6744897501960817  # median of |N(0, 1)|
 
 
 def estimate_sigma(image: np.ndarray) -> float:
-    """Standard deviation of white Gaussian noise in an image, on the [0, 1] scale.
+    """Estimate the standard deviation of white Gaussian noise in an image, on the [0, 1] scale.
 
     Donoho and Johnstone (Biometrika 1994): the diagonal details of the finest wavelet level are noise but for a few
     edges, so their median absolute value is that of the noise. What scikit-image's `estimate_sigma` computes, without

@@ -9,7 +9,7 @@ _STEPS = 4  # places tried along one side of a crop
 
 
 def textured_crops(image: np.ndarray, side: int, count: int) -> list[tuple[int, int]]:
-    """Upper-left corners of the best-textured crops, half a side apart or more, the best first.
+    """Find the upper-left corners of the best-textured crops, half a side apart or more, the best first.
 
     The score is the sum of the gradients' absolute values, of pixels that are neither black nor white to the limit:
     there the blur is not linear, and a clipped edge looks sharper than it is.

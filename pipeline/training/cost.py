@@ -21,7 +21,7 @@ from pipeline.training.objective import TrainingObjective
 
 @dataclass(frozen=True)
 class Cost:
-    """One training step at one patch size: forward, loss, backward, Adam, weight average."""
+    """Hold what one training step at one patch size costs: forward, loss, backward, Adam, weight average."""
 
     parameters: int
     forward_flops: float  # of one sample; a multiply-add is two
@@ -30,20 +30,20 @@ class Cost:
     sample_bytes: float  # what each sample of the batch adds to the peak
 
     def peak_bytes(self, batch: int) -> float:
-        """Peak memory of a step with `batch` samples."""
+        """Return the peak memory of a step with `batch` samples."""
         return self.fixed_bytes + batch * self.sample_bytes
 
     def largest_batch(self, memory_bytes: float) -> int:
-        """The largest batch whose peak fits, 0 if none does."""
+        """Find the largest batch whose peak fits, 0 if none does."""
         return max(0, math.floor((memory_bytes - self.fixed_bytes) / self.sample_bytes))
 
     def samples_per_second(self, flops_per_second: float) -> float:
-        """Training throughput of a device that sustains this many operations a second on this network."""
+        """Return the throughput of a device that sustains this many operations a second on this network."""
         return flops_per_second / (self.forward_flops + self.backward_flops)
 
 
 def training_cost(model: ModelConfig, train: TrainConfig, codec: KernelCodec, patch: int, scale: int) -> Cost:
-    """The cost of a training step.
+    """Compute the cost of a training step.
 
     Args:
         model: the network; it says whether activations are checkpointed.
@@ -65,7 +65,7 @@ def training_cost(model: ModelConfig, train: TrainConfig, codec: KernelCodec, pa
 
 @dataclass(frozen=True)
 class FakeStep:
-    """What was counted in one step of a whole batch."""
+    """Hold what was counted in one step of a whole batch."""
 
     parameters: int
     forward_flops: float
@@ -76,7 +76,16 @@ class FakeStep:
 def fake_step(
     model: ModelConfig, train: TrainConfig, codec: KernelCodec, batch: int, patch: int, scale: int
 ) -> FakeStep:
-    """One step of `batch` samples on fake tensors; the other arguments as of `training_cost`."""
+    """Run one step on fake tensors and count.
+
+    Args:
+        model: the network.
+        train: says what is learned, and by which loss.
+        codec: of the kernels; only its sizes matter.
+        batch: samples of the step.
+        patch: HR patch side in pixels, a multiple of `scale`.
+        scale: one of `model.scales`.
+    """
     with FakeTensorMode(), Bookkeeper() as books:
         network = BlindUSRNet(model, codec).train()
         task = TrainingObjective(network, train)

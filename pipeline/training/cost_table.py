@@ -32,14 +32,14 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 
 @dataclass(frozen=True)
 class Card:
-    """One accelerator as the plan sees it."""
+    """Describe one accelerator as the plan sees it."""
 
     memory_gib: float
     tflops: float  # sustained on such networks, 1e12 operations a second: a third to a half of the data sheet's
 
 
 def plan_table(configs: Sequence[RunConfig], card: Card, *, kernel_size: int, components: int) -> str:
-    """Two rows a config: activations kept, and activations computed again in the backward pass.
+    """Write two rows a config: activations kept, and activations computed again in the backward pass.
 
     Args:
         configs: runs; each is planned at its patch, its largest scale and its batch of one worker.

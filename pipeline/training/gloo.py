@@ -15,7 +15,7 @@ from ray.train.torch.config import _TorchBackend
 
 
 class GlooConfig(TorchConfig):
-    """Ray Train's process group on CPUs; GLOO_SOCKET_IFNAME of a node's environment is left as it is."""
+    """Configure Ray Train's process group on CPUs; GLOO_SOCKET_IFNAME of a node's environment is left as it is."""
 
     def __init__(self) -> None:
         super().__init__(backend="gloo")

@@ -16,7 +16,7 @@ from pipeline.model import BlindOutput, BlindUSRNet
 
 
 class TrainingObjective(nn.Module):
-    """One training forward: the loss and its terms. What `learn` does not name is frozen.
+    """Compute the loss and its terms in one forward. What `learn` does not name is frozen.
 
     all       the alternation; image and code
     restorer  the restorer given the true kernel; image only (USRNet's own training)
@@ -31,7 +31,15 @@ class TrainingObjective(nn.Module):
             parameter.requires_grad_(learns(config.learn, name))
 
     def forward(self, lr: Tensor, hr: Tensor, kernel: Tensor, sigma: Tensor, scale: int) -> dict[str, Tensor]:
-        """The loss and its terms as scalars, and `psnr` where an image was restored; arguments as in `Batch`."""
+        """Return the loss and its terms as scalars, and `psnr` where an image was restored.
+
+        Args:
+            lr: (B, 3, H/s, W/s).
+            hr: (B, 3, H, W) sharp images in [0, 1].
+            kernel: (B, k, k) true kernels.
+            sigma: (B,) noise levels on the [0, 1] scale.
+            scale: s.
+        """
         network, loss = self.network, self._config.loss
         match self._config.learn:
             case "restorer":
@@ -53,7 +61,7 @@ class TrainingObjective(nn.Module):
 
 
 def learns(learn: str, parameter: str) -> bool:
-    """Whether the parameter of this name in `BlindUSRNet` is trained."""
+    """Check whether the parameter of this name in `BlindUSRNet` is trained."""
     part = parameter.partition(".")[0]
     match learn:
         case "all":
@@ -66,7 +74,7 @@ def learns(learn: str, parameter: str) -> bool:
 def objective(
     out: BlindOutput, lr: Tensor, hr: Tensor, kernel: Tensor, code: Tensor, scale: int, config: LossConfig
 ) -> dict[str, Tensor]:
-    """The loss of the alternation and its terms, each a scalar.
+    """Compute the loss of the alternation and its terms, each a scalar.
 
     Every round's code is supervised (they share the estimator's weights, so each is a sample of its task); the
     image by default in the last round only, as in DAN: its authors found supervising every round's image unstable.
@@ -96,7 +104,7 @@ def objective(
 
 
 def kernel_l1(estimate: Tensor, kernel: Tensor) -> Tensor:
-    """Mean over the batch of sum |k' - k|, between 0 and 2: the mean over pixels would be smaller by their number."""
+    """Average sum |k' - k| over the batch, between 0 and 2. The mean over pixels would be smaller by their number."""
     return (estimate - kernel).abs().sum((-2, -1)).mean()
 
 

@@ -18,13 +18,19 @@ from pipeline.training.learner import Learner
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient of some worker is not a number; the optimizer has not moved."""
+    """Report that some worker's loss or gradient is not a number; the optimizer has not moved."""
 
 
 def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -> dict[str, float]:
-    """Forward, objective, backward, finite check on every rank, clip, step, schedule, EMA; returns the metrics.
+    """Run forward, objective, backward, finite check on every rank, clip, step, schedule and EMA; return the metrics.
 
     A batch larger than `config.micro_batch` is taken in parts whose gradients add up to the whole batch's.
+
+    Args:
+        learner: all that a step changes.
+        batch: this rank's samples.
+        config: of the training.
+        step: its number, for the error.
 
     Raises:
         NonFiniteLossError: on all ranks alike, before anything was changed.
@@ -58,7 +64,7 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
 
 
 def agree(flag: Tensor | bool, device: torch.device | None = None) -> bool:
-    """Whether the flag holds on every rank. All ranks must ask."""
+    """Ask whether the flag holds on every rank. All ranks must ask."""
     value = flag.float() if isinstance(flag, Tensor) else torch.tensor(float(flag), device=device)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN)

@@ -16,7 +16,7 @@ from pipeline.model import BlindUSRNet
 def validate(
     network: torch.nn.Module, batches: Sequence[Batch], train: TrainConfig, device: torch.device
 ) -> dict[str, float]:
-    """`val_psnr` (mean of the images' PSNR, RGB, dB) and `val_kernel_error` (mean of sum |k' - k|, 0 ... 2).
+    """Measure `val_psnr` (mean of the images' PSNR, RGB, dB) and `val_kernel_error` (mean of sum |k' - k|, 0 ... 2).
 
     Only what this run learns: no PSNR for `spectral`, no kernel error for `restorer`. All ranks must call it.
 
@@ -59,7 +59,7 @@ def validate(
 
 
 def score_of(found: dict[str, float], step: int) -> float:
-    """What the best checkpoint has most of: PSNR where images are restored, else a small kernel error, else steps."""
+    """Score a validation: PSNR where images are restored, else minus the kernel error, else the step."""
     match found:
         case {"val_psnr": psnr}:
             return psnr
