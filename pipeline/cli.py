@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from kernels_bank.runtime import s3
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.redact import mask_output, mask_text
 
@@ -57,6 +58,7 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     mask_output()
+    s3.expect_answer_soon()
     try:
         job(parse(command, arguments))
     except BadRequestError as error:

@@ -9,5 +9,9 @@ class ArtefactError(BadRequestError):
     """A stored artefact (bank, shards, checkpoint, model) is missing, damaged or made from something else."""
 
 
+class DamagedError(ArtefactError):
+    """A file whose content is, at a second reading too, not what is known of it."""
+
+
 class JobFailedError(RuntimeError):
     """The request was right but the run failed; what is kept and how to go on, in one line."""

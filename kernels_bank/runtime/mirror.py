@@ -30,7 +30,7 @@ def local_folder(uri: str, *, every_s: float = 30.0) -> Iterator[Path]:
         folder = Path(name)
         for file, _ in storage.list_files(uri, recursive=True):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_bytes(storage.read_bytes(storage.join(uri, file)))
+            storage.fetch(storage.join(uri, file), folder / file)
         known = _written(folder)
         ended = threading.Event()
 

@@ -1,12 +1,27 @@
-"""Requests to an S3 server. Endpoint, region and credentials come from the usual AWS variables."""
+"""Requests to an S3 server, and what is wrong when one fails: one line with the place, the endpoint and the cause.
+
+Endpoint, region and credentials come from the usual AWS variables, `AWS_ENDPOINT_URL` included.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
+import random
 import threading
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError
+
+Answer_T = TypeVar("Answer_T")
+
+# Tries of one request, with pauses that double up to 20 s: 45 s and 5 minutes until it is an error.
+TRIES, PATIENT = 8, 20
+LONGEST_PAUSE_S = 20.0
+_FIRST_TRIES = 3  # while the server has never answered: most likely the endpoint is wrong
 _VARIABLES = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_ENDPOINT_URL",
@@ -18,27 +33,149 @@ _VARIABLES = (
     "AWS_PROFILE",
     "AWS_CA_BUNDLE",
 )
+_PASSING = {"429", "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "OperationAborted"}
 _making = threading.Lock()  # clients may be shared by threads, but not made by two at once
+_hurry = False
+_answered = False
+
+
+class S3Error(OSError, JobFailedError):
+    """The server does not answer, or not as it should, however often it is asked."""
+
+
+class S3RefusedError(OSError, ArtefactError):
+    """The request, the endpoint or the credentials are wrong: asking again would not help."""
+
+
+def expect_answer_soon() -> None:
+    """Let this process give up after seconds while the server has never answered: for what a user waits for.
+
+    Without this call, as in the workers of a running job, a server that is away is waited for from the start.
+    """
+    global _hurry
+    _hurry = True
 
 
 def client() -> Any:  # noqa: ANN401 - boto3 has no types
     """Return the boto3 client of the server that the AWS variables name; threads may share it.
 
-    It does not retry; `bucket_and_key` splits a URI for its calls.
+    It does not retry: `ask` does. `bucket_and_key` splits a URI for its calls.
     """
     with _making:
         return _client(tuple(os.environ.get(name) for name in _VARIABLES))
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """Return the two parts of `s3://bucket/key`. A key may have empty parts: that of `s3://b//d` is `/d`."""
+    """Return the two parts of `s3://bucket/key`, without slashes at the end.
+
+    A key may have empty parts elsewhere: that of `s3://b//d` is `/d`.
+    """
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
+    if not bucket:
+        raise S3RefusedError(f"{uri}: names no bucket; the form is s3://bucket/prefix")
+    return bucket, key.rstrip("/")
+
+
+def ask(uri: str, action: Callable[[Any], Answer_T], tries: int = TRIES) -> Answer_T:
+    """Return what `action` gets from the client; what may pass is tried again, with pauses that grow.
+
+    Args:
+        uri: what it is about, for messages.
+        action: a call of the client; it may raise OSError when an answer is not what it should be.
+        tries: at most.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        S3RefusedError: the request, the endpoint or the credentials are wrong.
+        S3Error: no try succeeded.
+    """
+    global _answered
+    for attempt in itertools.count(1):
+        try:
+            answer = action(client())
+        except Exception as error:
+            problem = _judge(uri, error)
+            if problem is error:
+                raise
+            limit = min(tries, _FIRST_TRIES) if _hurry and not _answered else tries
+            if not isinstance(problem, S3Error) or attempt >= limit:
+                raise problem from error
+        else:
+            _answered = True
+            return answer
+        time.sleep(min(LONGEST_PAUSE_S, 0.4 * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25))
+    raise AssertionError("unreachable")
+
+
+def _judge(uri: str, error: Exception) -> Exception:
+    """Return the error to raise: S3Error if another try may succeed, `error` itself if it is none of a request's."""
+    global _answered
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+
+    requests = (boto.ClientError, boto.BotoCoreError, ResponseParserError, OSError, ValueError)
+    if isinstance(error, (BadRequestError, FileNotFoundError)) or not isinstance(error, requests):
+        return error
+    place = f"{uri} (endpoint {_endpoint()})"
+    if isinstance(error, boto.ClientError):
+        _answered = True
+        return _judge_answer(uri, place, error)
+    if isinstance(error, ResponseParserError):
+        return S3Error(f"{place}: the answer is not one of S3 ({_line(error)})")
+    cause = error.kwargs.get("error", error) if isinstance(error, boto.BotoCoreError) else error
+    text = _line(cause)
+    if isinstance(error, boto.SSLError) and not _answered:
+        return S3RefusedError(f"{place}: no TLS connection ({text}); is it https:// where the server speaks http://?")
+    if "NameResolutionError" in repr(cause) and not _answered:
+        return S3RefusedError(f"{place}: the server's name is not known ({text})")
+    passing = (
+        boto.ConnectionError,
+        boto.HTTPClientError,
+        boto.IncompleteReadError,
+        boto.FlexibleChecksumError,
+        OSError,
+    )
+    if isinstance(error, passing):
+        return S3Error(f"{place}: no whole answer ({text})")
+    return S3RefusedError(f"{place}: {text}")  # credentials that cannot be had, a wrong name of a bucket, ...
+
+
+def _judge_answer(uri: str, place: str, error: Any) -> Exception:  # noqa: ANN401 - a botocore ClientError
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = str(error.response.get("Error", {}).get("Code", status))
+    said = error.response.get("Error", {}).get("Message", "")
+    if code == "NoSuchBucket":
+        return S3RefusedError(f"{place}: there is no bucket '{bucket_and_key(uri)[0]}'")
+    if code == "NoSuchKey" or status == 404:
+        return FileNotFoundError(f"{uri}: no such file")
+    if status >= 500 or code in _PASSING:
+        return S3Error(f"{place}: the server answers {code} ({said})")
+    advice = "" if has_credentials() else "; no credentials were found, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return S3RefusedError(f"{place}: refused, {code} ({said}){advice}")
+
+
+def has_credentials() -> bool:
+    """Return whether requests are signed; without credentials only what is public can be read."""
+    from botocore import UNSIGNED
+
+    return client().meta.config.signature_version is not UNSIGNED
+
+
+def _endpoint() -> str:
+    try:
+        return str(client().meta.endpoint_url)
+    except Exception:  # the endpoint itself is what is wrong
+        return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "of AWS"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @functools.lru_cache(maxsize=8)
 def _client(variables: tuple[str | None, ...]) -> Any:  # noqa: ANN401
     import boto3
+    from botocore import UNSIGNED
     from botocore.config import Config
 
     session = boto3.Session()
@@ -50,5 +187,6 @@ def _client(variables: tuple[str | None, ...]) -> Any:  # noqa: ANN401
         max_pool_connections=32,
         # Content-MD5 goes with each object instead, which every server knows.
         request_checksum_calculation="when_required",
+        signature_version=None if session.get_credentials() else UNSIGNED,
     )
     return session.client("s3", region_name=region, config=config)

@@ -6,50 +6,28 @@ Endpoint and credentials of S3 come from the usual AWS variables, `AWS_ENDPOINT_
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
+import io
 import json
 import os
+import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime import s3_objects
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError
+from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError, bucket_and_key
 
-_CHUNK = 16 << 20  # a read, and on S3 a request
-_RETRY_WAITS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-_PATIENCE_S = 30.0  # pyarrow itself tries to reach an S3 server for about that long, at each attempt
-# Tries of one request to an S3 server, with pauses that double up to 20 s: 50 s and 5 minutes until it is an error.
-_TRIES, PATIENT = 8, 20
+_CHUNK = 16 << 20  # a read
 
 
-class _S3(pafs.S3FileSystem):
-    """That of pyarrow, but a copy in another process tries as often as the original: pyarrow's own tries thrice."""
-
-    def __init__(self, tries: int, options: dict[str, Any]) -> None:
-        super().__init__(retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=tries), **options)
-        self._arguments = tries, options
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _S3, self._arguments
-
-
-@functools.lru_cache(maxsize=8)
-def _s3(endpoint: str | None, region: str, tries: int) -> pafs.S3FileSystem:
-    options: dict[str, Any] = {"region": region}
-    if endpoint:
-        parts = urlsplit(endpoint)
-        options |= {"endpoint_override": parts.netloc or parts.path, "scheme": parts.scheme or "https"}
-    return _S3(tries, options)
-
-
-def resolve(uri: str | Path, tries: int = _TRIES) -> tuple[pafs.FileSystem, str]:
+def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
     """Return the filesystem of a URI and the path inside it (absolute for local files).
 
     Args:
@@ -57,7 +35,8 @@ def resolve(uri: str | Path, tries: int = _TRIES) -> tuple[pafs.FileSystem, str]
         tries: of each request to an S3 server that does not answer.
 
     Raises:
-        BadRequestError: the scheme is neither a local path, `file://` nor `s3://`.
+        BadRequestError: the scheme is neither a local path, `file://` nor `s3://`, or an S3 key has empty parts, which
+            users of filesystems would drop.
     """
     text = str(uri)
     scheme, separator, rest = text.partition("://")
@@ -66,10 +45,21 @@ def resolve(uri: str | Path, tries: int = _TRIES) -> tuple[pafs.FileSystem, str]
     if scheme == "file":
         return pafs.LocalFileSystem(), unquote(rest)
     if scheme == "s3":
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return _s3(endpoint, region, tries), rest.rstrip("/")
+        from kernels_bank.runtime.s3_filesystem import s3_filesystem
+
+        bucket, key = bucket_and_key(text)
+        if "" in key.split("/") and key:
+            raise BadRequestError(f"{text}: has an empty part between two slashes; choose another place")
+        return s3_filesystem(tries), f"{bucket}/{key}".rstrip("/")
     raise BadRequestError(f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix")
+
+
+def is_s3(uri: str | Path) -> bool:
+    """Return whether this is an `s3://` URI. Raises BadRequestError if it is of no known scheme."""
+    if str(uri).startswith("s3://"):
+        return True
+    resolve(uri)
+    return False
 
 
 def absolute(uri: str | Path) -> str:
@@ -85,26 +75,42 @@ def join(uri: str | Path, *parts: str) -> str:
 
 def exists(uri: str | Path) -> bool:
     """Whether a file or folder is there."""
+    if is_s3(uri):
+        return s3_objects.stat(str(uri)) is not None
     filesystem, path = resolve(uri)
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def is_file(uri: str | Path) -> bool:
     """Whether a file, not a folder or prefix, is there."""
+    if is_s3(uri):
+        entry = s3_objects.stat(str(uri))
+        return entry is not None and not entry.folder
     filesystem, path = resolve(uri)
     return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
 
 
 def list_files(uri: str | Path, *, recursive: bool = False) -> list[tuple[str, int]]:
-    """(path relative to `uri`, bytes) of every file below it, sorted; empty when there is nothing."""
+    """Return (path relative to `uri`, bytes) of every file below it, sorted; empty when there is nothing.
+
+    On S3 a path may have empty parts, also at its start: `join` gives the URI all the same.
+    """
+    if is_s3(uri):
+        found = s3_objects.entries(str(uri), recursive=recursive)
+        return sorted(
+            (entry.name, entry.size) for entry in found if not entry.folder and entry.name[-1:] not in {"", "/"}
+        )
     filesystem, path = resolve(uri)
     selector = pafs.FileSelector(path, recursive=recursive, allow_not_found=True)
-    found = [i for i in filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
-    return sorted((info.path[len(path) :].lstrip("/"), int(info.size)) for info in found)
+    infos = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    return sorted((info.path[len(path) :].lstrip("/"), int(info.size)) for info in infos)
 
 
 def remove_folder(uri: str | Path) -> None:
     """Delete a folder or prefix and all below it; nothing happens when it is not there."""
+    if is_s3(uri):
+        s3_objects.delete_below(str(uri))
+        return
     filesystem, path = resolve(uri)
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(path)
@@ -112,47 +118,70 @@ def remove_folder(uri: str | Path) -> None:
 
 def move_folder(source: str | Path, target: str | Path) -> None:
     """Give a folder or prefix another name on the same storage; on S3 file by file."""
-    filesystem, path = resolve(source)
-    new = resolve(target)[1]
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        filesystem.move(path, new)
+    if is_s3(source):
+        for name, _ in list_files(source, recursive=True):
+            s3_objects.copy(join(source, name), join(target, name))
+            s3_objects.delete(join(source, name))
         return
-    for name, _ in list_files(source, recursive=True):
-        filesystem.move(f"{path}/{name}", f"{new}/{name}")
+    filesystem, path = resolve(source)
+    filesystem.move(path, resolve(target)[1])
 
 
 def remove_file(uri: str | Path) -> None:
-    """Delete a file. Raises FileNotFoundError when it is not there."""
+    """Delete a file. Where it is not there: FileNotFoundError on a disk, nothing on S3."""
+    if is_s3(uri):
+        s3_objects.delete(str(uri))
+        return
     filesystem, path = resolve(uri)
     filesystem.delete_file(path)
 
 
-def read_bytes(uri: str | Path) -> bytes:
-    """The whole file. Connections that break are tried again, with back-off, before the error is raised.
+def read_bytes(uri: str | Path, sha256: str | None = None) -> bytes:
+    """Return the whole file. What comes from S3 is verified (`s3_objects` says how) and read again where that fails.
+
+    Args:
+        uri: of the file.
+        sha256: what it must be, if that is known.
 
     Raises:
         ArtefactError: it is not there, or cannot be read.
+        DamagedError: its content is not what it should be, at a second reading either.
+        S3Error: the S3 server does not answer.
     """
-    filesystem, path = resolve(uri)
-    end, attempts = time.monotonic() + _PATIENCE_S, 0
-    for wait in (*_RETRY_WAITS_S, None):
-        attempts += 1
-        try:
-            size = filesystem.get_file_info(path).size
-            # In one request: a stream, and a read without a size, would ask S3 for a quarter of a MiB at a time.
-            with filesystem.open_input_file(path) as file:
-                data = bytes(file.read(size))
-            if len(data) == size:
+    try:
+        if is_s3(uri):
+            sink = io.BytesIO()
+            s3_objects.read(str(uri), sink, sha256)
+            return sink.getvalue()
+        for _ in range(2):
+            data = Path(resolve(uri)[1]).read_bytes()
+            if sha256 in {None, hashlib.sha256(data).hexdigest()}:
                 return data
-            problem: OSError = OSError(f"{len(data)} of {size} bytes came")
-        except FileNotFoundError as error:
-            raise ArtefactError(f"{uri}: no such file") from error
-        except OSError as error:
-            problem = error
-        if wait is None or time.monotonic() > end:
-            break
-        time.sleep(wait)
-    raise ArtefactError(f"{uri}: cannot be read ({problem}); attempts made: {attempts}") from problem
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{uri}: no such file") from error
+    except (S3Error, S3RefusedError):
+        raise
+    except OSError as error:
+        raise ArtefactError(f"{uri}: cannot be read ({error.strerror or error})") from error
+    raise DamagedError(f"{uri}: damaged (its sha256 is not {sha256})")
+
+
+def fetch(uri: str | Path, target: Path) -> None:
+    """Copy a file to a local path, with little memory; what comes from S3 is verified.
+
+    Raises:
+        ArtefactError: it is not there, or cannot be read.
+        DamagedError: its content is not what it should be, at a second reading either.
+        S3Error: the S3 server does not answer.
+    """
+    try:
+        if is_s3(uri):
+            with target.open("wb") as sink:
+                s3_objects.read(str(uri), sink)
+        else:
+            shutil.copyfile(resolve(uri)[1], target)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{uri}: no such file") from error
 
 
 def read_json(uri: str | Path) -> Any:  # noqa: ANN401 - JSON is what it is
@@ -169,29 +198,24 @@ def read_json(uri: str | Path) -> Any:  # noqa: ANN401 - JSON is what it is
 def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
     """A binary stream whose file appears under `uri` only when the block ends without an error.
 
-    Locally: a temporary neighbour, fsync, rename. On S3 an object appears when its upload is completed, but
-    pyarrow completes it on close whatever happened: so the bytes are staged locally and sent at the end.
+    Locally: a temporary neighbour, fsync, rename. On S3: staged in a temporary file, sent at the end.
     """
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    if is_s3(uri):
+        with tempfile.TemporaryFile() as staged:
+            yield staged
+            s3_objects.write(str(uri), staged)
         return
-    with tempfile.TemporaryFile() as staged:
-        yield staged
-        staged.seek(0)
-        with filesystem.open_output_stream(path) as stream:
-            while chunk := staged.read(_CHUNK):
-                stream.write(chunk)
+    target = Path(resolve(uri)[1])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
@@ -206,11 +230,12 @@ def write_json(uri: str | Path, value: object) -> None:
 
 
 def sha256_of(uri: str | Path) -> str:
-    """Hex SHA-256 of a file, read in chunks. Raises ArtefactError when it is not there."""
-    filesystem, path = resolve(uri)
+    """Return the hex SHA-256 of a file, read in chunks. Raises ArtefactError when it is not there."""
     digest = hashlib.sha256()
     try:
-        with filesystem.open_input_stream(path) as stream:
+        if is_s3(uri):
+            return s3_objects.read(str(uri))
+        with Path(resolve(uri)[1]).open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
     except FileNotFoundError as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from kernels_bank.runtime import storage
-from kernels_bank.runtime.errors import ArtefactError
+from kernels_bank.runtime.errors import ArtefactError, DamagedError
 from kernels_bank.runtime.progress import Progress
 from pipeline.config import Frozen
 
@@ -16,7 +15,7 @@ SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 
 
-class DamagedShardError(ArtefactError):
+class DamagedShardError(DamagedError):
     """A shard whose bytes are not those the manifest describes."""
 
 
@@ -107,11 +106,11 @@ def read_shard(uri: str, shard: Shard) -> bytes:
         DamagedShardError: its bytes are others than the manifest's, at a second reading too.
     """
     where = storage.join(uri, shard.name)
-    for _ in range(2):
-        data = storage.read_bytes(where)
-        if hashlib.sha256(data).hexdigest() == shard.sha256:
-            return data
-    raise DamagedShardError(f"{where}: damaged (its sha256 is not the manifest's); remake it with jobs/shard_images.py")
+    try:
+        return storage.read_bytes(where, shard.sha256)
+    except DamagedError as error:
+        reason = "damaged (its sha256 is not the manifest's); remake it with jobs/shard_images.py"
+        raise DamagedShardError(f"{where}: {reason}") from error
 
 
 def verify(uri: str) -> Manifest:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import pyarrow.fs as pafs
-
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.s3 import S3Error, S3RefusedError
+from kernels_bank.runtime.s3_objects import RangeReader
 from pipeline.images import BadImageError
 
 _EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_TRIES = 3  # of what is in a zip on S3, whose own checksums tell when it came wrong
+_BLOCK = 256 << 10  # bytes of a zip on S3 that are asked for at least
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ def list_sources(uri: str) -> list[Source]:
         infos = _open_zip(root).infolist()
         found = [Source(root, info.filename, i) for i, info in enumerate(infos) if not info.is_dir()]
     else:
-        filesystem, path = storage.resolve(root)
-        if filesystem.get_file_info(path).type == pafs.FileType.File:
+        if storage.is_file(root):
             raise BadRequestError(f"{uri}: is a single file; name its folder, a .zip, or an s3:// prefix")
         found = [Source(storage.join(root, name), name) for name, _ in storage.list_files(root, recursive=True)]
     images = [s for s in found if _is_image(s.name)]
@@ -59,10 +61,13 @@ def read_source(source: Source) -> bytes:
     if source.member < 0:
         return storage.read_bytes(source.uri)
     archive = _open_zip(source.uri)
-    try:
-        return archive.read(archive.infolist()[source.member])
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
-        raise BadImageError(f"cannot be read from the zip ({error})") from error
+    for left in reversed(range(_TRIES if storage.is_s3(source.uri) else 1)):
+        try:
+            return archive.read(archive.infolist()[source.member])  # by its CRC-32
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+            if not left:
+                raise BadImageError(f"cannot be read from the zip ({error})") from error
+    raise AssertionError("unreachable")
 
 
 def _is_image(name: str) -> bool:
@@ -74,8 +79,22 @@ def _is_image(name: str) -> bool:
 @functools.lru_cache(maxsize=1)
 def _open_zip(uri: str) -> zipfile.ZipFile:
     """Opened once a process: the table of contents of a large zip is not read again for every member."""
-    filesystem, path = storage.resolve(uri)
-    try:
-        return zipfile.ZipFile(filesystem.open_input_file(path))
-    except (zipfile.BadZipFile, OSError, ValueError) as error:  # ValueError: pyarrow's, of a file too short to seek in
-        raise BadRequestError(f"{uri}: not a readable zip file ({error})") from error
+    tries = _TRIES if storage.is_s3(uri) else 1
+    for left in reversed(range(tries)):
+        try:
+            if not storage.is_s3(uri):
+                return zipfile.ZipFile(storage.resolve(uri)[1])
+            first, second = (zipfile.ZipFile(io.BufferedReader(RangeReader(uri), _BLOCK)) for _ in range(2))
+            if _contents(first) == _contents(second):
+                return first
+        except (S3Error, S3RefusedError):
+            raise
+        except (zipfile.BadZipFile, OSError) as error:
+            if not left:
+                raise BadRequestError(f"{uri}: not a readable zip file ({error})") from error
+    raise BadRequestError(f"{uri}: its table of contents is another at each reading")
+
+
+def _contents(archive: zipfile.ZipFile) -> tuple[tuple[object, ...], ...]:
+    """The table of contents, which has no checksum: it is read twice."""
+    return tuple((i.filename, i.header_offset, i.CRC, i.compress_size, i.file_size) for i in archive.infolist())

@@ -139,15 +139,11 @@ class Worker:
 
 def check_output(output: str) -> None:
     """The output or the nearest folder above it takes files. Raises BadRequestError."""
-    path = storage.resolve(output)[1]
     if storage.is_file(output):
         raise BadRequestError(f"--output {output} is a file; name a folder")
-    if output.startswith("s3://"):
-        bucket = f"s3://{path.split('/', 1)[0]}"
-        if not storage.exists(bucket):
-            raise BadRequestError(f"--output {output}: there is no bucket {bucket}")
-        return
-    folder = path
+    if storage.is_s3(output):
+        return  # the bucket is there, or `is_file` would have said so
+    folder = storage.resolve(output)[1]
     while not os.path.exists(folder):  # noqa: PTH110 - a path of pyarrow's
         folder = os.path.dirname(folder)  # noqa: PTH120
     if not os.access(folder, os.W_OK):

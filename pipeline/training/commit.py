@@ -11,7 +11,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import ray
 import ray.train
 from ray.train import CheckpointUploadMode
@@ -75,7 +74,7 @@ class KeepSnapshot(ray.train.UserCallback):
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._in_place = isinstance(storage.resolve(folder)[0], pafs.LocalFileSystem)
+        self._in_place = not storage.is_s3(folder)
 
     def after_report(
         self,

@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import JobFailedError
+from kernels_bank.runtime.s3 import PATIENT
 from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
 from pipeline.training.board import LiveLine, TellFailures, failure_reason
@@ -59,7 +60,7 @@ def run_workers(
     """
     train = config.train
     # What Ray Train writes itself, its snapshot above all, would end the run if it failed.
-    filesystem, path = storage.resolve(home, storage.PATIENT)
+    filesystem, path = storage.resolve(home, PATIENT)
     checkpoints = storage.join(home, "checkpoints")
     mend_snapshot(checkpoints)
     with LiveLine(train.steps) as line:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import hashlib
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from kernels_bank.runtime import storage
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError
 
 
 def test_local_paths_and_file_uris_are_the_same_place(tmp_path: Path):
@@ -66,21 +62,16 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path):
         storage.read_json(tmp_path / "bad")
 
 
-def test_storage_that_is_slow_to_fail_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    asked = []
-
-    def away(uri: str | Path) -> tuple[Any, str]:
-        return SimpleNamespace(get_file_info=lambda path: asked.append(path) or _refused()), str(uri)
-
-    monkeypatch.setattr(storage, "resolve", away)
-    monkeypatch.setattr(storage, "_PATIENCE_S", -1.0)
-    with pytest.raises(ArtefactError, match=r"x: cannot be read \(no answer\); attempts made: 1$"):
-        storage.read_bytes(tmp_path / "x")
-    assert len(asked) == 1
+def test_a_file_that_is_not_what_is_known_of_it_is_refused(tmp_path: Path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert storage.read_bytes(tmp_path / "x", hashlib.sha256(b"abc").hexdigest()) == b"abc"
+    with pytest.raises(DamagedError, match="x: damaged"):
+        storage.read_bytes(tmp_path / "x", hashlib.sha256(b"abd").hexdigest())
 
 
-def _refused() -> None:
-    raise OSError("no answer")
+def test_what_cannot_be_read_is_named(tmp_path: Path):
+    with pytest.raises(ArtefactError, match=rf"{tmp_path}: cannot be read \(Is a directory\)$"):
+        storage.read_bytes(tmp_path)
 
 
 def test_folders_are_removed_and_missing_ones_are_fine(tmp_path: Path):
@@ -95,36 +86,3 @@ def test_absolute_does_not_depend_on_the_working_directory(monkeypatch: pytest.M
     assert storage.absolute("x/y") == str(tmp_path / "x" / "y")
     assert storage.absolute("s3://b/x/") == "s3://b/x"
     assert storage.join("s3://b/x", "y") == "s3://b/x/y"
-
-
-class _Unavailable(BaseHTTPRequestHandler):
-    """An S3 server with too much to do."""
-
-    def do_POST(self) -> None:
-        self.server.asked += 1  # type: ignore[attr-defined]
-        self.send_error(503)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.mark.parametrize("copied", [False, True])
-@pytest.mark.parametrize("tries", [1, 2])
-def test_a_filesystem_tries_as_often_in_another_process(monkeypatch: pytest.MonkeyPatch, tries: int, copied: bool):
-    """Pyarrow forgets its retries when it is pickled, which Ray does with each filesystem that it is handed."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unavailable)
-    server.asked = 0  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    try:
-        filesystem, path = storage.resolve("s3://bucket/key", tries)
-        if copied:
-            filesystem = pickle.loads(pickle.dumps(filesystem))
-        with pytest.raises(OSError, match="SERVICE_UNAVAILABLE"), filesystem.open_output_stream(path) as stream:
-            stream.write(b"x")
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert server.asked == tries  # type: ignore[attr-defined]

@@ -1,0 +1,278 @@
+"""Objects on an S3 server. None is used unless its content was verified.
+
+What an object is held against is the first of these that there is: the SHA-256 that the caller knows; the SHA-256 in
+the object's own metadata, which everything written here carries; its checksum (CRC-32, SHA-1 or SHA-256), which
+botocore verifies while it reads; its ETag, where that is the MD5 of the content; a second reading.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, BinaryIO
+
+from kernels_bank.runtime.errors import DamagedError
+from kernels_bank.runtime.s3 import TRIES, S3RefusedError, ask, bucket_and_key
+
+_CHUNK = 1 << 20
+_PART = 64 << 20  # what is larger goes up in parts of this size
+_SHA256 = "blindsr-sha256"  # in the metadata of what is written here
+_VERIFIED_BY_BOTOCORE = ("ChecksumSHA256", "ChecksumSHA1", "ChecksumCRC32")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What lies below a prefix, named relative to it; a `folder` stands for all keys that go on after its name."""
+
+    name: str
+    size: int = 0
+    changed: datetime | None = None
+    folder: bool = False
+
+
+def read(uri: str, sink: BinaryIO | None = None, sha256: str | None = None, tries: int = TRIES) -> str:
+    """Write an object's verified content to `sink` and return its SHA-256.
+
+    Args:
+        uri: of the object.
+        sink: is overwritten from its start; of use only when this returns. None: only the digest is wanted.
+        sha256: what it must be, if that is known.
+        tries: of a request.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        DamagedError: its content is not what it should be, at a second reading either.
+        S3RefusedError: as `ask` does.
+        S3Error: as `ask` does.
+    """
+    bucket, key = bucket_and_key(uri)
+    seen: set[str] = set()  # digests of earlier readings
+
+    def read_once(client: Any) -> str:  # noqa: ANN401
+        def get() -> tuple[str, bool | None]:
+            answer = client.get_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+            expected = _expected(answer) if sha256 is None else ("sha256", sha256)
+            return _copy(answer, sink, expected)
+
+        digest, right = get()
+        if right is None and digest not in seen:
+            seen.add(digest)
+            digest, right = get()
+        again = digest in seen
+        seen.add(digest)
+        if right or (right is None and again):
+            return digest
+        if again:
+            raise DamagedError(f"{uri}: damaged (its content does not fit its checksum, at a second reading either)")
+        raise OSError("the content is not what it should be")
+
+    return ask(uri, read_once, tries)
+
+
+def _expected(answer: dict[str, Any]) -> tuple[str, str] | None:
+    """Return the digest that a body must have and its kind; None if nothing says what it must be."""
+    if sha256 := answer.get("Metadata", {}).get(_SHA256):
+        return "sha256", sha256
+    # A checksum with a dash is one of checksums of parts, which botocore passes over.
+    if any("-" not in answer.get(name, "-") for name in _VERIFIED_BY_BOTOCORE):
+        return "botocore", ""
+    # With other encryption the ETag is not an MD5; of an object in parts it has a dash.
+    encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
+    found = re.fullmatch(r'"?([0-9a-f]{32})"?', answer.get("ETag", ""))
+    return ("md5", found[1]) if found and not encrypted else None
+
+
+def _copy(answer: dict[str, Any], sink: BinaryIO | None, expected: tuple[str, str] | None) -> tuple[str, bool | None]:
+    """Copy a body to `sink`; return its SHA-256 and whether it is right, None if nothing says what it must be."""
+    if sink:
+        sink.seek(0)
+        sink.truncate()
+    sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with contextlib.closing(answer["Body"]) as body:
+        while chunk := body.read(_CHUNK):  # raises when less comes than was promised, or the checksum does not fit
+            sha.update(chunk)
+            if expected and expected[0] == "md5":
+                md5.update(chunk)
+            if sink:
+                sink.write(chunk)
+    match expected:
+        case ("sha256", digest):
+            return sha.hexdigest(), sha.hexdigest() == digest
+        case ("md5", digest):
+            return sha.hexdigest(), md5.hexdigest() == digest
+        case ("botocore", _):
+            return sha.hexdigest(), True
+    return sha.hexdigest(), None
+
+
+def write(uri: str, source: BinaryIO, tries: int = TRIES) -> None:
+    """Store the content of `source`, a file that can be sought in; the server verifies what comes by its MD5.
+
+    Raises:
+        S3RefusedError: as `ask` does.
+        S3Error: as `ask` does.
+    """
+    bucket, key = bucket_and_key(uri)
+    source.seek(0)
+    sha, size = hashlib.sha256(), 0
+    while chunk := source.read(_CHUNK):
+        sha.update(chunk)
+        size += len(chunk)
+    source.seek(0)
+    place: dict[str, Any] = {"Bucket": bucket, "Key": key}
+    metadata = {_SHA256: sha.hexdigest()}
+    if size <= _PART:
+        content = _with_md5(source.read())
+        ask(uri, lambda client: client.put_object(**place, **content, Metadata=metadata), tries)
+        return
+    upload = ask(uri, lambda client: client.create_multipart_upload(**place, Metadata=metadata), tries)["UploadId"]
+    try:
+        parts: list[dict[str, Any]] = []
+        while piece := source.read(_PART):
+            part = place | {"UploadId": upload, "PartNumber": len(parts) + 1} | _with_md5(piece)
+            answer = ask(uri, lambda client, part=part: client.upload_part(**part), tries)  # type: ignore[misc]
+            parts.append({"PartNumber": part["PartNumber"], "ETag": answer["ETag"]})
+        ask(uri, lambda client: _complete(client, place, upload, parts, metadata), tries)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            ask(uri, lambda client: client.abort_multipart_upload(**place, UploadId=upload), tries=1)
+        raise
+
+
+def _with_md5(content: bytes) -> dict[str, Any]:
+    """Return the arguments that send this content; the server refuses it when it comes as another."""
+    md5 = hashlib.md5(content, usedforsecurity=False).digest()
+    return {"Body": content, "ContentMD5": base64.b64encode(md5).decode()}
+
+
+def _complete(client: Any, place: dict[str, Any], upload: str, parts: list[Any], metadata: dict[str, str]) -> None:  # noqa: ANN401
+    """Make the object of its parts; done already is done, where only the answer was lost."""
+    from botocore.exceptions import ClientError
+
+    try:
+        client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload={"Parts": parts})
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "NoSuchUpload" or client.head_object(**place)["Metadata"] != metadata:
+            raise
+
+
+def stat(uri: str, tries: int = TRIES) -> Entry | None:
+    """Return what is at this key: an object, a prefix with something below it, a bucket, or nothing.
+
+    Raises:
+        S3RefusedError: as `ask` does.
+        S3Error: as `ask` does.
+    """
+    bucket, key = bucket_and_key(uri)
+    if key:
+        # An answer without a body says nothing of what is wrong: that is left to the listing.
+        with contextlib.suppress(FileNotFoundError, S3RefusedError):
+            head = ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key), tries)
+            return Entry(key, int(head["ContentLength"]), head["LastModified"])
+    prefix = f"{key}/" if key else ""
+    page = ask(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1), tries)
+    return Entry(key, folder=True) if page.get("Contents") or not key else None
+
+
+def entries(uri: str, *, recursive: bool, tries: int = TRIES) -> Iterator[Entry]:
+    """Yield what lies below a prefix: all objects, or without `recursive` those of one level and its folders.
+
+    Raises:
+        S3RefusedError: as `ask` does.
+        S3Error: as `ask` does.
+    """
+    bucket, key = bucket_and_key(uri)
+    prefix = f"{key}/" if key else ""
+    query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix} | ({} if recursive else {"Delimiter": "/"})
+    while True:
+        page = ask(uri, lambda client: client.list_objects_v2(**query), tries)
+        for item in page.get("Contents", []):
+            yield Entry(item["Key"][len(prefix) :], int(item["Size"]), item["LastModified"])
+        for item in page.get("CommonPrefixes", []):
+            yield Entry(item["Prefix"][len(prefix) : -1], folder=True)
+        if not page.get("IsTruncated"):
+            return
+        query["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def delete(uri: str, tries: int = TRIES) -> None:
+    """Delete an object; nothing happens when it is not there."""
+    bucket, key = bucket_and_key(uri)
+    ask(uri, lambda client: client.delete_object(Bucket=bucket, Key=key), tries)
+
+
+def delete_below(uri: str, tries: int = TRIES) -> None:
+    """Delete every object below a prefix."""
+    bucket, key = bucket_and_key(uri)
+    for entry in list(entries(uri, recursive=True, tries=tries)):
+        whole = f"{key}/{entry.name}" if key else entry.name
+        ask(uri, lambda client, whole=whole: client.delete_object(Bucket=bucket, Key=whole), tries)  # type: ignore[misc]
+
+
+def copy(source: str, target: str, tries: int = TRIES) -> None:
+    """Copy an object on the server, its metadata too. Raises FileNotFoundError."""
+    from_bucket, from_key = bucket_and_key(source)
+    bucket, key = bucket_and_key(target)
+    origin = {"Bucket": from_bucket, "Key": from_key}
+    ask(source, lambda client: client.copy_object(Bucket=bucket, Key=key, CopySource=origin), tries)
+
+
+class RangeReader(io.RawIOBase):
+    """An object read piece by piece, for what has checksums of its own inside, as a zip.
+
+    Each piece has the length that was asked for, and all are of the same object: one that is replaced meanwhile is
+    an S3RefusedError. The content is not verified.
+    """
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self._uri, self._at = uri, 0
+        bucket, key = bucket_and_key(uri)
+        head = ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
+        self._size = int(head["ContentLength"])
+        self._object = {"Bucket": bucket, "Key": key, "IfMatch": head["ETag"]}
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position and return it. Raises OSError before the start, as files do."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, f"shorter than {-offset} bytes", self._uri)
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a writable buffer
+        """Fill the buffer as far as the object goes; return how far."""
+        count = min(len(buffer), self._size - self._at)
+        if count <= 0:
+            return 0
+        asked = f"bytes={self._at}-{self._at + count - 1}"
+
+        def read_once(client: Any) -> bytes:  # noqa: ANN401
+            with contextlib.closing(client.get_object(**self._object, Range=asked)["Body"]) as body:
+                piece = bytes(body.read())
+            if len(piece) != count:
+                raise OSError(f"{len(piece)} of {count} bytes came")
+            return piece
+
+        buffer[:count] = ask(self._uri, read_once)
+        self._at += count
+        return count
