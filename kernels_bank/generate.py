@@ -93,13 +93,10 @@ def present(spec: KernelBankSpec, uri: str) -> Manifest | None:
 
     Raises:
         ArtefactError: another bank lies there, or a damaged one.
-        BadRequestError: the place cannot be reached.
+        OSError: the place cannot be reached.
     """
-    try:
-        if not storage.exists(storage.join(uri, MANIFEST)):
-            return None
-    except OSError as error:
-        raise BadRequestError(f"{uri}: cannot be reached ({' '.join(str(error).split())})") from error
+    if not storage.exists(storage.join(uri, MANIFEST)):
+        return None
     manifest = read_manifest(uri)
     if manifest.spec != spec:
         different = [n for n in KernelBankSpec.model_fields if getattr(spec, n) != getattr(manifest.spec, n)]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import BadRequestError
 
 
 @contextlib.contextmanager
@@ -21,6 +22,7 @@ def local_folder(uri: str, *, every_s: float = 30.0) -> Iterator[Path]:
 
     Raises:
         ArtefactError: a file under `uri` cannot be read.
+        BadRequestError: there is one whose key is no name of a file.
         OSError: at the end, when `uri` cannot be written.
     """
     if "://" not in uri or uri.startswith("file://"):
@@ -29,6 +31,8 @@ def local_folder(uri: str, *, every_s: float = 30.0) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="blindsr-folder-") as name:
         folder = Path(name)
         for file, _ in storage.list_files(uri, recursive=True):
+            if not {"", ".", ".."}.isdisjoint(file.split("/")):
+                raise BadRequestError(f"{uri}: holds '{file}', which is no name of a file; choose another place")
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             storage.fetch(storage.join(uri, file), folder / file)
         known = _written(folder)

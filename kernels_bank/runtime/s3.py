@@ -33,7 +33,8 @@ _VARIABLES = (
     "AWS_PROFILE",
     "AWS_CA_BUNDLE",
 )
-_PASSING = {"429", "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "OperationAborted"}
+# Codes of a refusal that another try may not meet: the server is busy, or the request was damaged on its way.
+_PASSING = {"429", "BadDigest", "IncompleteBody", "OperationAborted", "RequestTimeout", "SlowDown", "Throttling"}
 _making = threading.Lock()  # clients may be shared by threads, but not made by two at once
 _hurry = False
 _answered = False
@@ -148,7 +149,8 @@ def _judge_answer(uri: str, place: str, error: Any) -> Exception:  # noqa: ANN40
         return S3RefusedError(f"{place}: there is no bucket '{bucket_and_key(uri)[0]}'")
     if code == "NoSuchKey" or status == 404:
         return FileNotFoundError(f"{uri}: no such file")
-    if status >= 500 or code in _PASSING:
+    nameless = code == "400" and error.operation_name != "HeadObject"  # S3 itself always names a code, but not to HEAD
+    if status >= 500 or code in _PASSING or nameless:
         return S3Error(f"{place}: the server answers {code} ({said})")
     advice = "" if has_credentials() else "; no credentials were found, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return S3RefusedError(f"{place}: refused, {code} ({said}){advice}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import re
@@ -83,10 +84,15 @@ def _expected(answer: dict[str, Any]) -> tuple[str, str] | None:
     # A checksum with a dash is one of checksums of parts, which botocore passes over.
     if any("-" not in answer.get(name, "-") for name in _VERIFIED_BY_BOTOCORE):
         return "botocore", ""
-    # With other encryption the ETag is not an MD5; of an object in parts it has a dash.
+    md5 = _md5_in_etag(answer)
+    return ("md5", md5) if md5 else None
+
+
+def _md5_in_etag(answer: dict[str, Any]) -> str | None:
+    """Return the MD5 of the content; None if the ETag is something else, as of parts (a dash) and other encryption."""
     encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
     found = re.fullmatch(r'"?([0-9a-f]{32})"?', answer.get("ETag", ""))
-    return ("md5", found[1]) if found and not encrypted else None
+    return found[1] if found and not encrypted else None
 
 
 def _copy(answer: dict[str, Any], sink: BinaryIO | None, expected: tuple[str, str] | None) -> tuple[str, bool | None]:
@@ -129,15 +135,16 @@ def write(uri: str, source: BinaryIO, tries: int = TRIES) -> None:
     place: dict[str, Any] = {"Bucket": bucket, "Key": key}
     metadata = {_SHA256: sha.hexdigest()}
     if size <= _PART:
-        content = _with_md5(source.read())
-        ask(uri, lambda client: client.put_object(**place, **content, Metadata=metadata), tries)
+        content = source.read()
+        ask(uri, lambda client: _send(client.put_object, content, **place, Metadata=metadata), tries)
         return
     upload = ask(uri, lambda client: client.create_multipart_upload(**place, Metadata=metadata), tries)["UploadId"]
     try:
         parts: list[dict[str, Any]] = []
         while piece := source.read(_PART):
-            part = place | {"UploadId": upload, "PartNumber": len(parts) + 1} | _with_md5(piece)
-            answer = ask(uri, lambda client, part=part: client.upload_part(**part), tries)  # type: ignore[misc]
+            part = place | {"UploadId": upload, "PartNumber": len(parts) + 1}
+            send = functools.partial(_send, content=piece, **part)
+            answer = ask(uri, lambda client, send=send: send(client.upload_part), tries)  # type: ignore[misc]
             parts.append({"PartNumber": part["PartNumber"], "ETag": answer["ETag"]})
         ask(uri, lambda client: _complete(client, place, upload, parts, metadata), tries)
     except BaseException:
@@ -146,10 +153,13 @@ def write(uri: str, source: BinaryIO, tries: int = TRIES) -> None:
         raise
 
 
-def _with_md5(content: bytes) -> dict[str, Any]:
-    """Return the arguments that send this content; the server refuses it when it comes as another."""
-    md5 = hashlib.md5(content, usedforsecurity=False).digest()
-    return {"Body": content, "ContentMD5": base64.b64encode(md5).decode()}
+def _send(call: Any, content: bytes, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - a method of the client
+    """Send an object or a part of one. Raises OSError when the server did not get what was sent."""
+    md5 = hashlib.md5(content, usedforsecurity=False)
+    answer: dict[str, Any] = call(Body=content, ContentMD5=base64.b64encode(md5.digest()).decode(), **arguments)
+    if _md5_in_etag(answer) not in {None, md5.hexdigest()}:
+        raise OSError("the server stored something else than was sent")
+    return answer
 
 
 def _complete(client: Any, place: dict[str, Any], upload: str, parts: list[Any], metadata: dict[str, str]) -> None:  # noqa: ANN401

@@ -187,6 +187,12 @@ class _Handler(BaseHTTPRequestHandler):
         with self.proxy.connected(self.connection), contextlib.suppress(OSError):
             super().handle()
 
+    def handle_expect_100(self) -> bool:
+        """Ask for the body at once."""
+        super().handle_expect_100()
+        self.wfile.flush()
+        return True
+
     def finish(self) -> None:
         """Close it, whether or not the client is still there."""
         with contextlib.suppress(OSError):
