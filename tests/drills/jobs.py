@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -45,6 +46,19 @@ class Inputs:
     shards: str = ""
     bank: str = ""
     model: str = ""
+
+
+def environment(temporary: Path, cache: Path) -> dict[str, str]:
+    """Return the environment of a command: this process's own without what points it at another Ray or MLflow.
+
+    Args:
+        temporary: its folder for temporary files.
+        cache: the node's cache.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "BLINDSR_"))}
+    own = {"TMPDIR": str(temporary), "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+    # Ray starts its workers at a low priority: beside other programs they would get nowhere.
+    return kept | own | {"RAY_worker_niceness": "0"}
 
 
 def _job(name: str, *arguments: str) -> list[str]:

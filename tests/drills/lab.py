@@ -115,8 +115,7 @@ class Lab(contextlib.ExitStack):
     def _started(self, job: Job) -> Iterator[subprocess.Popen[bytes]]:
         temporary = self.folder / "t"
         temporary.mkdir(exist_ok=True)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "BLINDSR_"))}
-        environment = kept | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(self.cache)}
+        environment = jobs.environment(temporary, self.cache)
         with (self.folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 job.command, cwd=REPO, env=environment | job.variables, stdout=log, stderr=log, start_new_session=True

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.drills import jobs
 from tests.drills.jobs import Job
 from tests.drills.lab import Lab
 from tests.drills.report import Try
@@ -124,10 +125,8 @@ class Trial:
 
     def start(self, job: Job, **variables: str) -> Sitting:
         """Give the job's command once."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "BLINDSR_"))}
-        marks = {MARK: self.folder.name, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
-        marks["XDG_CACHE_HOME"] = str(self.lab.cache)
-        environment = kept | marks | job.variables | variables
+        own = jobs.environment(self.temporary, self.lab.cache) | {MARK: self.folder.name}
+        environment = own | job.variables | variables
         sitting = Sitting(job, len(self.sittings), self.folder, environment)
         self.sittings.append(sitting)
         return sitting
