@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.drills.drill import Drill
 from tests.drills.jobs import Job
 from tests.drills.kills import Maker, make_bank, make_evaluation, make_restoration, make_sharding, make_training, reach
-from tests.drills.trial import DrillError, SkippedError, Trial
+from tests.drills.trial import DrillError, MissedError, SkippedError, Trial
 
 
 @contextlib.contextmanager
@@ -68,9 +68,13 @@ def read_only(make: Maker, trial: Trial, moment: str) -> None:
             reach(trial, sitting, moment)
             deadline = time.monotonic() + 20
             while mount("-o", "remount,ro", job.output).returncode:  # busy while a file is open for writing
-                if sitting.poll() is not None or time.monotonic() > deadline:
+                if sitting.poll() is not None:
+                    raise MissedError("it ended before its files were all closed")
+                if time.monotonic() > deadline:
                     raise SkippedError("its files are never all closed, so its disk cannot become read-only")
         status = trial.let_end(sitting)
+        if status == 0 and moment != "start":
+            raise MissedError("all was written before its disk became read-only")
         trial.check(status in (1, 2), f"on a read-only disk it ended with status {status}")
         mount("-o", "remount,rw", job.output)
         trial.finish(job)

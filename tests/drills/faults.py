@@ -31,6 +31,7 @@ def clock(trial: Trial, moment: str, *, seconds: int) -> None:
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "NO_FAKE_STAT": "1",
+        "PYTHONPATH": str(Path(__file__).with_name("clock")),
     }
     job = make_training(trial)
     sitting = trial.start(job, **faked)

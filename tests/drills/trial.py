@@ -29,6 +29,7 @@ _KEPT = ("ray", "torchinductor_", "matplotlib")  # what libraries leave in the t
 _FEW = 3  # a fault is a line; what goes on by itself says that too
 _PATIENCE_S = 240.0
 _SITTINGS = 4
+_ENDING_S = 60.0  # in which the rest of a killed Ray must have noticed
 
 
 class DrillError(Exception):
@@ -180,7 +181,7 @@ class Trial:
 
     def nothing_left(self) -> None:
         """Note processes and temporary files that outlive the command."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + _ENDING_S
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.1)
         if left:

@@ -1,0 +1,13 @@
+"""Let Python sleep under libfaketime 0.9.10, whose clock_nanosleep knows no absolute times; on PYTHONPATH of a drill."""
+
+import select
+import time
+
+
+def _sleep(seconds: float) -> None:
+    if seconds < 0:
+        raise ValueError("sleep length must be non-negative")
+    select.select([], [], [], seconds)
+
+
+time.sleep = _sleep
