@@ -14,8 +14,20 @@ def grey_to_rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """Return (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA pixels as (h, w, 3); alpha is left out."""
-    return grey_to_rgb(pixels) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., :3])
+    """Return grey, grey with alpha, RGB or RGBA pixels as (h, w, 3) RGB; alpha is left out."""
+    if pixels.ndim == 2:
+        return grey_to_rgb(pixels)
+    return grey_to_rgb(pixels[..., 0]) if pixels.shape[2] == 2 else np.ascontiguousarray(pixels[..., :3])
+
+
+def has_alpha(pixels: np.ndarray) -> bool:
+    """Return whether the last of the channels is alpha."""
+    return pixels.ndim == 3 and pixels.shape[2] in (2, 4)
+
+
+def is_grey(pixels: np.ndarray) -> bool:
+    """Return whether pixels are grey, with or without alpha."""
+    return pixels.ndim == 2 or pixels.shape[2] == 2
 
 
 def to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -27,14 +39,17 @@ def to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def over_white(rgba: np.ndarray) -> np.ndarray:
-    """Lay (h, w, 4) uint8 RGBA pixels over white: (h, w, 3) uint8."""
-    colour, alpha = rgba[..., :3].astype(np.uint32), rgba[..., 3:].astype(np.uint32)
+def over_white(pixels: np.ndarray) -> np.ndarray:
+    """Return uint8 pixels of any channels as (h, w, 3) RGB; transparent ones are laid over white."""
+    rgb = to_rgb(pixels)
+    if not has_alpha(pixels):
+        return rgb
+    colour, alpha = rgb.astype(np.uint32), pixels[..., -1:].astype(np.uint32)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def from_opencv(raw: np.ndarray) -> np.ndarray:
-    """Return the pixels of OpenCV's decoder as (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA.
+    """Return the pixels of OpenCV's decoder as grey, grey with alpha, RGB or RGBA.
 
     Raises:
         BadImageError: another number of channels.
@@ -42,14 +57,16 @@ def from_opencv(raw: np.ndarray) -> np.ndarray:
     if raw.ndim == 2 or raw.shape[2] == 1:
         return raw.reshape(raw.shape[:2])
     if raw.shape[2] == 2:
-        return np.concatenate([grey_to_rgb(raw[..., 0]), raw[..., 1:]], axis=2)
+        return raw
     if raw.shape[2] not in (3, 4):
         raise BadImageError(f"{raw.shape[2]} channels")
     return np.asarray(cv2.cvtColor(raw, cv2.COLOR_BGR2RGB if raw.shape[2] == 3 else cv2.COLOR_BGRA2RGBA))
 
 
 def to_opencv(pixels: np.ndarray) -> np.ndarray:
-    """Return grey, RGB or RGBA pixels in OpenCV's order of channels."""
+    """Return grey, RGB or RGBA pixels in OpenCV's order of channels; grey with alpha as BGRA."""
+    if pixels.ndim == 3 and pixels.shape[2] == 2:
+        pixels = np.dstack([to_rgb(pixels), pixels[..., 1]])
     pixels = np.ascontiguousarray(pixels)
     if pixels.ndim == 2:
         return pixels

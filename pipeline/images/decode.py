@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import warnings
 
 import cv2
 import numpy as np
-from PIL import Image
+import simplejpeg
+from PIL import Image, JpegImagePlugin
 
 from pipeline.images import BadImageError
-from pipeline.images.convert import from_opencv, orient, over_white, to_depth, to_rgb
+from pipeline.images.convert import from_opencv, orient, over_white, to_depth
 from pipeline.images.header import read_header
-from pipeline.images.photograph import OURS, Photograph
+from pipeline.images.parts import Parts
+from pipeline.images.photograph import FORMAT_OF_KIND, JpegCoding, Photograph
+
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
 def decode_photograph(data: bytes) -> Photograph:
-    """Decode PNG, JPEG, WebP, TIFF or BMP with its depth, channels and colour profile; its EXIF orientation is applied.
+    """Decode an image file with its depth, channels and metadata; its orientation is applied.
 
-    Grey with alpha becomes RGBA; 1-bit and palette images become 8-bit ones.
+    1-bit and palette images become 8-bit ones.
 
     Raises:
-        BadImageError: not a supported image, animated, CMYK, damaged, too many pixels, or floating point.
+        BadImageError: not a supported image, animated, CMYK, damaged, too many pixels, or floating point; whatever
+            else a decoder raises becomes this error too.
+        MemoryError: not enough memory for its pixels.
     """
-    header = read_header(data)
-    raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if raw is None:
-        raise BadImageError("damaged pixel data")
-    if raw.dtype not in (np.uint8, np.uint16):
-        raise BadImageError(f"pixels of type {raw.dtype}; 8 or 16 bit integers are supported")
-    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
-        kind, icc = OURS[str(image.format)], image.info.get("icc_profile")
-    return Photograph(np.ascontiguousarray(orient(from_opencv(raw), header.orientation)), icc or None, kind)
+    parts = read_header(data)
+    pixels = np.ascontiguousarray(orient(_pixels(parts), parts.orientation))
+    if pixels.shape[:2] != (parts.height, parts.width):
+        raise BadImageError(
+            f"damaged: {pixels.shape[1]} x {pixels.shape[0]} pixels, its header says {parts.width} x {parts.height}"
+        )
+    coding = _jpeg_coding(parts.stream) if parts.kind == "JPEG" else None
+    return Photograph(pixels, FORMAT_OF_KIND[parts.kind], parts.metadata, coding, parts.notes)
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -43,10 +49,9 @@ def decode_image(data: bytes) -> np.ndarray:
 
     Raises:
         BadImageError: as `decode_photograph`.
+        MemoryError: as `decode_photograph`.
     """
-    pixels = to_depth(decode_photograph(data).pixels, np.dtype(np.uint8))
-    has_alpha = pixels.ndim == 3 and pixels.shape[2] == 4
-    return over_white(pixels) if has_alpha else to_rgb(pixels)
+    return over_white(to_depth(decode_photograph(data).pixels, np.dtype(np.uint8)))
 
 
 def decode_tile(data: bytes) -> np.ndarray:
@@ -55,12 +60,84 @@ def decode_tile(data: bytes) -> np.ndarray:
     Raises:
         BadImageError: damaged data.
     """
-    tile = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if tile is None:
-        raise BadImageError("damaged pixel data")
-    return np.asarray(tile)
+    return _imdecode(data, cv2.IMREAD_COLOR_RGB)
 
 
 def picture_digest(image: np.ndarray) -> str:
     """Return an identity of the pixels of a uint8 image, whatever file they came in."""
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def _pixels(parts: Parts) -> np.ndarray:
+    """Return the pixels as stored: grey, grey with alpha, RGB or RGBA."""
+    match parts.kind:
+        case "JPEG":
+            return _decode_jpeg(parts.stream)
+        case "AVIF" | "HEIF":
+            return _decode_with_pillow(parts.stream)
+    raw = _imdecode(parts.stream, cv2.IMREAD_UNCHANGED)
+    if raw.dtype not in (np.uint8, np.uint16):
+        raise BadImageError(f"pixels of type {raw.dtype}; 8 or 16 bit integers are supported")
+    pixels = from_opencv(raw)
+    if parts.grey_alpha and pixels.ndim == 3:
+        return pixels[..., [0, -1]]
+    if parts.grey_key is not None and pixels.ndim == 2:
+        seen = (pixels != parts.grey_key) * np.asarray(np.iinfo(pixels.dtype).max, pixels.dtype)
+        return np.dstack([pixels, seen])
+    return pixels
+
+
+def _decode_jpeg(stream: bytes) -> np.ndarray:
+    """Decode by libjpeg, and believe it when it complains: other decoders fill up what is missing with grey."""
+    try:
+        try:
+            grey = simplejpeg.decode_jpeg_header(stream, strict=False)[2] == "Gray"
+            pixels = simplejpeg.decode_jpeg(stream, "GRAY" if grey else "RGB")
+        except ValueError as error:
+            text = str(error)
+            padding = _EXTRANEOUS.search(text)
+            if padding and not any(stream[-2 - int(padding[1]) : -2]):
+                pixels = simplejpeg.decode_jpeg(stream, "GRAY" if grey else "RGB", strict=False)
+            elif text.startswith(("Corrupt", "Premature", "Invalid", "Inconsistent")):
+                raise BadImageError(f"damaged pixel data ({text})") from error
+            else:  # an unusual subsampling
+                return from_opencv(_imdecode(stream, cv2.IMREAD_UNCHANGED))
+    except (BadImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise BadImageError("damaged pixel data") from error
+    return np.asarray(pixels[..., 0] if grey else pixels)
+
+
+def _decode_with_pillow(stream: bytes) -> np.ndarray:
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(stream)) as image:
+            modes = {"L": "L", "LA": "LA", "RGB": "RGB"}
+            return np.asarray(image.convert(modes.get(image.mode, "RGBA")))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadImageError("damaged pixel data") from error
+
+
+def _imdecode(data: bytes, flags: int) -> np.ndarray:
+    try:
+        raw = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error
+        raise BadImageError("damaged pixel data") from error
+    if raw is None:
+        raise BadImageError("damaged pixel data")
+    return np.asarray(raw)
+
+
+def _jpeg_coding(stream: bytes) -> JpegCoding | None:
+    """Return a JPEG's tables and subsampling; None for those that Pillow cannot write again."""
+    try:
+        with Image.open(io.BytesIO(stream)) as image:
+            tables = [list(table) for _, table in sorted(image.quantization.items())]  # type: ignore[attr-defined]
+            subsampling = JpegImagePlugin.get_sampling(image)
+    except Exception:  # it was decoded, so this is no reason to refuse it
+        return None
+    return JpegCoding(tables, max(subsampling, 0)) if max(map(max, tables)) < 256 else None

@@ -1,54 +1,122 @@
-"""Image files looked at by their headers alone."""
+"""Image files looked at without decoding their pixels."""
 
 from __future__ import annotations
 
 import io
+import struct
 import warnings
-from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.images import BadImageError
+from pipeline.images.exif import exif_orientation
+from pipeline.images.jpeg import read_jpeg
+from pipeline.images.limits import MAX_PIXELS, MAX_SIDE
+from pipeline.images.parts import Metadata, Parts
+from pipeline.images.png import SIGNATURE, read_png
+from pipeline.images.tiff import read_tiff
+from pipeline.images.webp import read_webp
 
-# Pillow's own limit, beyond which it refuses to look further: 179 million pixels.
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-_FORMATS = {"PNG", "JPEG", "WEBP", "BMP", "TIFF"}
-_EXIF_ORIENTATION = 0x0112
-
-
-@dataclass(frozen=True)
-class Header:
-    """What an image file says of itself before its pixels are decoded; sizes are as displayed."""
-
-    height: int
-    width: int
-    orientation: int  # EXIF 1..8: what the decoded pixels still need
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 
-def read_header(data: bytes) -> Header:
-    """Check an encoded image by its header alone, so that a decompression bomb costs nothing.
+def read_header(data: bytes) -> Parts:
+    """Take an image file apart by its content, so that a decompression bomb costs nothing.
 
     Raises:
-        BadImageError: not an image of a supported format, CMYK, animated, or more than MAX_PIXELS pixels.
+        BadImageError: not an image of a supported format, CMYK, animated, or too many pixels; whatever else a reader
+            raises becomes this error too.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
-            kind, mode, frames = image.format, image.mode, getattr(image, "n_frames", 1)
-            width, height = image.size
-            # Of a PNG without it, Pillow decodes all pixels to look for EXIF data behind them.
-            exif = image.getexif() if kind != "PNG" or b"eXIf" in data else Image.Image.getexif(image)
-            # Of a TIFF, Pillow's size and OpenCV's pixels are upright already.
-            orientation = int(exif.get(_EXIF_ORIENTATION, 1)) if kind != "TIFF" else 1
-    except Image.DecompressionBombError as error:
-        raise BadImageError(f"more than {MAX_PIXELS} pixels") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        parts = _read(data)
+    except (BadImageError, MemoryError):
+        raise
+    except Exception as error:
         raise BadImageError("not a readable image") from error
-    if kind not in _FORMATS and kind != "MPO":  # MPO is how Pillow calls a JPEG with a second picture
-        raise BadImageError(f"{kind} is not supported; use PNG, JPEG, WebP, BMP or TIFF")
-    if mode in {"CMYK", "YCCK"}:
-        raise BadImageError("CMYK colours; convert the file to RGB")
-    if frames > 1 and kind != "MPO":
-        raise BadImageError(f"animated or multi-page ({frames} frames)")
-    if orientation in {5, 6, 7, 8}:
-        width, height = height, width
-    return Header(height, width, orientation if 1 <= orientation <= 8 else 1)
+    if not parts.height or not parts.width:
+        raise BadImageError("not a readable image")
+    if parts.height * parts.width > MAX_PIXELS:
+        raise BadImageError(f"more than {MAX_PIXELS} pixels")
+    if max(parts.stored) > MAX_SIDE:
+        raise BadImageError(f"a side of {max(parts.stored)} pixels; at most {MAX_SIDE} can be read")
+    return parts
+
+
+def _read(data: bytes) -> Parts:
+    if data.startswith(SIGNATURE):
+        return read_png(data)
+    if data.startswith(b"\xff\xd8"):
+        return read_jpeg(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return read_webp(data)
+    if data[:4] in {b"II*\0", b"MM\0*"}:
+        return read_tiff(data)
+    if data[:4] in {b"II+\0", b"MM\0+"}:
+        return _read_big_tiff(data)
+    if data[4:8] == b"ftyp":
+        return _read_with_pillow(data, heif=data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64])
+    if data[:2] == b"BM":
+        return _read_bmp(data)
+    return _unsupported(data)
+
+
+def _read_bmp(data: bytes) -> Parts:
+    (header,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
+    return Parts("BMP", (abs(height), width), data)
+
+
+def _read_big_tiff(data: bytes) -> Parts:
+    """Read the header of a TIFF with 64-bit offsets; of its metadata the colour profile alone."""
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise BadImageError(f"animated or multi-page ({frames} frames)")
+        if image.mode in {"CMYK", "LAB"}:
+            raise BadImageError(f"{image.mode} colours; convert the file to RGB")
+        # Pillow's size and OpenCV's pixels are upright already.
+        return Parts("TIFF", (image.height, image.width), data, Metadata(image.info.get("icc_profile") or None))
+
+
+def _read_with_pillow(data: bytes, *, heif: bool) -> Parts:
+    """Read AVIF, and HEIC where its package is installed."""
+    if heif:
+        try:
+            import pillow_heif
+        except ImportError as error:
+            raise BadImageError("HEIC needs the extra [heic]: pip install pillow-heif") from error
+        pillow_heif.register_heif_opener()
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        if (frames := getattr(image, "n_frames", 1)) > 1 and not heif:
+            raise BadImageError(f"animated or multi-page ({frames} frames)")
+        info = image.info
+        exif = (info.get("exif") or b"").removeprefix(b"Exif\0\0") or None
+        deep = info.get("bit_depth", 8) > 8 if heif else _is_deep_avif(data)
+        return Parts(
+            kind="HEIF" if heif else "AVIF",
+            stored=(image.height, image.width),
+            stream=data,
+            metadata=Metadata(info.get("icc_profile") or None, exif, info.get("xmp") or None, _nclx(data)),
+            orientation=1 if heif else exif_orientation(exif),
+            notes=("read as 8 bit; it has more",) if deep else (),
+        )
+
+
+def _is_deep_avif(data: bytes) -> bool:
+    place = data.find(b"av1C", 0, 2**16)
+    return place >= 0 and place + 6 < len(data) and bool(data[place + 6] & 0x40)
+
+
+def _nclx(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the colours of an AVIF or HEIC as a PNG's cICP chunk, unless they are sRGB's or unspecified."""
+    place = data.find(b"colrnclx", 0, 2**16)
+    if place < 0 or place + 14 > len(data):
+        return ()
+    primaries, transfer = struct.unpack_from(">HH", data, place + 8)
+    if (primaries in {1, 2} and transfer in {1, 2, 6, 13}) or max(primaries, transfer) > 255:
+        return ()
+    return ((b"cICP", bytes((primaries, transfer, 0, 1))),)
+
+
+def _unsupported(data: bytes) -> Parts:
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        raise BadImageError(f"{image.format} is not supported; use PNG, JPEG, WebP, BMP, TIFF or AVIF")

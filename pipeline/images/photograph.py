@@ -1,22 +1,47 @@
-"""A photograph in memory, and the formats of its file."""
+"""A photograph in memory: its pixels, its metadata, and the format of its file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from pipeline.images.parts import Metadata
+
 Format = Literal["png", "jpeg", "webp", "tiff"]
 SUFFIX: dict[str, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
-# The format of a result by Pillow's name for the input's; MPO is how Pillow calls a JPEG with a second picture.
-OURS: dict[str, Format] = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp", "TIFF": "tiff", "BMP": "png"}
+# The format of a result by the input's; those without one of their own become PNG.
+FORMAT_OF_KIND: dict[str, Format] = {
+    "PNG": "png",
+    "JPEG": "jpeg",
+    "WEBP": "webp",
+    "TIFF": "tiff",
+    **dict.fromkeys(("BMP", "AVIF", "HEIF"), "png"),
+}
+# The suffixes that are read, and the format of a result that keeps the input's.
+FORMAT_OF_SUFFIX: dict[str, Format] = {
+    ".png": "png",
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "jpeg"),
+    ".webp": "webp",
+    **dict.fromkeys((".tif", ".tiff"), "tiff"),
+    **dict.fromkeys((".bmp", ".dib", ".avif", ".heic", ".heif", ".hif"), "png"),
+}
+
+
+class JpegCoding(NamedTuple):
+    """How coarsely a JPEG was written."""
+
+    tables: list[list[int]]  # quantisation tables in natural order
+    subsampling: int  # Pillow's number: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """The pixels of an image file as a person sees them, and what they mean."""
+    """The pixels of an image file as a person sees them, and what belongs to them."""
 
-    pixels: np.ndarray  # (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA; uint8 or uint16
-    icc: bytes | None  # colour profile
-    kind: Format  # of its file; png for BMP
+    pixels: np.ndarray  # (h, w) grey, or (h, w, 2) with alpha, (h, w, 3) RGB or (h, w, 4) RGBA; uint8 or uint16
+    kind: Format  # of its file; png where results cannot have the input's
+    metadata: Metadata = field(default_factory=Metadata)
+    jpeg: JpegCoding | None = None
+    notes: tuple[str, ...] = ()  # what the file holds and the photograph does not, a phrase each

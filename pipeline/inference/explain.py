@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.images.convert import to_rgb
 from pipeline.inference.restorer import Restored
 
 # Where warnings start; docs/restore.md has the measurement on images inside and outside the model.
@@ -28,7 +29,7 @@ def warnings(image: np.ndarray, restored: Restored) -> list[str]:
         )
     if restored.spread is not None and restored.spread > APART:
         found.append(f"the blur differs from place to place (kernels are {restored.spread:.2f} apart, of at most 2)")
-    top = image[..., :3].max(-1) if image.ndim == 3 else image
+    top = to_rgb(image).max(-1)
     clipped = float((top == np.iinfo(image.dtype).max).mean())
     if clipped > CLIPPED:
         found.append(f"{clipped:.0%} of the pixels are clipped; edges beside them may ring")

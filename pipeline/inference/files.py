@@ -26,15 +26,17 @@ from pipeline.images import BadImageError
 from pipeline.images.convert import to_depth
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph, encode_png
-from pipeline.images.photograph import SUFFIX, Format, Photograph
+from pipeline.images.metadata import carried
+from pipeline.images.photograph import FORMAT_OF_SUFFIX, SUFFIX, Format, Photograph
 from pipeline.inference.comparison import comparison
 from pipeline.inference.explain import warnings
 from pipeline.inference.restorer import Restored, Restorer
-from pipeline.inference.settings import RestoreSettings
+from pipeline.inference.settings import DEFAULT_QUALITY, RestoreSettings
 from pipeline.shipped import shipped_for
 
-_OTHER_SUFFIXES = {".jpeg": "jpeg", ".tiff": "tiff", ".bmp": "png"}
 _BANK = "bank:"
+# Settings that a result depends on, beside model, kernel and start.
+_DECIDING = {"scale", "sigma", "self_ensemble", "format", "depth", "quality", "strip_metadata"}
 
 
 class Item(NamedTuple):
@@ -99,7 +101,7 @@ def load_tools(settings: RestoreSettings, device: torch.device | None = None) ->
         "model": restorer.digest,
         "kernel": None if kernel is None else hashlib.sha256(kernel.tobytes()).hexdigest(),
         "x0": x0.digest if isinstance(x0, Restorer) else x0,
-        **settings.model_dump(include={"scale", "sigma", "self_ensemble", "format", "depth", "quality"}),
+        **settings.model_dump(include=_DECIDING),
     }
     return Tools(settings, restorer, kernel, x0, model, storage.digest_of(request))
 
@@ -184,10 +186,14 @@ def restore_item(item: Item, tools: Tools) -> Outcome:
             max_memory=settings.max_memory,
         )
         bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
+        pixels = to_depth(restored.image, bits)
+        metadata, lost = carried(photograph.metadata, pixels, item.kind, strip=settings.strip_metadata)
+        as_before = settings.format == "same" and settings.quality is None
         encoded = encode_photograph(
-            Photograph(to_depth(restored.image, bits), photograph.icc, item.kind), settings.quality
+            Photograph(pixels, item.kind, metadata, photograph.jpeg if as_before else None),
+            settings.quality or DEFAULT_QUALITY,
         )
-        found = warnings(photograph.pixels, restored)
+        found = [*photograph.notes, *lost, *warnings(photograph.pixels, restored)]
         about = _about(item, tools, restored, data, found) | {
             "seconds": {
                 "read": round(read, 3),
@@ -216,8 +222,7 @@ def _pinned(model: str) -> str:
 def _item(source: Source, settings: RestoreSettings, output: str) -> Item:
     path = PurePosixPath(source.name)
     suffix = path.suffix.lower()
-    kinds: dict[str, Any] = {s: kind for kind, s in SUFFIX.items()} | _OTHER_SUFFIXES
-    kind = kinds.get(suffix, "png") if settings.format == "same" else settings.format
+    kind = FORMAT_OF_SUFFIX.get(suffix, "png") if settings.format == "same" else settings.format
     name = settings.name.format(stem=path.stem, scale=settings.scale)
     folder = [] if str(path.parent) == "." else [str(path.parent)]
     return Item(source, storage.join(output, *folder, name), kind)

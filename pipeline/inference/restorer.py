@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.images.convert import grey_to_rgb
+from pipeline.images.convert import grey_to_rgb, has_alpha, is_grey
 from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.noise import estimate_sigma
 from pipeline.inference.windows import Settings, restore_planes, smallest_alpha
@@ -124,8 +124,8 @@ class Restorer:
         estimate only where the image restored with it is more plausible (`pipeline/model/guard.py`).
 
         Args:
-            image: uint8, uint16, or float32 in [0, 1]; (h, w) grey, (h, w, 3) RGB or (h, w, 4) RGBA, whose alpha is
-                restored apart, with the same kernel.
+            image: uint8, uint16, or float32 in [0, 1]; (h, w) grey, (h, w, 2) grey with alpha, (h, w, 3) RGB or
+                (h, w, 4) RGBA; alpha is restored apart, with the same kernel.
             scale: one of `scales`.
             sigma: noise level on the [0, 1] scale, or `auto` to estimate it.
             kernel: (k, k), k odd, >= 0, sum 1, if it is known.
@@ -151,8 +151,9 @@ class Restorer:
         settings = Settings(scale, level, found.kernel, self_ensemble, max_memory, *_start(x0, scale, lr))
         result = restore_planes(self, lr, settings, item=image.itemsize, channels=_channels(image))
         restored = _to_type(result.image, image.dtype)
-        if image.ndim == 2:
-            restored = _to_type(result.image.mean(-1, keepdims=True), image.dtype)[..., 0]
+        if is_grey(image):
+            grey = _to_type(result.image.mean(-1, keepdims=True), image.dtype)
+            restored = grey if alpha is not None else grey[..., 0]
         if alpha is not None:
             restored = np.concatenate([restored, self._alpha(alpha, settings, image)], axis=-1)
         return Restored(
@@ -246,11 +247,15 @@ def _planes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Colour (h, w, 3) and alpha (h, w) of an image."""
     if image.dtype not in (np.uint8, np.uint16, np.float32):
         raise BadRequestError(f"image: uint8, uint16 or float32 is expected, got {image.dtype}")
-    if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-        raise BadRequestError(f"image: (h, w), (h, w, 3) RGB or (h, w, 4) RGBA is expected, got {image.shape}")
-    if image.ndim == 2:
-        return grey_to_rgb(image), None
-    return image[..., :3], image[..., 3] if image.shape[2] == 4 else None
+    if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (2, 3, 4))):
+        raise BadRequestError(
+            "image: (h, w) grey, (h, w, 2) grey with alpha, (h, w, 3) RGB or (h, w, 4) RGBA is expected, "
+            f"got {image.shape}"
+        )
+    alpha = image[..., -1] if has_alpha(image) else None
+    if is_grey(image):
+        return grey_to_rgb(image if alpha is None else image[..., 0]), alpha
+    return image[..., :3], alpha
 
 
 def _channels(image: np.ndarray) -> int:

@@ -10,6 +10,8 @@ from pydantic import ByteSize, Field, field_validator
 
 from pipeline.config import Frozen, Scale, Sigma
 
+DEFAULT_QUALITY = 95
+
 
 class RestoreSettings(Frozen):
     """Images, a model, and how the results are made and named."""
@@ -35,7 +37,12 @@ class RestoreSettings(Frozen):
     )
     format: Literal["png", "jpeg", "webp", "tiff", "same"] = Field("png", description="of the results")
     depth: Literal["same", "8", "16"] = Field("same", description="bits of a channel; jpeg and webp have 8")
-    quality: Annotated[int, Field(ge=1, le=100)] = Field(95, description="of jpeg and webp; 100 is lossless for webp")
+    quality: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None,
+        description="of jpeg and webp, 100 is lossless for webp; default: a JPEG of --format same is written as its "
+        f"input was, others with {DEFAULT_QUALITY}",
+    )
+    strip_metadata: bool = Field(False, description="leave EXIF and XMP out of the results; colour profiles stay")
     name: str = Field("{stem}-x{scale}", description="name of a result without its suffix")
     overwrite: bool = Field(False, description="replace files that are there and were made otherwise")
     workers: int = Field(1, ge=1, description="processes that restore, on the Ray cluster if more than one")

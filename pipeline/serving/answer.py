@@ -16,6 +16,7 @@ from pipeline.data.pictures import to_uint8
 from pipeline.images.convert import to_depth, to_rgb
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph, encode_png
+from pipeline.images.metadata import carried
 from pipeline.images.photograph import Photograph
 from pipeline.inference.explain import warnings
 from pipeline.inference.restorer import Restored
@@ -46,8 +47,9 @@ def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
     scale = order.wishes.scale or served.restorer.scales[0]
     restored = served.restorer.restore(photograph.pixels, scale, order.wishes.sigma, max_memory=max_memory)
     finished = time.perf_counter()
-    png = encode_photograph(Photograph(restored.image, photograph.icc, "png"), quality=100)
-    about = _about(restored, served, photograph)
+    metadata, lost = carried(photograph.metadata, restored.image, "png")
+    png = encode_photograph(Photograph(restored.image, "png", metadata), quality=100)
+    about = _about(restored, served, photograph, lost)
     seconds = {
         "decode": decoded - started,
         "estimate": restored.estimate_seconds,
@@ -69,7 +71,7 @@ def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
     return Answer(png, "image/png", _headers(about, restored.kernel, seconds))
 
 
-def _about(restored: Restored, served: Served, photograph: Photograph) -> dict[str, Any]:
+def _about(restored: Restored, served: Served, photograph: Photograph, lost: list[str]) -> dict[str, Any]:
     return {
         "model": served.name,
         "weights_sha256": served.restorer.digest,
@@ -81,7 +83,7 @@ def _about(restored: Restored, served: Served, photograph: Photograph) -> dict[s
         "kernel_round": restored.kernel_round,
         "kernel_spread": restored.spread,
         "windows": restored.windows,
-        "warnings": warnings(photograph.pixels, restored),
+        "warnings": [*photograph.notes, *lost, *warnings(photograph.pixels, restored)],
     }
 
 

@@ -1,0 +1,149 @@
+"""Directories of tags as TIFF and EXIF have them: read with bounds, changed, written anew."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+EXIF, GPS, INTEROPERABILITY, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
+_POINTERS = {EXIF, GPS, INTEROPERABILITY}
+SHORT, LONG, UNDEFINED = 3, 4, 7
+# Bytes of one value by its type: byte, text, short, long, rational, ... ; then of the number that has an order.
+_SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_WORD = {**_SIZE, 5: 4, 10: 4}
+_MOST_BYTES = 32 * 2**20  # of all values together
+
+
+class Value(NamedTuple):
+    """The values of one tag."""
+
+    kind: int
+    number: int
+    data: bytes  # in the directory's byte order
+    at: int = -1  # position in the file that it was read from
+
+
+Directory = dict[int, "Value | Directory"]  # a nested directory stands under the tag that points to it
+
+
+class BrokenDirectoryError(ValueError):
+    """Not a directory of tags, or it lies outside of its file."""
+
+
+def byte_order(data: bytes) -> str:
+    """Return `<` or `>`, the byte order of a TIFF structure. Raises BrokenDirectoryError."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None or len(data) < 8:
+        raise BrokenDirectoryError("not a TIFF structure")
+    return order
+
+
+def first_directory(data: bytes) -> int:
+    """Return the position of a TIFF structure's first directory. Raises BrokenDirectoryError."""
+    return int(struct.unpack_from(f"{byte_order(data)}I", data, 4)[0])
+
+
+def next_directory(data: bytes, at: int) -> int:
+    """Return the position of the directory after the one at `at`, 0 after the last. Raises BrokenDirectoryError."""
+    order = byte_order(data)
+    try:
+        (count,) = struct.unpack_from(f"{order}H", data, at)
+        return int(struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)[0])
+    except struct.error as error:
+        raise BrokenDirectoryError("a directory lies outside of the file") from error
+
+
+def read_directory(data: bytes, at: int | None = None) -> Directory:
+    """Read a directory and those that it points to; tags that make no sense are left out.
+
+    Args:
+        data: a TIFF structure: an EXIF block or a TIFF file.
+        at: position of the directory; that of the first one if not given.
+
+    Raises:
+        BrokenDirectoryError: the outermost directory cannot be read.
+    """
+    budget = [_MOST_BYTES]
+    return _read(data, byte_order(data), first_directory(data) if at is None else at, budget, depth=0)
+
+
+def _read(data: bytes, order: str, at: int, budget: list[int], depth: int) -> Directory:
+    found: Directory = {}
+    for tag, value in _values(data, order, at):
+        budget[0] -= len(value.data)
+        if budget[0] < 0:
+            break
+        if tag not in _POINTERS:
+            found.setdefault(tag, value)
+        elif depth < 2 and value.kind in {LONG, 13} and value.number == 1:
+            try:
+                inner = _read(data, order, struct.unpack(f"{order}I", value.data)[0], budget, depth + 1)
+            except BrokenDirectoryError:
+                continue
+            found.setdefault(tag, inner)
+    return found
+
+
+def _values(data: bytes, order: str, at: int) -> Iterator[tuple[int, Value]]:
+    try:
+        (count,) = struct.unpack_from(f"{order}H", data, at)
+    except struct.error as error:
+        raise BrokenDirectoryError("a directory lies outside of the file") from error
+    for place in range(at + 2, min(at + 2 + 12 * count, len(data) - 11), 12):
+        tag, kind, number = struct.unpack_from(f"{order}HHI", data, place)
+        size = _SIZE.get(kind, 0) * number
+        start = place + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, place + 8)[0]
+        if size and start + size <= len(data):
+            yield tag, Value(kind, number, data[start : start + size], start)
+
+
+def as_integer(value: Value | Directory | None, order: str) -> int | None:
+    """Return the one short or long of a tag; None if it is something else."""
+    if not isinstance(value, Value) or value.number != 1 or value.kind not in {SHORT, LONG}:
+        return None
+    return int(struct.unpack(f"{order}{'H' if value.kind == SHORT else 'I'}", value.data)[0])
+
+
+def integer(value: int, order: str, kind: int = LONG) -> Value:
+    """Return a tag's value that is one short or long."""
+    return Value(kind, 1, struct.pack(f"{order}{'H' if kind == SHORT else 'I'}", value))
+
+
+def swapped(directory: Directory) -> Directory:
+    """Return a directory in the other byte order."""
+    return {
+        tag: value._replace(data=np.frombuffer(value.data, f"u{_WORD[value.kind]}").byteswap().tobytes())
+        if isinstance(value, Value)
+        else swapped(value)
+        for tag, value in directory.items()
+    }
+
+
+def write_directory(directory: Directory, at: int, order: str, standing: Value | None = None) -> bytes:
+    """Return the bytes of a directory and of all that belongs to it.
+
+    Args:
+        directory: its tags.
+        at: even position in the file where the bytes are to stand.
+        order: byte order of the file.
+        standing: a value of it whose data is in the file already, at its own position.
+    """
+    head = 2 + 12 * len(directory) + 4
+    entries, body = [struct.pack(f"{order}H", len(directory))], b""
+    for tag, value in sorted(directory.items()):
+        place = at + head + len(body)
+        if not isinstance(value, Value):
+            entries.append(struct.pack(f"{order}HHII", tag, LONG, 1, place))
+            body += write_directory(value, place, order, standing)
+        elif value is standing:
+            entries.append(struct.pack(f"{order}HHII", tag, value.kind, value.number, value.at))
+        elif len(value.data) <= 4:
+            entries.append(struct.pack(f"{order}HHI4s", tag, value.kind, value.number, value.data))
+        else:
+            entries.append(struct.pack(f"{order}HHII", tag, value.kind, value.number, place))
+            body += value.data
+        body += b"\0" * (len(body) % 2)
+    return b"".join(entries) + bytes(4) + body

@@ -1,0 +1,109 @@
+"""What of a photograph's metadata a result of another size, depth or format holds, and what it cannot."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import replace
+
+import numpy as np
+
+from pipeline.images import jpeg
+from pipeline.images.convert import is_grey
+from pipeline.images.exif import upright
+from pipeline.images.ifd import BrokenDirectoryError
+from pipeline.images.parts import Metadata
+from pipeline.images.photograph import Format
+
+_SRGB_GAMMA = (45000, 46000)  # gAMA counts in 1/100000; what sRGB is written as, and near it
+_SRGB_CHROMA = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+# An XMP property as an attribute or as an element.
+_PROPERTY = r'(?s)(\b{name}\s*=\s*["\']|<{name}>\s*)\d+'
+_DROPPED_XMP = re.compile(
+    rb"(?s)<xmp:Thumbnails\b.*?</xmp:Thumbnails>|\s*\bxmpNote:HasExtendedXMP\s*=\s*(\"[^\"]*\"|'[^']*')"
+)
+
+
+def carried(found: Metadata, pixels: np.ndarray, kind: Format, *, strip: bool = False) -> tuple[Metadata, list[str]]:
+    """Return the metadata for a result, and what of it is lost, a phrase each.
+
+    EXIF and XMP are made to fit: orientation 1, the result's sizes, no thumbnail. The colour profile, and a PNG's
+    chunks that say how pixels look, are kept where they fit the result's kind of colour and its format.
+
+    Args:
+        found: the input's.
+        pixels: the result's.
+        kind: the result's format.
+        strip: leave EXIF and XMP out.
+    """
+    lost: list[str] = []
+    icc = found.icc
+    if icc is not None and (reason := _misfit(icc, grey=is_grey(pixels) and _holds_grey(pixels, kind))):
+        lost.append(reason)
+        icc = None
+    colour = found.colour
+    if colour and kind != "png":
+        if icc is None and (names := _telling(colour)):
+            lost.append(f"{', '.join(names)} of the input says how it looks and a {kind} cannot; colours may differ")
+        colour = ()
+    height, width = pixels.shape[:2]
+    exif = xmp = None
+    if not strip:
+        xmp = None if found.xmp is None else _resized_xmp(found.xmp, width, height)
+        try:
+            exif = None if found.exif is None else upright(found.exif, width, height)
+        except BrokenDirectoryError:
+            lost.append("EXIF that cannot be read left out")
+    kept = Metadata(icc, exif, xmp, colour)
+    if kind == "jpeg":
+        for part in jpeg.too_large(kept):
+            lost.append(f"{part} larger than a JPEG can hold left out")
+            kept = replace(kept, **{part: None})  # type: ignore[arg-type]
+    return kept, lost
+
+
+def _holds_grey(pixels: np.ndarray, kind: Format) -> bool:
+    """Return whether the format writes these grey pixels as grey."""
+    return kind == "png" or (kind != "webp" and pixels.ndim == 2)
+
+
+def _misfit(icc: bytes, *, grey: bool) -> str | None:
+    """Say why a profile does not fit grey or coloured pixels; None if it does, or says nothing of its colours."""
+    space = icc[16:20]
+    if space in {b"GRAY", b"RGB ", b"CMYK"} and space != (b"GRAY" if grey else b"RGB "):
+        pixels = "grey" if grey else "colour"
+        return f"colour profile for {space.decode().strip()} left out, the result has {pixels} pixels"
+    return None
+
+
+def _telling(colour: tuple[tuple[bytes, bytes], ...]) -> list[str]:
+    """Name the chunks by which an image looks other than plain sRGB."""
+    chunks = dict(colour)
+    if b"sRGB" in chunks and b"cICP" not in chunks:
+        return []
+    return [kind.decode() for kind, body in colour if not _is_plain(kind, body)]
+
+
+def _is_plain(kind: bytes, body: bytes) -> bool:
+    match kind:
+        case b"gAMA":
+            return bool(_SRGB_GAMMA[0] <= struct.unpack(">I", body)[0] <= _SRGB_GAMMA[1])
+        case b"cHRM":
+            points = struct.unpack(">8I", body)
+            return all(abs(point - plain) <= 100 for point, plain in zip(points, _SRGB_CHROMA, strict=True))
+        case b"cICP":
+            return body[:2] == bytes((1, 13))
+    return kind == b"sRGB"
+
+
+def _resized_xmp(packet: bytes, width: int, height: int) -> bytes:
+    values = {
+        "tiff:Orientation": 1,
+        "tiff:ImageWidth": width,
+        "tiff:ImageLength": height,
+        "exif:PixelXDimension": width,
+        "exif:PixelYDimension": height,
+    }
+    for name, value in values.items():
+        packet = re.sub(_PROPERTY.format(name=name).encode(), rb"\g<1>%d" % value, packet)
+    return _DROPPED_XMP.sub(b"", packet)

@@ -1,0 +1,39 @@
+"""An image file taken apart, its pixels not yet decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an image file holds beside its pixels."""
+
+    icc: bytes | None = None  # colour profile
+    exif: bytes | None = None  # a TIFF structure, without the "Exif" before it
+    xmp: bytes | None = None  # an XML packet
+    colour: tuple[tuple[bytes, bytes], ...] = ()  # PNG chunks that say how pixels look: type and content
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an image file says of itself, and the file for a decoder."""
+
+    kind: str  # PNG, JPEG, WEBP, BMP, TIFF, AVIF or HEIF
+    stored: tuple[int, int]  # height and width as stored
+    stream: bytes  # the file, without metadata where the format allows
+    metadata: Metadata = field(default_factory=Metadata)
+    orientation: int = 1  # EXIF 1..8: what the decoded pixels still need
+    grey_alpha: bool = False  # grey with alpha, which the decoder gives as RGBA
+    grey_key: int | None = None  # the grey value that stands for transparent pixels
+    notes: tuple[str, ...] = ()  # what is wrong with the file and can be borne, a phrase each
+
+    @property
+    def height(self) -> int:
+        """As displayed."""
+        return self.stored[self.orientation >= 5]
+
+    @property
+    def width(self) -> int:
+        """As displayed."""
+        return self.stored[self.orientation < 5]

@@ -1,0 +1,134 @@
+"""PNG files taken apart and put together, chunk by chunk."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+from pipeline.images import BadImageError
+from pipeline.images.exif import exif_orientation
+from pipeline.images.limits import MOST_EXIF, MOST_ICC, MOST_XMP
+from pipeline.images.parts import Metadata, Parts
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_XMP = b"XML:com.adobe.xmp\0"
+# Chunks that say how the pixels look, with their lengths.
+_COLOUR = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
+
+
+def read_png(data: bytes) -> Parts:
+    """Take a PNG apart.
+
+    What is no part of the pixels never decides whether they are read: it is left out of `stream`, a missing end
+    is added.
+
+    Raises:
+        BadImageError: no header, or animated.
+    """
+    stream, end = [SIGNATURE], b""
+    icc = exif = xmp = None
+    colour: dict[bytes, bytes] = {}
+    notes: list[str] = []
+    for kind, body, check in _chunks(data):
+        intact = zlib.crc32(kind + body) == check
+        if kind == b"IEND":
+            end = kind
+            break
+        if kind == b"acTL" and len(body) == 8 and (frames := struct.unpack(">I", body[:4])[0]) > 1:
+            raise BadImageError(f"animated or multi-page ({frames} frames)")
+        if kind[:1].isupper() or kind == b"tRNS":
+            stream.append(_chunk(kind, body, check))
+        elif not intact:
+            notes.append(f"damaged chunk {kind.decode('latin-1')} left out")
+        elif kind == b"iCCP":
+            icc = icc or _inflated(body.partition(b"\0")[2][1:], MOST_ICC, "colour profile", notes)
+        elif kind == b"eXIf" and len(body) <= MOST_EXIF:
+            exif = exif or body.removeprefix(b"Exif\0\0")
+        elif kind == b"iTXt" and body.startswith(_XMP):
+            xmp = xmp or _xmp(body.removeprefix(_XMP), notes)
+        elif len(body) == _COLOUR.get(kind):
+            colour.setdefault(kind, body)
+    if len(stream) < 2 or stream[1][4:8] != b"IHDR" or len(stream[1]) != 25:
+        raise BadImageError("not a readable image")
+    width, height, depth, colour_type = struct.unpack(">IIBB", stream[1][8:18])
+    stream.append(_chunk(b"IEND", b""))
+    return Parts(
+        kind="PNG",
+        stored=(height, width),
+        stream=b"".join(stream),
+        metadata=Metadata(icc, exif, xmp, tuple(colour.items())),
+        orientation=exif_orientation(exif),
+        grey_alpha=colour_type == 4,
+        grey_key=_grey_key(stream, depth) if colour_type == 0 else None,
+        notes=tuple(dict.fromkeys(notes if end else [*notes, "its end is missing"])),
+    )
+
+
+def with_metadata(data: bytes, metadata: Metadata) -> bytes:
+    """Return a PNG with metadata behind its header. libpng itself refuses profiles with the smallest flaw."""
+    chunks = []
+    if metadata.icc is not None:
+        chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
+    chunks += [_chunk(kind, body) for kind, body in metadata.colour]
+    if metadata.exif is not None:
+        chunks.append(_chunk(b"eXIf", metadata.exif))
+    if metadata.xmp is not None:
+        chunks.append(_chunk(b"iTXt", _XMP + b"\0\0\0\0" + metadata.xmp))
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def as_grey_alpha(data: bytes) -> bytes:
+    """Return a PNG of the same bytes, read as grey with alpha.
+
+    A row of 8-bit grey with alpha has the bytes of 16-bit grey, one of 16-bit grey with alpha those of 8-bit RGBA.
+    """
+    depth = {(16, 0): 8, (8, 6): 16}[data[24], data[25]]
+    return data[:8] + _chunk(b"IHDR", data[16:24] + bytes([depth, 4]) + data[26:29]) + data[33:]
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    """Yield type, body and check sum of each chunk; of a body cut short what is there, its sum as if it were whole."""
+    place = len(SIGNATURE)
+    while place + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 8 + length]
+        end = data[place + 8 + length : place + 12 + length]
+        yield kind, body, struct.unpack(">I", end)[0] if len(end) == 4 else zlib.crc32(kind + body)
+        place += 12 + length
+
+
+def _chunk(kind: bytes, body: bytes, check: int | None = None) -> bytes:
+    check = zlib.crc32(kind + body) if check is None else check
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
+
+
+def _inflated(packed: bytes, most: int, what: str, notes: list[str]) -> bytes | None:
+    """Return the unpacked bytes, or None with a note if there are too many or they are damaged."""
+    try:
+        unpacker = zlib.decompressobj()
+        found = unpacker.decompress(packed, most)
+    except zlib.error:
+        notes.append(f"damaged {what} left out")
+        return None
+    if unpacker.unconsumed_tail:
+        notes.append(f"{what} of more than {most / 2**20:g} MiB left out")
+        return None
+    return found or None
+
+
+def _xmp(body: bytes, notes: list[str]) -> bytes | None:
+    """Return the text of an iTXt chunk behind its keyword."""
+    packed, text = body[:1] == b"\1", body[2:].split(b"\0", 2)[-1]
+    if packed:
+        return _inflated(text, MOST_XMP, "XMP packet", notes)
+    return text if len(text) <= MOST_XMP else None
+
+
+def _grey_key(stream: list[bytes], depth: int) -> int | None:
+    """Return the transparent value of a grey PNG, as its pixels have it once they are widened to 8 bit."""
+    for chunk in stream:
+        if chunk[4:8] == b"tRNS" and len(chunk) == 14:
+            value = struct.unpack(">H", chunk[8:10])[0] & (2**depth - 1)
+            return int(value) if depth >= 8 else int(value) * 255 // (2**depth - 1)
+    return None
