@@ -15,6 +15,7 @@ from kernels_bank import load_kernels
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph, encode_png
+from pipeline.images.parts import Metadata
 from pipeline.images.photograph import Photograph
 from pipeline.inference import batch, files
 from pipeline.inference.batch import checked, planned, restore_files
@@ -35,7 +36,7 @@ def same(unchanging, delta, tmp_path):
 
 
 def put(folder: Path, name: str, pixels: np.ndarray, kind: str = "png", icc: bytes | None = None) -> None:
-    (folder / "in" / name).write_bytes(encode_photograph(Photograph(pixels, icc, kind), 100))  # type: ignore[arg-type]
+    (folder / "in" / name).write_bytes(encode_photograph(Photograph(pixels, kind, Metadata(icc)), 100))  # type: ignore[arg-type]
 
 
 def read(folder: Path, name: str) -> Photograph:
@@ -54,8 +55,8 @@ def test_a_restoration_that_changes_nothing_loses_nothing(same, tmp_path):
     checked(restore_files(settings))
     for name, pixels in {"deep.png": deep, "deep2.tif": deep, "grey.png": deep[..., 0], "clear.webp": clear}.items():
         np.testing.assert_array_equal(read(tmp_path, name).pixels, pixels)
-    assert read(tmp_path, "deep.png").icc == read(tmp_path, "deep2.tif").icc == b"profile " * 30
-    assert read(tmp_path, "grey.png").icc is None
+    assert read(tmp_path, "deep.png").metadata.icc == read(tmp_path, "deep2.tif").metadata.icc == b"profile " * 30
+    assert read(tmp_path, "grey.png").metadata.icc is None
 
 
 def test_a_turned_photograph_is_turned_and_then_restored(folder, photo, tmp_path):

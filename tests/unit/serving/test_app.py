@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph, encode_png
+from pipeline.images.parts import Metadata
 from pipeline.images.photograph import Photograph
 from pipeline.serving import app as app_module
 from pipeline.serving.order import Wishes
@@ -73,9 +74,9 @@ def test_pictures_for_the_page_are_aligned_with_the_result(live, photo, png):
 def test_depth_alpha_profile_and_orientation_are_kept(live, photo):
     deep = np.dstack([photo.astype(np.uint16) * 257, np.full(photo.shape[:2], 65535, np.uint16)])
     profile = bytes(range(128)) * 2
-    reply = ask(live, "POST", "/restore", encode_photograph(Photograph(deep, profile, "png"), 100))
+    reply = ask(live, "POST", "/restore", encode_photograph(Photograph(deep, "png", Metadata(profile)), 100))
     back = decode_photograph(reply.body)
-    assert (back.pixels.dtype, back.pixels.shape, back.icc) == (np.uint16, (96, 80, 4), profile)
+    assert (back.pixels.dtype, back.pixels.shape, back.metadata.icc) == (np.uint16, (96, 80, 4), profile)
     assert (back.pixels[..., 3] == 65535).all()
 
     lying, exif = io.BytesIO(), Image.Exif()
@@ -174,5 +175,5 @@ def test_a_host_name_is_not_markup(live):
 
 def test_all_of_it_from_one_encoding(live, photo):
     """A TIFF comes out as a PNG of the same pixels' restoration."""
-    tiff = encode_photograph(Photograph(photo, None, "tiff"), 100)
+    tiff = encode_photograph(Photograph(photo, "tiff"), 100)
     assert ask(live, "POST", "/restore", tiff).body == ask(live, "POST", "/restore", encode_png(photo)).body
