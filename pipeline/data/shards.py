@@ -137,8 +137,10 @@ def _inspect_one(source: Source, min_side: int) -> Inspected:
         picture = picture_digest(image)
         if min(height, width) < min_side:
             reason = f"{width} x {height} pixels, a side is shorter than --min-side {min_side}"
-    except BadImageError as error:
+    except (BadImageError, ArtefactError) as error:
         reason = str(error)
+    except MemoryError:
+        reason = "out of memory"
     return Inspected(source.name, source.member, source.uri, sha256, height, width, picture, reason)
 
 

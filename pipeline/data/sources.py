@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
 import zipfile
-import zlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -14,10 +16,11 @@ from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.s3 import S3Error, S3RefusedError
 from kernels_bank.runtime.s3_objects import RangeReader
 from pipeline.images import BadImageError
+from pipeline.images.photograph import FORMAT_OF_SUFFIX
 
-_EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _TRIES = 3  # of what is in a zip on S3, whose own checksums tell when it came wrong
 _BLOCK = 256 << 10  # bytes of a zip on S3 that are asked for at least
+_MOST_BYTES = 2 * 2**30  # of a zip's member once it is unpacked: more than the largest image has
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,14 @@ class Source:
     member: int = -1
 
 
-def list_sources(uri: str) -> list[Source]:
-    """Every image below a folder, prefix or zip, sorted by name; hidden files are passed over.
+def list_sources(uri: str, *, leave_out: str | None = None) -> list[Source]:
+    """List every image below a folder, prefix or zip, sorted by name. Files of other suffixes are counted on stderr.
+
+    What an image is, is decided by its suffix; how it is read, by its content. Hidden files do not count.
+
+    Args:
+        uri: of the folder, prefix or zip.
+        leave_out: URI of a folder below it that holds no sources.
 
     Raises:
         BadRequestError: nothing is there, or there is no image in it.
@@ -45,9 +54,16 @@ def list_sources(uri: str) -> list[Source]:
         if storage.is_file(root):
             raise BadRequestError(f"{uri}: is a single file; name its folder, a .zip, or an s3:// prefix")
         found = [Source(storage.join(root, name), name) for name, _ in storage.list_files(root, recursive=True)]
-    images = [s for s in found if _is_image(s.name)]
+    seen = [s for s in found if not _is_hidden(s.name) and not (leave_out and s.uri.startswith(f"{leave_out}/"))]
+    images = [s for s in seen if _suffix(s.name) in FORMAT_OF_SUFFIX]
+    others = count_by_suffix(s.name for s in seen if _suffix(s.name) not in FORMAT_OF_SUFFIX)
     if not images:
-        raise BadRequestError(f"{uri}: no images in it; PNG, JPEG, WebP, BMP and TIFF files are used")
+        there = f", but {others}" if others else ""
+        raise BadRequestError(
+            f"{uri}: no images in it{there}; PNG, JPEG, WebP, BMP, TIFF, AVIF and HEIC files are used"
+        )
+    if others:
+        print(f"{uri}: passed over, by suffix: {others}", file=sys.stderr, flush=True)
     return sorted(images, key=lambda source: (source.name, source.member))
 
 
@@ -61,19 +77,32 @@ def read_source(source: Source) -> bytes:
     if source.member < 0:
         return storage.read_bytes(source.uri)
     archive = _open_zip(source.uri)
+    member = archive.infolist()[source.member]
+    if member.file_size > _MOST_BYTES:
+        raise BadImageError(f"{member.file_size / 2**30:.1f} GiB unpacked; at most {_MOST_BYTES / 2**30:g} are read")
     for left in reversed(range(_TRIES if storage.is_s3(source.uri) else 1)):
         try:
-            return archive.read(archive.infolist()[source.member])  # by its CRC-32
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+            return archive.read(member)  # by its CRC-32
+        except (S3Error, S3RefusedError, MemoryError):
+            raise
+        except Exception as error:  # each way of packing has its own errors
             if not left:
                 raise BadImageError(f"cannot be read from the zip ({error})") from error
     raise AssertionError("unreachable")
 
 
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in _EXTENSIONS and not hidden
+def count_by_suffix(names: Iterable[str]) -> str:
+    """Return `3 .gif, 1 .txt`, the most frequent suffix first; empty for no names."""
+    counts = Counter(_suffix(name) or "without suffix" for name in names)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 @functools.lru_cache(maxsize=1)

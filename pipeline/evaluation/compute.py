@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,7 +31,6 @@ from pipeline.evaluation.protocol import Protocol, load_protocol
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image
-from pipeline.images.header import read_header
 from pipeline.inference import Restorer
 from pipeline.inference.restorer import default_device
 
@@ -77,7 +77,7 @@ def prepare(settings: EvaluationSettings) -> Plan:
     # One set for all scales is digested once, as the file that it may have come from.
     sets = [kernels[scales[0]]] if given is not None or protocol.gaussian_widths is None else list(kernels.values())
     kernels_digest = content_digest(np.concatenate(sets))
-    images = _checked_images(settings.images, kernels, protocol)
+    images, skipped = _checked_images(settings.images, kernels, protocol)
     about = {
         "model": models[NONBLIND].uri,
         "digests": {name: model.digest for name, model in models.items()},
@@ -96,7 +96,7 @@ def prepare(settings: EvaluationSettings) -> Plan:
         for image in images
         for number in range(1, count + 1)
     ]
-    return Plan(models, kernels, protocol, cases, about | {"made_from": storage.digest_of(about)})
+    return Plan(models, kernels, protocol, cases, about | {"made_from": storage.digest_of(about), "skipped": skipped})
 
 
 def evaluate(plan: Plan, output: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -149,31 +149,42 @@ def _read_rows(output: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked_images(uri: str, kernels: Mapping[int, np.ndarray], protocol: Protocol) -> dict[str, str]:
-    """URI -> sha256 of every image. Refuses an image that a case of it could not be computed for."""
+def _checked_images(
+    uri: str, kernels: Mapping[int, np.ndarray], protocol: Protocol
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the sha256 of every image by its URI, and the reason for each that cannot be read.
+
+    Raises:
+        BadRequestError: no image can be read, or one is too small for a case of it to be computed.
+    """
     import hashlib
 
-    found = {}
+    found: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for source in list_sources(uri):
         if source.member >= 0:
             raise BadRequestError(f"{uri}: unpack the zip; the evaluation reads folders and prefixes")
         data = storage.read_bytes(source.uri)
         try:
-            header = read_header(data)
+            height, width = decode_image(data).shape[:2]
         except BadImageError as error:
-            raise BadRequestError(f"{source.uri}: {error}; take it out of the folder") from error
+            skipped[source.uri] = str(error)
+            print(f"{source.uri}: skipped: {error}", file=sys.stderr, flush=True)
+            continue
         for scale, of_scale in kernels.items():
             multiple, border = protocol.size_multiple(scale), protocol.border_pixels(scale)
-            sides = [min(n, protocol.crop or n) // multiple * multiple for n in (header.height, header.width)]
+            sides = [min(n, protocol.crop or n) // multiple * multiple for n in (height, width)]
             side = protocol.told_kernel(of_scale[0], scale).shape[0]
             smallest = max(side, 2 * border + 11)  # SSIM's window inside the border
             if min(sides) < smallest:
                 raise BadRequestError(
-                    f"{source.uri}: {header.width} x {header.height} is too small for scale {scale}, a kernel of "
+                    f"{source.uri}: {width} x {height} is too small for scale {scale}, a kernel of "
                     f"{side} pixels and a border of {border}; take it out of the folder or give smaller kernels"
                 )
         found[source.uri] = hashlib.sha256(data).hexdigest()
-    return found
+    if not found:
+        raise BadRequestError(f"{uri}: none of its {len(skipped)} images can be read")
+    return found, skipped
 
 
 def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:

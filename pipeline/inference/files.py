@@ -135,7 +135,7 @@ def list_items(settings: RestoreSettings) -> list[Item]:
     else:
         if output == root:
             raise BadRequestError(f"--output {settings.output} is the input; results would be taken for photographs")
-        sources = [source for source in list_sources(root) if not source.uri.startswith(f"{output}/")]
+        sources = list_sources(root, leave_out=output)
     items: dict[str, Item] = {}
     for source in sources:
         item = _item(source, settings, output)

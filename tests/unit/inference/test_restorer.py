@@ -87,7 +87,7 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
     ("arguments", "message"),
     [
         ({"scale": 3}, "was not made for scale 3; it restores 2"),
-        ({"image": np.zeros((4, 4, 2), np.uint8)}, r"\(h, w, 3\) RGB or .* is expected, got \(4, 4, 2\)"),
+        ({"image": np.zeros((4, 4, 5), np.uint8)}, r"\(h, w, 3\) RGB or .* is expected, got \(4, 4, 5\)"),
         ({"image": np.zeros((4, 4, 3), np.float64)}, "uint8, uint16 or float32 is expected, got float64"),
         ({"x0": np.zeros((4, 4, 3), np.float32)}, r"x0: \(128, 144, 3\) is expected"),
         ({"max_memory": 2**20}, "are too little for a 72 x 64 image.*raise --max-memory"),
