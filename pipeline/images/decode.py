@@ -32,7 +32,7 @@ def decode_photograph(data: bytes) -> Photograph:
         MemoryError: not enough memory for its pixels.
     """
     parts = read_header(data)
-    pixels = np.ascontiguousarray(orient(_pixels(parts), parts.orientation))
+    pixels = np.require(orient(_pixels(parts), parts.orientation), requirements=["C", "W"])
     if pixels.shape[:2] != (parts.height, parts.width):
         raise BadImageError(
             f"damaged: {pixels.shape[1]} x {pixels.shape[0]} pixels, its header says {parts.width} x {parts.height}"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import io as scipy_io
+from scipy.sparse import csc_matrix
 
 from kernels_bank import load_kernels, sample_motion
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
@@ -100,6 +101,117 @@ def test_what_is_wrong_is_said_with_the_file(tmp_path, name, write, message):
         load_kernels(tmp_path / name)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+K = np.outer(np.hanning(17)[1:-1], np.hanning(17)[1:-1])  # 15 x 15, and 225 is a square
+
+
+def struct(path: Path) -> None:
+    scipy_io.savemat(path, {"kernels": {"k": K}})
+
+
+def hdf5_struct(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_group("kernels").create_dataset("k", data=K)
+
+
+def hdf5_text(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("kernels", data=np.zeros((3, 1), np.uint16)).attrs["MATLAB_class"] = np.bytes_("char")
+
+
+def hdf5_elsewhere(path: Path) -> None:
+    with h5py.File(path.with_name("other.h5"), "w") as file:
+        file.create_dataset("k", data=K)
+    with h5py.File(path, "w") as file:
+        file["kernels"] = h5py.ExternalLink("other.h5", "/k")
+
+
+def huge_header(path: Path) -> None:
+    header = {"descr": "<f8", "fortran_order": False, "shape": (2**20, 2**20)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        (
+            "flat.npy",
+            lambda path: np.save(path, np.stack([K.ravel()] * 12)),
+            r"or as 12 .* 15 x 15, its rows",
+        ),
+        ("flat.npz", lambda path: np.savez(path, np.stack([K.ravel()] * 7, 1)), "7 flattened .* 15 x 15, its columns"),
+        ("flat.mat", lambda path: scipy_io.savemat(path, {"k": np.ones((9, 4))}), "4 flattened ones of 3 x 3"),
+        ("rows.npy", lambda path: np.save(path, np.full((25, 25), 1 / 25)), "25 flattened ones of 5 x 5, its rows"),
+        ("cube.npy", lambda path: np.save(path, np.ones((5, 5, 5))), r"as \(N, k, k\) or as \(k, k, N\)"),
+        ("cube.npz", lambda path: np.savez(path, np.ones((1, 7, 7, 7))), r"as \(N, k, k\) or as \(k, k, N\)"),
+        ("struct.mat", struct, "the variable 'kernels' is of MATLAB's class struct; a numeric array"),
+        ("struct73.mat", hdf5_struct, "the variable 'kernels' is of MATLAB's class struct; a numeric array"),
+        ("text.mat", lambda path: scipy_io.savemat(path, {"kernels": "gauss"}), "MATLAB's class char; a numeric"),
+        ("text73.mat", hdf5_text, "MATLAB's class char; a numeric"),
+        ("mask.mat", lambda path: scipy_io.savemat(path, {"k": K > 0.5}), "MATLAB's class logical; a numeric"),
+        ("sparse.mat", lambda path: scipy_io.savemat(path, {"k": csc_matrix(K)}), "MATLAB's class sparse; a numeric"),
+        (
+            "inner.mat",
+            lambda path: scipy_io.savemat(path, {"k": cells([K, cells([K])])}),
+            "cell 2 holds",
+        ),
+        ("words.mat", lambda path: scipy_io.savemat(path, {"k": cells(["a", "b"])}), "cell 1 holds something else"),
+        ("empty.mat", lambda path: scipy_io.savemat(path, {"k": cells([K, np.zeros((0, 0))])}), "kernel 2: a finite"),
+        (
+            "complex.mat",
+            lambda path: scipy_io.savemat(path, {"k": K + 1j}),
+            "real numbers .*complex128",
+        ),
+        ("elsewhere.mat", hdf5_elsewhere, "has the variables .none."),
+        ("complex.npy", lambda path: np.save(path, K + 0j), "real numbers .*complex128"),
+        ("bool.npy", lambda path: np.save(path, K > 0.5), "real numbers are expected, got .*bool"),
+        ("words.npy", lambda path: np.save(path, np.array([["a", "b"]])), "real numbers are expected, got .*U1"),
+        ("infinite.npy", lambda path: np.save(path, np.where(K.max() == K, np.inf, K)), "a finite"),
+        ("large.npy", lambda path: np.save(path, np.full((3, 3), 1e308)), "values are too large"),
+        (
+            "lobes.npy",
+            lambda path: np.save(path, np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]])),
+            "no negative",
+        ),
+        ("negative.npy", lambda path: np.save(path, -K), "has no positive value"),
+        ("colour.png", lambda path: Image.new("RGB", (5, 5), (9, 0, 0)).save(path), "a grey picture is expected"),
+        ("clear.png", lambda path: Image.new("LA", (5, 5), (9, 8)).save(path), "a grey picture is expected"),
+        ("line.npy", lambda path: np.save(path, np.ones(9)), r"shape \(9,\) holds no kernels"),
+        ("huge.npy", huge_header, "too large for kernels"),
+        ("truncated.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{"), "cannot be read as .npy"),
+    ],
+)
+def test_what_is_no_kernel_or_could_be_two_things_is_refused_with_what_it_is(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(ArtefactError, match=message) as error:
+        load_kernels(tmp_path / name)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "count"),
+    [
+        ("one.npy", K, 1),
+        ("torch.npy", K[None, None], 1),
+        ("batch.npy", np.stack([K] * 4)[:, None], 4),
+        ("last.npy", np.stack([K] * 3, -1)[:, :, None], 3),
+        ("square.npy", np.outer(np.hanning(27)[1:-1], np.hanning(27)[1:-1]), 1),
+        ("cube.mat", np.stack([np.eye(5), *[np.full((5, 5), 0.04)] * 4], -1), 5),
+    ],
+)
+def test_axes_of_length_one_do_not_count_and_matlabs_last_axis_counts_kernels(tmp_path, name, array, count):
+    if name.endswith(".mat"):
+        scipy_io.savemat(tmp_path / name, {"kernels": array})
+    else:
+        np.save(tmp_path / name, array)
+    loaded = load_kernels(tmp_path / name)
+    assert len(loaded) == count
+    first = np.squeeze(array)
+    first = first if first.ndim == 2 else first[..., 0] if name in {"last.npy", "cube.mat"} else first[0]
+    np.testing.assert_allclose(loaded[0], first / first.sum(), atol=1e-6)
 
 
 def test_pickles_are_not_loaded(tmp_path):

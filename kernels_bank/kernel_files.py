@@ -1,0 +1,137 @@
+"""The files that hold kernels: arrays as they are in NumPy, MATLAB and picture files. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_MOST_VALUES = 2**29  # a million kernels of 23 x 23: no more is read into memory
+_NUMBERS = {"single", "double", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+_WANTED = "a numeric array (k, k, N) or a cell array of numeric (k, k) is expected"
+
+Arrays = np.ndarray | list[np.ndarray]  # one array to be split, or its kernels one by one
+
+
+def read_npy(data: bytes) -> Arrays:
+    """Read a .npy file."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = header(stream)
+    _refuse_large(shape)
+    if kind.hasobject:
+        raise ValueError("it holds Python objects; real numbers are expected")
+    return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+def read_npz(data: bytes) -> Arrays:
+    """Read the array `kernels`, or the only one, of a .npz file."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        info = members[_only(members)]
+        if info.file_size > 8 * _MOST_VALUES:
+            raise ArtefactError(f"{info.filename} has {info.file_size / 2**30:.1f} GiB unpacked, too many for kernels")
+        return read_npy(archive.read(info))
+
+
+def read_png(data: bytes) -> Arrays:
+    """Read a grey picture, 8 or 16 bit."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        if picture.mode.startswith("I") or picture.mode in {"1", "L"}:
+            return [np.asarray(picture, dtype=np.float64)]
+        pixels = np.asarray(picture.convert("RGBA"), dtype=np.float64)
+    if (pixels[..., :3] != pixels[..., :1]).any() or (pixels[..., 3] != 255).any():
+        raise ArtefactError("a grey picture is expected; this one has colours or transparent pixels")
+    return [pixels[..., 0]]
+
+
+def read_mat(data: bytes) -> Arrays:
+    """Read the variable `kernels`, or the only one, of a MATLAB file."""
+    # MATLAB 7.3 files are HDF5 behind a header of 512 bytes; other programs write none.
+    if _HDF5 in (data[:8], data[512:520]):
+        return _read_mat_hdf5(data)
+    from scipy import io as scipy_io
+
+    def stream() -> Any:  # noqa: ANN401 - SciPy's stubs know paths only
+        return io.BytesIO(data)
+
+    variables = {name: (shape, kind) for name, shape, kind in scipy_io.whosmat(stream()) if not name.startswith("__")}
+    name = _only(variables)
+    shape, kind = variables[name]
+    if kind not in _NUMBERS | {"cell"}:
+        raise ArtefactError(f"the variable '{name}' is of MATLAB's class {kind}; {_WANTED}")
+    _refuse_large(shape)
+    value = scipy_io.loadmat(stream(), variable_names=[name])[name]
+    return [_cell(item, i) for i, item in enumerate(value.ravel(), start=1)] if kind == "cell" else np.asarray(value)
+
+
+def _read_mat_hdf5(data: bytes) -> Arrays:
+    try:
+        import h5py
+    except ImportError as error:
+        raise BadRequestError("is a MATLAB 7.3 (HDF5) file, which needs the package h5py: pip install h5py") from error
+    with h5py.File(io.BytesIO(data), "r") as file:
+        # Links to other files are not followed.
+        inside = [n for n in file if not n.startswith("#") and isinstance(file.get(n, getlink=True), h5py.HardLink)]
+        name = _only(inside)
+        node = file[name]
+        kind = node.attrs.get("MATLAB_class", b"")
+        kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
+        if isinstance(node, h5py.Group) or (kind and kind not in _NUMBERS | {"cell"}):
+            kind = "sparse" if "MATLAB_sparse" in node.attrs else kind or "struct"
+            raise ArtefactError(f"the variable '{name}' is of MATLAB's class {kind}; {_WANTED}")
+        if h5py.check_ref_dtype(node.dtype) is not None:
+            references = _values(node).ravel()
+            return [_cell(_values(file[reference]), i) for i, reference in enumerate(references, start=1)]
+        return _values(node)
+
+
+def _values(node: Any) -> np.ndarray:  # noqa: ANN401 - an HDF5 node
+    """Return a data set in MATLAB's order of axes; it stores columns first, so every array comes transposed."""
+    if not hasattr(node, "dtype"):
+        raise ArtefactError(f"a cell holds something else than numbers; {_WANTED}")
+    if "MATLAB_empty" in node.attrs:
+        return np.zeros((0, 0))
+    if node.external or node.is_virtual:
+        raise ArtefactError("its values lie in other files, which are not read")
+    _refuse_large(node.shape)
+    return np.asarray(node).T
+
+
+def _cell(item: np.ndarray, number: int) -> np.ndarray:
+    if not isinstance(item, np.ndarray) or item.dtype.kind not in "iufc":
+        raise ArtefactError(f"cell {number} holds something else than numbers; {_WANTED}")
+    return item
+
+
+def _only(names: Iterable[str]) -> str:
+    """Return the name `kernels`, or the only name."""
+    names = sorted(names)
+    if "kernels" in names:
+        return "kernels"
+    if len(names) != 1:
+        raise ArtefactError(f"has the variables {', '.join(names) or '(none)'}; name one of them 'kernels'")
+    return names[0]
+
+
+def _refuse_large(shape: tuple[int, ...]) -> None:
+    if math.prod(shape) > _MOST_VALUES:
+        raise ArtefactError(f"an array of shape {shape} is too large for kernels")
+
+
+READERS: dict[str, Callable[[bytes], Arrays]] = {
+    ".npy": read_npy,
+    ".npz": read_npz,
+    ".mat": read_mat,
+    ".png": read_png,
+}
