@@ -95,7 +95,8 @@ def _refuse_flattened(array: np.ndarray) -> None:
         if count != length or np.allclose(sums, 1, atol=1e-3):
             raise ArtefactError(
                 f"an array of shape {array.shape} can be read as one kernel or as {count} flattened ones of "
-                f"{side} x {side}, its {name}; reshape it to ({count}, {side}, {side}), or fill one kernel up with zeros to a square"
+                f"{side} x {side}, its {name}; reshape it to ({count}, {side}, {side}), "
+                "or fill one kernel up with zeros to a square"
             )
 
 

@@ -1,0 +1,216 @@
+"""Whole pixels are read whatever lies around them; damaged ones are named; nothing but BadImageError comes out."""
+
+from __future__ import annotations
+
+import io
+import resource
+import struct
+import time
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.images import BadImageError
+from pipeline.images.decode import decode_image, decode_photograph
+from pipeline.images.header import read_header
+from tests.unit.images.samples import chunk, encoded, picture, profile, with_all, with_chunks
+
+PIXELS = picture()
+PNG, JPEG, WEBP = encoded(PIXELS, "PNG"), encoded(PIXELS, "JPEG", quality=90), encoded(PIXELS, "WEBP", lossless=True)
+PROGRESSIVE = encoded(PIXELS, "JPEG", quality=90, progressive=True)
+LAST_SCAN = PROGRESSIVE.rindex(b"\xff\xda")
+SCAN = JPEG.index(b"\xff\xda") + 14
+
+
+def garbled(data: bytes, start: int, count: int) -> bytes:
+    noise = np.random.default_rng(1).integers(1, 255, count, np.uint8).tobytes()
+    return data[:start] + noise + data[start + count :]
+
+
+def exif_entry(entry: bytes) -> bytes:
+    """A JPEG whose EXIF block holds one entry as given."""
+    block = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
+    return JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + JPEG[2:]
+
+
+def bomb(megabytes: int) -> bytes:
+    import zlib
+
+    return zlib.compress(bytes(megabytes << 20))
+
+
+WHOLE = {
+    "JPEG without its end": JPEG[:-2],
+    "JPEG that ends within its end marker": JPEG[:-1],
+    "JPEG with bytes behind it": JPEG + b"hello" * 99,
+    "JPEG padded with zeros": JPEG[:-2] + bytes(40) + b"\xff\xd9",
+    "progressive JPEG without its end": PROGRESSIVE[:-2],
+    "JPEG with a broken EXIF block": exif_entry(b""),
+    "JPEG with an orientation of bytes": exif_entry(struct.pack("<HHII", 0x112, 1, 1, 6)),
+    "JPEG with an orientation of text": exif_entry(struct.pack("<HHI4s", 0x112, 2, 4, b"abc\0")),
+    "JPEG with two orientations": exif_entry(struct.pack("<HHIHH", 0x112, 3, 2, 6, 6)),
+    "JPEG with an orientation out of range": exif_entry(struct.pack("<HHII", 0x112, 3, 1, 9)),
+    "JPEG with an orientation elsewhere": exif_entry(struct.pack("<HHII", 0x112, 4, 9, 2**31)),
+    "JPEG with half a colour profile": JPEG[:2] + b"\xff\xe2\x00\x14ICC_PROFILE\0\x01\x02abcd" + JPEG[2:],
+    "JPEG with an unknown segment": JPEG[:2] + b"\xff\xef\x00\x04ab" + JPEG[2:],
+    "PNG without its end": PNG[:-12],
+    "PNG that ends within its end": PNG[:-5],
+    "PNG that ends within the last check sum": PNG[:-14],
+    "PNG with bytes behind it": PNG + bytes(500),
+    "PNG with a wrong check sum of a text": with_chunks(PNG, chunk(b"tEXt", b"a\0b", wrong=1)),
+    "PNG with a wrong check sum of a profile": with_chunks(PNG, chunk(b"iCCP", b"a\0\0" + b"junk", wrong=1)),
+    "PNG with a large profile": encoded(PIXELS, "PNG", icc_profile=np.random.default_rng(0).bytes(3 << 20)),
+    "PNG with a profile that is a bomb": with_chunks(PNG, chunk(b"iCCP", b"a\0\0" + bomb(400))),
+    "PNG with a text that is a bomb": with_chunks(PNG, chunk(b"zTXt", b"a\0\0" + bomb(400))),
+    "PNG with a packet that is a bomb": with_chunks(PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb(400))),
+    "PNG with junk of every kind": with_chunks(
+        PNG, *(chunk(kind, b"\xff" * 7) for kind in (b"iCCP", b"eXIf", b"iTXt", b"gAMA", b"cHRM", b"sRGB", b"tIME"))
+    ),
+    "WebP with bytes behind it": WEBP + b"hello",
+    "WebP with junk of every kind": WEBP[:12] + b"ICCP\x03\0\0\0abc\0EXIF\x01\0\0\0a\0XMP \x01\0\0\0a\0" + WEBP[12:],
+}
+
+DAMAGED = {
+    "half a JPEG": JPEG[: len(JPEG) * 3 // 4],
+    "half a JPEG with an end": JPEG[: len(JPEG) * 3 // 4] + b"\xff\xd9",
+    "JPEG without its last bytes": JPEG[:-8],
+    "garbled JPEG": garbled(JPEG, SCAN + 40, 60),
+    "garbled progressive JPEG": garbled(PROGRESSIVE, LAST_SCAN - 60, 40),
+    "progressive JPEG without its last scan": PROGRESSIVE[:LAST_SCAN],
+    "JPEG without pixels": JPEG[: JPEG.index(b"\xff\xda")],
+    "half a PNG": PNG[: len(PNG) // 2],
+    "PNG with a wrong check sum of its pixels": PNG[:-13] + bytes([PNG[-13] ^ 1]) + PNG[-12:],
+    "half a WebP": WEBP[: len(WEBP) // 2],
+    "half an AVIF": encoded(PIXELS, "AVIF")[:-100],
+    "half a BMP": encoded(PIXELS, "BMP")[:-1000],
+    "half a TIFF": encoded(PIXELS, "TIFF")[:-1000],
+    "BMP too wide for its decoder": encoded(Image.new("1", (1_100_000, 1)), "BMP"),
+    "PNG too wide for its decoder": encoded(Image.new("L", (1_100_000, 1)), "PNG"),
+    "TIFF whose next page is nowhere": None,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_pixels_are_read_whatever_lies_around_them(name):
+    expected = decode_image(
+        {"J": JPEG, "j": PROGRESSIVE, "P": PNG, "W": WEBP}["j" if "progressive" in name else name[0]]
+    )
+    started = time.process_time()
+    np.testing.assert_array_equal(decode_image(WHOLE[name]), expected)
+    assert time.process_time() - started < 1
+    if "without its end" in name:
+        assert decode_photograph(WHOLE[name]).notes == ("its end is missing",)
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_pixels_are_named(name):
+    data = DAMAGED[name]
+    if data is None:
+        tiff = encoded(PIXELS, "TIFF")
+        end = struct.unpack("<I", tiff[4:8])[0]
+        end += 2 + 12 * struct.unpack("<H", tiff[end : end + 2])[0]
+        data = tiff[:end] + struct.pack("<I", 0x7FFFFF00) + tiff[end + 4 :]
+    with pytest.raises(BadImageError, match=r"damaged|not a readable|a side of 1100000 pixels"):
+        decode_photograph(data)
+
+
+def test_a_file_that_lies_about_its_size_is_refused_by_it(monkeypatch):
+    frame = JPEG.index(b"\xff\xc0") + 5
+    huge = JPEG[:frame] + struct.pack(">HH", 60000, 60000) + JPEG[frame + 4 :]
+    with pytest.raises(BadImageError, match="more than 178956970 pixels"):
+        read_header(huge)
+
+
+def test_a_jpeg_of_endless_scans_is_refused():
+    scan = PROGRESSIVE[LAST_SCAN:-2]
+    with pytest.raises(BadImageError, match="more than 100 scans"):
+        read_header(PROGRESSIVE[:-2] + scan * 100 + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF", "HEIF", "LA", "16", "PROGRESSIVE"])
+def test_mutated_files_raise_nothing_but_bad_image_error(kind):
+    """Bytes set, cut, doubled and swapped at random; bounded in time and memory."""
+    data = fuzzed_file(kind)
+    random = np.random.default_rng(list(kind.encode()))
+    before, started, read = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), 0
+    for _ in range(150 if kind in {"AVIF", "HEIF"} else 500):
+        mutant = mutated(data, random)
+        try:
+            photograph = decode_photograph(mutant)
+        except BadImageError:
+            continue
+        header = read_header(mutant)
+        assert photograph.pixels.shape[:2] == (header.height, header.width)
+        assert photograph.pixels.dtype in (np.uint8, np.uint16)
+        read += 1
+    assert read  # the mutations are small enough to tell something
+    assert time.process_time() - started < 60
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 << 20  # KiB
+
+
+def fuzzed_file(kind: str) -> bytes:
+    match kind:
+        case "HEIF":
+            pillow_heif = pytest.importorskip("pillow_heif")
+            pillow_heif.register_heif_opener()
+            return encoded(PIXELS, "HEIF")
+        case "LA":
+            return encoded(picture(9, 8, 2), "PNG", icc_profile=profile(b"GRAY"))
+        case "16":
+            return cv2.imencode(".tif", picture().astype(np.uint16) * 257)[1].tobytes()
+        case "PROGRESSIVE":
+            return PROGRESSIVE
+        case "BMP":
+            return encoded(PIXELS, "BMP")
+    return with_all(kind)
+
+
+_WORDS = [b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"]
+
+
+def mutated(data: bytes, random: np.random.Generator) -> bytes:
+    mutant = bytearray(data)
+    # Headers are a small part of a file, and the part that readers stumble over.
+    reach = len(mutant) if random.random() < 0.3 else min(len(mutant), 300)
+    for _ in range(random.integers(1, 5)):
+        place = int(random.integers(0, reach))
+        match random.integers(0, 5):
+            case 0:
+                mutant[place % len(mutant)] = random.integers(0, 256)
+            case 1:
+                mutant[place : place + 4] = random.choice(
+                    [b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"]
+                )
+            case 2:
+                del mutant[place : place + int(random.integers(1, 20))]
+            case 3:
+                mutant[place:place] = mutant[place : place + int(random.integers(1, 40))]
+            case 4:
+                mutant[place % len(mutant)] ^= 1 << int(random.integers(0, 8))
+        reach = min(reach, len(mutant))
+    return bytes(mutant)
+
+
+def test_every_reader_survives_no_bytes_and_a_few():
+    for start in (
+        b"",
+        b"BM",
+        b"\xff\xd8",
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\0\0\0\0WEBP",
+        b"II*\0",
+        b"MM\0+",
+        b"\0\0\0\x20ftypavif",
+    ):
+        for more in (b"", b"\0", bytes(40), b"\xff" * 40):
+            with pytest.raises(BadImageError):
+                decode_photograph(start + more)
+
+
+def test_other_formats_are_named():
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "GIF")
+    with pytest.raises(BadImageError, match="GIF is not supported; use PNG, JPEG"):
+        read_header(stream.getvalue())
