@@ -1,4 +1,4 @@
-"""Let Python sleep under libfaketime 0.9.10, whose clock_nanosleep knows no absolute times; on PYTHONPATH of a drill."""
+"""Let Python sleep under libfaketime 0.9.10, whose clock_nanosleep knows no absolute times. On a drill's PYTHONPATH."""
 
 import select
 import time
