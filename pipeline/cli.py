@@ -1,14 +1,17 @@
 """How every job reads its arguments and ends: YAML < environment < command line, one line for a user's error.
 
-Exit status: 0 done, 1 the run failed, 2 the request was bad.
+Exit status: 0 done, 1 the run failed, 2 the request was bad, 130 ended by SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,7 +24,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from kernels_bank.runtime import s3
+from kernels_bank.runtime import s3, watch
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.redact import mask_output, mask_text
 
@@ -60,14 +63,44 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
     mask_output()
     s3.expect_answer_soon()
     try:
-        job(parse(command, arguments))
+        with _sigterm_as_interrupt():
+            job(parse(command, arguments))
     except BadRequestError as error:
         _fail(str(error), status=2)
     except JobFailedError as error:
         _fail(str(error), status=1)
     except KeyboardInterrupt as error:
-        print(mask_text(str(error)) or "interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(mask_text(str(error)) or "interrupted; what is finished is kept", file=sys.stderr, flush=True)
+        _leave(130)
+    except Exception as error:
+        if (line := watch.explain(error)) is None:
+            raise
+        _fail(line, status=1)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the job in the block as Ctrl-C does: in order, with what is finished kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread's code
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: watch.leave_at_once(130))
+        raise
+    finally:
+        if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit; not in the usual way when Ray has died, whose clean-up at exit would wait for it."""
+    if watch.death():
+        watch.leave_at_once(status)
+    sys.exit(status)
 
 
 def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
@@ -148,6 +181,6 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def _fail(message: str, status: int) -> None:
-    print(f"error: {' '.join(mask_text(message).split())}", file=sys.stderr)
-    sys.exit(status)
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {' '.join(mask_text(message).split())}", file=sys.stderr, flush=True)
+    _leave(status)

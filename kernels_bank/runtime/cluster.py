@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+import signal
+import threading
 
-from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from kernels_bank.runtime import local_ray, watch
+from kernels_bank.runtime.address import check_address
+from kernels_bank.runtime.cpus import usable_cpus
+from kernels_bank.runtime.errors import BadRequestError
 
 # Read by ray at import or by its workers at start, so they are set before `import ray`.
 _SETTINGS = {
@@ -19,19 +23,19 @@ _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
 # Of a Ray that has this machine alone: nobody takes its nodes away, so nothing has to watch for that.
-_LOCAL_SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def connect(*, min_cpus: int = 2, verbose: bool = False) -> None:
-    """Connect to the cluster of `RAY_ADDRESS` (set inside every Ray job), else start a local Ray.
+    """Connect to the cluster of `RAY_ADDRESS` (set inside every Ray job), else start a Ray for this process alone.
 
-    A local Ray gets at least `min_cpus` logical CPUs, so that data tasks and training workers fit side by side
-    on a small machine. Token authentication is set explicitly (Ray turns it on for local clusters by itself):
-    the local cluster listens on loopback and lives as long as this process. Does nothing when connected.
+    A Ray of our own gets the CPUs that this process may use, and at least `min_cpus` logical ones, so that data tasks
+    and training workers fit side by side on a small machine. An existing cluster keeps its own mode of authentication.
+    From then on a watch raises `watch.RayDiedError` in the main thread when Ray dies. Does nothing when connected.
 
     Raises:
-        BadRequestError: nothing answers at `RAY_ADDRESS`.
-        JobFailedError: a local Ray did not come up in time.
+        BadRequestError: no Ray cluster answers at `RAY_ADDRESS`, or it refuses us.
+        JobFailedError: a Ray of our own did not come up.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -43,24 +47,34 @@ def connect(*, min_cpus: int = 2, verbose: bool = False) -> None:
     if not verbose:
         # What a node says of a process that it lost Ray prints whatever `log_to_driver` says, on standard output.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    if address := os.environ.get("RAY_ADDRESS"):
-        _check_answers(address)
-        ray.init(logging_level=level, log_to_driver=verbose)
-    else:
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    if address in ("", "local"):
         for name, value in _LOCAL_SETTINGS.items():
             os.environ.setdefault(name, value)
-        try:
-            ray.init(
-                address="local",
-                num_cpus=max(min_cpus, os.cpu_count() or 1),
-                include_dashboard=False,
-                logging_level=level,
-                log_to_driver=verbose,
-            )
-        except Exception as error:  # Ray raises nothing more specific
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise JobFailedError(f"Ray did not start on this machine, run the command again: {reason}") from error
+        local_ray.start(max(min_cpus, usable_cpus()), logging_level=level, log_to_driver=verbose)
+        watch.watch_processes(local_ray.started)
+    else:
+        check_address(address)
+        _join(address, level, verbose=verbose)
     quiet_data(verbose=verbose)
+
+
+def _join(address: str, level: int, *, verbose: bool) -> None:
+    """Connect to an existing cluster, which keeps what it is."""
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, logging_level=level, log_to_driver=verbose)
+    except Exception as error:  # Ray's own: other versions, no node of the cluster on this machine
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadRequestError(f"RAY_ADDRESS {address}: cannot join the Ray cluster: {reason[:400]}") from error
+    if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has put one of its own in the place
+    node = ray._private.worker._global_node
+    if node is not None:  # through Ray's client server there is none
+        host, _, port = node.gcs_address.rpartition(":")
+        watch.watch_cluster((host.strip("[]"), int(port)), (node.node_ip_address, node.node_manager_port))
 
 
 def quiet_data(*, verbose: bool = False) -> None:
@@ -73,17 +87,3 @@ def quiet_data(*, verbose: bool = False) -> None:
     if not verbose:
         # An error in a task is raised to the job, which says it in a line; the log would say it in pages, twice.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-
-
-def _check_answers(address: str) -> None:
-    """A look at `host:port` first: Ray itself waits without end for a cluster that is not there."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadRequestError(
-            f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason}); start it or unset the variable"
-        ) from error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kernels_bank.runtime import storage
+from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.progress import Progress
 from pipeline.data.sources import Source, read_source
@@ -108,7 +109,7 @@ def _on_cluster(items: list[Item], tools: Tools) -> Iterator[Outcome]:
         }
         for item in items
     ]
-    threads = max(1, min(cpus, os.cpu_count() or 1) // workers)
+    threads = max(1, min(cpus, usable_cpus()) // workers)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Worker,  # type: ignore[arg-type] # Ray makes an actor of a class
         # In a list: Ray would resolve a bare reference in the driver's stead.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -13,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kernels_bank.runtime.cluster import connect
+from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.serving.model import Served, load
 from pipeline.serving.settings import ServeSettings
@@ -48,10 +48,8 @@ def serve(settings: ServeSettings) -> None:
         JobFailedError: Ray or Serve did not start.
         KeyboardInterrupt: ended before it served.
     """
-    _end_on_sigterm()
     served = _checked(settings)
     _connect(settings)
-    _end_on_sigterm()  # Ray has put a handler of its own in the place
     try:
         _start(settings)
         print(f"{served.name} at {address(settings)}; Ctrl-C ends it", flush=True)
@@ -59,10 +57,6 @@ def serve(settings: ServeSettings) -> None:
             threading.Event().wait()
     finally:
         _stop()
-
-
-def _end_on_sigterm() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def address(settings: ServeSettings) -> str:
@@ -84,11 +78,8 @@ def _checked(settings: ServeSettings) -> Served:
 
 
 def _connect(settings: ServeSettings) -> None:
-    """To Ray; one that is started for this process alone is told how."""
+    """Connect to Ray, which gets the patience that Serve needs."""
     os.environ |= _PATIENCE
-    if "RAY_ADDRESS" not in os.environ:
-        # Ray's own ports are open on every network whatever the page's address is: they ask for this token.
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     if settings.model.startswith("models:/"):
         from pipeline.tracking.registry import store_uri
 
@@ -127,7 +118,7 @@ def _start(settings: ServeSettings) -> None:
 
 def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
     """What a replica calls to make its application."""
-    threads = max(1, (os.cpu_count() or 1) // settings.replicas)
+    threads = max(1, usable_cpus() // settings.replicas)
 
     def build() -> FastAPI:
         import torch

@@ -6,9 +6,12 @@ all that a live line needs.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import threading
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +19,11 @@ import ray
 import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kernels_bank.runtime import watch
 from kernels_bank.runtime.progress import Progress
+
+_ANSWER_S = 10.0
+_SAY_LATE_S = 20.0  # Slurm and Kubernetes send SIGKILL 30 s after SIGTERM
 
 
 class Board:
@@ -104,13 +111,18 @@ def failure_reason(failures: dict[int, Exception]) -> str:
 
 
 class LiveLine:
-    """While the block runs, shows what rank 0 puts on `board` as a progress bar over `steps`."""
+    """While the block runs, shows what rank 0 puts on `board` as a progress bar over `steps`, and hands on `stop`.
 
-    def __init__(self, steps: int) -> None:
+    The board is started again when it dies: its newest numbers come again, and so does the wish to stop.
+    """
+
+    def __init__(self, steps: int, checkpoint: Callable[[], str]) -> None:
         # Beside the driver: on any other node it would be lost with that node, and the run with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board: Any = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
-        self._steps, self._stop = steps, threading.Event()
+        again = {"max_restarts": -1, "max_task_retries": -1}
+        self.board: Any = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here, **again).remote()
+        self.stop = threading.Event()  # set by the driver: the workers are to end with a checkpoint
+        self._steps, self._checkpoint, self._ended = steps, checkpoint, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> LiveLine:
@@ -120,15 +132,34 @@ class LiveLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._ended.set()
+        self._thread.join(timeout=_ANSWER_S)  # without Ray there is no answer to wait for
+
+    def hopeless(self) -> tuple[str, str] | None:
+        """Return why the run was given up, and what to do; nothing if it was not, or if Ray is not there to tell."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            return ray.get(self.board.hopeless.remote(), timeout=_ANSWER_S)
+        return None
 
     def _watch(self) -> None:
         shown: int | None = None
+        asked_at: float | None = None
         with Progress("train", self._steps, "step") as bar:
             while True:
-                last = self._stop.wait(0.5)
-                step, note, said = ray.get(self.board.get.remote())
+                last = self._ended.wait(0.5)
+                if self.stop.is_set() and not last:
+                    self.board.stop.remote()  # again each time: a board that was started anew does not know
+                    asked_at = asked_at or time.monotonic()
+                    if time.monotonic() - asked_at > _SAY_LATE_S:
+                        asked_at = float("inf")
+                        line = f"{_SAY_LATE_S:g} s after the signal the checkpoint is not written; {self._checkpoint()}"
+                        print(f"\n{line}; SIGKILL now would lose what came after", file=sys.stderr, flush=True)
+                try:
+                    step, note, said = ray.get(self.board.get.remote(), timeout=_ANSWER_S)
+                except ray.exceptions.RayError:  # it dies or starts again; if Ray is gone, the watch over it says so
+                    if last or watch.death():
+                        return
+                    continue
                 for line in said:
                     print(f"\n{line}", file=sys.stderr, flush=True)
                 if step and step != shown:

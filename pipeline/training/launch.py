@@ -15,7 +15,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, watch
 from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.s3 import PATIENT
 from pipeline.config import RunConfig
@@ -63,7 +63,7 @@ def run_workers(
     filesystem, path = storage.resolve(home, PATIENT)
     checkpoints = storage.join(home, "checkpoints")
     mend_snapshot(checkpoints)
-    with LiveLine(train.steps) as line:
+    with LiveLine(train.steps, lambda: newest(checkpoints)) as line:
         job = Job(config, run, line.board, digests, data_cpus, ray.put(start), changed)
         trainer = TorchTrainer(
             train_worker,
@@ -85,13 +85,13 @@ def run_workers(
                 ),
             ),
         )
-        failed: ray.train.TrainingFailedError | None = None
+        failed: Exception | None = None
         try:
-            with _stop_on_signals(line.board):
+            with _stop_on_signals(line.stop):
                 result = _in_thread(trainer.fit)
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError, watch.RayDiedError) as error:
             failed = error
-        reason, advice = ray.get(line.board.hopeless.remote()) or ("", "the same command goes on from it")
+        reason, advice = line.hopeless() or ("", "the same command goes on from it")
         if failed or reason:
             reason = reason or _reason(failed)
             raise JobFailedError(f"run '{config.name}' failed: {reason}; {newest(checkpoints)}; {advice}") from failed
@@ -120,7 +120,7 @@ def _in_thread(call: Any) -> Any:  # noqa: ANN401 - what the call returns
 
 
 @contextmanager
-def _stop_on_signals(board: Any) -> Iterator[None]:  # noqa: ANN401 - an actor handle
+def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the workers to end with a checkpoint, the second raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals belong to the main thread's code
@@ -133,7 +133,7 @@ def _stop_on_signals(board: Any) -> Iterator[None]:  # noqa: ANN401 - an actor h
             raise KeyboardInterrupt
         asked = True
         print("stopping after a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
-        board.stop.remote()
+        stop.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -144,5 +144,10 @@ def _stop_on_signals(board: Any) -> Iterator[None]:  # noqa: ANN401 - an actor h
 
 
 def _reason(error: BaseException | None) -> str:
-    failures = getattr(error, "worker_failures", None)
-    return failure_reason(failures) if failures else str(error).strip().splitlines()[-1]
+    if failures := getattr(error, "worker_failures", None):
+        return failure_reason(failures)
+    if death := watch.death(patience_s=2):  # Ray's error may come before the watch has looked
+        return death
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return "the process of Ray Train's controller (TrainController) died"
+    return str(error).strip().splitlines()[-1]

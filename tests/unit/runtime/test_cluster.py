@@ -1,36 +1,109 @@
-"""Where Ray is not: said in one line instead of a wait without end."""
+"""A Ray that is not there or does not start: said in one line instead of a wait without end."""
 
 from __future__ import annotations
 
-import socket
-import time
+import os
+import signal
+import stat
+from pathlib import Path
 
 import pytest
 import ray
 
-from kernels_bank.runtime import cluster
+from kernels_bank.runtime import cluster, local_ray
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
-def test_an_address_without_a_cluster(monkeypatch: pytest.MonkeyPatch, form: str):
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No Ray of the session, and an environment that is put back."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        monkeypatch.setenv(name, "")  # noted, so that the end of the test puts the old value back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(local_ray.time, "sleep", lambda seconds: None)
+
+
+def test_the_dashboards_address(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray, "init", lambda **settings: pytest.fail("Ray would wait for ever"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
-        monkeypatch.setenv("RAY_ADDRESS", form.format(free.getsockname()[1]))
-        started = time.monotonic()
-        with pytest.raises(BadRequestError, match=r"no Ray cluster answers there \(Connection refused\)"):
-            cluster.connect()
-    assert time.monotonic() - started < 10
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(BadRequestError, match="dashboard"):
+        cluster.connect()
 
 
-def test_a_local_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch):
+def test_a_cluster_that_refuses_us(monkeypatch: pytest.MonkeyPatch):
+    def refuse(**settings: object) -> None:
+        raise RuntimeError("Version mismatch:\n The cluster was started with\n Ray: 2.0")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(cluster, "check_address", lambda address: None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    with pytest.raises(BadRequestError, match=r"^RAY_ADDRESS head:6379: cannot join the Ray cluster: Version mismatch"):
+        cluster.connect()
+
+
+def test_a_local_ray_is_started_again(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
     def overloaded(**settings: object) -> None:
+        calls.append(settings)
         raise Exception("The current node timed out during startup.\nSee the logs")
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", overloaded)
     with pytest.raises(JobFailedError, match=r"run the command again: The current node timed out during startup\.$"):
+        cluster.connect()
+    assert len(calls) == 3
+
+
+def test_what_cannot_succeed_is_tried_once(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def impossible(**settings: object) -> None:
+        calls.append(settings)
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes")
+
+    monkeypatch.setattr(ray, "init", impossible)
+    with pytest.raises(JobFailedError, match="AF_UNIX"):
+        cluster.connect()
+    assert len(calls) == 1
+
+
+def test_how_a_local_ray_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """With a token of its own whatever the user's mode is, SIGTERM blocked meanwhile, files that only we can enter."""
+    seen: dict[str, object] = {}
+
+    def start(**settings: object) -> None:
+        seen.update(settings, environment=dict(os.environ), mask=signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray does
+
+    def ours(number: int, frame: object) -> None:
+        pass
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(local_ray.guard, "set_up", lambda groups: None)
+    monkeypatch.setattr(cluster.watch, "watch_processes", lambda processes: None)
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        cluster.connect()
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    environment = seen["environment"]
+    assert isinstance(environment, dict)
+    assert "RAY_AUTH_MODE" not in environment  # then Ray sets it to `token`
+    assert len(environment["RAY_AUTH_TOKEN"]) == 64
+    assert signal.SIGTERM in seen["mask"]  # type: ignore[operator]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    folder = tmp_path / f"blindsr-ray-{os.getuid()}"
+    assert Path(str(seen["_temp_dir"])).parent == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_another_has_taken(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"blindsr-ray-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadRequestError, match="set RAY_TMPDIR to a folder of your own"):
         cluster.connect()

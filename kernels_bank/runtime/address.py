@@ -1,0 +1,86 @@
+"""What `RAY_ADDRESS` may name, and whether a Ray cluster answers there: Ray itself waits without end for one."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+
+from kernels_bank.runtime.errors import BadRequestError
+
+_WANTED = "HOST:PORT of the head, the --port of `ray start --head` (6379 by default)"
+_PATIENCE_S = 10.0
+
+
+def check_address(address: str) -> None:
+    """Look whether the head of a Ray cluster answers at `address`, and takes our token.
+
+    Args:
+        address: the value of `RAY_ADDRESS`.
+
+    Raises:
+        BadRequestError: it does not; the text says what the address is, and which one is wanted.
+    """
+    if address == "auto":
+        return  # Ray looks for a head on this machine, and says so when there is none
+    host, port = _parsed(address)
+    try:
+        socket.create_connection((host, port), timeout=_PATIENCE_S).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadRequestError(
+            f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason}); start it or unset the variable"
+        ) from error
+    if not address.startswith("ray://"):
+        _ask_head(address, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+def _parsed(address: str) -> tuple[str, int]:
+    if re.match(r"https?://", address):
+        raise BadRequestError(
+            f"RAY_ADDRESS {address}: this is the dashboard's address, for `ray job submit --address`; "
+            f"RAY_ADDRESS is {_WANTED}"
+        )
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not host or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 65536 or "/" in host:
+        raise BadRequestError(f"RAY_ADDRESS {address!r}: not an address of a Ray cluster; it is {_WANTED}")
+    return host, int(port)
+
+
+def _ask_head(address: str, target: str) -> None:
+    """Ask for a sign of life as Ray's own clients do."""
+    import grpc
+
+    token = _token()
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    # Not through a proxy of the environment: Ray's own clients do not go through it either.
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            ask(b"", timeout=_PATIENCE_S, metadata=metadata)
+        except grpc.RpcError as error:
+            status = error.code()
+            if status == grpc.StatusCode.UNAUTHENTICATED:
+                raise BadRequestError(
+                    f"RAY_ADDRESS {address}: the cluster asks for its token; "
+                    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that holds it"
+                ) from None
+            raise BadRequestError(
+                f"RAY_ADDRESS {address}: what answers there is not the head of a Ray cluster ({status.name}); "
+                f"RAY_ADDRESS is {_WANTED}; the dashboard (8265) is for `ray job submit --address`"
+            ) from None
+
+
+def _token() -> str:
+    """Return the token that Ray would send, or nothing."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return ""
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""

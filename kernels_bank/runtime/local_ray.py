@@ -1,0 +1,150 @@
+"""A Ray that this process starts for itself: nobody else gets in, and no signal to its process group ends it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import secrets
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kernels_bank.runtime import guard
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+
+# One for all that this process starts: Ray keeps the first token it has read. It travels in the environment only.
+_TOKEN = secrets.token_hex(32)
+_ATTEMPTS = 3
+
+
+class _RayProcess(subprocess.Popen):
+    """One of Ray's processes, in a session of its own. SIGTERM is blocked in it, so ending it takes SIGKILL.
+
+    A raylet that is killed leaves its agents behind for a minute; they are in its process group.
+    """
+
+    def __init__(self, command: list[str], **settings: Any) -> None:  # noqa: ANN401 - what Ray passes on
+        super().__init__(command, start_new_session=True, **settings)
+        started[Path(command[0]).name] = self
+
+    def terminate(self) -> None:
+        """End it at once."""
+        self.kill()
+
+    def kill(self) -> None:
+        """End it and what it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        super().kill()
+
+
+# The processes of the Ray that was started last, by program: `gcs_server` and `raylet` are those it cannot do without.
+started: dict[str, subprocess.Popen] = {}
+
+
+def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
+    """Start Ray on this machine for this process alone, and connect to it.
+
+    Its servers listen on loopback only and ask for a token, its files lie in a folder that only this user can enter.
+    Its processes live in sessions of their own with SIGTERM blocked: what `timeout`, systemd or Slurm send to all
+    processes of a job reaches this process only, which then ends the job in order. The kernel kills them when this
+    process dies. On a busy machine Ray gives up starting after 30 s; then it is started once more.
+
+    Args:
+        cpus: logical CPUs of it.
+        logging_level: of Ray's loggers in this process.
+        log_to_driver: whether its workers' output is shown here.
+
+    Raises:
+        BadRequestError: its folder is not this user's.
+        JobFailedError: Ray did not start, three times.
+    """
+    import ray
+
+    folder = _private_folder()
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with _as_ours():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    logging_level=logging_level,
+                    log_to_driver=log_to_driver,
+                    _temp_dir=str(folder),
+                )
+                guard.set_up(process.pid for process in started.values())
+                atexit.register(guard.leave)
+            return
+        except Exception as error:  # Ray raises nothing more specific
+            _end()
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if attempt == _ATTEMPTS or isinstance(error, (OSError, ValueError)):
+                raise JobFailedError(f"Ray did not start on this machine, run the command again: {reason}") from error
+            time.sleep(attempt)
+
+
+@contextlib.contextmanager
+def _as_ours() -> Iterator[None]:
+    """Let what Ray starts in the block listen on loopback, ask for our token, and outlive signals to this process."""
+    from ray._private import ray_constants
+    from ray._private import services as typed_services
+
+    services: Any = typed_services
+
+    os.environ.pop("RAY_AUTH_MODE", None)  # then Ray turns the token on for a Ray of this process
+    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    # Ray's name for: a cluster of this machine only. Without it loopback is replaced by the machine's own address.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # read at import
+    started.clear()
+    popen: Any = services.ConsolePopen
+    services.ConsolePopen = _RayProcess
+    handler = signal.getsignal(signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # processes started meanwhile inherit it
+    try:
+        yield
+    finally:
+        services.ConsolePopen, ray_constants.ENABLE_RAY_CLUSTER = popen, several
+        with contextlib.suppress(ValueError):  # Ray puts a handler of its own in the place; not from other threads
+            if handler not in (signal.SIG_DFL, None):
+                signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _end() -> None:
+    """End what a start that failed has left."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+def _private_folder() -> Path:
+    """Make the folder of this user's Ray sessions, which nobody else can enter; Ray makes its own open to everybody.
+
+    Raises:
+        BadRequestError: another user has taken the name.
+    """
+    base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    folder = base / f"blindsr-ray-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            raise PermissionError(0, "it is not this user's folder")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise BadRequestError(
+            f"{folder}: Ray cannot keep its files there ({error.strerror}); set RAY_TMPDIR to a folder of your own"
+        ) from error
+    return folder / "r"  # short: the names of sockets in it may have 107 bytes

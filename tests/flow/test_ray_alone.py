@@ -1,0 +1,181 @@
+"""A Ray that a job starts for itself: strangers are refused, signals end the job in order, deaths are one line."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from tests.flow.training_runs import REPO, environment
+
+pytestmark = pytest.mark.flow
+
+# Of every service of Ray a call that tells or does something; without the token each must be refused.
+_CALLS = (
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.InternalKVGcsService/InternalKVKeys",
+    "/ray.rpc.JobInfoGcsService/GetAllJobInfo",
+    "/ray.rpc.ActorInfoGcsService/GetAllActorInfo",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.NodeManagerService/RequestWorkerLease",
+    "/ray.rpc.ObjectManagerService/Push",
+    "/ray.rpc.CoreWorkerService/PushTask",
+    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+    "/ray.rpc.ReporterService/HealthCheck",
+    "/ray.rpc.LogService/ListLogs",
+)
+# What answers a stranger on this machine, and no more than numbers: metrics, and whether the node is healthy.
+_OPEN_PATHS = ("/metrics", "/api/local_raylet_healthz", "/api/healthz")
+_CLOSED_PATHS = ("/api/jobs/", "/api/job_agent/jobs/", "/logs", "/worker/traceback", "/get_or_create_runtime_env")
+
+
+class Job:
+    """A bank that takes minutes, in a session of its own, its output in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "job.log"
+        command = [sys.executable, "jobs/build_kernel_bank.py", "--output", str(folder / "bank")]
+        command += ["--gaussian", "200000", "--motion", "200000"]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=REPO, env=environment(), start_new_session=True, stdout=log, stderr=log
+            )
+        self.wait_until_at_work()
+        self.below = psutil.Process(self.process.pid).children(recursive=True)
+
+    def wait_until_at_work(self) -> None:
+        deadline = time.monotonic() + 240
+        while "kernels: " not in self.said():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.1)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def ends(self) -> int:
+        """Its exit status; nothing that it started may be left."""
+        try:
+            status = self.process.wait(timeout=120)
+        finally:
+            _, left = psutil.wait_procs(self.below, timeout=20)
+            for process in [*left, *([self.process] if self.process.poll() is None else [])]:
+                process.kill()
+        assert not left, f"{left}\n{self.said()}"
+        return status
+
+
+def test_a_stranger_is_refused_and_sigterm_to_all_ends_the_job_in_order(tmp_path: Path):
+    job = Job(tmp_path)
+    try:
+        ports = listening(job.process.pid)
+        assert {"gcs_server", "raylet"} <= set(ports.values()), ports
+        for port, name in ports.items():
+            assert all(is_loopback(address) for address in addresses(job.process.pid, port)), (name, port)
+            assert_refuses_calls(port, name)
+            assert_refuses_requests(port, name)
+        head = next(port for port, name in ports.items() if name == "gcs_server")
+        for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}, {"RAY_AUTH_MODE": "disabled"}):
+            assert "IN" not in join(head, tmp_path, token)
+        arguments = [part for process in job.below for part in process.cmdline()]
+        assert not any("AUTH_TOKEN" in part for part in arguments)
+    finally:
+        # What systemd sends: SIGTERM to every process of the job, Ray's too.
+        for process in [*job.below, job.process]:
+            process.send_signal(signal.SIGTERM)
+    assert job.ends() == 130, job.said()
+    assert job.said().splitlines()[-1] == "interrupted; what is finished is kept"
+    assert "Traceback" not in job.said()
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_death_inside_ray_is_one_line(name: str, tmp_path: Path):
+    job = Job(tmp_path)
+    before = job.said()
+    next(process for process in job.below if process.name() == name).kill()
+    assert job.ends() == 1, job.said()
+    lines = [line for line in job.said().removeprefix(before).splitlines() if not line.startswith("kernels: ")]
+    assert len(lines) == 1, job.said()
+    assert lines[0].startswith("error: ")
+    assert "the same command goes on" in lines[0]
+
+
+def listening(root: int) -> dict[int, str]:
+    """Port -> name of the process, of all TCP sockets on which a process or one below it listens."""
+    found = {}
+    for process in [psutil.Process(root), *psutil.Process(root).children(recursive=True)]:
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                found[connection.laddr.port] = process.name()
+    return found
+
+
+def addresses(root: int, port: int) -> set[str]:
+    tree = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
+    return {
+        connection.laddr.ip
+        for process in tree
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    }
+
+
+def is_loopback(address: str) -> bool:
+    return address.removeprefix("::ffff:").startswith("127.") or address == "::1"
+
+
+def assert_refuses_calls(port: int, name: str) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        for call in _CALLS:
+            with pytest.raises(grpc.RpcError) as refusal:
+                channel.unary_unary(call)(b"", timeout=10)
+            code = refusal.value.code()  # type: ignore[attr-defined]
+            # Another service's port does not know the call; a web server does not speak gRPC.
+            refused = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE
+            assert code in refused, (name, port, call, code)
+            if code == grpc.StatusCode.UNAVAILABLE:
+                return
+
+
+def assert_refuses_requests(port: int, name: str) -> None:
+    for path in _CLOSED_PATHS:
+        for method in ("GET", "POST"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            try:
+                connection.request(method, path, body=b"{}" if method == "POST" else None)
+                answer = connection.getresponse()
+                content = answer.read()
+            except (http.client.HTTPException, OSError):
+                break  # no web server
+            finally:
+                connection.close()
+            is_metrics = content.startswith(b"# HELP")  # a metrics server gives them for every path
+            assert answer.status in (401, 403, 404, 405, 501) or is_metrics, (name, port, path, answer.status, content)
+
+
+def join(port: int, home: Path, token: dict[str, str]) -> str:
+    """What a process of another environment and home says that tries to join the job's Ray."""
+    code = f"import ray; ray.init(address='127.0.0.1:{port}', logging_level='CRITICAL'); print('I' + 'N')"
+    variables = {"PATH": os.environ["PATH"], "HOME": str(home), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} | token
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode != 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_machines_own_address_is_closed(tmp_path: Path, cluster: None):
+    """The session's Ray, which `connect` started too, from this machine's address on its network."""
+    own = [a.address for found in psutil.net_if_addrs().values() for a in found if a.family == socket.AF_INET]
+    for address in (address for address in own if not is_loopback(address)):
+        for port in listening(os.getpid()):
+            with socket.socket() as probe:
+                probe.settimeout(5)
+                assert probe.connect_ex((address, port)) != 0, (address, port)
