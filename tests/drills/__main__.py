@@ -1,7 +1,7 @@
 """Drill a release: kills, faults and damage on small jobs, each of which must end as if nothing had happened.
 
     make drill
-    python -m tests.drills [--seed 7] [--minutes 30] [--only NAME[/MOMENT]] [--list] [--docs PAGE]
+    python -m tests.drills [--seed 7] [--minutes 30] [--at-once 2] [--only NAME[/MOMENT]] [--list] [--docs PAGE]
 
 Writes runs/drill/drill.md and drill.json. Exit status 1 when anything was not as it should be.
 """
@@ -15,13 +15,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.drills import faults, kills, report
 from tests.drills.drill import Drill
 from tests.drills.lab import Lab
 from tests.drills.report import Report, Try
-from tests.drills.trial import DrillError, MissedError, SkippedError, Trial
+from tests.drills.trial import DrillError, MissedError, SkippedError, Trial, kill_all
 
 _ATTEMPTS = 3  # at a moment that may pass before we are there
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: no drill is called {', '.join(options.only)}; --list shows them", file=sys.stderr)
         return 2
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
-    found = run(chosen, seed, options.minutes)
+    found = run(chosen, seed, options.minutes, options.at_once)
     text, data = report.write(found, options.output)
     print(f"\n{found.as_markdown()}\n{text}\n{data}")
     if options.docs:
@@ -58,24 +59,47 @@ def choose(all_drills: Sequence[Drill], only: Sequence[str]) -> list[tuple[Drill
     return chosen
 
 
-def run(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int, minutes: float) -> Report:
-    """Do the drills one after another until the time is up."""
+def run(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int, minutes: float, at_once: int) -> Report:
+    """Do the drills until the time is up.
+
+    Args:
+        chosen: drills and their moments.
+        seed: of all that is drawn.
+        minutes: after which no try is begun.
+        at_once: tries beside each other.
+    """
     started = time.monotonic()
     todo = [(drill, moment) for drill, moments in chosen for moment in moments]
     tries: list[Try] = []
-    with Lab(lambda text: print(f"  {text}", file=sys.stderr, flush=True)) as lab:
-        for number, (drill, moment) in enumerate(todo):
-            gone = time.monotonic() - started
-            if gone > 60 * minutes:
-                break
-            left = (
-                f"ETA {min(gone / number * (len(todo) - number), 60 * minutes - gone) / 60:.0f} min" if number else ""
-            )
-            print(f"[{number + 1}/{len(todo)}] {drill.name}/{moment} {left}", file=sys.stderr, flush=True)
-            tries.append(attempt(lab, drill, moment, seed))
-    missing = [f"{drill.name}/{moment}" for drill, moment in todo[len(tries) :]]
-    machine = f"{os.cpu_count()} cores"
-    return Report(seed, machine, time.monotonic() - started, tries, missing)
+
+    def do(item: tuple[Drill, str]) -> Try | None:
+        gone = time.monotonic() - started
+        if gone > 60 * minutes or lab.ending:
+            return None
+        ahead = gone / len(tries) * (len(todo) - len(tries)) if tries else 0.0
+        eta = f"ETA {min(ahead, 60 * minutes - gone) / 60:.0f} min" if tries else ""
+        say(f"[{len(tries)} of {len(todo)} done] {item[0].name}/{item[1]} {eta}")
+        tries.append(attempt(lab, *item, seed))
+        return tries[-1]
+
+    with Lab(lambda text: say(f"  {text}")) as lab:
+        if at_once > 1:
+            lab.prepare()
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                found = list(pool.map(do, todo))
+            except BaseException:
+                lab.ending = True
+                kill_all(lab.folder.name)  # so that no try waits for them
+                raise
+    missing = [f"{drill.name}/{moment}" for (drill, moment), done in zip(todo, found, strict=True) if done is None]
+    machine = f"{os.cpu_count()} cores, {at_once} at once"
+    return Report(seed, machine, time.monotonic() - started, [one for one in found if one], missing)
+
+
+def say(text: str) -> None:
+    """Show progress."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def attempt(lab: Lab, drill: Drill, moment: str, seed: int) -> Try:
@@ -95,7 +119,7 @@ def attempt(lab: Lab, drill: Drill, moment: str, seed: int) -> Try:
             record.problems.append(str(error))
         break
     verdict = record.skipped or "; ".join(record.problems) or "as it should be"
-    print(f"  {record.seconds:.0f} s, {record.starts} starts: {verdict}", file=sys.stderr, flush=True)
+    say(f"  {drill.name}/{moment}: {record.seconds:.0f} s, {record.starts} starts: {verdict}")
     return record
 
 
@@ -105,6 +129,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, help="of all that is drawn; default: another one each time")
     parser.add_argument("--minutes", type=float, default=30.0, help="after these no new drill is begun")
+    parser.add_argument("--at-once", type=int, default=1, help="tries beside each other")
     parser.add_argument("--only", action="append", default=[], help="drills whose name begins so; NAME/MOMENT")
     parser.add_argument("--output", type=Path, default=Path("runs/drill"), help="folder of the report")
     parser.add_argument("--docs", type=Path, help="a page between whose marks the table is written")

@@ -43,7 +43,9 @@ def zero(file: Path, dice: random.Random) -> None:
 
 def checkpoint(trial: Trial, moment: str) -> None:
     """A file of the newest checkpoint is damaged: that is said, and the run goes on from the one before."""
-    job = trial.lab.half_a_training()
+    half = trial.lab.half_a_training
+    shutil.copytree(half / "runs", trial.folder / "runs")
+    job = jobs.training(trial.lab.inputs, trial.folder, name=half.name)
     step = jobs.newest_step(job.output)
     flip(Path(job.output, "small", "checkpoints", f"step-{step:08d}", moment), trial.random)
     trial.finish(job)

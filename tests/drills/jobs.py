@@ -92,21 +92,27 @@ def bank(output: str) -> Job:
 
 
 def training(
-    inputs: Inputs, folder: Path, *, output: str = "", store: str = "", backend: str = "", **variables: str
+    inputs: Inputs,
+    folder: Path,
+    *,
+    name: str = "",
+    output: str = "",
+    store: str = "",
+    backend: str = "",
+    **variables: str,
 ) -> Job:
     """Return a training of seconds that ends in the same bits whatever happens on its way.
 
     Args:
         inputs: with shards and bank.
         folder: where its config file lies.
+        name: of its experiment and its registered model; by default the folder's.
         output: URI; by default a folder in `folder`, with the tracking store in it.
         store: URI of a tracking server.
         backend: URI of that server's database.
         variables: its environment.
     """
-    local = not output
-    output = output or str(folder / "runs")
-    name = folder.name  # one experiment and one registered model a try
+    output, name = output or str(folder / "runs"), name or folder.name
     config = RunConfig(
         name="small",
         output=output,
@@ -138,7 +144,7 @@ def training(
         writing=lambda: _newest_folder(output) > newest_step(output),
         result=lambda: digests(f"{output}/small/model", r"(weights|weights-raw|codec)\.safetensors"),
         variables=({"MLFLOW_TRACKING_URI": store} if store else {}) | variables,
-        recorded=lambda: records.wrong(backend, name, steps) if local or backend else [],
+        recorded=lambda: records.wrong(backend, name, steps),
     )
 
 

@@ -33,7 +33,9 @@ class Servers:
 
 
 class Lab(contextlib.ExitStack):
-    """The surroundings of the drills, in a folder that goes with it."""
+    """The surroundings of the drills, in a folder that goes with it. Not for threads, until `prepare` was called."""
+
+    ending = False  # no try starts a command any more
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -87,19 +89,21 @@ class Lab(contextlib.ExitStack):
         """Return where the output of the undisturbed job of this kind lies."""
         return self.folder / "undisturbed" / ("runs" if kind == "training" else _folder_name(kind))
 
-    def half_a_training(self) -> Job:
-        """Return a training that lost its power after half of its steps, as new each time, in the same place."""
-        place, kept = self.folder / "half", self.folder / "half-kept"
-        place.mkdir(exist_ok=True)
-        job = jobs.training(self.inputs, place)
+    def prepare(self) -> None:
+        """Make everything now, so that tries at once find it made."""
+        for kind in ("training", "evaluation", "restoration, 2 workers", "restoration, 1 workers"):
+            self.undisturbed(kind)
+        _ = self.half_a_training, self.servers
+
+    @functools.cached_property
+    def half_a_training(self) -> Path:
+        """The folder of a training named `half` that a signal stopped after two checkpoints or more."""
         self.undisturbed("training")
-        if not kept.exists():
-            self._say("half a training")
-            self._interrupt(job)
-            shutil.copytree(place, kept)
-        shutil.rmtree(place)
-        shutil.copytree(kept, place)
-        return job
+        place = self.folder / "half"
+        place.mkdir()
+        self._say("half a training")
+        self._interrupt(jobs.training(self.inputs, place))
+        return place
 
     def _interrupt(self, job: Job) -> None:
         """Stop a job by a signal in its middle; it has then written a checkpoint."""

@@ -129,7 +129,7 @@ def _cells(tries: Sequence[Try]) -> list[str]:
         tries[0].where,
         ", ".join(one.moment for one in tries),
         str(len(tries)),
-        f"{sum(compared)} of {len(compared)}" if compared else "refused",
+        f"{sum(compared)} of {len(compared)}" if compared else "-",
         str(max(one.lines for one in tries)),
         f"{sum(one.seconds for one in tries) / len(tries):.0f}",
         str(sum(one.failed for one in tries)),

@@ -96,6 +96,7 @@ class Trial:
         self.lab, self.record = lab, record
         self.random = dice(record, attempt)
         self.folder = Path(tempfile.mkdtemp(prefix="bsd-", dir="/tmp"))  # short: Ray's sockets lie in it
+        self.mark = f"{lab.folder.name}/{self.folder.name}"
         self.temporary = self.folder / "t"
         self.temporary.mkdir()
         self.sittings: list[Sitting] = []
@@ -105,9 +106,7 @@ class Trial:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        kill_all(self.mark)
         for sitting in self.sittings:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 sitting.process.wait(timeout=20)
@@ -125,8 +124,10 @@ class Trial:
             self.problem(problem)
 
     def start(self, job: Job, **variables: str) -> Sitting:
-        """Give the job's command once."""
-        own = jobs.environment(self.temporary, self.lab.cache) | {MARK: self.folder.name}
+        """Give the job's command once. Raises DrillError when the whole drill is ending."""
+        if self.lab.ending:
+            raise DrillError("the drill was ended")
+        own = jobs.environment(self.temporary, self.lab.cache) | {MARK: self.mark}
         environment = own | job.variables | variables
         sitting = Sitting(job, len(self.sittings), self.folder, environment)
         self.sittings.append(sitting)
@@ -192,15 +193,7 @@ class Trial:
 
     def processes(self) -> list[psutil.Process]:
         """Return all living processes of this try, whoever is their parent by now."""
-        found = []
-        wanted = f"{MARK}={self.folder.name}".encode()
-        for entry in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError, psutil.Error):
-                if wanted in entry.read_bytes():
-                    process = psutil.Process(int(entry.parent.name))
-                    if process.status() != psutil.STATUS_ZOMBIE:
-                        found.append(process)
-        return found
+        return marked(self.mark)
 
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
@@ -221,6 +214,25 @@ class Trial:
         self.check(len(said) <= _FEW, f"{len(said)} lines said, such as: {(said or [''])[0][:120]}")
         if status not in (0, 130):
             self.check(len(sitting.errors()) == 1, f"status {status} with {len(sitting.errors())} error lines")
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return all living processes whose mark begins so."""
+    found, wanted = [], f"{MARK}={mark}".encode()
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError, psutil.Error):
+            if wanted in entry.read_bytes():
+                process = psutil.Process(int(entry.parent.name))
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+    return found
+
+
+def kill_all(mark: str) -> None:
+    """Kill all processes whose mark begins so."""
+    for process in marked(mark):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def dice(record: Try, attempt: int = 0) -> random.Random:
