@@ -90,6 +90,8 @@ def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | N
         "SPT_NOENV": "1",  # Ray's processes change their titles, and would write over the mark
         # Ray would give its workers the lowest priority; beside other programs they then take minutes to start.
         "RAY_worker_niceness": "0",
+        # How long `ray job stop` waits between SIGTERM and SIGKILL: a training writes its checkpoint in between.
+        "RAY_JOB_STOP_WAIT_TIME_S": "120",
         MARK: f"{folder}#{role}",
     }
     del environment["RAY_ADDRESS"]  # jobs get it from Ray

@@ -1,7 +1,8 @@
 """A shell that outlives the job by a moment: it ends what is left of Ray, and says that the job died.
 
 Ray's C++ ends the process without a word when it loses its object store, and SIGKILL leaves no time for one. The
-kernel then ends the processes that the job started itself, but not the raylet's agents, which live on for a minute.
+kernel then ends the processes that the job started itself; the raylet's workers live on for seconds, its agents for a
+minute. They are all in the sessions of those that the job started.
 """
 
 from __future__ import annotations
@@ -16,20 +17,25 @@ _DIED = (
 )
 _SCRIPT = """
 said=$1; shift
+sessions=" $* "
 while read -r line; do said=$line; done
-for group; do kill -s KILL -- "-$group" 2>/dev/null; done
+for stat in /proc/[0-9]*/stat; do
+    { read -r line < "$stat"; } 2>/dev/null || continue
+    set -- ${line##*) }
+    case "$sessions" in *" $4 "*) pid=${stat#/proc/}; kill -s KILL "${pid%/stat}" 2>/dev/null;; esac
+done
 [ "$said" = left ] || echo "error: $said" >&2
 """
 _shells: list[subprocess.Popen] = []
 
 
-def set_up(groups: Iterable[int]) -> None:
+def set_up(sessions: Iterable[int]) -> None:
     """Start the shell; it waits at a pipe that closes with this process.
 
     Args:
-        groups: process groups to end then.
+        sessions: their processes are ended then.
     """
-    command = ["/bin/sh", "-c", _SCRIPT, "blindsr-ray-guard", _DIED, *map(str, groups)]
+    command = ["/bin/sh", "-c", _SCRIPT, "blindsr-ray-guard", _DIED, *map(str, sessions)]
     _shells.append(
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -95,21 +96,24 @@ def _start_and_kill(settings: EvaluationSettings, output: Path) -> tuple[Path, s
     """Run the job until its journal has a case, then kill all of its processes; returns the journal."""
     flags = ["--model", settings.model, "--images", settings.images, "--kernels", settings.kernels]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    job = subprocess.Popen(
-        [sys.executable, "jobs/evaluate.py", *flags, "--output", str(output)],
-        cwd=REPO,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    log = output.with_name(f"{output.name}.log")
+    with log.open("w") as said:
+        job = subprocess.Popen(
+            [sys.executable, "jobs/evaluate.py", *flags, "--output", str(output)],
+            cwd=REPO,
+            env=environment,
+            stdout=said,
+            stderr=said,
+        )
     journal, deadline = output / "journal.jsonl", time.monotonic() + 180
     while not (journal.exists() and journal.read_text().count("\n") >= 2):
-        assert job.poll() is None, "the job ended before it could be killed"
-        assert time.monotonic() < deadline
+        assert job.poll() is None, f"the job ended before it could be killed:\n{log.read_text()}"
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
     tree = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
     for process in tree:
-        process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended with those that were killed before it
+            process.send_signal(signal.SIGKILL)
     psutil.wait_procs(tree, timeout=20)
     job.wait()
     text = journal.read_text()

@@ -185,20 +185,22 @@ def test_damaged_and_stale_shards_are_replaced_by_the_next_build(copy, built):
 def test_a_killed_build_is_finished_by_the_next_one(cluster, tmp_path, cache):
     output = tmp_path / "bank"
     arguments = ["--gaussian", "0", "--motion", "49152", "--components", "10", "--output", str(output)]
-    process = subprocess.Popen(
-        [sys.executable, "jobs/build_kernel_bank.py", *arguments],
-        cwd=Path(__file__).parents[2],
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    log = tmp_path / "job.log"
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "jobs/build_kernel_bank.py", *arguments],
+            cwd=Path(__file__).parents[2],
+            start_new_session=True,
+            stderr=said,
+            stdout=said,
+        )
     deadline = time.monotonic() + 120
     while not list(output.glob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     left = {file.name: file.stat().st_mtime_ns for file in output.glob("*.parquet")}
-    assert 0 < len(left) < 6, "the kill came too late to test anything"
+    assert 0 < len(left) < 6, f"the kill came too late to test anything: {left}\n{log.read_text()}"
     assert not (output / "manifest.json").exists()
     spec = KernelBankSpec(gaussian=0, motion=49_152, components=10)
     finished = build_bank(spec, output, previews=False)

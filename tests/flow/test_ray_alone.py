@@ -33,8 +33,6 @@ _CALLS = (
     "/ray.rpc.ReporterService/HealthCheck",
     "/ray.rpc.LogService/ListLogs",
 )
-# What answers a stranger on this machine, and no more than numbers: metrics, and whether the node is healthy.
-_OPEN_PATHS = ("/metrics", "/api/local_raylet_healthz", "/api/healthz")
 _CLOSED_PATHS = ("/api/jobs/", "/api/job_agent/jobs/", "/logs", "/worker/traceback", "/get_or_create_runtime_env")
 
 

@@ -148,13 +148,13 @@ def test_a_killed_job_is_finished_by_the_next_one(tmp_path: Path):
     command = [sys.executable, "jobs/shard_images.py", "--source", str(source), "--output", str(out)]
     command += ["--tile", "300", "--shard-mib", "1"]
     repo = Path(__file__).parents[2]
-    job = subprocess.Popen(
-        command, cwd=repo, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    log = tmp_path / "job.log"
+    with log.open("w") as said:
+        job = subprocess.Popen(command, cwd=repo, start_new_session=True, stderr=said, stdout=said)
     deadline = time.monotonic() + 120
     while not list(out.glob("_notes/*.json")):
-        assert job.poll() is None
-        assert time.monotonic() < deadline
+        assert job.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()

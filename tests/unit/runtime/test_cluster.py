@@ -83,7 +83,7 @@ def test_how_a_local_ray_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(ray, "init", start)
-    monkeypatch.setattr(local_ray.guard, "set_up", lambda groups: None)
+    monkeypatch.setattr(local_ray.guard, "set_up", lambda sessions: None)
     monkeypatch.setattr(cluster.watch, "watch_processes", lambda processes: None)
     before = signal.signal(signal.SIGTERM, ours)
     try:

@@ -1,4 +1,4 @@
-"""The shell that outlives a job: it ends the groups it was given, and speaks only when the job could not."""
+"""The shell that outlives a job: it ends the sessions it was given, and speaks only when the job could not."""
 
 from __future__ import annotations
 
