@@ -41,11 +41,11 @@ _answered = False
 
 
 class S3Error(OSError, JobFailedError):
-    """The server does not answer, or not as it should, however often it is asked."""
+    """Report that the server does not answer, or not as it should, however often it is asked."""
 
 
 class S3RefusedError(OSError, ArtefactError):
-    """The request, the endpoint or the credentials are wrong: asking again would not help."""
+    """Report a request, an endpoint or credentials that are wrong: asking again would not help."""
 
 
 def expect_answer_soon() -> None:

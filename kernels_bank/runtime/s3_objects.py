@@ -30,7 +30,7 @@ _VERIFIED_BY_BOTOCORE = ("ChecksumSHA256", "ChecksumSHA1", "ChecksumCRC32")
 
 @dataclass(frozen=True)
 class Entry:
-    """What lies below a prefix, named relative to it; a `folder` stands for all keys that go on after its name."""
+    """Describe what lies below a prefix, named relative to it; a `folder` stands for all keys that go on after its name."""
 
     name: str
     size: int = 0
@@ -235,7 +235,7 @@ def copy(source: str, target: str, tries: int = TRIES) -> None:
 
 
 class RangeReader(io.RawIOBase):
-    """An object read piece by piece, for what has checksums of its own inside, as a zip.
+    """Read an object piece by piece, for what has checksums of its own inside, as a zip.
 
     Each piece has the length that was asked for, and all are of the same object: one that is replaced meanwhile is
     an S3RefusedError. The content is not verified.

@@ -63,18 +63,18 @@ def is_s3(uri: str | Path) -> bool:
 
 
 def absolute(uri: str | Path) -> str:
-    """The URI in a form that means the same on another node or in another working directory."""
+    """Return the URI in a form that means the same on another node or in another working directory."""
     text = str(uri)
     return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
 
 
 def join(uri: str | Path, *parts: str) -> str:
-    """`join("s3://b/x", "y.json") == "s3://b/x/y.json"`; the same for local paths."""
+    """Join a URI and names below it: `join("s3://b/x", "y.json") == "s3://b/x/y.json"`; the same for local paths."""
     return "/".join([str(uri).rstrip("/"), *parts])
 
 
 def exists(uri: str | Path) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder is there."""
     if is_s3(uri):
         return s3_objects.stat(str(uri)) is not None
     filesystem, path = resolve(uri)
@@ -82,7 +82,7 @@ def exists(uri: str | Path) -> bool:
 
 
 def is_file(uri: str | Path) -> bool:
-    """Whether a file, not a folder or prefix, is there."""
+    """Return whether a file, not a folder or prefix, is there."""
     if is_s3(uri):
         entry = s3_objects.stat(str(uri))
         return entry is not None and not entry.folder
@@ -185,7 +185,7 @@ def fetch(uri: str | Path, target: Path) -> None:
 
 
 def read_json(uri: str | Path) -> Any:  # noqa: ANN401 - JSON is what it is
-    """The parsed file. Raises ArtefactError when it is missing or not JSON."""
+    """Return the parsed file. Raises ArtefactError when it is missing or not JSON."""
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
@@ -196,7 +196,7 @@ def read_json(uri: str | Path) -> Any:  # noqa: ANN401 - JSON is what it is
 
 @contextlib.contextmanager
 def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
-    """A binary stream whose file appears under `uri` only when the block ends without an error.
+    """Yield a binary stream whose file appears under `uri` only when the block ends without an error.
 
     Locally: a temporary neighbour, fsync, rename. On S3: staged in a temporary file, sent at the end.
     """
@@ -244,5 +244,5 @@ def sha256_of(uri: str | Path) -> str:
 
 
 def digest_of(value: object) -> str:
-    """Hex SHA-256 of a JSON-able value in canonical form: the identity of a spec or a list of file hashes."""
+    """Return the hex SHA-256 of a JSON-able value in canonical form: the identity of a spec or a list of file hashes."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

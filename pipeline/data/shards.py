@@ -66,11 +66,13 @@ def make_shards(
         BadRequestError: no images, or more than `max_bad_fraction` of them unusable (the text lists them).
         ArtefactError: `output` holds a finished shard set of other images or settings.
     """
-    connect()
     output = storage.absolute(output)
-    files = _inspect(list_sources(source), settings.min_side)
+    # Looked at before Ray starts: a place that cannot be reached is said soon.
+    sources, finished = list_sources(source), storage.exists(storage.join(output, MANIFEST))
+    connect()
+    files = _inspect(sources, settings.min_side)
     source_digest = storage.digest_of([[f.name, f.sha256] for f in files])
-    if storage.exists(storage.join(output, MANIFEST)):
+    if finished:
         manifest = read_manifest(output)
         if (manifest.source_digest, manifest.settings) != (source_digest, settings):
             raise ArtefactError(
