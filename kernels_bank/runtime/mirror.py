@@ -14,7 +14,7 @@ from kernels_bank.runtime.errors import BadRequestError
 
 @contextlib.contextmanager
 def local_folder(uri: str, *, every_s: float = 30.0) -> Iterator[Path]:
-    """Yield a folder with what lies under `uri`; what changes in it is sent back as long as the block runs and at its end.
+    """Yield a folder with what lies under `uri`; changes in it are sent back while the block runs and at its end.
 
     A process that is killed loses at most the last `every_s` seconds. Files go in the order in which they were last
     written, so what is written last in the folder is last under `uri` too; files deleted in the block are deleted

@@ -30,7 +30,7 @@ _VERIFIED_BY_BOTOCORE = ("ChecksumSHA256", "ChecksumSHA1", "ChecksumCRC32")
 
 @dataclass(frozen=True)
 class Entry:
-    """Describe what lies below a prefix, named relative to it; a `folder` stands for all keys that go on after its name."""
+    """Name what lies below a prefix, relative to it; a `folder` stands for all keys that go on after its name."""
 
     name: str
     size: int = 0

@@ -25,7 +25,7 @@ _MOST_BYTES = 2 * 2**30  # of a zip's member once it is unpacked: more than the 
 
 @dataclass(frozen=True)
 class Source:
-    """One image file: `name` is its path inside the source, `member` its number in a zip (else -1)."""
+    """Name one image file: `name` is its path inside the source, `member` its number in a zip (else -1)."""
 
     uri: str
     name: str
@@ -68,7 +68,7 @@ def list_sources(uri: str, *, leave_out: str | None = None) -> list[Source]:
 
 
 def read_source(source: Source) -> bytes:
-    """The encoded image.
+    """Return the encoded image.
 
     Raises:
         BadImageError: a zip member that is damaged, encrypted or packed in a way Python cannot read.
