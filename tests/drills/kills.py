@@ -86,7 +86,7 @@ def reach(trial: Trial, sitting: Sitting, moment: str, ready: Callable[[], objec
     """
     job = sitting.job
     share = {"early": 0.0, "middle": trial.random.uniform(0.15, 0.7), "writing": trial.random.uniform(0.0, 0.7)}[moment]
-    later = trial.random.uniform(0.0, {"early": 2.0, "middle": 0.3, "writing": 0.01}[moment])
+    later = trial.random.uniform(0.0, {"early": 4.0, "middle": 0.3, "writing": 0.01}[moment])
 
     def come() -> bool:
         return job.progress() >= share and (moment != "writing" or job.writing()) and bool(ready())

@@ -40,7 +40,7 @@ class Lab(contextlib.ExitStack):
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
         self._say = say
-        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="bsd-lab-", dir="/tmp")))
+        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="bsl-", dir="/tmp")))
         self._results: dict[str, dict[str, str]] = {}
         # Drills that spoil a cache have one of their own.
         self.cache = self.folder / "cache"

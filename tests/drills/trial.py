@@ -25,7 +25,13 @@ REPO = Path(__file__).parents[2]
 MARK = "DRILL_TRY"  # in the environment of every process of a try
 # Lines on standard error that are no news: progress.
 _PROGRESS = re.compile(r"^[\w .,-]+: \d+/\d+ \w+ \(")
-_KEPT = ("ray", "torchinductor_", "matplotlib")  # what libraries leave in the temporary folder
+_KEPT = (
+    "ray",
+    "_ray_lockfiles",
+    "blindsr-ray-",
+    "torchinductor_",
+    "matplotlib",
+)  # what libraries leave in the temporary folder
 _FEW = 3  # a fault is a line; what goes on by itself says that too
 _PATIENCE_S = 240.0
 _SITTINGS = 4
@@ -208,6 +214,9 @@ class Trial:
         os.killpg(sitting.process.pid, number)
 
     def _judge(self, sitting: Sitting, status: int) -> None:
+        deadline = time.monotonic() + 5.0
+        while status not in (0, 130) and not sitting.errors() and time.monotonic() < deadline:
+            time.sleep(0.1)  # whoever watches over the command may say why it died
         said = sitting.said()
         self.record.lines = max(self.record.lines, len(said))
         self.check(not sitting.traceback(), f"a traceback, {len(said)} lines: {sitting.last_line()}")
