@@ -124,19 +124,14 @@ def _judge(uri: str, error: Exception) -> Exception:
     if isinstance(error, ResponseParserError):
         return S3Error(f"{place}: the answer is not one of S3 ({_line(error)})")
     cause = error.kwargs.get("error", error) if isinstance(error, boto.BotoCoreError) else error
-    text = _line(cause)
+    text = _line(cause).rpartition("): ")[2]  # without the name of the connection's class
     if isinstance(error, boto.SSLError) and not _answered:
         return S3RefusedError(f"{place}: no TLS connection ({text}); is it https:// where the server speaks http://?")
     if "NameResolutionError" in repr(cause) and not _answered:
         return S3RefusedError(f"{place}: the server's name is not known ({text})")
-    passing = (
-        boto.ConnectionError,
-        boto.HTTPClientError,
-        boto.IncompleteReadError,
-        boto.FlexibleChecksumError,
-        OSError,
-    )
-    if isinstance(error, passing):
+    if isinstance(error, boto.ConnectionError):
+        return S3Error(f"{place}: no answer ({text})")
+    if isinstance(error, (boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError, OSError)):
         return S3Error(f"{place}: no whole answer ({text})")
     return S3RefusedError(f"{place}: {text}")  # credentials that cannot be had, a wrong name of a bucket, ...
 

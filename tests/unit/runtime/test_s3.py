@@ -111,7 +111,7 @@ def test_without_credentials_the_line_says_so(server: type[Server], monkeypatch:
 @pytest.mark.parametrize(
     ("endpoint", "error", "line"),
     [
-        ("http://127.0.0.1:9", JobFailedError, r"\(endpoint http://127.0.0.1:9\): no whole answer .*refused"),
+        ("http://127.0.0.1:9", JobFailedError, r"\(endpoint http://127.0.0.1:9\): no answer \(.*refused"),
         ("http://nowhere.invalid:9000", BadRequestError, "the server's name is not known"),
         ("127.0.0.1:9000", BadRequestError, r"\(endpoint 127.0.0.1:9000\): Invalid endpoint"),
         ("minio:9000", BadRequestError, r"\(endpoint minio:9000\): "),
@@ -126,7 +126,7 @@ def test_an_endpoint_that_never_answered_is_given_up_soon(
     started = time.monotonic()
     with pytest.raises(error, match=line):
         storage.exists("s3://b/x")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30  # with all tries 45
 
 
 def test_https_to_a_server_that_speaks_http(server: type[Server], monkeypatch: pytest.MonkeyPatch):
