@@ -163,17 +163,20 @@ def find(uri: str, tracking_uri: str | None = None) -> Version:
         raise BadRequestError(f"model '{uri}': write models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = form.groups()
     where = store_uri(tracking_uri)
-    aliases = aliases_of(name, where)
-    if alias is not None and alias not in aliases:
-        known = ", ".join(f"{a} (version {n})" for a, n in sorted(aliases.items())) or "none"
-        raise BadRequestError(f"model '{name}' has no alias '{alias}'; it has: {known}")
-    wanted = aliases[alias] if alias is not None else int(number)
-    versions = list_versions(name, where)
-    for version in versions:
-        if version.number == wanted:
-            return version
-    known = ", ".join(str(v.number) for v in versions) or "none"
-    raise BadRequestError(f"model '{name}' has no version {wanted}; it has: {known}")
+    api = client(where)
+    try:
+        with plain_errors(where, f"cannot look up '{uri}'"):
+            found = api.get_model_version_by_alias(name, alias) if alias else api.get_model_version(name, number)
+    except BadRequestError as error:
+        if not is_final(error.__cause__):
+            raise
+        aliases = aliases_of(name, where)  # says which models there are, if not this one
+        if alias is not None:
+            known = ", ".join(f"{a} (version {n})" for a, n in sorted(aliases.items())) or "none"
+            raise BadRequestError(f"model '{name}' has no alias '{alias}'; it has: {known}") from error
+        known = ", ".join(str(v.number) for v in list_versions(name, where)) or "none"
+        raise BadRequestError(f"model '{name}' has no version {number}; it has: {known}") from error
+    return _version(found, {held: int(found.version) for held in found.aliases})
 
 
 def list_models(tracking_uri: str) -> list[str]:

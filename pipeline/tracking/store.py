@@ -215,18 +215,24 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
     """Turns MLflow's exceptions into one line: what was tried, where, and why it failed.
 
     Raises:
-        BadRequestError: in place of any MlflowException.
+        BadRequestError: in place of any MlflowException, and of what comes through it from the network.
     """
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, RequestException) as error:
         where = mask_uri(uri)
         reason = mask_text(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         if uri.startswith("http") and ("Max retries" in str(error) or "failed with exception" in str(error)):
             raise BadRequestError(
                 f"{what}: the tracking server {where} does not answer; start it, or correct MLFLOW_TRACKING_URI"
+            ) from error
+        if uri.startswith("http") and ("failed with error code 401" in str(error) or "401 Client Error" in str(error)):
+            raise BadRequestError(
+                f"{what}: the tracking server {where} does not take this login; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or correct them"
             ) from error
         raise BadRequestError(f"{what} ({where}): {reason}") from error
 
@@ -244,6 +250,6 @@ def clause(key: str, value: str) -> str:
     return f"{key} LIKE '{value.replace(chr(39), '_')}'"
 
 
-def is_final(error: Exception) -> bool:
+def is_final(error: BaseException | None) -> bool:
     """Whether trying again cannot help: the request itself was refused."""
     return getattr(error, "error_code", None) in _FINAL

@@ -102,6 +102,40 @@ def test_a_wrong_reference_is_told_what_there_is(
         registry.download(uri.format(model_name), sqlite_store)
 
 
+@pytest.mark.parametrize("name", ["O'Brien", "a'b\"c", "100%", "a\\b", "modèle 2.1"])
+def test_a_name_with_odd_characters_is_found_again(
+    sqlite_store: str, name: str, model_folder: Callable[[int], Path], tmp_path: Path
+):
+    home = str(tmp_path / name / "runs")
+    run = runs.open_run(f"experiment {name}", name, sqlite_store, {}, {}, key=home)
+    assert runs.open_run(f"experiment {name}", name, sqlite_store, {}, {}, key=home) == run  # as after a kill
+    for other in ("another", f"{name}2"):
+        client(sqlite_store).create_registered_model(other)
+    assert registry.register(run, model_folder(0), name, "candidate", {}, {}) == 1
+    assert registry.register(run, model_folder(0), name, "candidate", {}, {}) == 1
+    (version,) = registry.list_versions(name, sqlite_store)
+    assert version == registry.find(f"{name}@candidate", sqlite_store) == registry.find(f"{name}/1", sqlite_store)
+
+
+def test_what_the_registry_refuses_leaves_no_empty_model(
+    sqlite_store: str, model_folder: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException.invalid_parameter_value("a rule that we do not know of")
+
+    run = runs.open_run("registry", "a", sqlite_store, {}, {})
+    for name, alias in (("a/b", "candidate"), ("ab", "v1"), ("ab", "latest"), ("", "candidate")):
+        with pytest.raises(BadRequestError, match="alias" if name == "ab" else "model name"):
+            registry.register(run, model_folder(0), name, alias, {}, {})
+    monkeypatch.setattr(MlflowClient, "create_model_version", refuse)
+    with pytest.raises(BadRequestError, match="a rule that we do not know of"):
+        registry.register(run, model_folder(0), "ab", "candidate", {}, {})
+    assert client(sqlite_store).search_registered_models() == []
+
+
 # Python reports every name that a pickle asks for, by whatever library it is read.
 PREDICT = """
 import sys

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 
@@ -69,7 +69,11 @@ def postgres_server() -> Iterator[str | None]:
 
 @contextlib.contextmanager
 def mlflow_server(
-    backend: str, artifacts: str, folder: Path, variables: Mapping[str, str] | None = None
+    backend: str,
+    artifacts: str,
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[str]:
     """Run an MLflow tracking server; yields its URI.
 
@@ -78,10 +82,11 @@ def mlflow_server(
         artifacts: URI under which it keeps files.
         folder: its working directory, which gets its log.
         variables: added to its environment, such as those of an S3 server.
+        options: added to its command line.
     """
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--workers", "1"]
-    command += ["--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(port), *options]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment = {**os.environ, **quiet, **(variables or {})}
     with (folder / "server.log").open("w") as log:
