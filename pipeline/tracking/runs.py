@@ -161,8 +161,11 @@ def send_unsent(ref: RunRef, home: str, tell: Callable[[str], None]) -> None:
         home: URI of the run's folder.
         tell: is given lines for the user.
     """
-    if storage.list_files(Outbox(home, ref.run_id).folder):
+    folder = Outbox(home, ref.run_id).folder
+    if storage.list_files(folder):
         RunLogger(ref, home=home, tell=tell).close()
+        if not storage.list_files(folder):
+            tell(f"what waited in {folder} is sent")
 
 
 def flatten(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, str]]:

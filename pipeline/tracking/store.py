@@ -225,7 +225,7 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
     except (MlflowException, RequestException) as error:
         where = mask_uri(uri)
         reason = mask_text(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-        if uri.startswith("http") and ("Max retries" in str(error) or "failed with exception" in str(error)):
+        if uri.startswith("http") and is_silence(error):
             raise BadRequestError(
                 f"{what}: the tracking server {where} does not answer; start it, or correct MLFLOW_TRACKING_URI"
             ) from error
@@ -248,6 +248,11 @@ def clause(key: str, value: str) -> str:
     if '"' not in value:
         return f'{key} = "{value}"'
     return f"{key} LIKE '{value.replace(chr(39), '_')}'"
+
+
+def is_silence(error: Exception) -> bool:
+    """Whether a server gave no answer at all."""
+    return "Max retries" in str(error) or "failed with exception" in str(error)
 
 
 def is_final(error: BaseException | None) -> bool:

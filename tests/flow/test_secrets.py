@@ -66,7 +66,7 @@ def run_job(arguments: list[str], uri: str, **variables: str) -> subprocess.Comp
     done = subprocess.run(
         command,
         cwd=REPO,
-        env=environment(MLFLOW_TRACKING_URI=uri, **variables),
+        env=environment(MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", **variables),
         capture_output=True,
         text=True,
         timeout=400,

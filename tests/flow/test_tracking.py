@@ -312,6 +312,7 @@ def test_what_waits_at_the_end_is_said_and_sent_by_a_command(
     runs.send_unsent(RunRef(ref.run_id, proxy.url), str(tmp_path / "elsewhere"), said.append)  # nothing waits there
     proxy.open()
     runs.send_unsent(ref, str(tmp_path), said.append)
+    assert said[-1] == f"what waited in {tmp_path}/unsent/{ref.run_id} is sent"
     assert pictures(tracking_server, ref.run_id) == ["sample 1"]
     assert steps(tracking_server, ref.run_id, "loss") == [1]
 
