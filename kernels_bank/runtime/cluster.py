@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Mapping
 
 from kernels_bank.runtime import local_ray, watch
 from kernels_bank.runtime.address import check_address
@@ -26,12 +27,17 @@ _SETTINGS = {
 _LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-def connect(*, min_cpus: int = 2, verbose: bool = False) -> None:
+def connect(*, min_cpus: int = 2, verbose: bool = False, environment: Mapping[str, str] | None = None) -> None:
     """Connect to the cluster of `RAY_ADDRESS` (set inside every Ray job), else start a Ray for this process alone.
 
     A Ray of our own gets the CPUs that this process may use, and at least `min_cpus` logical ones, so that data tasks
     and training workers fit side by side on a small machine. An existing cluster keeps its own mode of authentication.
     From then on a watch raises `watch.RayDiedError` in the main thread when Ray dies. Does nothing when connected.
+
+    Args:
+        min_cpus: logical CPUs that a Ray of our own has at least.
+        verbose: show Ray's log and that of its workers.
+        environment: variables of this job's workers on an existing cluster; those of a Ray of our own inherit all.
 
     Raises:
         BadRequestError: no Ray cluster answers at `RAY_ADDRESS`, or it refuses us.
@@ -55,17 +61,18 @@ def connect(*, min_cpus: int = 2, verbose: bool = False) -> None:
         watch.watch_processes(local_ray.started)
     else:
         check_address(address)
-        _join(address, level, verbose=verbose)
+        _join(address, level, verbose=verbose, environment=environment)
     quiet_data(verbose=verbose)
 
 
-def _join(address: str, level: int, *, verbose: bool) -> None:
+def _join(address: str, level: int, *, verbose: bool, environment: Mapping[str, str] | None) -> None:
     """Connect to an existing cluster, which keeps what it is."""
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
+    runtime_env = {"env_vars": dict(environment)} if environment else None  # a submitted job's own is merged with it
     try:
-        ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=runtime_env)
     except Exception as error:  # Ray's own: other versions, no node of the cluster on this machine
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadRequestError(f"RAY_ADDRESS {address}: cannot join the Ray cluster: {reason[:400]}") from error

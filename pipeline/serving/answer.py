@@ -8,10 +8,12 @@ import json
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
 
+from kernels_bank.runtime.errors import BadRequestError
 from pipeline.data.pictures import to_uint8
 from pipeline.images.convert import to_depth, to_rgb
 from pipeline.images.decode import decode_photograph
@@ -21,8 +23,11 @@ from pipeline.images.photograph import Photograph
 from pipeline.inference.explain import warnings
 from pipeline.inference.restorer import Restored
 from pipeline.model import upsample
+from pipeline.serving.errors import RequestError, TooLargeError
 from pipeline.serving.model import Served
 from pipeline.serving.order import Order
+
+_PLAIN = "".join(map(chr, range(32, 127)))
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,21 @@ def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
 
     Raises:
         BadImageError: it cannot be decoded.
-        BadRequestError: a scale that the model was not made for, or too little memory for any window.
+        RequestError: a scale that the model was not made for.
+        TooLargeError: no window of it fits into the memory.
     """
+    scales = served.restorer.scales
+    scale = order.wishes.scale or scales[0]
+    if scale not in scales:
+        raise RequestError(f"{served.name} was not made for scale {scale}; it restores {', '.join(map(str, scales))}")
     started = time.perf_counter()
     photograph = decode_photograph(order.image)
     decoded = time.perf_counter()
-    scale = order.wishes.scale or served.restorer.scales[0]
-    restored = served.restorer.restore(photograph.pixels, scale, order.wishes.sigma, max_memory=max_memory)
+    try:
+        restored = served.restorer.restore(photograph.pixels, scale, order.wishes.sigma, max_memory=max_memory)
+    except BadRequestError as error:
+        height, width = photograph.pixels.shape[:2]
+        raise TooLargeError(f"{width} x {height} pixels need more memory than this server has") from error
     finished = time.perf_counter()
     metadata, lost = carried(photograph.metadata, restored.image, "png")
     png = encode_photograph(Photograph(restored.image, "png", metadata), quality=100)
@@ -96,7 +109,8 @@ def _headers(about: dict[str, Any], kernel: np.ndarray, seconds: dict[str, float
     headers["X-Kernel"] = _base64(values.getvalue())
     headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * value:.0f}" for name, value in seconds.items())
     headers["Content-Disposition"] = f'inline; filename="restored-x{about["scale"]}.png"'
-    return {name: value for name, value in headers.items() if value not in {"", "None"}}
+    # A folder's name, which is the model's, may hold what no header can.
+    return {name: quote(value, safe=_PLAIN) for name, value in headers.items() if value not in {"", "None"}}
 
 
 def _pictures(pixels: np.ndarray, scale: int) -> dict[str, bytes]:

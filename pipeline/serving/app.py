@@ -6,37 +6,26 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import torch
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
-from kernels_bank.runtime.errors import BadRequestError
-from pipeline.images import BadImageError
 from pipeline.serving.answer import carry_out
 from pipeline.serving.describe import ABOUT, RESTORE
+from pipeline.serving.errors import TOLD, error_body, retry_headers, status_of
 from pipeline.serving.model import LiveModel
-from pipeline.serving.order import SlowError, TooLargeError, check_length, read_order
+from pipeline.serving.order import read_order
 from pipeline.serving.pages import POLICY, docs_page, main_page
-from pipeline.serving.places import BusyError, LateError, Places
+from pipeline.serving.places import Places
 from pipeline.serving.settings import ServeSettings
 
 _log = logging.getLogger("pipeline.serving")
-# What a request can meet; the text of the error is the answer.
-STATUS: dict[type[Exception], int] = {
-    BadRequestError: 400,
-    BadImageError: 400,
-    ClientDisconnect: 400,
-    SlowError: 408,
-    TooLargeError: 413,
-    BusyError: 429,
-    LateError: 504,
-}
 
 
 def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
@@ -57,12 +46,12 @@ def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
 
     @app.post("/restore", summary="Restore a photograph", openapi_extra=RESTORE, response_class=Response)
     async def restore(request: Request) -> Response:
-        check_length(request, settings)
+        order = await read_order(request, settings)
         async with places.place() as place:
-            order = await read_order(request, settings)
             answer = await place.run(lambda: carry_out(order, live.current, settings.max_memory))
         return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Which model is served, within which limits")
     async def healthz() -> dict[str, Any]:
         refused = live.refused
@@ -76,16 +65,16 @@ def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
             "up_seconds": round(time.monotonic() - started, 1),
         }
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)
     async def page() -> Response:
         return HTMLResponse(main_page(), headers=POLICY)
 
-    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)
     async def docs(request: Request) -> Response:
         return HTMLResponse(docs_page(app.openapi(), str(request.base_url)), headers=POLICY)
 
-    for kind, status in STATUS.items():
-        app.add_exception_handler(kind, _teller(status))
+    for kind in TOLD:
+        app.add_exception_handler(kind, _told)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(MemoryError, _out_of_memory)
     app.add_exception_handler(torch.OutOfMemoryError, _out_of_memory)
@@ -99,22 +88,25 @@ async def _follow(live: LiveModel, seconds: float) -> None:
         await asyncio.to_thread(live.refresh)
 
 
-def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error": " ".join(text.split())}, status, headers)
+def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(error_body(text), status, headers, "application/json")
 
 
-def _teller(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def tell(_: Request, error: Exception) -> Response:
-        headers = {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else None
-        return _error(status, str(error), headers)
-
-    return tell
+async def _told(_: Request, error: Exception) -> Response:
+    return _error(status_of(error), str(error), retry_headers(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """No such page, a method that it does not take, a form that cannot be read."""
+    """Answer what is asked for where it is not: no such page, or a method that it does not take."""
     assert isinstance(error, HTTPException)
-    return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}", dict(error.headers or {}))
+    if error.status_code != 405:
+        return _error(error.status_code, f"{request.method}: {error.detail}; the interface is described at docs")
+    routes = [route for route in request.app.routes if isinstance(route, Route) and route.path == request.url.path]
+    methods = sorted({"OPTIONS"}.union(*(route.methods or () for route in routes)))
+    allow = {"Allow": ", ".join(methods)}
+    if request.method == "OPTIONS":
+        return Response(status_code=200, headers=allow)
+    return _error(405, f"{request.method}: {error.detail}; there is {allow['Allow']}", allow)
 
 
 async def _out_of_memory(_: Request, error: Exception) -> Response:

@@ -74,10 +74,10 @@ RESTORE: dict[str, Any] = {
             },
         },
         "400": _error("not an image that can be restored, or a wrong parameter"),
-        "408": _error("the request did not arrive in time"),
+        "408": _error("the request did not arrive in time, or too slowly"),
         "413": _error("more bytes or pixels than the server takes"),
-        "429": _error("every place in the queue is taken", {"Retry-After": _header("seconds")}),
-        "503": _error("out of memory"),
+        "429": _error("every place is taken, or too many transfers", {"Retry-After": _header("seconds")}),
+        "503": _error("out of memory, or the process that restored died", {"Retry-After": _header("seconds")}),
         "504": _error("not done within the server's time limit"),
     },
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernels_bank.runtime import storage
-from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.inference import Restorer
 from pipeline.model.weights import MANIFEST
 from pipeline.shipped import SCHEME, shipped_folder
@@ -45,7 +45,8 @@ class Refused:
     """A version that an alias means but that is not served."""
 
     name: str
-    error: str
+    text: str  # for the log
+    error: str  # for clients
     at: float  # time.monotonic()
 
 
@@ -106,7 +107,7 @@ class LiveModel:
                 return
             self.current, before = load(wanted), self.current.name
         except Exception as error:  # whatever is wrong with the new one, the old one is right
-            self._refuse(wanted, " ".join(str(error).split()) or type(error).__name__)
+            self._refuse(wanted, error)
             return
         self.refused = None
         self._log(f"{self.uri} is now version {version}; {before} is no longer served")
@@ -115,8 +116,21 @@ class LiveModel:
         seen = self.refused
         return seen is not None and seen.name == wanted and time.monotonic() - seen.at < _RETRY_S
 
-    def _refuse(self, wanted: str, error: str) -> None:
-        if self.refused is None or (self.refused.name, self.refused.error) != (wanted, error):
+    def _refuse(self, wanted: str, error: Exception) -> None:
+        """Log what is wrong, once; clients get its kind, since the text may name files and servers."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        if self.refused is None or (self.refused.name, self.refused.text) != (wanted, text):
             what = "the alias cannot be looked up" if wanted == self.uri else f"{wanted} cannot be loaded"
-            self._log(f"{what}, {self.current.name} goes on: {error}")
-        self.refused = Refused(wanted, error, time.monotonic())
+            self._log(f"{what}, {self.current.name} goes on: {text}")
+        self.refused = Refused(wanted, text, _kind(error), time.monotonic())
+
+
+def _kind(error: Exception) -> str:
+    match error:
+        case ArtefactError():
+            kind = "its files are missing, damaged or of another program version"
+        case BadRequestError():
+            kind = "it cannot be found, reached or served"
+        case _:
+            kind = "it cannot be loaded"
+    return f"{kind}; the server's log says more"

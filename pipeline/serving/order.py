@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal
 
 from fastapi import Request
 from pydantic import Field, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.types import Message, Receive
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
-from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import Frozen, Scale, Sigma
 from pipeline.images.header import read_header
+from pipeline.serving.errors import GoneError, RequestError, TooLargeError
+from pipeline.serving.media import accepts_json, boundary
 from pipeline.serving.settings import ServeSettings
 
 _FIELDS = 16  # of a form: more than it needs, and no flood
@@ -40,92 +43,78 @@ class Order:
     wishes: Wishes
 
 
-class TooLargeError(Exception):
-    """More bytes or pixels than the server takes."""
-
-
-class SlowError(Exception):
-    """The request did not arrive in time."""
-
-
-def check_length(request: Request, settings: ServeSettings) -> None:
-    """Refuse a request by what it says of its own size. Raises TooLargeError."""
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > settings.max_upload:
-        raise TooLargeError(_too_many_bytes(settings))
-
-
 async def read_order(request: Request, settings: ServeSettings) -> Order:
-    """The order of a request: an image as the body itself, or as a file in a form.
+    """Read the order of a request: an image as the body itself, or as a file in a form.
 
     Raises:
-        TooLargeError: too many bytes or pixels; reading stops there.
-        SlowError: it did not arrive in time.
-        BadRequestError: not a form that can be read, no image in it, or unknown or wrong parameters.
+        GoneError: the client hung up.
+        TooLargeError: too many pixels.
+        RequestError: not a form that can be read, no image in it, or unknown or wrong parameters.
         BadImageError: not an image that can be restored.
     """
-    limited = Request(request.scope, _limited(request.receive, settings))
     try:
-        async with asyncio.timeout(settings.upload_timeout):
-            if request.headers.get("content-type", "").startswith("multipart/form-data"):
-                image, fields = await _form(limited)
-            else:
-                image, fields = await limited.body(), {}
-    except TimeoutError as error:
-        raise SlowError(f"the request did not arrive within {settings.upload_timeout:g} s") from error
+        body = await request.body()
+    except ClientDisconnect as error:
+        raise GoneError("the connection was closed before the request was there") from error
+    if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) not in {"", "identity"}:
+        raise RequestError(f"Content-Encoding {encoding[:40]}: send the image as it is")
+    form = boundary(request.headers.get("content-type", ""))
+    image, fields = (body, []) if form is None else await _form(body, form)
     if not image:
-        raise BadRequestError("no image: send it as the body, or as a file of a form")
+        raise RequestError("no image: send it as the body, or as a file of a form")
     header = read_header(image)
     if header.height * header.width > settings.max_pixels:
         raise TooLargeError(
             f"{header.width} x {header.height} is {header.width * header.height / 1e6:.1f} megapixels; "
             f"this server takes {settings.max_pixels / 1e6:.3g}"
         )
-    wishes = checked({**request.query_params, **fields})
+    wishes = checked([*request.query_params.multi_items(), *fields])
     if wishes.format is None:
-        accepts = request.headers.get("accept", "")
-        wishes = wishes.model_copy(update={"format": "json" if "application/json" in accepts else "png"})
+        wants_json = accepts_json(request.headers.getlist("accept"))
+        wishes = wishes.model_copy(update={"format": "json" if wants_json else "png"})
     return Order(image, wishes)
 
 
-def checked(values: dict[str, str]) -> Wishes:
-    """The parameters, validated. Raises BadRequestError that names every wrong one."""
+def checked(given: list[tuple[str, str]]) -> Wishes:
+    """Validate the parameters. Raises RequestError that names every wrong one."""
+    values = dict(given)
+    if twice := [name[:40] for name, count in Counter(name for name, _ in given).items() if count > 1]:
+        raise RequestError("; ".join(f"{name}: given more than once" for name in twice))
     try:
         return Wishes.model_validate(values)
     except ValidationError as error:
         wrong = {str(item["loc"][0]): item for item in error.errors()}
         known = ", ".join(Wishes.model_fields)
         lines = [
-            f"{name}: unknown parameter; there is {known}"
+            f"{name[:40]}: unknown parameter; there is {known}"
             if item["type"] == "extra_forbidden"
             else f"{name}: {item['msg']} (got {str(item['input'])[:40]!r})"
             for name, item in wrong.items()
         ]
-        raise BadRequestError("; ".join(lines)) from error
+        raise RequestError("; ".join(lines)) from error
 
 
-async def _form(request: Request) -> tuple[bytes, dict[str, str]]:
-    """The first file of a form, whatever its field and its file are called, and the other fields."""
-    async with request.form(max_files=1, max_fields=_FIELDS) as form:
-        files = [value for value in form.values() if isinstance(value, UploadFile)]
-        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+async def _form(body: bytes, separator: bytes) -> tuple[bytes, list[tuple[str, str]]]:
+    """Return the first file of a form, whatever its field and its file are called, and the other fields.
+
+    Raises:
+        RequestError: it cannot be read, or has too many parts.
+    """
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    # Without the request's charset: a form has none (RFC 7578), and some names of charsets are no text encodings.
+    headers = Headers(raw=[(b"content-type", b'multipart/form-data; boundary="' + separator + b'"')])
+    parser = MultiPartParser(headers, stream(), max_files=1, max_fields=_FIELDS)
+    parser.spool_max_size = len(body) + 1  # it is in memory already: nothing is written to a disk
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise RequestError(f"not a form that can be read: {error.message}") from error
+    files = [value for value in form.values() if isinstance(value, UploadFile)]
+    fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+    try:
         return (await files[0].read() if files else b""), fields
-
-
-def _limited(receive: Receive, settings: ServeSettings) -> Receive:
-    """`receive` that counts, whatever length was announced."""
-    count = 0
-
-    async def counted() -> Message:
-        nonlocal count
-        message = await receive()
-        count += len(message.get("body", b""))
-        if count > settings.max_upload:
-            raise TooLargeError(_too_many_bytes(settings))
-        return message
-
-    return counted
-
-
-def _too_many_bytes(settings: ServeSettings) -> str:
-    return f"the request is larger than {settings.max_upload.human_readable()}, the limit of this server"
+    finally:
+        await form.close()

@@ -10,20 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from pipeline.serving.errors import BusyError, LateError
+
 T = TypeVar("T")
 _FIRST_GUESS_S = 10.0  # what a restoration takes, until one has been seen
-
-
-class BusyError(Exception):
-    """Every place is taken. `retry_after`: seconds after which one may be free."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"all places in the queue are taken; try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
-class LateError(Exception):
-    """It took longer than the time limit."""
 
 
 class Places:
@@ -44,7 +34,7 @@ class Places:
             BusyError: there is none.
         """
         if self.taken >= self.most:
-            raise BusyError(max(1, math.ceil(self._last)))
+            raise BusyError("all places in the queue are taken", max(1, math.ceil(self._last)))
         self.taken += 1
         place = Place(self._worker, self._timeout)
         try:

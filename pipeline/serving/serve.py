@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from pipeline.serving import proxy
 from pipeline.serving.model import Served, load
 from pipeline.serving.settings import ServeSettings
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _APP = "blind-sr"
-# Serve gives its proxy 5 s to start and ends it then: too few on a busy machine.
-_PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
 
 
 def planned(settings: ServeSettings) -> str:
@@ -78,13 +77,13 @@ def _checked(settings: ServeSettings) -> Served:
 
 
 def _connect(settings: ServeSettings) -> None:
-    """Connect to Ray, which gets the patience that Serve needs."""
-    os.environ |= _PATIENCE
+    """Connect to Ray, whose processes learn from their environment what Serve's proxy needs to know."""
+    os.environ |= (environment := proxy.environment(settings))
     if settings.model.startswith("models:/"):
         from pipeline.tracking.registry import store_uri
 
         os.environ["MLFLOW_TRACKING_URI"] = store_uri()  # replicas inherit it; an SQLite file by its whole path
-    connect(min_cpus=settings.replicas + 1, verbose=True)
+    connect(min_cpus=settings.replicas + 1, verbose=True, environment=environment)
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -108,6 +107,7 @@ def _start(settings: ServeSettings) -> None:
             num_replicas=settings.replicas,
             max_ongoing_requests=1000,  # the application itself says when it is too much, and by 429
             graceful_shutdown_timeout_s=5,
+            health_check_period_s=1,  # how soon a replica that died is seen to be gone
             ray_actor_options={"num_cpus": 1, "num_gpus": 1 if cards else 0},
             logging_config=quiet,
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import ByteSize, Field
+import ipaddress
+
+from pydantic import ByteSize, Field, field_validator
 
 from pipeline.config import Frozen
 
@@ -23,8 +25,31 @@ class ServeSettings(Frozen):
     queue: int = Field(8, ge=0, description="requests of a replica that wait while one is restored; more: 429")
     timeout: float = Field(600, gt=0, description="seconds that a request may wait and be restored; longer: 504")
     upload_timeout: float = Field(60, gt=0, description="seconds in which a request must have arrived; longer: 408")
+    uploads: int = Field(16, ge=1, description="requests whose bytes arrive at the same time; more: 429")
+    transfers_per_client: int = Field(
+        4,
+        ge=1,
+        description="requests of one address that arrive, and answers that it reads, at the same time; more: 429",
+    )
+    min_rate: ByteSize = Field(
+        ByteSize(16 * 2**10), gt=0, description="bytes a second that a client sends or reads, after 5 s; slower: 408"
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="addresses or networks, comma-separated, whose X-Forwarded-For names the client; default: nobody's",
+    )
     poll: float = Field(5, gt=0, description="seconds between two looks at the alias")
     replicas: int = Field(1, ge=1, description="processes that restore; each takes a CPU, and a card if there are any")
     max_memory: ByteSize = Field(
         ByteSize(2 * 2**30), gt=0, description="memory of each replica; larger images are restored in windows"
     )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            try:
+                ipaddress.ip_network(part, strict=False)
+            except ValueError as error:
+                raise ValueError(f"'{part}' is no address or network, such as 127.0.0.1 or 10.0.0.0/8") from error
+        return value

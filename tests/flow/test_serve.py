@@ -188,7 +188,7 @@ def test_a_promoted_version_is_taken_over_and_a_damaged_one_is_not(server, photo
     refused = server.until(lambda health: health["refused"] is not None)
     assert refused["model"]["version"] == 2
     assert refused["refused"]["model"] == f"models:/{NAME}/3"
-    assert "sha256" in refused["refused"]["error"]
+    assert "missing, damaged" in refused["refused"]["error"]
     assert server.post("/restore", image)[1]["x-model"] == f"models:/{NAME}/2"
     point_at(server.store, 1)
     server.until(lambda health: health["model"]["version"] == 1 and health["refused"] is None)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.serving.app import build_app
+from pipeline.serving.gate import Gate
 from pipeline.serving.model import LiveModel
 from pipeline.serving.settings import ServeSettings
 
@@ -42,7 +43,13 @@ def ask(
     **settings: object,
 ) -> Reply:
     """`call` on a fresh app that serves `live` under these settings."""
-    return asyncio.run(call(build_app(ServeSettings(**settings), live), method, target, body, headers))
+    return asyncio.run(call(gated(live, **settings), method, target, body, headers))
+
+
+def gated(live: LiveModel, **settings: object) -> Gate:
+    """A fresh app that serves `live`, behind its gate, as Ray Serve's proxy runs it."""
+    chosen = ServeSettings(**settings)
+    return Gate(build_app(chosen, live), chosen)
 
 
 def form(image: bytes, fields: Mapping[str, str] | None = None, name: str = "p.png") -> tuple[bytes, dict[str, str]]:
@@ -58,6 +65,7 @@ async def call(
     target: str,
     body: bytes | AsyncIterator[bytes] = b"",
     headers: Mapping[str, str] | None = None,
+    client: str = "test",
 ) -> Reply:
     """Bytes are sent at once, with their length; an iterator in chunks, without one."""
     path, _, query = target.partition("?")
@@ -74,9 +82,9 @@ async def call(
         "raw_path": path.encode(),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": [(name.lower().encode(), value.encode()) for name, value in given.items()],
+        "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()],
         "server": ("test", 80),
-        "client": ("test", 1),
+        "client": (client, 1),
     }
     messages = _messages(body)
     sent: list[dict[str, Any]] = []

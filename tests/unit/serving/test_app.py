@@ -17,6 +17,7 @@ from pipeline.images.encode import encode_photograph, encode_png
 from pipeline.images.parts import Metadata
 from pipeline.images.photograph import Photograph
 from pipeline.serving import app as app_module
+from pipeline.serving.errors import STATUS
 from pipeline.serving.order import Wishes
 from tests.unit.serving.asgi import ask, form
 
@@ -154,7 +155,7 @@ def test_the_description_is_of_what_there_is(live):
     assert set(schema["paths"]) == {"/restore", "/healthz"}
     restore = schema["paths"]["/restore"]["post"]
     assert [one["name"] for one in restore["parameters"]] == list(Wishes.model_fields)
-    assert {"200", *(str(status) for status in app_module.STATUS.values())} <= set(restore["responses"])
+    assert {"200", *(str(status) for status in STATUS.values())} <= set(restore["responses"])
     json.dumps(schema)
 
 

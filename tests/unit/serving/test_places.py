@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.serving.places import BusyError, LateError, Places
+from pipeline.serving.errors import BusyError, LateError
+from pipeline.serving.places import Places
 
 
 async def in_place(places: Places, work: Callable[[], object]) -> object:
