@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.cpus import usable_cpus
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _APP = "blind-sr"
+_PATIENCE_S = 60.0  # for the first answer, on a busy machine
 
 
 def planned(settings: ServeSettings) -> str:
@@ -99,8 +103,8 @@ def _start(settings: ServeSettings) -> None:
 
     quiet: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
     try:
-        http = {"host": settings.host, "port": settings.port}
-        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
+        listen = {"host": settings.host, "port": settings.port}
+        serve.start(proxy_location="HeadOnly", http_options=listen, logging_config=quiet)
         cards = ray.cluster_resources().get("GPU", 0) >= settings.replicas
         deploy = serve.deployment(
             name="restore",
@@ -112,8 +116,23 @@ def _start(settings: ServeSettings) -> None:
             logging_config=quiet,
         )
         serve.run(deploy(serve.ingress(_builder(settings))()).bind(), name=_APP)
+        _wait_for_answer(settings)
     except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise JobFailedError(f"Ray Serve did not start: {str(error).strip().splitlines()[0]}") from error
+
+
+def _wait_for_answer(settings: ServeSettings) -> None:
+    """Return when the address answers: the proxy learns of a replica some time after it runs. Raises RuntimeError."""
+    where = urlsplit(address(settings))
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=_PATIENCE_S)
+        with suppress(OSError, http.client.HTTPException), closing(connection):
+            connection.request("GET", "/healthz")
+            if connection.getresponse().status == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"nothing answers at {address(settings)} after {_PATIENCE_S:g} s")
 
 
 def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,18 +167,40 @@ def test_size_limits_hold_through_the_proxy(server):
     assert announced.getresponse().status == 413  # before a byte of it was sent
     announced.close()
     chunked = http.client.HTTPConnection(host, timeout=60)
-
-    def megabytes() -> Iterator[bytes]:
-        for _ in range(40):
-            yield bytes(2**20)
-
-    try:
-        chunked.request("POST", "/restore", body=megabytes(), encode_chunked=True)
-        assert chunked.getresponse().status == 413
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # hung up on before all was sent
+    chunked.request("POST", "/restore", body=(bytes(2**20) for _ in range(100)), encode_chunked=True)
+    assert chunked.getresponse().status == 413  # after all was sent, without a reset
     chunked.close()
     assert server.health()["places"]["taken"] == 0
+
+
+def test_slow_uploads_keep_nobody_out_and_monitors_are_answered(server, photograph):
+    host, port = server.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(4)]
+        for connection in slow:
+            connection.sendall(b"POST /restore HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\nx")
+        other = http.client.HTTPConnection(host, int(port), timeout=60, source_address=("127.0.0.2", 0))
+        other.request("POST", "/restore?sigma=0", encode_png(photograph))
+        assert other.getresponse().status == 200
+        for method, target in (("HEAD", "/"), ("HEAD", "/healthz"), ("OPTIONS", "/restore")):
+            monitor = http.client.HTTPConnection(host, int(port), timeout=60)
+            monitor.request(method, target, headers={"X-Request-Timeout-Seconds": "0.0001"})
+            answer = monitor.getresponse()
+            assert (answer.status, answer.read()) == (200, b"")
+
+
+def test_a_replica_that_is_killed_is_a_503_and_soon_there_again(server, photographs):
+    image = encode_png(decode_image((photographs / "coffee.png").read_bytes())[:256, :256])
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    (replica,) = [child for child in children if "ServeReplica" in " ".join(child.cmdline())]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.post, "/restore?sigma=0", image)
+        server.until(lambda health: health["places"]["taken"] == 1)
+        replica.kill()
+        status, headers, body = asked.result()
+    assert (status, int(headers["retry-after"]) >= 1, list(json.loads(body))) == (503, True, ["error"])
+    status, _, _ = server.post("/restore?sigma=0", image)
+    assert status == 200
 
 
 def test_a_promoted_version_is_taken_over_and_a_damaged_one_is_not(server, photograph):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.images import BadImageError
@@ -80,6 +83,34 @@ def test_answers_of_a_real_server_name_no_folder_of_this_machine(live, png):
 def test_too_little_memory_is_said_without_the_options_of_the_server(live, png):
     reply = ask(live, "POST", "/restore", png, max_memory=1)
     assert (reply.status, "memory" in reply.error, "--" in reply.error) == (413, True, False)
+
+
+def odd_files() -> dict[str, bytes]:
+    """Files over which decoders stumble, each in its own way."""
+    wide = b"BM" + (14 + 40).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
+    wide += (2**20 + 1).to_bytes(4, "little") + (1).to_bytes(4, "little") + b"\1\0\x18\0" + bytes(24)
+    tiff = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tiff, "TIFF")
+    typed = bytearray(tiff.getvalue())
+    first = int.from_bytes(typed[4:8], "little")
+    damaged = {}
+    for tag in range(int.from_bytes(typed[first : first + 2], "little")):
+        at = first + 2 + 12 * tag
+        for kind in (2, 5, 7, 12, 99):
+            changed = bytearray(typed)
+            changed[at + 2] = kind
+            damaged[f"tiff-{tag}-{kind}"] = bytes(changed)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + bytes([0x12, 1, 2, 0, 9, 0, 0, 0, 26, 0, 0, 0]) + bytes(4) + b"sideways\0"
+    jpeg = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(jpeg, "JPEG", exif=exif)
+    return {"bmp": wide + bytes(99), "bmp-short": wide[:20], "jpeg": jpeg.getvalue(), **damaged}
+
+
+def test_what_a_decoder_stumbles_over_is_the_clients(live):
+    for name, data in odd_files().items():
+        for body, headers in ((data, {}), form(data)):
+            reply = ask(live, "POST", "/restore?sigma=0", body, headers)
+            assert reply.status in {200, 400, 413}, (name, reply.status, reply.body[:200])
 
 
 def test_a_decoder_that_raises_anything_is_the_clients(live, png, monkeypatch):
