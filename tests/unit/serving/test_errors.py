@@ -15,7 +15,7 @@ from pipeline.images import BadImageError
 from pipeline.serving import app as app_module
 from pipeline.serving import errors
 from pipeline.serving.model import LiveModel
-from tests.unit.serving.asgi import ask
+from tests.unit.serving.asgi import ask, form
 
 HERE = str(Path(__file__).resolve())
 PLACES = [
