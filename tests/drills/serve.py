@@ -24,11 +24,10 @@ def kill_replica(trial: Trial, _: str) -> None:
     photograph = (trial.lab.pictures.small / "crop0.png").read_bytes()
     sitting, address = _serving(trial)
     _wait_for_good(trial, sitting, address, photograph)
-    (replica,) = victims(trial, sitting, r"ray::ServeReplica:\S+:restore")[:1] or [None]
-    if replica is None:
+    if not (replicas := victims(trial, sitting, r"ray::ServeReplica:\S+:restore")):
         raise DrillError("there is no process called ray::ServeReplica")
     time.sleep(trial.random.uniform(0, 1))
-    replica.kill()
+    trial.random.choice(replicas).kill()
     gone = time.monotonic()
     _wait_for_good(trial, sitting, address, photograph)
     gap = time.monotonic() - gone
