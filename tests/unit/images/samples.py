@@ -9,6 +9,7 @@ import zlib
 import cv2
 import numpy as np
 from PIL import Image, PngImagePlugin
+from PIL.TiffImagePlugin import IFDRational
 
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" exif:PixelXDimension="48"/>'
@@ -36,7 +37,7 @@ def camera(orientation: int = 6) -> Image.Exif:
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0132], exif[0x0112] = "Maker", "Camera 1", "2020:01:02 03:04:05", orientation
     inner = exif.get_ifd(0x8769)
-    inner[0x829A], inner[0x9003] = (1, 125), "2020:01:02 03:04:05"
+    inner[0x829A], inner[0x9003] = IFDRational(1, 125), "2020:01:02 03:04:05"
     inner[0xA002], inner[0xA003], inner[0x927C] = 48, 32, MAKER_NOTE
     place = exif.get_ifd(0x8825)
     place[1], place[2], place[3], place[4] = "N", (52.0, 31.0, 12.5), "E", (13.0, 24.0, 18.0)
@@ -51,7 +52,9 @@ def with_all(kind: str) -> bytes:
         text.add_itxt("XML:com.adobe.xmp", XMP.decode())
         return encoded(pixels, kind, exif=camera(), pnginfo=text)
     if kind == "TIFF":
-        return encoded(pixels, kind, exif=camera(), tiffinfo={700: XMP})
+        exif = camera()
+        exif[700] = XMP
+        return encoded(pixels, kind, exif=exif.tobytes())
     return encoded(pixels, kind, exif=camera(), xmp=XMP)
 
 
