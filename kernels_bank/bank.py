@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import hashlib
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from kernels_bank import cache
 from kernels_bank.codec import KernelCodec
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.spec import KernelBankSpec
 from kernels_bank.store import CODEC, Manifest, read_manifest, read_shard
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +56,18 @@ class KernelBank:
         """Open a bank at a path or URI.
 
         The first opening on a node checks every shard and unpacks the kernels into a cache folder named by the
-        bank's digest (`BLINDSR_CACHE`, else `$XDG_CACHE_HOME/blind-sr`, else `~/.cache/blind-sr`); later ones only
-        read the manifest and the codec.
+        bank's digest (`BLINDSR_CACHE`, else `$XDG_CACHE_HOME/blind-sr`, else `~/.cache/blind-sr`). The first one after
+        a boot, or after the file was touched, compares it with the manifest and unpacks it again if it is damaged.
+        Later ones only read the manifest and the codec.
 
         Raises:
             ArtefactError: missing, unfinished, damaged, or of an unknown schema version.
         """
         manifest = read_manifest(uri)
-        codec = KernelCodec.load(storage.join(uri, CODEC))
+        data = storage.read_bytes(storage.join(uri, CODEC), limit=KernelCodec.MAX_BYTES)
+        if hashlib.sha256(data).hexdigest() != manifest.codec.sha256:
+            raise ArtefactError(f"{storage.join(uri, CODEC)}: its SHA-256 is not the manifest's; the file is damaged")
+        codec = KernelCodec.from_bytes(data, storage.join(uri, CODEC))
         if codec.digest != manifest.codec.digest or codec.bank_digest != manifest.digest:
             raise ArtefactError(f"{storage.join(uri, CODEC)}: is not the codec of this bank; build the bank again")
         names = np.array([shard.family for shard in manifest.shards])
@@ -78,26 +88,33 @@ def cache_folder() -> Path:
 
 
 def _cached_kernels(uri: str, manifest: Manifest) -> np.ndarray:
-    """All kernels, memory-mapped from the node's cache, which is filled when they are not in it yet."""
-    spec = manifest.spec
-    shape = (spec.count, spec.size, spec.size)
+    """Map all kernels from the node's cache, which is filled when they are not in it, or not whole."""
     path = cache_folder() / "banks" / f"{manifest.digest}.npy"
     try:
-        if not _holds(path, shape):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if (kernels := cache.mapped(path, manifest)) is None:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with _lock(path.with_suffix(".lock")):
-                if not _holds(path, shape):
-                    _unpack(uri, manifest, path)
-    except PermissionError:
+                if (kernels := cache.mapped(path, manifest)) is None:
+                    kernels = _filled(uri, manifest, path)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
         # A read-only node: every process has its own copy.
         return np.concatenate([read_shard(uri, shard) for shard in manifest.shards])
     # A plain array over the mapping: pickled as a buffer, so ray.put copies it once and ray.get never.
-    return np.asarray(np.load(path, mmap_mode="r"))
+    return np.asarray(kernels)
 
 
-def _holds(path: Path, shape: tuple[int, int, int]) -> bool:
-    """Whether the file is there with all its kernels."""
-    return path.exists() and path.stat().st_size > 4 * shape[0] * shape[1] * shape[2]
+def _filled(uri: str, manifest: Manifest, path: Path) -> np.ndarray:
+    """Unpack the bank into the cache and map it; nobody else does so meanwhile."""
+    if path.exists():
+        print(f"{path}: is not what {uri} holds (damaged); it is unpacked again", file=sys.stderr, flush=True)
+    for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+        left.unlink(missing_ok=True)
+    _unpack(uri, manifest, path)
+    if (kernels := cache.mapped(path, manifest)) is None:
+        raise ArtefactError(f"{path}: does not keep what is written to it; its disk is damaged, set BLINDSR_CACHE")
+    return kernels
 
 
 def _unpack(uri: str, manifest: Manifest, path: Path) -> None:
@@ -115,7 +132,10 @@ def _unpack(uri: str, manifest: Manifest, path: Path) -> None:
             np.lib.format.write_array_header_1_0(stream, header)
             for shard in manifest.shards:
                 stream.write(np.ascontiguousarray(read_shard(uri, shard), dtype="<f4").data)
+            stream.flush()
+            os.fsync(stream.fileno())
         temporary.replace(path)
+        storage.sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

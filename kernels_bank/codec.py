@@ -16,7 +16,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ SCHEMA = "1"
 _KIND = "kernel-codec"
 # A direction with less than this share of the first one's variance is rounding, not a way kernels differ.
 _NEGLIGIBLE = 1e-12
+_MAX_SIDE = 99  # pixels of a kernel; as in `spec.py`
+_MAX_HEADER = 1 << 16  # bytes; a codec's has five entries
 
 
 def encode_codes(kernels: Array, mean: Array, basis: Array, std: Array) -> Array:
@@ -88,6 +90,8 @@ class KernelCodec:
         spectrum: (d,) variance of the bank along every principal direction, descending, float64.
         bank_digest: digest of the bank it was fitted to; empty for loose kernels.
     """
+
+    MAX_BYTES: ClassVar[int] = 512 << 20  # of its file: all components of kernels of 99 pixels have 392 MB
 
     mean: np.ndarray
     basis: np.ndarray
@@ -243,14 +247,17 @@ class KernelCodec:
 
     def save(self, path: str | Path) -> None:
         """Write to a path or URI as safetensors, atomically."""
-        from safetensors.numpy import save
-
         from kernels_bank.runtime import storage
+
+        storage.write_bytes(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the codec's file."""
+        from safetensors.numpy import save
 
         about = {"schema": SCHEMA, "bank_digest": self.bank_digest, "digest": self.digest}
         # One entry, because safetensors writes several in random order and equal codecs should be equal files.
-        metadata = {_KIND: json.dumps(about, sort_keys=True)}
-        storage.write_bytes(path, save(self._arrays(), metadata=metadata))
+        return bytes(save(self._arrays(), metadata={_KIND: json.dumps(about, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: str | Path) -> KernelCodec:
@@ -259,33 +266,53 @@ class KernelCodec:
         Raises:
             ArtefactError: missing, not a codec, of an unknown schema, or damaged.
         """
+        from kernels_bank.runtime import storage
+
+        return cls.from_bytes(storage.read_bytes(path, limit=cls.MAX_BYTES), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> KernelCodec:
+        """Read the content of a codec's file; `where` names it in errors. Raises ArtefactError as `load` does."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        from kernels_bank.runtime import storage
-
-        data = storage.read_bytes(path)
         try:
-            arrays = load(data)
             about = _about(data)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise ArtefactError(f"{path}: not a readable safetensors file ({error}); rebuild the bank") from error
+            arrays = load(data)
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ArtefactError(f"{where}: not a readable safetensors file ({error}); rebuild the bank") from error
         if about is None:
-            raise ArtefactError(f"{path}: a safetensors file, but not a kernel codec")
+            raise ArtefactError(f"{where}: a safetensors file, but not a kernel codec")
         if about.get("schema") != SCHEMA:
             raise ArtefactError(
-                f"{path}: codec schema {about.get('schema')!r} is unknown to this version, which reads {SCHEMA!r}"
+                f"{where}: codec schema {about.get('schema')!r:.40} is unknown to this version, which reads {SCHEMA!r}"
             )
         missing = {"mean", "basis", "std", "spectrum"} - arrays.keys()
         if missing:
-            raise ArtefactError(f"{path}: the codec lacks {', '.join(sorted(missing))}")
+            raise ArtefactError(f"{where}: the codec lacks {', '.join(sorted(missing))}")
         codec = cls(
             **{name: arrays[name] for name in ("mean", "basis", "std", "spectrum")},
-            bank_digest=about.get("bank_digest", ""),
+            bank_digest=str(about.get("bank_digest", "")),
         )
+        if problem := codec._problem():
+            raise ArtefactError(f"{where}: not a kernel codec ({problem}); rebuild the bank")
         if codec.digest != about.get("digest"):
-            raise ArtefactError(f"{path}: the codec's content does not match its digest; the file is damaged")
+            raise ArtefactError(f"{where}: the codec's content does not match its digest; the file is damaged")
         return codec
+
+    def _problem(self) -> str:
+        """Say what makes the arrays no code of kernels; nothing if they are one."""
+        if self.mean.ndim != 1 or self.basis.ndim != 2:
+            return "mean and basis have wrong dimensions"
+        d, side, c = self.mean.shape[0], self.size, self.components
+        if side**2 != d or side % 2 == 0 or side > _MAX_SIDE or not 1 <= c <= d:
+            return f"{d} pixels and {c} components"
+        if self.basis.shape != (d, c) or self.std.shape != (c,) or self.spectrum.shape != (d,):
+            return "its arrays do not fit each other"
+        for name, array in self._arrays().items():
+            if array.dtype.kind != "f" or not np.isfinite(array).all():
+                return f"{name} is not finite"
+        return "" if (self.std > 0).all() else "std is not positive"
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"basis": self.basis, "mean": self.mean, "spectrum": self.spectrum, "std": self.std}
@@ -326,5 +353,7 @@ def components_for(spectrum: np.ndarray, components: int | None, explained_varia
 def _about(data: bytes) -> dict[str, str] | None:
     """What a codec's file says about itself (safetensors' own reader for bytes returns tensors only)."""
     length = int.from_bytes(data[:8], "little")
+    if length > _MAX_HEADER:
+        raise ValueError("its header is too long")
     entry = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_KIND)
     return None if entry is None else dict(json.loads(entry))

@@ -12,14 +12,14 @@ from kernels_bank.runtime.errors import BadRequestError
 Family = Literal["gaussian", "motion", "disk", "delta"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
-Count = Annotated[int, Field(ge=0)]
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Count = Annotated[int, Field(ge=0, le=100_000_000)]
+Range = tuple[Annotated[float, Field(gt=0, lt=1e6)], Annotated[float, Field(gt=0, lt=1e6)]]
 
 
 class KernelBankSpec(BaseModel):
     """Describe a bank in full: equal specs give bit-equal kernels. Frozen, and an unknown setting is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     gaussian: Count = Field(100_000, description="Gaussian kernels, isotropic and anisotropic")
     motion: Count = Field(100_000, description="camera-shake kernels")

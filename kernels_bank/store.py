@@ -13,10 +13,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kernels_bank.codec_quality import Loss
 from kernels_bank.runtime import storage
@@ -27,10 +27,13 @@ SCHEMA = 1
 # Raised whenever the same spec draws other kernels than before: shards of another generator are never mixed in.
 GENERATOR = 1
 SHARD_ROWS = 8192
+_SHARD_BYTES = 1 << 30  # 8192 kernels of 99 pixels have 321 MB
 
 MANIFEST, CODEC, BUILDING = "manifest.json", "codec.safetensors", "building.json"
 PARAMETERS = ("sigma_along", "sigma_across", "angle", "extent", "memory", "radius")
 _METADATA_KEY = b"kernel_bank"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Shard(BaseModel):
@@ -38,18 +41,18 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(pattern=r"^kernels-\d{5,8}\.parquet$")
     family: Family
-    start: int
-    rows: int
+    start: int = Field(ge=0)
+    rows: int = Field(ge=1, le=SHARD_ROWS)
 
 
 class ShardRecord(Shard):
     """A written shard: the file's size and SHA-256, and the SHA-256 of its kernels' float32 bytes."""
 
-    bytes: int
-    sha256: str
-    content: str
+    bytes: int = Field(ge=0, le=_SHARD_BYTES)
+    sha256: Sha256
+    content: Sha256
 
 
 class CodecRecord(BaseModel):
@@ -57,9 +60,9 @@ class CodecRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sha256: str
-    digest: str
-    components: int
+    sha256: Sha256
+    digest: Sha256
+    components: int = Field(ge=1)
     explained_variance: float
     losses: list[Loss]
 
@@ -73,7 +76,7 @@ class Manifest(BaseModel):
     schema_version: int = SCHEMA
     generator: int = GENERATOR
     spec: KernelBankSpec
-    digest: str
+    digest: Sha256
     shards: list[ShardRecord]
     codec: CodecRecord
     made_with: dict[str, str]
@@ -149,7 +152,7 @@ def read_shard(uri: str, record: ShardRecord) -> np.ndarray:
         ArtefactError: the file is missing, cut short or altered.
     """
     where = storage.join(uri, record.name)
-    data = storage.read_bytes(where)
+    data = storage.read_bytes(where, limit=_SHARD_BYTES)
     if len(data) != record.bytes:
         raise ArtefactError(
             f"{where}: {len(data)} bytes instead of {record.bytes}; the file is cut short or not this bank's; "
@@ -160,7 +163,10 @@ def read_shard(uri: str, record: ShardRecord) -> np.ndarray:
             f"{where}: its SHA-256 is not the manifest's; the file is damaged; "
             "delete the manifest and build again to replace it"
         )
-    return _parse(data, where)[1]
+    kernels = _parse(data, where, rows=record.rows)[1]
+    if content_digest(kernels) != record.content:
+        raise ArtefactError(f"{where}: its kernels are not those of the manifest")
+    return kernels
 
 
 def read_manifest(uri: str | Path) -> Manifest:
@@ -187,6 +193,8 @@ def read_manifest(uri: str | Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise ArtefactError(f"{where}: damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
+    if sum(shard.rows for shard in manifest.shards) != manifest.spec.count:
+        raise ArtefactError(f"{where}: damaged (its shards do not hold as many kernels as its spec says)")
     if bank_digest(manifest.spec.size, manifest.shards) != manifest.digest:
         raise ArtefactError(f"{where}: damaged (its digest does not match its list of shards)")
     return manifest
@@ -207,9 +215,7 @@ def verify(uri: str | Path) -> Iterator[ShardRecord]:
     if KernelCodec.load(codec).bank_digest != manifest.digest:
         raise ArtefactError(f"{codec}: was fitted to another bank")
     for record in manifest.shards:
-        kernels = read_shard(str(uri), record)
-        if content_digest(kernels) != record.content:
-            raise ArtefactError(f"{storage.join(uri, record.name)}: its kernels are not those of the manifest")
+        read_shard(str(uri), record)
         yield record
 
 
@@ -218,14 +224,17 @@ def _record(shard: Shard, data: bytes, content: str) -> ShardRecord:
     return ShardRecord(**shard.model_dump(), bytes=len(data), sha256=digest, content=content)
 
 
-def _parse(data: bytes, where: str) -> tuple[dict[str, Any], np.ndarray]:
-    """What a shard's file says about itself, and its kernels."""
+def _parse(data: bytes, where: str, rows: int = SHARD_ROWS) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what a shard's file says about itself, and its kernels, of which there are at most `rows`."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         # In this thread alone: one of Arrow's that still held `data` while Python ended would abort the process.
-        table = parquet.ParquetFile(pa.BufferReader(data)).read(columns=["kernel"], use_threads=False)
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        if file.metadata.num_rows > rows:
+            raise ValueError(f"{file.metadata.num_rows} rows")
+        table = file.read(columns=["kernel"], use_threads=False)
         about = json.loads(table.schema.metadata[_METADATA_KEY])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{where}: not a readable kernel shard ({' '.join(str(error).split())})") from error

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipeline.names import Alias, Experiment, ModelName
 
 Scale = Annotated[int, Field(ge=1, le=4)]
+Width = Annotated[int, Field(ge=1, le=1024)]
 OddSize = Annotated[int, Field(ge=3, le=99, multiple_of=1)]
 Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1] scale: 2.55/255 is 0.01")]
 
@@ -25,16 +26,18 @@ class Frozen(BaseModel):
 class ModelConfig(Frozen):
     """The network: USRNet restorer + DAN estimator. Defaults are the tiny variant (0.59 M + 0.29 M parameters)."""
 
-    scales: tuple[Scale, ...] = Field((2,), min_length=1, description="scale factors this model restores")
+    scales: tuple[Scale, ...] = Field((2,), min_length=1, max_length=4, description="scale factors this model restores")
     unfoldings: int = Field(6, ge=1, le=16, description="data + prior steps (8 in the full model)")
-    widths: tuple[int, int, int, int] = Field((16, 32, 64, 64), description="ResUNet channels by level")
-    residual_blocks: int = Field(2, ge=1, description="a level, each way")
-    hyper_hidden: int = Field(32, ge=1, description="hidden width of the hyper-parameter net (64 in the full model)")
+    widths: tuple[Width, Width, Width, Width] = Field((16, 32, 64, 64), description="ResUNet channels by level")
+    residual_blocks: int = Field(2, ge=1, le=16, description="a level, each way")
+    hyper_hidden: int = Field(
+        32, ge=1, le=1024, description="hidden width of the hyper-parameter net (64 in the full model)"
+    )
     global_skip: bool = Field(
         True, description="prior = x + net(x): starts as the identity; the published prior has none, and learns it late"
     )
-    estimator_channels: int = Field(32, ge=4, description="of each of the two branches")
-    estimator_blocks: int = Field(5, ge=1, description="conditional residual blocks")
+    estimator_channels: int = Field(32, ge=4, le=512, description="of each of the two branches")
+    estimator_blocks: int = Field(5, ge=1, le=64, description="conditional residual blocks")
     initial_kernel: Literal["delta", "mean", "spectral"] = "spectral"
     schedule: Literal["rounds", "interleaved"] = Field(
         "interleaved", description="rounds: DAN's; interleaved: one unfolding's cost"

@@ -13,5 +13,9 @@ class DamagedError(ArtefactError):
     """A file whose content is, at a second reading too, not what is known of it."""
 
 
+class UnavailableError(ArtefactError):
+    """A stored artefact cannot be read now, which says nothing about its content."""
+
+
 class JobFailedError(RuntimeError):
     """The request was right but the run failed; what is kept and how to go on, in one line."""

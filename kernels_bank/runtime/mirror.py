@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import scratch, storage
 from kernels_bank.runtime.errors import BadRequestError
 
 
@@ -28,8 +27,7 @@ def local_folder(uri: str, *, every_s: float = 30.0) -> Iterator[Path]:
     if "://" not in uri or uri.startswith("file://"):
         yield Path(storage.resolve(uri)[1])
         return
-    with tempfile.TemporaryDirectory(prefix="blindsr-folder-") as name:
-        folder = Path(name)
+    with scratch.temporary("folder") as folder:
         for file, _ in storage.list_files(uri, recursive=True):
             if not {"", ".", ".."}.isdisjoint(file.split("/")):
                 raise BadRequestError(f"{uri}: holds '{file}', which is no name of a file; choose another place")

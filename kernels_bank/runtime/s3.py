@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError, UnavailableError
 
 Answer_T = TypeVar("Answer_T")
 
@@ -44,7 +44,7 @@ class S3Error(OSError, JobFailedError):
     """Report that the server does not answer, or not as it should, however often it is asked."""
 
 
-class S3RefusedError(OSError, ArtefactError):
+class S3RefusedError(OSError, UnavailableError):
     """Report a request, an endpoint or credentials that are wrong: asking again would not help."""
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -21,10 +22,11 @@ from urllib.parse import unquote
 import pyarrow.fs as pafs
 
 from kernels_bank.runtime import s3_objects
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError, UnavailableError
 from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError, bucket_and_key
 
 _CHUNK = 16 << 20  # a read
+_JSON_BYTES = 256 << 20  # the most that a manifest may have; one of a million tars has 150 MB
 
 
 def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
@@ -136,23 +138,28 @@ def remove_file(uri: str | Path) -> None:
     filesystem.delete_file(path)
 
 
-def read_bytes(uri: str | Path, sha256: str | None = None) -> bytes:
+def read_bytes(uri: str | Path, sha256: str | None = None, *, limit: int | None = None) -> bytes:
     """Return the whole file. What comes from S3 is verified (`s3_objects` says how) and read again where that fails.
 
     Args:
         uri: of the file.
         sha256: what it must be, if that is known.
+        limit: the most bytes that it may have; a larger one is not read.
 
     Raises:
-        ArtefactError: it is not there, or cannot be read.
+        ArtefactError: it is not there, not a regular file, or larger than `limit`.
         DamagedError: its content is not what it should be, at a second reading either.
+        UnavailableError: it cannot be read.
         S3Error: the S3 server does not answer.
     """
     try:
         if is_s3(uri):
-            sink = io.BytesIO()
+            sink = _Limited(str(uri), limit)
             s3_objects.read(str(uri), sink, sha256)
             return sink.getvalue()
+        size = _regular_size(uri)
+        if limit is not None and size > limit:
+            raise ArtefactError(_too_large(uri, limit))
         for _ in range(2):
             data = Path(resolve(uri)[1]).read_bytes()
             if sha256 in {None, hashlib.sha256(data).hexdigest()}:
@@ -162,7 +169,7 @@ def read_bytes(uri: str | Path, sha256: str | None = None) -> bytes:
     except (S3Error, S3RefusedError):
         raise
     except OSError as error:
-        raise ArtefactError(f"{uri}: cannot be read ({error.strerror or error})") from error
+        raise UnavailableError(f"{uri}: cannot be read ({error.strerror or error})") from error
     raise DamagedError(f"{uri}: damaged (its sha256 is not {sha256})")
 
 
@@ -184,14 +191,44 @@ def fetch(uri: str | Path, target: Path) -> None:
         raise ArtefactError(f"{uri}: no such file") from error
 
 
-def read_json(uri: str | Path) -> Any:  # noqa: ANN401 - JSON is what it is
-    """Return the parsed file. Raises ArtefactError when it is missing or not JSON."""
+class _Limited(io.BytesIO):
+    """Memory for a file of at most `limit` bytes. Writing more raises ArtefactError."""
+
+    def __init__(self, uri: str, limit: int | None) -> None:
+        super().__init__()
+        self._uri, self._limit = uri, limit
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 - any buffer
+        if self._limit is not None and self.tell() + memoryview(data).nbytes > self._limit:
+            raise ArtefactError(_too_large(self._uri, self._limit))
+        return super().write(data)
+
+
+def _too_large(uri: str | Path, limit: int) -> str:
+    return f"{uri}: larger than the {limit} bytes that are expected here at most, so it is not read"
+
+
+def _regular_size(uri: str | Path) -> int:
+    """Return the bytes of a local file. A pipe or a device would be read for ever: raises ArtefactError."""
+    found = Path(resolve(uri)[1]).stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
+        raise ArtefactError(f"{uri}: {kind}, not a regular file")
+    return found.st_size
+
+
+def read_json(uri: str | Path, *, limit: int = _JSON_BYTES) -> Any:  # noqa: ANN401 - JSON is what it is
+    """Parse a file. Raises ArtefactError when it is missing, larger than `limit` bytes or not JSON."""
+    data = read_bytes(uri, limit=limit)
     try:
-        return json.loads(read_bytes(uri))
-    except ValueError as error:
-        if isinstance(error, ArtefactError):
-            raise
-        raise ArtefactError(f"{uri}: not a JSON file ({error})") from error
+        return json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ArtefactError(f"{uri}: not a JSON file ({reason})") from error
+
+
+def _refuse_constant(name: str) -> Any:  # noqa: ANN401 - never returns
+    raise ValueError(f"{name} is no JSON value")
 
 
 @contextlib.contextmanager
@@ -214,8 +251,27 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_files(folder: Path) -> None:
+    """Make the files of a local folder survive a loss of power."""
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a local folder survive a loss of power, where its file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
@@ -235,6 +291,7 @@ def sha256_of(uri: str | Path) -> str:
     try:
         if is_s3(uri):
             return s3_objects.read(str(uri))
+        _regular_size(uri)
         with Path(resolve(uri)[1]).open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)

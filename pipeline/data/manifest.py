@@ -13,6 +13,7 @@ from pipeline.config import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
+_SHARD_BYTES = 16 << 30  # a shard is held in memory while its tiles are read
 
 
 class DamagedShardError(DamagedError):
@@ -22,10 +23,10 @@ class DamagedShardError(DamagedError):
 class Shard(Frozen):
     """One tar: file name, how many samples, its size and hash."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.tar$", max_length=100)
     samples: int = Field(ge=1)
-    bytes: int
-    sha256: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Skipped(Frozen):
@@ -107,7 +108,7 @@ def read_shard(uri: str, shard: Shard) -> bytes:
     """
     where = storage.join(uri, shard.name)
     try:
-        return storage.read_bytes(where, shard.sha256)
+        return storage.read_bytes(where, shard.sha256, limit=_SHARD_BYTES)
     except DamagedError as error:
         reason = "damaged (its sha256 is not the manifest's); remake it with jobs/shard_images.py"
         raise DamagedShardError(f"{where}: {reason}") from error

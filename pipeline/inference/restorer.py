@@ -18,10 +18,10 @@ from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.noise import estimate_sigma
 from pipeline.inference.windows import Settings, restore_planes, smallest_alpha
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
-from pipeline.model.weights import MANIFEST, WEIGHTS, load_model, load_usrnet
+from pipeline.model.weights import load_model, load_usrnet
+from pipeline.model_folder import MANIFEST, read_manifest
 from pipeline.shipped import SCHEME, shipped_folder
 
-_AVERAGED = "ema.safetensors"  # a training checkpoint's averaged weights; they restore better than the last ones
 _DEFAULT_REACH = 25
 MAX_MEMORY = 2 * 2**30
 
@@ -84,9 +84,8 @@ class Restorer:
                 f"{text}: holds no {MANIFEST}; give shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, "
                 "a model or checkpoint directory, or the .pth of a published USRNet"
             )
-        weights = _AVERAGED if storage.exists(storage.join(directory, _AVERAGED)) else WEIGHTS
-        network = load_model(directory, weights=weights)
-        return cls(network, uri=text, digest=storage.sha256_of(storage.join(directory, weights)), device=device)
+        network, manifest = load_model(directory), read_manifest(directory)
+        return cls(network, uri=text, digest=manifest.sha256[manifest.used], device=device)
 
     def on(self, device: torch.device) -> Restorer:
         """The same model on another device."""

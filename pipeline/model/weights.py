@@ -1,31 +1,43 @@
 """Networks on disk: the published USRNet checkpoints, and our own folders of safetensors + JSON.
 
-A model folder holds `weights.safetensors`, `model.json` (written last), for a blind model `codec.safetensors`, and for
-a finished run `weights-raw.safetensors`: the last step's weights, of which the others are averages over the steps.
-Nothing is unpickled but published .pth files, and those with `weights_only=True`.
+What a model folder holds is said in `pipeline/model_folder.py`. Every file is checked against its digest, and every
+tensor for being finite. Nothing is unpickled but published .pth files, and those with `weights_only=True`.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels_bank.codec import KernelCodec
 from kernels_bank.runtime.errors import ArtefactError
-from kernels_bank.runtime.storage import join, read_bytes, read_json, sha256_of, write_bytes, write_json
+from kernels_bank.runtime.storage import exists, join, read_bytes, read_json, write_bytes, write_json
 from pipeline.config import ModelConfig
 from pipeline.model.blind import BlindUSRNet
+from pipeline.model.tensors import check_finite, check_fit, fill, read_tensors
 from pipeline.model.usrnet import USRNet
+from pipeline.model_folder import (
+    AVERAGED,
+    CODEC,
+    MANIFEST,
+    RAW,
+    WEIGHTS,
+    ModelManifest,
+    check_file,
+    first_problem,
+    read_file,
+    read_manifest,
+)
 
-SCHEMA_VERSION = 1
-WEIGHTS, CODEC, MANIFEST = "weights.safetensors", "codec.safetensors", "model.json"
-RAW = "weights-raw.safetensors"
+# The full model has 70 MB. A file of a folder of ours may have what its configuration needs, and no more.
+_PUBLISHED_BYTES = 2 << 30
+_SLACK_BYTES = 8 << 20  # names and shapes in the header
 
 
 def load_usrnet(path: str | Path) -> USRNet:
@@ -34,11 +46,11 @@ def load_usrnet(path: str | Path) -> USRNet:
     Reads `.pth` state dicts, plain or under KAIR's `params` key, and `.safetensors`.
 
     Raises:
-        ArtefactError: not a checkpoint, or tensors that are missing, left over or of another shape.
+        ArtefactError: not a checkpoint, or tensors that are missing, left over, of another shape or not finite.
     """
-    state = _read_state(str(path))
+    state = read_tensors(read_bytes(path, limit=_PUBLISHED_BYTES), str(path))
     net = USRNet(usrnet_config(state, str(path)))
-    _fill(net, state, str(path))
+    fill(net, state, str(path))
     return net.eval()
 
 
@@ -49,22 +61,25 @@ def usrnet_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
         blocks = sum(1 for name in state if name.startswith("p.m_body.") and name.endswith(".res.0.weight"))
         widths = tuple(int(state[name.format(blocks)].shape[0]) for name in levels)
         last = state["h.mlp.4.weight"]
+        hidden = last.shape[1]
     except KeyError as error:
         raise ArtefactError(f"{where}: not a USRNet checkpoint, it has no tensor {error}") from error
+    except IndexError as error:
+        raise ArtefactError(f"{where}: not a USRNet checkpoint, a tensor has too few dimensions") from error
     try:
         return ModelConfig(
             scales=(1, 2, 3, 4),
             unfoldings=last.shape[0] // 2,
             widths=widths,
             residual_blocks=blocks,
-            hyper_hidden=last.shape[1],
+            hyper_hidden=hidden,
             global_skip=False,
             rounds=1,
             schedule="rounds",
             x0="nearest",
         )
     except ValidationError as error:
-        raise ArtefactError(f"{where}: not a USRNet checkpoint ({error.errors()[0]['msg']})") from error
+        raise ArtefactError(f"{where}: not a USRNet checkpoint ({first_problem(error)})") from error
 
 
 def save_model(
@@ -72,105 +87,93 @@ def save_model(
     directory: str | Path,
     provenance: Mapping[str, str],
     raw: BlindUSRNet | USRNet | None = None,
+    averaged: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a model folder.
+    """Write a model folder, its manifest last.
 
     Args:
         model: what is used.
         directory: local or s3://.
         provenance: what the model came from (bank and shard digests, run id, ...).
         raw: the same network with the weights that `model` averages, kept beside.
+        averaged: of a checkpoint: the averages of `model`'s weights, which are used instead of them.
+
+    Raises:
+        ArtefactError: a weight is not finite; nothing is written.
     """
-    files = []
-    for name, network in ((WEIGHTS, model), (RAW, raw)):
-        if network is not None:
-            tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-            write_bytes(join(directory, name), safetensors.torch.save(tensors))
-            files.append(name)
+    states: dict[str, Mapping[str, Tensor]] = {WEIGHTS: model.state_dict()}
+    if raw is not None:
+        states[RAW] = raw.state_dict()
+    if averaged is not None:
+        states[AVERAGED] = averaged
+    for name, state in states.items():
+        check_finite(state, join(directory, name))
+    digests = {}
+    for name, state in states.items():
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        digests[name] = _write(directory, name, safetensors.torch.save(tensors))
     if isinstance(model, BlindUSRNet):
-        model.codec.save(join(directory, CODEC))
-        files.append(CODEC)
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "blind" if isinstance(model, BlindUSRNet) else "usrnet",
-        "config": model.config.model_dump(mode="json"),
-        "kernel_size": model.kernel_size if isinstance(model, BlindUSRNet) else None,
-        "sha256": {name: sha256_of(join(directory, name)) for name in files},
-        "provenance": dict(provenance),
-    }
-    write_json(join(directory, MANIFEST), manifest)
+        digests[CODEC] = _write(directory, CODEC, model.codec.to_bytes())
+    manifest = ModelManifest(
+        kind="blind" if isinstance(model, BlindUSRNet) else "usrnet",
+        config=model.config,
+        kernel_size=model.kernel_size if isinstance(model, BlindUSRNet) else None,
+        sha256=digests,
+        provenance=dict(provenance),
+    )
+    write_json(join(directory, MANIFEST), manifest.model_dump(mode="json"))
 
 
-def load_model(directory: str | Path, weights: str = WEIGHTS) -> BlindUSRNet | USRNet:
-    """The network of a model folder in eval mode, every file's digest checked.
+def _write(directory: str | Path, name: str, data: bytes) -> str:
+    write_bytes(join(directory, name), data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_model(directory: str | Path, weights: str | None = None) -> BlindUSRNet | USRNet:
+    """Load the network of a model folder in eval mode, every file's digest checked.
 
     Args:
         directory: what `save_model` wrote.
-        weights: another weights file in the same folder, such as a checkpoint's averaged weights.
+        weights: a weights file of the folder; by default the averages of a checkpoint, else `weights.safetensors`.
 
     Raises:
-        ArtefactError: a file is missing or changed, a newer schema, tensors that do not fit the config.
+        ArtefactError: a file is missing or changed, a newer schema, tensors that do not fit the config or are not
+            finite.
     """
-    where = join(directory, MANIFEST)
-    manifest = read_json(where)
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ArtefactError(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; update it")
-    try:
-        config = ModelConfig.model_validate(manifest["config"])
-        kind, digests = manifest["kind"], manifest["sha256"]
-    except KeyError as error:
-        raise ArtefactError(f"{where}: no field {error}; save the model again") from error
-    except ValidationError as error:
-        field, reason = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
-        raise ArtefactError(f"{where}: config.{field}: {reason}") from error
-    for name in sorted({weights, *digests} - ({WEIGHTS} - {weights})):
-        if (found := sha256_of(join(directory, name))) != digests.get(name, found):
-            raise ArtefactError(
-                f"{join(directory, name)}: sha256 {found[:12]} is not the {digests[name][:12]} of {MANIFEST}; "
-                "the file was changed or damaged, copy the folder again"
-            )
-    model: BlindUSRNet | USRNet
-    match kind:
-        case "blind":
-            model = BlindUSRNet(config, KernelCodec.load(join(directory, CODEC)))
-        case "usrnet":
-            model = USRNet(config)
-        case other:
-            raise ArtefactError(f"{where}: unknown kind of model '{other}'")
-    _fill(model, _read_state(join(directory, weights)), join(directory, weights))
+    manifest = _listed(directory, read_manifest(directory))
+    weights = weights or manifest.used
+    where = join(directory, weights)
+    if weights not in manifest.sha256:
+        raise ArtefactError(f"{where}: {MANIFEST} gives no digest of it, so it is not used")
+    for name in manifest.sha256.keys() - {weights, CODEC}:
+        check_file(directory, name, manifest.sha256[name])
+    codec = None
+    if manifest.kind == "blind":
+        if CODEC not in manifest.sha256:
+            raise ArtefactError(f"{join(directory, CODEC)}: {MANIFEST} gives no digest of it, so it is not used")
+        data = read_file(directory, CODEC, manifest.sha256[CODEC], limit=KernelCodec.MAX_BYTES)
+        codec = KernelCodec.from_bytes(data, join(directory, CODEC))
+    # Without memory first: a configuration can ask for any amount, and its file is read only if it has that size.
+    with torch.device("meta"):
+        shell = _build(manifest.config, codec)
+    limit = 2 * sum(t.numel() * t.element_size() for t in shell.state_dict().values()) + _SLACK_BYTES
+    state = read_tensors(read_file(directory, weights, manifest.sha256[weights], limit=limit), where)
+    check_fit(shell, state, where)
+    model = _build(manifest.config, codec)
+    fill(model, state, where)
     return model.eval()
 
 
-def _read_state(path: str) -> dict[str, Tensor]:
-    data = read_bytes(path)
-    try:
-        if path.endswith(".safetensors"):
-            return dict(safetensors.torch.load(data))
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # bytes that are no checkpoint fail in torch's reader in any way: IndexError, KeyError ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtefactError(f"{path}: not a checkpoint of tensors ({reason})") from error
-    if isinstance(state, dict) and isinstance(state.get("params"), dict):
-        state = state["params"]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ArtefactError(f"{path}: not a state dict (a mapping from names to tensors)")
-    return state
+def _build(config: ModelConfig, codec: KernelCodec | None) -> BlindUSRNet | USRNet:
+    return USRNet(config) if codec is None else BlindUSRNet(config, codec)
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load exactly: every tensor of the model, and no other."""
-    own = model.state_dict()
-    problems = [f"missing {', '.join(sorted(own.keys() - state.keys()))}"] if own.keys() - state.keys() else []
-    if extra := sorted(state.keys() - own.keys()):
-        problems.append(f"left over {', '.join(extra)}")
-    problems += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
-    ]
-    if problems:
-        raise ArtefactError(f"{where}: the tensors do not fit the model: {'; '.join(problems)}")
-    model.load_state_dict(dict(state))
+def _listed(directory: str | Path, manifest: ModelManifest) -> ModelManifest:
+    """The manifest, with the averages of a checkpoint of schema version 1, whose digest was not recorded."""
+    state = join(directory, "state.json")
+    if AVERAGED in manifest.sha256 or not exists(join(directory, AVERAGED)) or not exists(state):
+        return manifest
+    if dict(read_json(state, limit=_SLACK_BYTES)).get("schema_version") != 1:
+        return manifest
+    digest = hashlib.sha256(read_bytes(join(directory, AVERAGED), limit=_PUBLISHED_BYTES)).hexdigest()
+    return manifest.model_copy(update={"sha256": manifest.sha256 | {AVERAGED: digest}})

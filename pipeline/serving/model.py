@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.inference import Restorer
-from pipeline.model.weights import MANIFEST
+from pipeline.model_folder import read_manifest
 from pipeline.shipped import SCHEME, shipped_folder
 
 _REGISTRY = "models:/"
@@ -68,7 +67,7 @@ def load(uri: str) -> Served:
     restorer = Restorer.load(directory)
     if not restorer.is_blind:
         raise BadRequestError(f"{uri} cannot estimate a kernel; serve a blind model")
-    digests = storage.read_json(storage.join(directory, MANIFEST))["sha256"]
+    digests = read_manifest(directory).sha256
     return Served(restorer, name, version, dict(digests))
 
 

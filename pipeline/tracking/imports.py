@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Literal
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import scratch, storage
 from kernels_bank.runtime.errors import BadRequestError
+from pipeline.model_folder import AVERAGED, MANIFEST, RAW, WEIGHTS, read_manifest
 from pipeline.tracking import registry, runs
-from pipeline.tracking.package import DIGEST, MANIFEST
+from pipeline.tracking.package import DIGEST
 
 _EXPERIMENT = "imported-weights"
-_AVERAGED = "ema.safetensors"  # of a checkpoint of ours: the weights that a finished run registers
 
 
 def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, bool]:
@@ -31,15 +30,15 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
         ArtefactError: the file is missing, damaged, or holds no USRNet; nothing is unpickled but tensors.
         BadRequestError: the store cannot be reached or refuses.
     """
-    from pipeline.model.weights import RAW, WEIGHTS, load_model, load_usrnet, save_model
+    from pipeline.model.weights import load_model, load_usrnet, save_model
 
     raw = None
 
-    if storage.exists(manifest := storage.join(source, MANIFEST)):
-        weights = _AVERAGED if storage.exists(storage.join(source, _AVERAGED)) else WEIGHTS
-        network, origin = load_model(source, weights), storage.read_json(manifest).get("provenance", {})
+    if storage.exists(storage.join(source, MANIFEST)):
+        weights = AVERAGED if storage.exists(storage.join(source, AVERAGED)) else WEIGHTS
+        network, origin = load_model(source, weights), read_manifest(source).provenance
         digest = storage.sha256_of(storage.join(source, weights))
-        beside = WEIGHTS if weights == _AVERAGED else RAW
+        beside = WEIGHTS if weights == AVERAGED else RAW
         raw = load_model(source, beside) if storage.exists(storage.join(source, beside)) else None
     elif source.endswith((".pth", ".pt", ".safetensors")):
         network, origin, digest = load_usrnet(source), {}, storage.sha256_of(source)
@@ -48,8 +47,7 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
             f"{source}: neither a .pth or .safetensors file of a USRNet, nor a folder with {MANIFEST}"
         )
     facts = {"import.file": Path(source).name, "import.sha256": digest}
-    with tempfile.TemporaryDirectory(prefix="blindsr-import-") as temporary:
-        folder = Path(temporary)
+    with scratch.temporary("import") as folder:
         save_model(network, folder, provenance=origin | facts, raw=raw)
         if (known := _known(uri, name, storage.sha256_of(folder / MANIFEST))) is not None:
             return known, False

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernels_bank.runtime.errors import ArtefactError
-from kernels_bank.runtime.storage import join, read_json, sha256_of
+from pipeline.model_folder import MANIFEST, RAW, check_folder, read_manifest
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.models import ModelSignature
 
-MANIFEST = "model.json"  # of a model folder; names the other files with their sha256
 # Tags of a version.
 DIGEST = "model.sha256"  # sha256 of the manifest, and so of everything
 FILES = "model.id"  # the logged model that holds the files; MLflow's registry does not keep it
@@ -24,7 +23,6 @@ CONFIG = "model.config"  # the network's configuration, as in the manifest
 INPUT = "input"  # what the model accepts
 METRIC = "metric."  # prefix: a version's evaluation
 PROMOTED = "promoted."  # prefix: when an alias was moved to it, by whom and why
-RAW = "weights-raw.safetensors"  # of the last step, where the model's own weights are averages
 PICTURE = "picture.png"  # of the model card, when the model folder has one
 MODEL = "artifacts/model"  # where the model folder lies in a version
 _WRAPPER = Path(__file__).parents[1] / "inference" / "pyfunc_model.py"
@@ -46,7 +44,7 @@ def write(work: Path, stored: LoggedModel, origin: Run, folder: Path, name: str,
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_manifest(folder).model_dump(mode="json")
     model = work / "model"  # MLflow stores it under this name
     model.mkdir()
     for file in (MANIFEST, *manifest["sha256"]):  # and nothing else that lies there, such as an optimizer's state
@@ -74,27 +72,6 @@ def write(work: Path, stored: LoggedModel, origin: Run, folder: Path, name: str,
         shutil.copy2(folder / PICTURE, target / PICTURE)
     (target / "README.md").write_text(card(name, manifest, tags, origin, picture=picture), encoding="utf-8")
     return target
-
-
-def check_folder(folder: Path) -> str:
-    """Compare every file of a model folder with the digests in its manifest; returns the manifest's own sha256.
-
-    Raises:
-        ArtefactError: a file is missing or changed.
-    """
-    where = join(folder, MANIFEST)
-    manifest = read_json(where)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("sha256"), dict):
-        raise ArtefactError(f"{where}: not the manifest of a model (no list of sha256)")
-    for name, expected in manifest["sha256"].items():
-        if name != Path(name).name:
-            raise ArtefactError(f"{where}: '{name}' lies outside the folder; this is no manifest of ours")
-        if (found := sha256_of(join(folder, name))) != expected:
-            raise ArtefactError(
-                f"{join(folder, name)}: sha256 {found[:12]} is not the {str(expected)[:12]} of {MANIFEST}; "
-                "the file was changed or damaged"
-            )
-    return sha256_of(where)
 
 
 def check_version(version: Path) -> None:

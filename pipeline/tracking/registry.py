@@ -10,18 +10,19 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kernels_bank.runtime import scratch, storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.redact import mask
-from kernels_bank.runtime.storage import read_json
+from pipeline.model_folder import CODEC, MANIFEST, check_folder, read_manifest
 from pipeline.names import LEASE, check_alias, check_model_name
 from pipeline.tracking import package
-from pipeline.tracking.package import CONFIG, DIGEST, FILES, INPUT, MANIFEST, METRIC, MODEL, PICTURE, check_folder
+from pipeline.tracking.package import CONFIG, DIGEST, FILES, INPUT, METRIC, MODEL, PICTURE
 from pipeline.tracking.store import (
     RunRef,
     checked_uri,
@@ -109,12 +110,17 @@ def register(
         The version's number.
 
     Raises:
-        ArtefactError: a file of the folder is missing or does not have the digest that `model.json` gives.
+        ArtefactError: a file of the folder is missing or does not have the digest that `model.json` gives, the
+            tensors do not fit the network, or a weight is not finite.
         BadRequestError: no model or no alias can be called so, or the store cannot be reached or refuses.
     """
+    from pipeline.model.weights import load_model
+
     check_names(name, alias)
     folder, uri = Path(model_dir), run.tracking_uri
     digest = check_folder(folder)
+    for weights in read_manifest(folder).sha256.keys() - {CODEC}:
+        load_model(folder, weights)
     api = client(uri)
     with plain_errors(uri, f"cannot register '{name}'"):
         number = _already(api, name, run.run_id, digest)
@@ -123,7 +129,7 @@ def register(
             inherited = {k: v for k, v in origin.data.tags.items() if k.startswith("code.")}
             own = {k: mask(k, v) for k, v in {**inherited, **tags}.items()}
             own |= {f"{METRIC}{key}": repr(float(value)) for key, value in metrics.items()}
-            manifest = read_json(folder / MANIFEST)
+            manifest = read_manifest(folder).model_dump(mode="json")
             own |= {
                 DIGEST: digest,
                 CONFIG: json.dumps(manifest["config"], sort_keys=True),
@@ -229,17 +235,19 @@ def download(uri: str, tracking_uri: str | None = None) -> Path:
         try:
             if check_folder(kept) == digest:
                 return kept
-        except ArtefactError:
-            pass  # damaged since: fetched again
+        except ArtefactError as error:
+            print(f"{error}; it is fetched again", file=sys.stderr, flush=True)
         shutil.rmtree(kept)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=cache) as incoming:
-        folder = _fetch(version, where, Path(incoming)) / MODEL
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with scratch.temporary("incoming", cache) as incoming:
+        folder = _fetch(version, where, incoming) / MODEL
+        storage.sync_files(folder)
         try:
             folder.rename(kept)
         except OSError:
             if not kept.exists():  # else another process fetched the same just now
                 raise
+    storage.sync_folder(cache)
     return kept
 
 
@@ -256,8 +264,8 @@ def export(uri: str, output: Path, tracking_uri: str | None = None) -> None:
         raise BadRequestError(f"{output} is there already; nothing is overwritten, choose another --output")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as incoming:
-            stored = _fetch(version, where, Path(incoming))
+        with scratch.temporary("export", output.parent) as incoming:
+            stored = _fetch(version, where, incoming)
             for name in ("README.md", PICTURE):
                 if (stored / name).exists():
                     (stored / name).rename(stored / MODEL / name)
@@ -323,8 +331,8 @@ def _create_version(api: MlflowClient, origin: Run, folder: Path, name: str, tag
     # A logged model's name takes fewer characters than a registered one's; it is found by its id.
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     stored = api.create_logged_model(origin.info.experiment_id, name=plain, source_run_id=run_id, model_type="blind-sr")
-    with tempfile.TemporaryDirectory(prefix="blindsr-model-") as temporary:
-        target = package.write(Path(temporary), stored, origin, folder, name, tags)
+    with scratch.temporary("model") as temporary:
+        target = package.write(temporary, stored, origin, folder, name, tags)
         api.log_model_artifacts(stored.model_id, str(target))
     api.finalize_logged_model(stored.model_id, "READY")
     api.log_outputs(run_id, [LoggedModelOutput(stored.model_id, step=0)])
@@ -342,7 +350,7 @@ def _create_version(api: MlflowClient, origin: Run, folder: Path, name: str, tag
             stored.artifact_location,
             run_id=run_id,
             tags={**tags, FILES: stored.model_id},
-            description=package.summary(read_json(folder / package.MANIFEST), tags),
+            description=package.summary(read_manifest(folder).model_dump(mode="json"), tags),
             model_id=stored.model_id,
         )
     except MlflowException as error:

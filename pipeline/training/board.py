@@ -49,8 +49,13 @@ class Board:
         return *self._newest, said
 
     def give_up(self, reason: str, advice: str) -> None:
-        """Called by rank 0: the run has failed in a way that a restart of its workers does not mend."""
-        self._hopeless = (reason, advice)
+        """Called by a rank: the run has failed in a way that a restart of its workers does not mend."""
+        self._hopeless = self._hopeless or (reason, advice)
+
+    def failed(self, reason: str) -> None:
+        """Called by the controller, which restarts the workers; not told when the run was given up."""
+        if self._hopeless is None:
+            self._said.append(f"{reason}; the run goes on from its last checkpoint while max_failures allows")
 
     def hopeless(self) -> tuple[str, str] | None:
         """Why the run was given up, and what to do; nothing if it was not."""
@@ -88,7 +93,7 @@ class TellFailures(ray.train.UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401
         """Called by the controller."""
         reason = failure_reason(worker_exceptions)
-        say(self._board, f"{reason}; the run goes on from its last checkpoint while max_failures allows")
+        self._board.failed.remote(reason)
 
 
 def say(board: Any, line: str) -> None:  # noqa: ANN401 - an actor handle

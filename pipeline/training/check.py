@@ -16,8 +16,7 @@ from pipeline.tracking.health import check_store
 from pipeline.tracking.store import RunRef, sqlite_path, tracking_uri
 from pipeline.training.commit import newest
 from pipeline.training.cost import training_cost
-from pipeline.training.fit import Resume, absolute, check_cluster, cpus_needed, data_digests, earlier
-from pipeline.training.learner import starting_point
+from pipeline.training.fit import Resume, absolute, check_cluster, cpus_needed, data_digests, earlier, initial_weights
 from pipeline.training.pictures import contact_sheet
 
 _BATCHES = 50
@@ -31,9 +30,12 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     """
     config = absolute(config)
     digests = data_digests(config)
-    start = starting_point(config)
     home, store = storage.join(config.output, config.name), tracking_uri(config.output)
     record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
+    found = newest(storage.join(home, "checkpoints")) if record else ""
+    # The checkpoint itself is looked at by the run: here nothing is changed, and another driver may be at work.
+    step = int(found.rpartition("-")[2]) if found else None
+    start = initial_weights(config, step, home)
     check_output(config.output)
     database = sqlite_path(store)
     recorded = "SQLite file to be made" if database and not database.exists() else check_store(store)
@@ -73,4 +75,5 @@ def _state(record: dict, home: str, steps: int) -> str:
         return "can start"
     if record.get("finished") == steps:
         return "is finished"
-    return f"can go on ({newest(storage.join(home, 'checkpoints'))})"
+    found = newest(storage.join(home, "checkpoints"))
+    return f"can resume (from {found})" if found else "can start again (there is no checkpoint yet)"

@@ -1,36 +1,54 @@
 """A checkpoint is a model directory plus what training needs to go on: EMA weights, optimizer, state.json.
 
-weights.safetensors  codec.safetensors  model.json     as in pipeline/model/weights.py
-ema.safetensors      optimizer.pt       state.json
+weights.safetensors  codec.safetensors  ema.safetensors  model.json    as in pipeline/model_folder.py
+optimizer.pt         state.json
+checkpoint.json      written last: the sha256 of every other file
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import Field, ValidationError
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from kernels_bank import KernelCodec
+from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import Frozen, RunConfig
 from pipeline.data.plan import Stage
 from pipeline.model import BlindUSRNet
-from pipeline.model.weights import CODEC, load_model, save_model
+from pipeline.model.tensors import check_finite, read_tensors, unpickle_tensors
+from pipeline.model.weights import load_model, save_model
+from pipeline.model_folder import (
+    AVERAGED,
+    CODEC,
+    MANIFEST,
+    WEIGHTS,
+    FileName,
+    Sha256,
+    check_folder,
+    check_inside,
+    first_problem,
+    read_file,
+    read_manifest,
+)
 
-SCHEMA_VERSION: Literal[1] = 1
-STATE, EMA, OPTIMIZER = "state.json", "ema.safetensors", "optimizer.pt"
+# 1: without checkpoint.json; read still, checked as far as its model.json goes.
+SCHEMA_VERSION: Literal[2] = 2
+STATE, OPTIMIZER, LIST = "state.json", "optimizer.pt", "checkpoint.json"
+FILES = (WEIGHTS, AVERAGED, CODEC, MANIFEST, OPTIMIZER, STATE)
+_JSON_BYTES = 4 << 20
 
 
 class State(Frozen):
     """Where a run stands."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
-    step: int
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    step: int = Field(ge=0)
     stages: tuple[Stage, ...]
     score: float  # of the newest validation; which checkpoints are kept hangs on it
     config: RunConfig
@@ -45,12 +63,86 @@ def save(
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
 ) -> None:
-    """Write all of a checkpoint into an existing empty folder."""
-    save_model(model, folder, provenance=state.digests)
-    save_file({k: v.contiguous() for k, v in ema.module.state_dict().items()}, folder / EMA)
+    """Write all of a checkpoint into an existing empty folder, the list of digests last.
+
+    Args:
+        folder: local.
+        state: where the run stands.
+        model: with the last step's weights.
+        ema: their averages.
+        optimizer: as it stands.
+        schedule: as it stands.
+
+    Raises:
+        ArtefactError: a weight, or a value of the optimizer, is not finite.
+    """
     training = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "averaged": ema.n_averaged}
+    check_finite(training, f"step {state.step}: {OPTIMIZER}")
+    save_model(model, folder, provenance=state.digests, averaged=ema.module.state_dict())
     torch.save(training, folder / OPTIMIZER)
     (folder / STATE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
+    storage.write_json(folder / LIST, {"sha256": {name: storage.sha256_of(folder / name) for name in FILES}})
+
+
+class Digests(Frozen):
+    """The content of `checkpoint.json`."""
+
+    sha256: dict[FileName, Sha256] = Field(max_length=16)
+
+
+def check(folder: str | Path) -> None:
+    """Compare every file of a checkpoint with its digest, and look for values that are not finite.
+
+    Args:
+        folder: local or s3://.
+
+    Raises:
+        ArtefactError: what is wrong with the first file that is not as it was written.
+    """
+    if not storage.exists(folder):
+        raise ArtefactError(f"{folder}: is not there")
+    listed = _listed(folder)
+    if listed is None:
+        check_folder(folder)
+        listed = {name: storage.sha256_of(storage.join(folder, name)) for name in FILES}
+    if missing := sorted(set(FILES) - listed.keys()):
+        raise ArtefactError(f"{storage.join(folder, LIST)}: names no {', '.join(missing)}")
+    for name in (MANIFEST, STATE, CODEC):
+        read_file(folder, name, listed[name], limit=KernelCodec.MAX_BYTES)
+    for name in (WEIGHTS, AVERAGED):
+        read_tensors(read_file(folder, name, listed[name]), storage.join(folder, name))
+    check_finite(_training(folder, read_file(folder, OPTIMIZER, listed[OPTIMIZER])), storage.join(folder, OPTIMIZER))
+    own = read_manifest(folder).sha256
+    if other := [name for name in own if listed.get(name) != own[name]]:
+        raise ArtefactError(f"{storage.join(folder, other[0])}: is of another checkpoint than {MANIFEST}")
+
+
+def _listed(folder: str | Path) -> dict[str, str] | None:
+    """The digests of a checkpoint's files; nothing for one of schema version 1, which has none."""
+    where = storage.join(folder, LIST)
+    if not storage.exists(where):
+        if read_state(folder).schema_version == 1:
+            return None
+        raise ArtefactError(f"{where}: no such file; the checkpoint was never finished, or the file was deleted")
+    check_inside(folder, LIST)
+    try:
+        return dict(Digests.model_validate(storage.read_json(where, limit=_JSON_BYTES)).sha256)
+    except ValidationError as error:
+        raise ArtefactError(f"{where}: {first_problem(error)}; it is damaged") from error
+
+
+def read_state(folder: str | Path) -> State:
+    """Read `state.json`. Raises ArtefactError: missing, of a newer format, or damaged."""
+    where = storage.join(folder, STATE)
+    check_inside(folder, STATE)
+    content = storage.read_json(where, limit=_JSON_BYTES)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version not in (1, SCHEMA_VERSION):
+        raise ArtefactError(f"{folder}: checkpoint schema {version!r:.40}, this program reads {SCHEMA_VERSION}")
+    try:
+        return State.model_validate(content)
+    except ValidationError as error:
+        raise ArtefactError(f"{where}: {first_problem(error)}; it is damaged") from error
 
 
 def load_state(folder: Path, digests: dict[str, str]) -> State:
@@ -59,12 +151,7 @@ def load_state(folder: Path, digests: dict[str, str]) -> State:
     Raises:
         ArtefactError: a newer format, or the checkpoint was trained on other shards or another bank.
     """
-    content = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise ArtefactError(
-            f"{folder}: checkpoint schema {content.get('schema_version')}, this program reads {SCHEMA_VERSION}"
-        )
-    state = State.model_validate(content)
+    state = read_state(folder)
     if changed := sorted(name for name in digests if state.digests.get(name) != digests[name]):
         raise ArtefactError(
             f"{folder}: the checkpoint was made from another {' and '.join(changed)}; "
@@ -94,10 +181,9 @@ def restore(
 ) -> None:
     """Load weights, EMA, optimizer and schedule in place; the learning rates stay those of `schedule`."""
     rates = list(schedule.base_lrs)
-    model.load_state_dict(load_model(folder).state_dict())
-    device = next(model.parameters()).device
-    ema.module.load_state_dict(load_file(folder / EMA, device=str(device)))
-    training = torch.load(folder / OPTIMIZER, map_location=device, weights_only=True)
+    model.load_state_dict(load_model(folder, WEIGHTS).state_dict())
+    ema.module.load_state_dict(load_model(folder, AVERAGED).state_dict())
+    training = _training(folder, storage.read_bytes(folder / OPTIMIZER))
     optimizer.load_state_dict(training["optimizer"])
     schedule.load_state_dict(training["schedule"])
     schedule.base_lrs = rates
@@ -107,7 +193,22 @@ def restore(
 
 
 def export(folder: Path, target: str | Path) -> None:
-    """Write the model folder that is registered: `weights.safetensors` are the EMA weights, the raw ones lie beside."""
-    model = load_model(folder, weights=EMA)
-    provenance = json.loads((folder / STATE).read_text(encoding="utf-8"))["digests"]
-    save_model(model, target, provenance=provenance, raw=load_model(folder))
+    """Write the model folder that is registered: `weights.safetensors` are the EMA weights, the raw ones lie beside.
+
+    Raises:
+        ArtefactError: a file of the checkpoint is damaged, or a weight is not finite; nothing is written.
+    """
+    check(folder)
+    model = load_model(folder, AVERAGED)
+    save_model(model, target, provenance=read_state(folder).digests, raw=load_model(folder, WEIGHTS))
+
+
+def _training(folder: str | Path, data: bytes) -> dict[str, Any]:
+    """The optimizer, schedule and count of averages. Raises ArtefactError when they are not there."""
+    where = storage.join(folder, OPTIMIZER)
+    try:
+        found = unpickle_tensors(data)
+        return {name: found[name] for name in ("optimizer", "schedule", "averaged")}
+    except Exception as error:  # torch's reader fails on other bytes in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtefactError(f"{where}: no state of an optimizer ({reason})") from error

@@ -6,17 +6,17 @@ A checkpoint counts once Ray Train has written it into its snapshot, a JSON file
 from __future__ import annotations
 
 import json
-import tempfile
+import re
+import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 from ray.train import CheckpointUploadMode
 
-from kernels_bank.runtime import storage
-from kernels_bank.runtime.errors import JobFailedError
+from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError, UnavailableError
 from pipeline.training import checkpoint
 from pipeline.training.board import say
 from pipeline.training.learner import Learner
@@ -36,11 +36,11 @@ def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float],
     if rank != 0:
         ray.train.report(values, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
-    folder = tempfile.mkdtemp(prefix="blindsr-checkpoint-")  # deleted once it is copied
-    checkpoint.save(Path(folder), state, learner.network, learner.ema, learner.optimizer, learner.schedule)
+    folder = scratch.folder("checkpoint")  # deleted once it is copied
+    checkpoint.save(folder, state, learner.network, learner.ema, learner.optimizer, learner.schedule)
     ray.train.report(
         values,
-        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
         checkpoint_dir_name=f"step-{state.step:08d}",
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=lambda local, name: _upload(local, name, board),
@@ -96,17 +96,105 @@ def mend_snapshot(folder: str) -> None:
     content = storage.read_bytes(snapshot)
     try:
         json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         if storage.exists(copy):
             storage.write_bytes(snapshot, storage.read_bytes(copy))
         else:
             storage.remove_file(snapshot)
 
 
+def usable_step(folder: str) -> int | None:
+    """Make Ray Train's snapshot name only good checkpoints; return the step of the newest, or nothing without one.
+
+    Every file of the newest one is checked. A damaged one is put aside as NAME.damaged, and the one before takes its
+    place. Nothing else may write to the folder meanwhile.
+
+    Args:
+        folder: URI of the run's checkpoints.
+
+    Raises:
+        BadRequestError: the run has checkpoints, but none that is good.
+        UnavailableError: their storage cannot be read.
+    """
+    mend_snapshot(folder)
+    where = storage.join(folder, SNAPSHOT)
+    if not storage.exists(where):
+        return None
+    snapshot = storage.read_json(where)
+    listed, latest = _listed(snapshot, where)
+    problems: list[str] = []
+    good: str | None = None
+    for name in sorted(listed, key=lambda one: (one == latest, listed[one]), reverse=True):
+        try:
+            if good is None:
+                checkpoint.check(storage.join(folder, name))
+                _check_step(folder, name)
+                good = name
+            elif not storage.exists(storage.join(folder, name)):
+                raise ArtefactError(f"{storage.join(folder, name)}: is not there")
+        except UnavailableError:
+            raise
+        except ArtefactError as error:
+            problems.append(str(error))
+            del listed[name]
+    if good is None and problems:
+        raise BadRequestError(
+            f"{folder}: no checkpoint of this run is good: {'; '.join(problems)}; "
+            "give the files back, or start afresh with --resume never"
+        )
+    if problems:
+        _put_aside(folder, snapshot, listed, good)
+        for problem in problems:
+            print(f"damaged checkpoint: {problem}; the run goes on from {good}", file=sys.stderr, flush=True)
+    return None if good is None else _step(good)
+
+
+def _listed(snapshot: Any, where: str) -> tuple[dict[str, int], str]:  # noqa: ANN401 - JSON
+    """Checkpoint -> when it was reported, and the newest; all names are those that `report` gives."""
+    try:
+        names = [str(result["checkpoint_dir_name"]) for result in snapshot["checkpoint_results"]]
+        listed = dict(zip(names, map(int, snapshot["checkpoint_report_indices"]), strict=True))
+        latest = snapshot["latest_checkpoint_result"]
+        newest = str(latest["checkpoint_dir_name"]) if latest else ""
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{where}: not a snapshot of Ray Train; start afresh with --resume never") from error
+    if wrong := [name for name in listed if not re.fullmatch(r"step-\d{8,12}", name)]:
+        raise ArtefactError(
+            f"{where}: names no checkpoint of ours ({wrong[0]!r:.80}); start afresh with --resume never"
+        )
+    return listed, newest
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _check_step(folder: str, name: str) -> None:
+    if (step := checkpoint.read_state(storage.join(folder, name)).step) != _step(name):
+        raise ArtefactError(f"{storage.join(folder, name)}: holds the checkpoint of step {step}")
+
+
+def _put_aside(folder: str, snapshot: dict[str, Any], listed: dict[str, int], good: str | None) -> None:
+    """Write the snapshot with what is left, then give the damaged folders another name: they are evidence."""
+    results = snapshot["checkpoint_results"]
+    left = [result for result in results if result["checkpoint_dir_name"] in listed]
+    snapshot["checkpoint_results"] = left
+    snapshot["checkpoint_report_indices"] = [listed[result["checkpoint_dir_name"]] for result in left]
+    snapshot["latest_checkpoint_result"] = next(r for r in left if r["checkpoint_dir_name"] == good)
+    for name in (SNAPSHOT, COPY):
+        storage.write_json(storage.join(folder, name), snapshot)
+    for result in results:
+        name = result["checkpoint_dir_name"]
+        if name not in listed and storage.exists(storage.join(folder, name)):
+            aside = storage.join(folder, f"{name}.damaged")
+            storage.remove_folder(aside)
+            storage.move_folder(storage.join(folder, name), aside)
+
+
 def newest(folder: str) -> str:
-    """The checkpoint that a run in this folder would go on from, for a message."""
+    """Return the URI of the checkpoint that a run in this folder would resume from; empty without one."""
     try:
         found = storage.read_json(storage.join(folder, SNAPSHOT))["latest_checkpoint_result"]["checkpoint_dir_name"]
     except (ValueError, KeyError, TypeError, OSError):
-        return "there is no checkpoint yet"
-    return f"the last good checkpoint is {storage.join(folder, found)}"
+        return ""
+    return storage.join(folder, str(found))

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import itertools
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from pydantic import Field, ValidationError
 
 from kernels_bank import KernelBank
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import scratch, storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.driver import only_driver
-from kernels_bank.runtime.errors import BadRequestError
-from pipeline.config import RunConfig
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
+from pipeline.config import Frozen, RunConfig
 from pipeline.data.manifest import read_manifest
 from pipeline.images.encode import encode_png
 from pipeline.model.weights import load_model
+from pipeline.model_folder import check_folder, first_problem
 from pipeline.tracking import registry, runs
 from pipeline.tracking.bank import log_bank
 from pipeline.tracking.package import PICTURE
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, commit
 from pipeline.training.launch import run_workers
-from pipeline.training.learner import InitialWeights, starting_point
+from pipeline.training.learner import InitialWeights, learning_rate_factor, starting_point
 from pipeline.training.pictures import card_picture, fixed_batch
 
+_RECORD_BYTES = 1 << 20
 Resume = Literal["auto", "changed", "never"]
 
 # Settings that may change between two sittings of one run: they do not change what is learned.
@@ -40,6 +42,16 @@ _FREE: dict[str, Any] = {
         *("log_every", "image_every", "checkpoint_every", "checkpoint_minutes", "validate_every", "validation_tiles"),
     },
 }
+
+
+class RunRecord(Frozen):
+    """The content of `run.json`, which lies in the run's folder."""
+
+    config: RunConfig
+    digests: dict[str, str]
+    run_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    finished: int | None = None  # steps
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +85,15 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
     if resume == "never":
         _put_aside(home)
     record = earlier(home, config, digests, changed=resume == "changed")
-    if record.get("finished") == config.train.steps:
+    if record.get("finished") == config.train.steps and _is_whole(storage.join(home, "model")):
         run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
         runs.send_unsent(run, home, _say)
         return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
-    start = starting_point(config)
-
     with only_driver(home):
+        step = commit.usable_step(storage.join(home, "checkpoints"))
+        start = initial_weights(config, step, home)
+        if step is not None:
+            say_schedule(config, record, step)
         connect(min_cpus=cpus_needed(config), verbose=verbose)
         return _train(config, digests, home, record.get("run_id"), start, changed=resume == "changed")
 
@@ -125,6 +139,39 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def initial_weights(config: RunConfig, step: int | None, home: str) -> InitialWeights:
+    """Return what the run starts from; a run with a checkpoint does not need the model that it once started from.
+
+    Args:
+        config: of the run.
+        step: of the checkpoint that the run resumes from, if there is one.
+        home: URI of the run's folder.
+
+    Raises:
+        BadRequestError: the checkpoint is beyond `train.steps`, or `train.start_from` cannot be used.
+    """
+    if step is None:
+        return starting_point(config)
+    if step > config.train.steps:
+        raise BadRequestError(
+            f"run '{config.name}' in {home} has a checkpoint of step {step}, beyond train.steps {config.train.steps}; "
+            f"give {step} or more steps, or start afresh with --resume never"
+        )
+    return InitialWeights(KernelBank.open(config.data.bank).codec, None)
+
+
+def say_schedule(config: RunConfig, record: dict, step: int) -> None:
+    """Tell the user of a learning rate that jumps, because the cosine now spans another number of steps."""
+    train = config.train
+    before = train.model_copy(update={"steps": record["config"]["train"]["steps"]} if record else {})
+    was, now = (learning_rate_factor(step, one) for one in (before, train))
+    if before.steps != train.steps and abs(was - now) > 0.01:
+        _say(
+            f"train.steps {before.steps} -> {train.steps}: at step {step} the cosine's learning rate changes from "
+            f"{was:.0%} to {now:.0%} of its peak"
+        )
+
+
 def data_digests(config: RunConfig) -> dict[str, str]:
     """The identity of what the run learns from. Raises ArtefactError when shards or bank are not there."""
     return {"shards": read_manifest(config.data.shards).digest, "bank": KernelBank.open(config.data.bank).digest}
@@ -162,11 +209,23 @@ def _export(config: RunConfig, run: runs.RunRef, digests: dict[str, str], folder
     name = config.tracking.model_name
     if name is None:
         return None
-    with tempfile.TemporaryDirectory(prefix="blindsr-export-") as local:
+    with scratch.temporary("export") as local:
         # The registry reads a local folder; `model` may be on S3.
         checkpoint.export(folder, local)
-        (Path(local) / PICTURE).write_bytes(encode_png(card_picture(load_model(local), fixed_batch(config))))
+        (local / PICTURE).write_bytes(encode_png(card_picture(load_model(local), fixed_batch(config))))
         return registry.register(run, local, name, config.tracking.alias, metrics={}, tags=digests)
+
+
+def _is_whole(model: str) -> bool:
+    """Whether every file of a finished run's model folder is as it was written; says which one is not."""
+    try:
+        check_folder(model)
+    except UnavailableError:
+        raise
+    except ArtefactError as error:
+        _say(f"{error}; the folder is written again from the last checkpoint")
+        return False
+    return True
 
 
 def _put_aside(home: str) -> None:
@@ -187,8 +246,11 @@ def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: b
     where = storage.join(home, "run.json")
     if not storage.exists(where):
         return {}
-    record = storage.read_json(where)
-    before = RunConfig.model_validate(record["config"])
+    try:
+        kept = RunRecord.model_validate(storage.read_json(where, limit=_RECORD_BYTES))
+    except ValidationError as error:
+        raise ArtefactError(f"{where}: {first_problem(error)}; start afresh with --resume never") from error
+    record, before = kept.model_dump(mode="json", exclude_none=True), kept.config
     found = _differences(before.model_dump(exclude=_FREE), config.model_dump(exclude=_FREE))
     found += [f"{name} digest" for name in digests if record["digests"].get(name) != digests[name]]
     if changed:
@@ -198,7 +260,7 @@ def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: b
             f"run '{config.name}' exists in {home} with other settings ({', '.join(found)}); choose another name, "
             f"or start afresh with --resume never{'' if changed else ', or go on all the same with --resume changed'}"
         )
-    return dict(record)
+    return record | {"version": kept.version}
 
 
 def _differences(before: dict, now: dict, path: str = "") -> list[str]:

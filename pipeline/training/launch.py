@@ -21,7 +21,7 @@ from kernels_bank.runtime.s3 import PATIENT
 from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
 from pipeline.training.board import LiveLine, TellFailures, failure_reason
-from pipeline.training.commit import KeepSnapshot, mend_snapshot, newest
+from pipeline.training.commit import KeepSnapshot, newest
 from pipeline.training.gloo import GlooConfig
 from pipeline.training.learner import InitialWeights
 from pipeline.training.loop import Job, train_worker
@@ -41,7 +41,7 @@ def run_workers(
     *,
     changed: bool = False,
 ) -> ray.train.Checkpoint:
-    """Train on the cluster, from the newest checkpoint under `home`; returns the last checkpoint.
+    """Train on the cluster, from the newest checkpoint under `home`, which is checked; return the last checkpoint.
 
     SIGINT and SIGTERM make the workers write a checkpoint and end; a second one ends at once.
 
@@ -62,7 +62,6 @@ def run_workers(
     # What Ray Train writes itself, its snapshot above all, would end the run if it failed.
     filesystem, path = storage.resolve(home, PATIENT)
     checkpoints = storage.join(home, "checkpoints")
-    mend_snapshot(checkpoints)
     with LiveLine(train.steps, lambda: newest(checkpoints)) as line:
         job = Job(config, run, line.board, digests, data_cpus, ray.put(start), changed)
         trainer = TorchTrainer(
@@ -91,10 +90,13 @@ def run_workers(
                 result = _in_thread(trainer.fit)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, watch.RayDiedError) as error:
             failed = error
-        reason, advice = line.hopeless() or ("", "the same command goes on from it")
+        reason, advice = line.hopeless() or ("", "")
         if failed or reason:
             reason = reason or _reason(failed)
-            raise JobFailedError(f"run '{config.name}' failed: {reason}; {newest(checkpoints)}; {advice}") from failed
+            found = newest(checkpoints)
+            advice = advice or f"the same command {'resumes from it' if found else 'starts the run again'}"
+            found = f"the last good checkpoint is {found}" if found else "there is no checkpoint yet"
+            raise JobFailedError(f"run '{config.name}' failed: {reason}; {found}; {advice}") from failed
     if result.checkpoint is None:
         raise JobFailedError(f"run '{config.name}' ended without a checkpoint")
     if (step := int(result.metrics["step"])) < train.steps:

@@ -34,10 +34,11 @@ class Learner:
 
 
 class InitialWeights(NamedTuple):
-    """What a new run starts from."""
+    """Hold what a new run starts from."""
 
     codec: KernelCodec
-    tensors: dict[str, Tensor]  # of the parts that are not drawn anew; none from scratch
+    # Of the parts that are not drawn anew: empty from scratch, None where the run resumes from a checkpoint.
+    tensors: dict[str, Tensor] | None
 
 
 def build_learner(config: RunConfig, codec: KernelCodec, device: torch.device) -> Learner:

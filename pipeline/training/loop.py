@@ -18,6 +18,7 @@ import ray.train.torch
 import torch
 
 from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError, UnavailableError
 from kernels_bank.runtime.gauges import TRAINING, set_gauge
 from pipeline.config import RunConfig
 from pipeline.data.feed import Batch, Feed
@@ -63,6 +64,13 @@ def train_worker(loop_config: dict[str, Job]) -> None:
             if first:
                 advice = "go on from it with --resume changed and lower learning rates"
                 ray.get(job.board.give_up.remote(str(error), advice))
+        except UnavailableError:
+            raise  # the workers' next start may find it
+        except BadRequestError as error:
+            # Wrong settings, damaged shards or a damaged checkpoint: the next start would meet the same. Raised all
+            # the same, because other ranks may wait for this one; their next start ends at once.
+            ray.get(job.board.give_up.remote(str(error), "mend that, then give the same command"))
+            raise
 
 
 def train_run(job: Job, logger: RunLogger | None) -> None:
@@ -146,11 +154,14 @@ def _learner(job: Job, device: torch.device) -> tuple[Learner, int, tuple[Stage,
     """The learner with step, stages and score: of the newest committed checkpoint, else of a new run."""
     start: InitialWeights = ray.get(job.start)
     if (last := ray.train.get_checkpoint()) is None:
+        if start.tensors is None:
+            raise JobFailedError("the checkpoint that this run resumes from is gone")
         learner = build_learner(job.config, start.codec, device)
         for module in (learner.network, learner.ema.module):
             module.load_state_dict(start.tensors, strict=False)  # the driver has checked that they fit
         return learner, 0, (), _UNSCORED
     with last.as_directory() as folder:
+        checkpoint.check(folder)
         state = checkpoint.load_state(Path(folder), {} if job.changed else job.digests)
         # The weights speak the code that they were trained with, whatever bank the run now learns from.
         learner = build_learner(job.config, checkpoint.codec_of(Path(folder), start.codec), device)

@@ -1,0 +1,102 @@
+"""Named tensors from bytes that nobody vouches for: safetensors, and `.pth` files with `weights_only=True`."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kernels_bank.runtime.errors import ArtefactError
+
+_HEADER_BYTES = 4 << 20  # of a safetensors file; the full model's has 60 KB
+
+
+def read_tensors(data: bytes, where: str) -> dict[str, Tensor]:
+    """Parse a state dict, by the ending of its name: safetensors, else a `.pth`, plain or under KAIR's `params` key.
+
+    Raises:
+        ArtefactError: not a state dict, one that claims more than its file holds, or a value that is not finite.
+    """
+    try:
+        if where.endswith(".safetensors"):
+            if int.from_bytes(data[:8], "little") > _HEADER_BYTES:
+                raise ValueError("its header is too long")
+            state: Any = dict(safetensors.torch.load(data))
+        else:
+            state = unpickle_tensors(data)
+    except Exception as error:
+        # Bytes that are no checkpoint fail in torch's reader in any way: IndexError, KeyError ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtefactError(f"{where}: not a checkpoint of tensors ({reason})") from error
+    if isinstance(state, dict) and isinstance(state.get("params"), dict):
+        state = state["params"]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ArtefactError(f"{where}: not a state dict (a mapping from names to tensors)")
+    check_finite(state, where)
+    return state
+
+
+def unpickle_tensors(data: bytes) -> Any:  # noqa: ANN401 - what was saved
+    """Load what `torch.save` wrote, tensors and plain values only, on the CPU.
+
+    Raises:
+        ValueError: compressed parts, or tensors that are larger than the file: both grow to any size when used.
+        Exception: whatever torch's reader raises for other bytes.
+    """
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("its parts are compressed, which torch.save never does")
+    value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    tensors = [tensor for _, tensor in _tensors(value)]
+    if any(tensor.layout != torch.strided or tensor.device.type != "cpu" for tensor in tensors):
+        raise ValueError("it holds other than plain tensors")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > 2 * len(data):
+        raise ValueError("its tensors are larger than the file")
+    return value
+
+
+def check_finite(value: Any, where: str) -> None:  # noqa: ANN401 - tensors, in mappings and lists
+    """Look for NaN and infinity in all tensors of a nested value. Raises ArtefactError that names the first."""
+    for name, tensor in _tensors(value):
+        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
+            raise ArtefactError(f"{where}: {name} is not finite (NaN or infinity); these weights are of no use")
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load exactly: every tensor of the model, and no other. Raises ArtefactError that lists what does not fit."""
+    check_fit(model, state, where)
+    model.load_state_dict(dict(state))
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Compare names and shapes, also with a model on the meta device. Raises ArtefactError."""
+    own = model.state_dict()
+    problems = [f"missing {_some(own.keys() - state.keys())}"] if own.keys() - state.keys() else []
+    if extra := state.keys() - own.keys():
+        problems.append(f"left over {_some(extra)}")
+    wrong = [name for name in sorted(own.keys() & state.keys()) if own[name].shape != state[name].shape]
+    problems += [f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}" for name in wrong[:8]]
+    if problems:
+        raise ArtefactError(f"{where}: the tensors do not fit the model: {'; '.join(problems)}")
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(name[:100] for name in names)[:8]
+    return ", ".join(first) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401 - nested
+    if isinstance(value, Tensor):
+        yield name or "tensor", value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            yield from _tensors(item, f"{name}.{position}")

@@ -1,0 +1,122 @@
+"""What a model folder is: the names of its files, its manifest, and the check of each file against the manifest.
+
+model.json               the manifest, written last: configuration, and the sha256 of every other file
+weights.safetensors      what is used
+codec.safetensors        of a blind model: the kernel code
+weights-raw.safetensors  of a finished run: the last step's weights, which `weights` averages
+ema.safetensors          of a checkpoint: the averages of its `weights`; what is used of it
+
+Nothing here imports torch. Networks are written and read in `pipeline/model/weights.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError
+from pipeline.config import Frozen, ModelConfig
+
+SCHEMA_VERSION: Literal[1] = 1
+MANIFEST, WEIGHTS, CODEC = "model.json", "weights.safetensors", "codec.safetensors"
+RAW, AVERAGED = "weights-raw.safetensors", "ema.safetensors"
+_MANIFEST_BYTES = 1 << 20
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ModelManifest(Frozen):
+    """Describe a model folder."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["blind", "usrnet"]
+    config: ModelConfig
+    kernel_size: int | None = Field(None, ge=1, le=99)
+    sha256: dict[FileName, Sha256] = Field(min_length=1, max_length=16)
+    provenance: dict[str, str] = Field(default_factory=dict, max_length=100)
+
+    @property
+    def used(self) -> str:
+        """The file whose weights are used: the averages where there are some."""
+        return AVERAGED if AVERAGED in self.sha256 else WEIGHTS
+
+
+def read_manifest(directory: str | Path) -> ModelManifest:
+    """Read and validate `model.json`.
+
+    Raises:
+        ArtefactError: missing, too large, of another schema version, or a value out of bounds.
+    """
+    where = storage.join(directory, MANIFEST)
+    check_inside(directory, MANIFEST)
+    content = storage.read_json(where, limit=_MANIFEST_BYTES)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtefactError(f"{where}: schema version {version!r:.40}, this program reads {SCHEMA_VERSION}; update it")
+    try:
+        return ModelManifest.model_validate(content)
+    except ValidationError as error:
+        raise ArtefactError(f"{where}: {first_problem(error)}; it is damaged or not a model of ours") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first thing that a schema found wrong: `config.widths.0: Input should be ...`."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(str(part)[:100] for part in first['loc'])}: {first['msg']}"
+
+
+def read_file(directory: str | Path, name: str, sha256: str, limit: int | None = None) -> bytes:
+    """Read a file of the folder and compare it with its digest.
+
+    Args:
+        directory: local or s3://.
+        name: of the file.
+        sha256: that it must have.
+        limit: the most bytes that it may have.
+
+    Raises:
+        ArtefactError: missing, too large, not a regular file inside the folder, or not the one of this digest.
+    """
+    check_inside(directory, name)
+    data = storage.read_bytes(storage.join(directory, name), limit=limit)
+    _compare(directory, name, hashlib.sha256(data).hexdigest(), sha256)
+    return data
+
+
+def check_file(directory: str | Path, name: str, sha256: str) -> None:
+    """Compare a file of the folder with its digest, in little memory. Raises ArtefactError as `read_file` does."""
+    check_inside(directory, name)
+    _compare(directory, name, storage.sha256_of(storage.join(directory, name)), sha256)
+
+
+def check_folder(directory: str | Path) -> str:
+    """Compare every file of a model folder with the digests in its manifest; return the manifest's own sha256.
+
+    Raises:
+        ArtefactError: a file is missing or changed, or the manifest is not one of ours.
+    """
+    for name, digest in read_manifest(directory).sha256.items():
+        check_file(directory, name, digest)
+    return storage.sha256_of(storage.join(directory, MANIFEST))
+
+
+def check_inside(directory: str | Path, name: str) -> None:
+    """Refuse a name that leads out of a local folder, through a link for instance. Raises ArtefactError."""
+    if "://" in str(directory) and not str(directory).startswith("file://"):
+        return
+    folder = Path(storage.resolve(directory)[1]).resolve()
+    if not (folder / name).resolve().is_relative_to(folder):
+        raise ArtefactError(f"{storage.join(directory, name)}: leads out of its folder; copy the file itself there")
+
+
+def _compare(directory: str | Path, name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ArtefactError(
+            f"{storage.join(directory, name)}: sha256 {found[:12]} is not the {expected[:12]} of its manifest; "
+            "the file was changed or damaged, copy the folder again"
+        )
