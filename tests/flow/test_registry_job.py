@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pipeline.cli import run
 from pipeline.config import ModelConfig
 from pipeline.inference import Restorer
 from pipeline.model import USRNet
-from pipeline.model.weights import load_usrnet
+from pipeline.model.weights import load_model, load_usrnet, save_model
 from pipeline.tracking.store import client
 
 pytestmark = pytest.mark.flow
@@ -65,8 +64,9 @@ def test_published_weights_are_imported_once_and_give_the_same_network(registry_
 def test_a_checkpoint_is_imported_by_its_averaged_weights(
     registry_job, model_folder: Callable[[int], Path], tmp_path: Path
 ):
-    checkpoint = shutil.copytree(model_folder(1), tmp_path / "checkpoint")
-    shutil.copy(model_folder(2) / "weights.safetensors", checkpoint / "ema.safetensors")
+    last, averaged = load_model(model_folder(1)), load_model(model_folder(2))
+    checkpoint = tmp_path / "checkpoint"
+    save_model(last, checkpoint, provenance={}, averaged=averaged.state_dict())
     registry_job("import-weights", str(checkpoint), "--name", "ours")
     registry_job("export", "ours@candidate", "--output", str(tmp_path / "out"))
     out = tmp_path / "out"

@@ -40,8 +40,22 @@ def config(shards: str, bank: str, tmp_path: Path) -> RunConfig:
     return small_run(shards, bank, str(tmp_path / "runs"))
 
 
+def flip_a_bit(config: RunConfig, name: str, snapshot: dict | None = None) -> Path:
+    """Damage a file of the newest checkpoint; returns its path."""
+    folder = Path(config.output) / "small" / "checkpoints"
+    snapshot = snapshot or json.loads((folder / SNAPSHOT).read_text())
+    file = folder / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"] / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    file.write_bytes(data)
+    return file
+
+
 def test_kills_and_a_stop_do_not_change_the_result(config: RunConfig, undisturbed: Path, tmp_path: Path):
-    """SIGKILL of data workers, of a train worker, SIGTERM of the driver, SIGKILL of the driver and all of its Ray."""
+    """SIGKILL of data workers, of a train worker, SIGTERM of the driver, SIGKILL of the driver and all of its Ray.
+
+    Between the sittings a bit is flipped in a file of the newest checkpoint.
+    """
     import mlflow
 
     job = run_job(config, tmp_path)
@@ -58,8 +72,10 @@ def test_kills_and_a_stop_do_not_change_the_result(config: RunConfig, undisturbe
     record = json.loads((Path(config.output) / "small" / "run.json").read_text())
     assert client.get_run(record["run_id"]).info.status == "KILLED"
     stopped_at = newest_step(config)
+    damaged = [flip_a_bit(config, "ema.safetensors")]
 
     job = run_job(config, tmp_path)
+    wait_until(lambda: f"{damaged[0]}: sha256" in (tmp_path / "job.log").read_text(), job)
     wait_for_step(config, job, min(stopped_at + 1, 24))
     kill_all(job)
     # As if Ray Train, a moment later, had just emptied its snapshot to write it anew. By then our copy is equal to it:
@@ -69,8 +85,13 @@ def test_kills_and_a_stop_do_not_change_the_result(config: RunConfig, undisturbe
     if snapshot.read_text():
         copy.write_text(snapshot.read_text())
         snapshot.write_text("")
+        damaged.append(flip_a_bit(config, "optimizer.pt", json.loads(copy.read_text())))
     assert run_job(config, tmp_path).wait(timeout=300) == 0, (tmp_path / "job.log").read_text()[-2000:]
     assert same(final_weights(config.output), final_weights(undisturbed))
+    said = [line for line in (tmp_path / "job.log").read_text().splitlines() if line.startswith("damaged checkpoint: ")]
+    assert [line.split(": ")[1] for line in said] == [str(file) for file in damaged]
+    assert all("; the run goes on from step-" in line for line in said)
+    assert all(file.parent.with_suffix(".damaged").is_dir() for file in damaged)
 
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert [r.info.run_id for r in runs] == [record["run_id"]]
