@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -39,6 +39,7 @@ class ModelManifest(Frozen):
     kernel_size: int | None = Field(None, ge=1, le=99)
     sha256: dict[FileName, Sha256] = Field(min_length=1, max_length=16)
     provenance: dict[str, str] = Field(default_factory=dict, max_length=100)
+    digest: Sha256 | None = None  # of all above, as it was written; folders of earlier versions have none
 
     @property
     def used(self) -> str:
@@ -59,9 +60,22 @@ def read_manifest(directory: str | Path) -> ModelManifest:
     if version != SCHEMA_VERSION:
         raise ArtefactError(f"{where}: schema version {version!r:.40}, this program reads {SCHEMA_VERSION}; update it")
     try:
-        return ModelManifest.model_validate(content)
+        manifest = ModelManifest.model_validate(content)
     except ValidationError as error:
         raise ArtefactError(f"{where}: {first_problem(error)}; it is damaged or not a model of ours") from error
+    if manifest.digest not in (None, _digest(content)):
+        raise ArtefactError(f"{where}: its content is not that of its digest; the file was changed or damaged")
+    return manifest
+
+
+def write_manifest(directory: str | Path, manifest: ModelManifest) -> None:
+    """Write `model.json` with its own digest; all other files are there already."""
+    content = manifest.model_dump(mode="json")
+    storage.write_json(storage.join(directory, MANIFEST), content | {"digest": _digest(content)})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return storage.digest_of({key: value for key, value in content.items() if key != "digest"})
 
 
 def first_problem(error: ValidationError) -> str:
@@ -70,7 +84,9 @@ def first_problem(error: ValidationError) -> str:
     return f"{'.'.join(str(part)[:100] for part in first['loc'])}: {first['msg']}"
 
 
-def read_file(directory: str | Path, name: str, sha256: str, limit: int | None = None) -> bytes:
+def read_file(
+    directory: str | Path, name: str, sha256: str, *, limit: int | None = None, listed_in: str = MANIFEST
+) -> bytes:
     """Read a file of the folder and compare it with its digest.
 
     Args:
@@ -78,13 +94,14 @@ def read_file(directory: str | Path, name: str, sha256: str, limit: int | None =
         name: of the file.
         sha256: that it must have.
         limit: the most bytes that it may have.
+        listed_in: where the digest is from, for the error.
 
     Raises:
         ArtefactError: missing, too large, not a regular file inside the folder, or not the one of this digest.
     """
     check_inside(directory, name)
     data = storage.read_bytes(storage.join(directory, name), limit=limit)
-    _compare(directory, name, hashlib.sha256(data).hexdigest(), sha256)
+    _compare(directory, name, hashlib.sha256(data).hexdigest(), sha256, listed_in)
     return data
 
 
@@ -114,9 +131,9 @@ def check_inside(directory: str | Path, name: str) -> None:
         raise ArtefactError(f"{storage.join(directory, name)}: leads out of its folder; copy the file itself there")
 
 
-def _compare(directory: str | Path, name: str, found: str, expected: str) -> None:
+def _compare(directory: str | Path, name: str, found: str, expected: str, listed_in: str = MANIFEST) -> None:
     if found != expected:
         raise ArtefactError(
-            f"{storage.join(directory, name)}: sha256 {found[:12]} is not the {expected[:12]} of its manifest; "
+            f"{storage.join(directory, name)}: sha256 {found[:12]} is not the {expected[:12]} of {listed_in}; "
             "the file was changed or damaged, copy the folder again"
         )

@@ -217,11 +217,20 @@ def _regular_size(uri: str | Path) -> int:
     return found.st_size
 
 
-def read_json(uri: str | Path, *, limit: int = _JSON_BYTES) -> Any:  # noqa: ANN401 - JSON is what it is
-    """Parse a file. Raises ArtefactError when it is missing, larger than `limit` bytes or not JSON."""
+def read_json(uri: str | Path, *, limit: int = _JSON_BYTES, nan: bool = False) -> Any:  # noqa: ANN401 - JSON
+    """Parse a file.
+
+    Args:
+        uri: of the file.
+        limit: the most bytes that it may have.
+        nan: take NaN and Infinity too, which are no JSON, but written by Python for measured values.
+
+    Raises:
+        ArtefactError: missing, larger than `limit`, nested too deeply, or not JSON.
+    """
     data = read_bytes(uri, limit=limit)
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(data, parse_constant=None if nan else _refuse_constant)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ArtefactError(f"{uri}: not a JSON file ({reason})") from error

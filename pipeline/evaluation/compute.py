@@ -108,7 +108,7 @@ def evaluate(plan: Plan, output: Path) -> tuple[list[dict[str, Any]], bool]:
         ArtefactError: `output` holds another evaluation.
     """
     if (output / SUMMARY).exists():
-        if storage.read_json(output / SUMMARY).get("made_from") != plan.made_from:
+        if storage.read_json(output / SUMMARY, nan=True).get("made_from") != plan.made_from:
             raise ArtefactError(f"{output}: holds another evaluation; choose another --output or delete it")
         return _read_rows(output), True
     order = {name: i for i, name in enumerate((BICUBIC, UNALIGNED, *plan.models))}

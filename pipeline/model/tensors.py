@@ -81,7 +81,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
     if extra := state.keys() - own.keys():
         problems.append(f"left over {_some(extra)}")
     wrong = [name for name in sorted(own.keys() & state.keys()) if own[name].shape != state[name].shape]
-    problems += [f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}" for name in wrong[:8]]
+    problems += [f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}" for name in wrong[:4]]
     if problems:
         raise ArtefactError(f"{where}: the tensors do not fit the model: {'; '.join(problems)}")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels_bank.codec import KernelCodec
 from kernels_bank.runtime.errors import ArtefactError
-from kernels_bank.runtime.storage import exists, join, read_bytes, read_json, write_bytes, write_json
+from kernels_bank.runtime.storage import exists, join, read_bytes, read_json, write_bytes
 from pipeline.config import ModelConfig
 from pipeline.model.blind import BlindUSRNet
 from pipeline.model.tensors import check_finite, check_fit, fill, read_tensors
@@ -33,6 +33,7 @@ from pipeline.model_folder import (
     first_problem,
     read_file,
     read_manifest,
+    write_manifest,
 )
 
 # The full model has 70 MB. A file of a folder of ours may have what its configuration needs, and no more.
@@ -121,7 +122,7 @@ def save_model(
         sha256=digests,
         provenance=dict(provenance),
     )
-    write_json(join(directory, MANIFEST), manifest.model_dump(mode="json"))
+    write_manifest(directory, manifest)
 
 
 def _write(directory: str | Path, name: str, data: bytes) -> str:

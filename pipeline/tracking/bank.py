@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from kernels_bank.preview import PICTURES
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import scratch, storage
 from pipeline.tracking.store import RunRef, client, plain_errors, tracking_uri
 
 
@@ -34,8 +33,8 @@ def log_bank(ref: RunRef, bank: str) -> None:
         BadRequestError: the store cannot be reached or refuses.
     """
     api = client(ref.tracking_uri)
-    with tempfile.TemporaryDirectory() as folder, plain_errors(ref.tracking_uri, f"cannot log the pictures of {bank}"):
+    with scratch.temporary("pictures") as folder, plain_errors(ref.tracking_uri, f"cannot log the pictures of {bank}"):
         for name in (*PICTURES, "manifest.json"):
             if storage.exists(storage.join(bank, name)):
                 Path(folder, name).write_bytes(storage.read_bytes(storage.join(bank, name)))
-        api.log_artifacts(ref.run_id, folder, "kernels")
+        api.log_artifacts(ref.run_id, str(folder), "kernels")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import scratch, storage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,7 +55,7 @@ class Picture:
         key = self.key.replace("/", "~")
         stem = stem or f"{key}+step+{self.step}+timestamp+{self.timestamp}+{self.name}"
         api.set_tag(run_id, MLFLOW_LOGGED_IMAGES, True)
-        with tempfile.TemporaryDirectory(prefix="blindsr-picture-") as folder:
+        with scratch.temporary("picture") as folder:
             small, whole = Path(folder, f"{stem}+compressed.webp"), Path(folder, f"{stem}.png")
             compress_image_size(Image.open(io.BytesIO(self.png))).save(small)
             whole.write_bytes(self.png)
@@ -106,7 +105,7 @@ class Outbox:
         problems: list[str] = []
         for name, _ in storage.list_files(self.folder):
             try:
-                content = storage.read_json(storage.join(self.folder, name))
+                content = storage.read_json(storage.join(self.folder, name), nan=True)
                 if name.startswith(_POINTS):
                     points += [Point(*values) for values in content]
                 else:

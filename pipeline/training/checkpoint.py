@@ -108,10 +108,13 @@ def check(folder: str | Path) -> None:
     if missing := sorted(set(FILES) - listed.keys()):
         raise ArtefactError(f"{storage.join(folder, LIST)}: names no {', '.join(missing)}")
     for name in (MANIFEST, STATE, CODEC):
-        read_file(folder, name, listed[name], limit=KernelCodec.MAX_BYTES)
+        read_file(folder, name, listed[name], limit=KernelCodec.MAX_BYTES, listed_in=LIST)
     for name in (WEIGHTS, AVERAGED):
-        read_tensors(read_file(folder, name, listed[name]), storage.join(folder, name))
-    check_finite(_training(folder, read_file(folder, OPTIMIZER, listed[OPTIMIZER])), storage.join(folder, OPTIMIZER))
+        read_tensors(read_file(folder, name, listed[name], listed_in=LIST), storage.join(folder, name))
+    check_finite(
+        _training(folder, read_file(folder, OPTIMIZER, listed[OPTIMIZER], listed_in=LIST)),
+        storage.join(folder, OPTIMIZER),
+    )
     own = read_manifest(folder).sha256
     if other := [name for name in own if listed.get(name) != own[name]]:
         raise ArtefactError(f"{storage.join(folder, other[0])}: is of another checkpoint than {MANIFEST}")

@@ -120,7 +120,7 @@ def usable_step(folder: str) -> int | None:
     where = storage.join(folder, SNAPSHOT)
     if not storage.exists(where):
         return None
-    snapshot = storage.read_json(where)
+    snapshot = storage.read_json(where, nan=True)  # metrics may be anything
     listed, latest = _listed(snapshot, where)
     problems: list[str] = []
     good: str | None = None
@@ -194,7 +194,7 @@ def _put_aside(folder: str, snapshot: dict[str, Any], listed: dict[str, int], go
 def newest(folder: str) -> str:
     """Return the URI of the checkpoint that a run in this folder would resume from; empty without one."""
     try:
-        found = storage.read_json(storage.join(folder, SNAPSHOT))["latest_checkpoint_result"]["checkpoint_dir_name"]
+        snapshot = storage.read_json(storage.join(folder, SNAPSHOT), nan=True)
+        return storage.join(folder, str(snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]))
     except (ValueError, KeyError, TypeError, OSError):
         return ""
-    return storage.join(folder, str(found))

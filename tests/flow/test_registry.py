@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.inference import Restorer
@@ -207,6 +208,7 @@ def flip_a_weight_and_correct_the_manifest(folder: Path) -> None:
     manifest["sha256"]["weights.safetensors"] = hashlib.sha256(
         (folder / "weights.safetensors").read_bytes()
     ).hexdigest()
+    del manifest["digest"]  # as in folders of earlier versions
     (folder / "model.json").write_text(json.dumps(manifest))
 
 
@@ -246,13 +248,36 @@ def test_a_newer_format_asks_for_a_newer_program(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    folder = shutil.copytree(model_folder(1), tmp_path / "newer")
-    manifest = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps(manifest | {"schema_version": 2}))
-    add_version(sqlite_store, folder=folder)
+    add_version(sqlite_store)
+    newer = stored_files(tmp_path) / "model.json"
+    newer.write_text(json.dumps(json.loads(newer.read_text()) | {"schema_version": 2}))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_store)
     with pytest.raises(ArtefactError, match="schema version 2, this program reads 1; update it"):
         Restorer.load(f"models:/{model_name}@candidate")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_registered(
+    sqlite_store: str,
+    model_name: str,
+    model_folder: Callable[[int], Path],
+    add_version: Callable[..., int],
+    tmp_path: Path,
+    value: float,
+):
+    folder = shutil.copytree(model_folder(1), tmp_path / "infinite")
+    tensors = load_file(folder / "weights.safetensors")
+    next(iter(tensors.values())).view(-1)[0] = value
+    save_file(tensors, folder / "weights.safetensors")
+    manifest = json.loads((folder / "model.json").read_text())
+    manifest["sha256"]["weights.safetensors"] = hashlib.sha256(
+        (folder / "weights.safetensors").read_bytes()
+    ).hexdigest()
+    del manifest["digest"]
+    (folder / "model.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="is not finite"):
+        add_version(sqlite_store, folder=folder)
+    assert registry.list_models(sqlite_store) == []
 
 
 def test_fetched_models_are_kept_and_a_damaged_one_is_fetched_again(

@@ -70,7 +70,7 @@ def test_a_file_that_is_not_what_is_known_of_it_is_refused(tmp_path: Path):
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path):
-    with pytest.raises(ArtefactError, match=rf"{tmp_path}: cannot be read \(Is a directory\)$"):
+    with pytest.raises(ArtefactError, match=rf"{tmp_path}: a folder, not a regular file$"):
         storage.read_bytes(tmp_path)
 
 

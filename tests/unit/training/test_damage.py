@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def flip_in_the_header(file: Path) -> None:
 
 
 def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
+    file.write_bytes(file.read_bytes()[:-9])
 
 
 def empty(file: Path) -> None:
@@ -161,7 +162,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_list_and_is_still_read(run: P
     (folder / checkpoint.LIST).unlink()
     state, model = json.loads((folder / "state.json").read_text()), json.loads((folder / "model.json").read_text())
     (folder / "state.json").write_text(json.dumps(state | {"schema_version": 1}))
-    del model["sha256"]["ema.safetensors"]
+    del model["sha256"]["ema.safetensors"], model["digest"]
     (folder / "model.json").write_text(json.dumps(model))
     assert usable_step(str(run)) == 8
     averaged = load_model(folder, "ema.safetensors").state_dict()
@@ -209,6 +210,30 @@ def test_every_file_of_a_model_folder_is_checked(
     damage(tmp_path / "model" / name)
     with pytest.raises(ArtefactError):
         load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_bit_of_a_small_file_goes_unseen(run: Path, name: str):
+    """Of the larger ones a hundred, spread over the file."""
+    file = run / "step-00000008" / name
+    good = file.read_bytes()
+    for place in range(0, len(good), max(1, len(good) // 100)):
+        for bit in (1, 32) if len(good) < 5000 else (1 << place % 8,):
+            file.write_bytes(good[:place] + bytes([good[place] ^ bit]) + good[place + 1 :])
+            with contextlib.suppress(ArtefactError):
+                checkpoint.check(run / "step-00000008")
+                assert json.loads(file.read_bytes()) == json.loads(good), f"byte {place}"  # a blank for a blank
+
+
+def test_a_bit_in_the_configuration_of_a_model_is_seen(written: Path, tmp_path: Path):
+    checkpoint.export(written / "step-00000008", tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    good = file.read_text()
+    for before, after in (('"kernel_steps": 0', '"kernel_steps": 1'), ('"bank": "b"', '"bank": "c"')):
+        assert before in good
+        file.write_text(good.replace(before, after))
+        with pytest.raises(ArtefactError, match="not that of its digest"):
+            load_model(tmp_path / "model")
 
 
 def test_fewer_steps_than_the_checkpoint_has_are_refused(tmp_path: Path):
