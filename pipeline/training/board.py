@@ -111,7 +111,7 @@ def failure_reason(failures: dict[int, Exception]) -> str:
     told = (lines[-1] if lines[0].startswith("Traceback") else lines[0]) if lines else ""
     found = re.match(r"(?:\w+\.)*(\w+(?:Error|Exception)): (.*)", told)
     kind, text = (found[1], found[2]) if found else (type(error).__name__, told)
-    ours = {"BadRequestError", "ArtefactError", "JobFailedError"}
+    ours = {"BadRequestError", "ArtefactError", "UnavailableError", "DamagedError", "JobFailedError"}
     return f"worker {rank}: " + (text if kind in ours else f"{kind}: {text}" if text else kind)
 
 

@@ -198,3 +198,9 @@ def newest(folder: str) -> str:
         return storage.join(folder, str(snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]))
     except (ValueError, KeyError, TypeError, OSError):
         return ""
+
+
+def last_good(folder: str) -> str:
+    """Say in a few words which checkpoint a run in this folder would resume from."""
+    found = newest(folder)
+    return f"the last good checkpoint is {found}" if found else "there is no checkpoint yet"

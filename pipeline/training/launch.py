@@ -21,7 +21,7 @@ from kernels_bank.runtime.s3 import PATIENT
 from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
 from pipeline.training.board import LiveLine, TellFailures, failure_reason
-from pipeline.training.commit import KeepSnapshot, newest
+from pipeline.training.commit import KeepSnapshot, last_good, newest
 from pipeline.training.gloo import GlooConfig
 from pipeline.training.learner import InitialWeights
 from pipeline.training.loop import Job, train_worker
@@ -62,7 +62,7 @@ def run_workers(
     # What Ray Train writes itself, its snapshot above all, would end the run if it failed.
     filesystem, path = storage.resolve(home, PATIENT)
     checkpoints = storage.join(home, "checkpoints")
-    with LiveLine(train.steps, lambda: newest(checkpoints)) as line:
+    with LiveLine(train.steps, lambda: last_good(checkpoints)) as line:
         job = Job(config, run, line.board, digests, data_cpus, ray.put(start), changed)
         trainer = TorchTrainer(
             train_worker,
@@ -93,10 +93,11 @@ def run_workers(
         reason, advice = line.hopeless() or ("", "")
         if failed or reason:
             reason = reason or _reason(failed)
-            found = newest(checkpoints)
-            advice = advice or f"the same command {'resumes from it' if found else 'starts the run again'}"
-            found = f"the last good checkpoint is {found}" if found else "there is no checkpoint yet"
-            raise JobFailedError(f"run '{config.name}' failed: {reason}; {found}; {advice}") from failed
+            advice = (
+                advice or f"the same command {'goes on from it' if newest(checkpoints) else 'starts the run again'}"
+            )
+            told = f"run '{config.name}' failed: {reason}; {last_good(checkpoints)}; {advice}"
+            raise JobFailedError(told) from failed
     if result.checkpoint is None:
         raise JobFailedError(f"run '{config.name}' ended without a checkpoint")
     if (step := int(result.metrics["step"])) < train.steps:
