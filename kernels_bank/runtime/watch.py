@@ -20,7 +20,7 @@ from kernels_bank.runtime.errors import JobFailedError
 
 _NAMES = {"gcs_server": "the head (gcs_server)", "raylet": "the node's manager (raylet)"}
 _LOOK_S, _CLUSTER_LOOK_S = 0.2, 2.0
-_MISSES = 15  # half a minute without an answer: a cluster is gone, not busy
+_MISSES = 25  # most of the minute after which Ray's C++ ends this process without a word; a head may restart
 _NEWS_S = 2.0  # Ray's errors come before the watch has looked
 _CLEAN_UP_S = 90.0
 _ADVICE = "what is finished is kept, the same command goes on from it"

@@ -14,6 +14,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from kernels_bank.runtime import watch
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
@@ -155,6 +156,8 @@ def _stop() -> None:
     """End what was started here; a second Ctrl-C does not leave half of it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if watch.death():
+        return  # nobody is left to be stopped
     import ray
     from ray import serve
 

@@ -142,8 +142,9 @@ class LiveLine:
 
     def hopeless(self) -> tuple[str, str] | None:
         """Return why the run was given up, and what to do; nothing if it was not, or if Ray is not there to tell."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            return ray.get(self.board.hopeless.remote(), timeout=_ANSWER_S)
+        if watch.death() is None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                return ray.get(self.board.hopeless.remote(), timeout=_ANSWER_S)
         return None
 
     def _watch(self) -> None:
@@ -152,6 +153,8 @@ class LiveLine:
         with Progress("train", self._steps, "step") as bar:
             while True:
                 last = self._ended.wait(0.5)
+                if watch.death():
+                    return  # without its object store Ray would end this process at the next call
                 if self.stop.is_set() and not last:
                     self.board.stop.remote()  # again each time: a board that was started anew does not know
                     asked_at = asked_at or time.monotonic()
@@ -161,8 +164,8 @@ class LiveLine:
                         print(f"\n{line}; SIGKILL now would lose what came after", file=sys.stderr, flush=True)
                 try:
                     step, note, said = ray.get(self.board.get.remote(), timeout=_ANSWER_S)
-                except ray.exceptions.RayError:  # it dies or starts again; if Ray is gone, the watch over it says so
-                    if last or watch.death():
+                except ray.exceptions.RayError:  # it is being started again
+                    if last:
                         return
                     continue
                 for line in said:

@@ -32,6 +32,21 @@ def test_a_cluster_from_up_to_down(local: Local):
     assert not other.folder.exists()
 
     local.use()
+    for wrong, text in (
+        (f"http://127.0.0.1:{local.ports['dashboard']}", "this is the dashboard's address"),
+        (f"127.0.0.1:{local.ports['dashboard']}", "not the head of a Ray cluster"),
+        (f"127.0.0.1:{local.ports['mlflow']}", "not the head of a Ray cluster"),
+    ):
+        refused = Local(local.folder)
+        refused.environment = local.environment | {"RAY_ADDRESS": wrong}
+        said = refused.run([sys.executable, "jobs/build_kernel_bank.py", "--output", str(local.folder / "bank")])
+        assert (said.returncode, said.stderr.count("\n")) == (2, 1), said.stderr
+        assert text in said.stderr
+    refused.environment = local.environment | {"RAY_AUTH_TOKEN_PATH": "/dev/null"}
+    said = refused.run([sys.executable, "jobs/build_kernel_bank.py", "--output", str(local.folder / "bank")])
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1), said.stderr
+    assert "the cluster asks for its token" in said.stderr
+
     submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", ".", "--", "python"]
     bank = "s3://blindsr/bank"
     job = local.run([*submit, "jobs/build_kernel_bank.py", "--output", bank, "--gaussian", "40", "--motion", "40"])
