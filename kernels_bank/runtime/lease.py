@@ -1,0 +1,143 @@
+"""One writer a place: a second one would do its work twice, or delete what the first has written.
+
+The writer keeps an entry in the place, made by an atomic create: `O_EXCL` in a folder, a conditional PUT on S3. It
+renews the entry, and an entry that is seen to change has a writer behind it, so clocks are never compared. Whoever
+takes a dead writer's entry over replaces exactly the entry that it has watched, which again one alone succeeds in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from kernels_bank.runtime.lease_store import Entry, LeaseStore, lease_store
+from kernels_bank.runtime.process import is_gone, this_process
+
+ENTRY = ".writer.json"
+RENEW_S = 5.0
+_LOST_RACES = 20  # so many others came first; each holds the lease only for a moment, such as two checks
+
+
+class Lease:
+    """The right to write to a place, from `only_writer`."""
+
+    def __init__(self, place: str, store: LeaseStore, token: str) -> None:
+        self._place, self._store, self._token = place, store, token
+
+    def check(self) -> None:
+        """Look at the entry again. Call it before what others rely on is written, such as a manifest.
+
+        Raises:
+            JobFailedError: another writer has taken over, because this one did not renew its entry for long.
+        """
+        entry = self._store.read()
+        if entry is None or entry.content.get("token") != self._token:
+            by = f" by {_holder(entry.content)}" if entry else ""
+            raise JobFailedError(
+                f"{self._place}: this process was away for so long that its place was taken{by}; "
+                "nothing more was written, run the same command again"
+            )
+
+
+@contextlib.contextmanager
+def only_writer(place: str, *, renew_s: float = RENEW_S) -> Iterator[Lease]:
+    """Be the only one that writes to a folder or prefix until the block ends.
+
+    A writer that was killed leaves its entry behind. On its own machine its process is seen to be gone; from another
+    machine the entry is watched for three renewals, so going on takes that much longer.
+
+    Args:
+        place: path or URI of the folder or prefix; it is made if it is not there.
+        renew_s: seconds between two renewals.
+
+    Raises:
+        BadRequestError: another writer is at work.
+    """
+    store, token = lease_store(storage.join(place, ENTRY)), uuid.uuid4().hex
+    content = this_process() | {"token": token, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "renewed": 0}
+    if warning := store.weakness():
+        print(f"{place}: {warning}", file=sys.stderr, flush=True)
+    _acquire(place, store, content, 3 * renew_s)
+    ended = threading.Event()
+
+    def renew() -> None:
+        count = 0
+        while not ended.wait(renew_s):
+            count += 1
+            # A store that is away for a while costs a renewal, not the work.
+            with contextlib.suppress(Exception):
+                entry = store.read()
+                if entry is None or entry.content.get("token") != token:
+                    return  # taken over: `check` says so
+                store.replace(entry, content | {"renewed": count})
+
+    thread = threading.Thread(target=renew, name="renew-lease", daemon=True)
+    thread.start()
+    try:
+        yield Lease(place, store, token)
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(Exception):
+            if (entry := store.read()) is not None and entry.content.get("token") == token:
+                store.remove(entry)
+
+
+def refuse_second_writer(place: str, *, renew_s: float = RENEW_S) -> None:
+    """Check that nobody writes to a place, without becoming its writer.
+
+    Raises:
+        BadRequestError: another writer is at work.
+    """
+    store = lease_store(storage.join(place, ENTRY))
+    if (entry := store.read()) is not None:
+        _watch(place, store, entry, 3 * renew_s)
+
+
+def _acquire(place: str, store: LeaseStore, content: dict[str, Any], watch_s: float) -> None:
+    for _ in range(_LOST_RACES):
+        if store.create(content):
+            return
+        entry = store.read()
+        if entry is not None:
+            dead = _watch(place, store, entry, watch_s)
+            if dead is not None and store.replace(dead, content):
+                return
+    raise BadRequestError(f"{place}: other processes come and go there; run the command again when they are done")
+
+
+def _watch(place: str, store: LeaseStore, entry: Entry, watch_s: float) -> Entry | None:
+    """Return an entry that nobody is behind; None when it has gone meanwhile. Raises BadRequestError if it changes."""
+    gone = is_gone(entry.content)
+    if gone:
+        return entry
+    if gone is False:
+        raise _refusal(place, entry.content)
+    end = time.monotonic() + watch_s
+    while time.monotonic() < end:
+        time.sleep(watch_s / 15)
+        now = store.read()
+        if now is None:
+            return None
+        if now.version != entry.version:
+            raise _refusal(place, now.content)
+    return entry
+
+
+def _refusal(place: str, content: dict[str, Any]) -> BadRequestError:
+    return BadRequestError(
+        f"{place}: {_holder(content)} is at work on it; wait for it, stop it, or choose another place"
+    )
+
+
+def _holder(content: dict[str, Any]) -> str:
+    known = {key: str(content.get(key, "?")).replace("\n", " ")[:100] for key in ("pid", "host", "since")}
+    return f"process {known['pid']} on {known['host']} (since {known['since']})"

@@ -1,0 +1,44 @@
+"""Which process wrote something down, and whether it still lives. A process id alone is given away again."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+
+def this_process() -> dict[str, Any]:
+    """Return what tells this process from every other one: where it runs, its id there, and when it started."""
+    return {"host": socket.gethostname(), "where": _where(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def is_gone(process: dict[str, Any]) -> bool | None:
+    """Check whether a process that `this_process` described has ended.
+
+    Returns:
+        None where that cannot be seen from here: it ran on another machine, in another container, or before a boot.
+    """
+    if not process.get("where") or process["where"] != _where():
+        return None
+    return _started(int(process["pid"])) != process["started"]
+
+
+@functools.lru_cache(maxsize=1)
+def _where() -> str:
+    """Return what processes share that see one another: a boot of a kernel, and a namespace of process ids."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """Return the start time of a process in clock ticks since boot; None if there is none, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
