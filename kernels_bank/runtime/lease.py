@@ -8,7 +8,6 @@ takes a dead writer's entry over replaces exactly the entry that it has watched,
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 import time
@@ -39,11 +38,12 @@ class Lease:
             JobFailedError: another writer has taken over, because this one did not renew its entry for long.
         """
         entry = self._store.read()
-        if entry is None or entry.content.get("token") != self._token:
-            by = f" by {_holder(entry.content)}" if entry else ""
+        if entry is None:
+            raise JobFailedError(f"{self._place}: {ENTRY} was deleted while this process wrote; run the command again")
+        if entry.content.get("token") != self._token:
             raise JobFailedError(
-                f"{self._place}: this process was away for so long that its place was taken{by}; "
-                "nothing more was written, run the same command again"
+                f"{self._place}: taken over by {_holder(entry.content)} while this process stood still; "
+                "nothing more was written, run the command again when that one is done"
             )
 
 
@@ -63,9 +63,9 @@ def only_writer(place: str, *, renew_s: float = RENEW_S) -> Iterator[Lease]:
     """
     store, token = lease_store(storage.join(place, ENTRY)), uuid.uuid4().hex
     content = this_process() | {"token": token, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "renewed": 0}
-    if warning := store.weakness():
-        print(f"{place}: {warning}", file=sys.stderr, flush=True)
     _acquire(place, store, content, 3 * renew_s)
+    if weakness := store.weakness():
+        print(f"{place}: {weakness}", file=sys.stderr, flush=True)
     ended = threading.Event()
 
     def renew() -> None:

@@ -67,9 +67,9 @@ class _FileEntry(LeaseStore):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def create(self, content: dict[str, Any]) -> bool:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             try:
                 with self._path.open("xb") as file:  # O_EXCL: also where the lock means nothing
@@ -187,6 +187,8 @@ def _keeps_conditions(uri: str) -> bool:
         try:
             client.put_object(**place, Body=b"", IfNoneMatch="*")
         except client.exceptions.ClientError as error:
+            if _status(error) not in {400, 405, 409, 412, 501}:
+                raise
             return _is_refusal(error)
         finally:
             client.delete_object(**place)
@@ -197,7 +199,11 @@ def _keeps_conditions(uri: str) -> bool:
 
 def _is_refusal(error: Any) -> bool:  # noqa: ANN401 - a botocore ClientError
     """Check whether the condition was not met: 412, or 409 where another conditional write is under way."""
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in {409, 412}
+    return _status(error) in {409, 412}
+
+
+def _status(error: Any) -> int:  # noqa: ANN401
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _encoded(content: dict[str, Any]) -> bytes:
