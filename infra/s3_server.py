@@ -3,17 +3,19 @@
 moto alone keeps everything in memory; a restart would lose what a run has stored, which no real server does. For a
 cluster on one machine and for tests: it checks no credentials, and uploads in parts that are under way do not survive.
 
-    python infra/s3_server.py --port 9000 --folder DIR --bucket NAME
+    python infra/s3_server.py --port 9000 --folder DIR [--bucket NAME]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ class KeptOnDisk:
     def __init__(self, folder: Path) -> None:
         self._moto, self._folder = DomainDispatcherApplication(create_backend_app), folder
         self._backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+        self._conditional = threading.Lock()  # moto looks whether an object is there and then writes it
         for bucket in sorted(path for path in folder.iterdir() if path.is_dir()):
             self._backend.create_bucket(bucket.name, "us-east-1")
             for file in bucket.glob("*.object"):
@@ -41,7 +44,9 @@ class KeptOnDisk:
         """Answer a request; what it changed is on disk before the answer leaves."""
         method, query = environ["REQUEST_METHOD"], parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
         path = environ["PATH_INFO"].encode("latin-1").decode()
-        answer = self._moto(environ, start_response)
+        conditional = "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MATCH" in environ
+        with self._conditional if method == "PUT" and conditional else contextlib.nullcontext():
+            answer = self._moto(environ, start_response)
         if method == "DELETE" or (method == "PUT" and "partNumber" not in query) or method == "POST":
             bucket, _, key = path.lstrip("/").partition("/")
             self._keep(bucket, key)
@@ -86,12 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="where the objects are kept")
-    parser.add_argument("--bucket", required=True, help="made when it is not there")
+    parser.add_argument("--bucket", help="made when it is not there")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     application = KeptOnDisk(arguments.folder)
-    application.make_bucket(arguments.bucket)
+    if arguments.bucket:
+        application.make_bucket(arguments.bucket)
     run_simple("127.0.0.1", arguments.port, application, threaded=True, request_handler=MotoRequestHandler)
 
 

@@ -30,7 +30,7 @@ def _where() -> str:
     """Return what processes share that see one another: a boot of a kernel, and a namespace of process ids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:  # not Linux
         return ""
 

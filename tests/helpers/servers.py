@@ -17,6 +17,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+REPO = Path(__file__).parents[2]
+
 
 def s3_variables(endpoint: str) -> dict[str, str]:
     """Return the environment variables of a client of the S3 server at `endpoint`."""
@@ -33,14 +35,15 @@ def s3_variables(endpoint: str) -> dict[str, str]:
 def s3_server() -> Iterator[str]:
     """Run an S3 server without any bucket; yields its endpoint."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port, server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    with tempfile.TemporaryDirectory(prefix="blindsr-s3-") as folder:
+        command = [sys.executable, str(REPO / "infra" / "s3_server.py"), "--port", str(port), "--folder", folder]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_for_port(port, server)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()
+            server.wait()
 
 
 @contextlib.contextmanager
