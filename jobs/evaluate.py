@@ -21,17 +21,17 @@ class Evaluate(Command, EvaluationSettings):  # type: ignore[misc] # both carry 
 def main(command: Evaluate) -> None:
     """Run the command."""
     from kernels_bank.runtime import storage
-    from kernels_bank.runtime.driver import only_driver
-    from kernels_bank.runtime.mirror import local_folder
     from pipeline.evaluation import evaluate
 
     settings = command.settings(EvaluationSettings)
     if command.check:
         print(evaluate.planned(settings))
         return
-    with only_driver(command.output), local_folder(command.output) as folder:
-        evaluate.run_evaluation(settings, folder)
-    print(f"results in {command.output}: " + ", ".join(name for name, _ in storage.list_files(command.output)))
+    evaluate.run_evaluation(settings, command.output)
+    print(
+        f"results in {command.output}: "
+        + ", ".join(name for name, _ in storage.list_files(command.output) if not name.startswith("."))
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import numpy as np
 from kernels_bank.codec import KernelCodec, components_for
 from kernels_bank.codec_quality import draw_samples, measure
 from kernels_bank.runtime import cluster, storage
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError
+from kernels_bank.runtime.errors import ArtefactError, JobFailedError
+from kernels_bank.runtime.lease import Lease
+from kernels_bank.runtime.output import note_files, own_output, remove_leftovers
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.sampling import draw_range
 from kernels_bank.spec import KernelBankSpec
@@ -36,6 +38,8 @@ from kernels_bank.store import (
     write_shard,
 )
 
+_KIND = "kernel bank"
+
 
 def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) -> Manifest:
     """Draw, store and encode a bank; finishes an interrupted one, leaves a complete one as it is.
@@ -51,13 +55,16 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
         JobFailedError: a shard could not be made or written; what is there is kept.
     """
     uri = storage.absolute(uri)
-    existing = present(spec, uri)
-    if existing:
+    if (existing := present(spec, uri)) is not None:
         return existing
-    try:
-        storage.write_json(storage.join(uri, BUILDING), {"spec": spec.model_dump(mode="json")})
-    except OSError as error:
-        raise BadRequestError(f"{uri}: cannot be written to ({' '.join(str(error).split())})") from error
+    with own_output(uri, _KIND) as lease:
+        # Another job may have finished it meanwhile.
+        return present(spec, uri) or _build(spec, uri, lease, previews=previews)
+
+
+def _build(spec: KernelBankSpec, uri: str, lease: Lease, *, previews: bool) -> Manifest:
+    storage.write_json(storage.join(uri, BUILDING), {"spec": spec.model_dump(mode="json")})
+    note_files(uri, [shard.name for shard in plan(spec)])
     records, total, outer = _build_shards(spec, uri)
     digest = bank_digest(spec.size, records)
     full = _fit_codec(spec, total, outer, digest)
@@ -82,7 +89,9 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
         ),
         made_with={name: version(name) for name in ("numpy", "pyarrow", "ray")},
     )
-    _clean(uri, {record.name for record in records})
+    lease.check()
+    # Readers of `kernels-*.parquet` would see what an earlier, larger attempt left behind.
+    remove_leftovers(uri, {record.name for record in records})
     storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
     storage.remove_file(storage.join(uri, BUILDING))
     return manifest
@@ -168,10 +177,3 @@ def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:
         "total": flat.sum(axis=0),
         "outer": flat.T @ flat,
     }
-
-
-def _clean(uri: str, names: set[str]) -> None:
-    """Delete shards that an earlier, larger attempt left behind: readers of `kernels-*.parquet` would see them."""
-    for name, _ in storage.list_files(uri):
-        if name.startswith("kernels-") and name.endswith(".parquet") and name not in names:
-            storage.remove_file(storage.join(uri, name))

@@ -53,7 +53,10 @@ def download(published: Published, folder: Path, *, base_url: str = DIV2K_URL) -
     """
     target = folder / published.file
     if target.exists():
-        _check(target, published)
+        if _sha256(target) != published.sha256:
+            raise ArtefactError(
+                f"{target}: is not the published file of this name; nothing was touched, choose another --downloads"
+            )
         return target
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -75,7 +78,12 @@ def download(published: Published, folder: Path, *, base_url: str = DIV2K_URL) -
                 )
             if have < published.bytes:
                 time.sleep(_RETRY_WAITS_S[max(0, failures - 1)])
-    _check(part, published)
+    if (found := _sha256(part)) != published.sha256:
+        part.unlink()  # made here, byte for byte
+        raise ArtefactError(
+            f"{part}: its sha256 {found[:16]}... is not the published {published.sha256[:16]}...; "
+            "it was deleted, fetch it again or from another --base-url"
+        )
     part.replace(target)
     return target
 
@@ -108,12 +116,6 @@ def _fetch(url: str, part: Path, published: Published, bar: Progress) -> str:
         return f"no connection ({error})"
 
 
-def _check(file: Path, published: Published) -> None:
+def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != published.sha256:
-        file.unlink()
-        raise ArtefactError(
-            f"{file}: its sha256 {found[:16]}... is not the published {published.sha256[:16]}...; "
-            "it was deleted, fetch it again or from another --base-url"
-        )
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,7 +7,6 @@ that was killed finishes when it is run again. The manifest comes last.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
@@ -17,6 +16,7 @@ import ray.data
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.output import check_own, note_files, own_output, remove_leftovers
 from kernels_bank.runtime.progress import Progress
 from pipeline.data.manifest import (
     MANIFEST,
@@ -34,7 +34,7 @@ from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image, picture_digest
 from pipeline.seeds import fraction
 
-_OURS = re.compile(r"(train|validation)-\d{6}\.tar|\.(train|validation)-\d{6}\.tar\..*\.tmp")
+_KIND = "shard set"
 _NOTES = "_notes"  # what each finished shard task recorded; removed once the manifest holds it all
 # Measured on photographs: a lossless PNG takes about 60% of the raw bytes. Only the shards' size hangs on it.
 _PNG_BYTES_PER_PIXEL = 1.8
@@ -67,18 +67,15 @@ def make_shards(
         ArtefactError: `output` holds a finished shard set of other images or settings.
     """
     output = storage.absolute(output)
-    # Looked at before Ray starts: a place that cannot be reached is said soon.
-    sources, finished = list_sources(source), storage.exists(storage.join(output, MANIFEST))
+    # Looked at before Ray starts: a place that cannot be reached, or is not ours, is said soon.
+    sources = list_sources(source)
+    if not storage.exists(storage.join(output, MANIFEST)):
+        check_own(output, _KIND)
     connect()
     files = _inspect(sources, settings.min_side)
     source_digest = storage.digest_of([[f.name, f.sha256] for f in files])
-    if finished:
-        manifest = read_manifest(output)
-        if (manifest.source_digest, manifest.settings) != (source_digest, settings):
-            raise ArtefactError(
-                f"{output}: holds shards of other images or settings; choose another --output or delete it"
-            )
-        return manifest, True
+    if (finished := _finished(output, source_digest, settings)) is not None:
+        return finished, True
     good, skipped = _usable(files)
     _refuse_if_too_many_bad(skipped, len(files), max_bad_fraction)
     # By the picture, so that it stays on its side of the split whatever file it comes in.
@@ -87,26 +84,42 @@ def make_shards(
         *_plan("train", [f for f, held in zip(good, is_validation, strict=True) if not held], settings),
         *_plan("validation", [f for f, held in zip(good, is_validation, strict=True) if held], settings),
     ]
-    notes = _write(output, tasks, settings)
-    shards = sorted((Shard(**note["shard"]) for note in notes if note["shard"]), key=lambda shard: shard.name)
-    train = tuple(s for s in shards if s.name.startswith("train"))
-    validation = tuple(s for s in shards if s.name.startswith("validation"))
-    if not train:
-        raise BadRequestError(f"{source}: no training tile is left; lower --validation or --drop-flat")
-    manifest = Manifest(
-        settings=settings,
-        source_digest=source_digest,
-        train=train,
-        validation=validation,
-        images=len(good),
-        flat=sum(note["flat"] for note in notes),
-        skipped=tuple(skipped),
-        digest=content_digest(train, validation),
-    )
-    _remove_leftovers(output, {shard.name for shard in shards})
-    storage.write_json(storage.join(output, MANIFEST), manifest.model_dump())
-    storage.remove_folder(storage.join(output, _NOTES))
+    with own_output(output, _KIND) as lease:
+        # Another job may have finished while this one looked at its images.
+        if (finished := _finished(output, source_digest, settings)) is not None:
+            return finished, True
+        note_files(output, [task["name"] for task in tasks])
+        notes = _write(output, tasks, settings)
+        shards = sorted((Shard(**note["shard"]) for note in notes if note["shard"]), key=lambda shard: shard.name)
+        train = tuple(s for s in shards if s.name.startswith("train"))
+        validation = tuple(s for s in shards if s.name.startswith("validation"))
+        if not train:
+            raise BadRequestError(f"{source}: no training tile is left; lower --validation or --drop-flat")
+        manifest = Manifest(
+            settings=settings,
+            source_digest=source_digest,
+            train=train,
+            validation=validation,
+            images=len(good),
+            flat=sum(note["flat"] for note in notes),
+            skipped=tuple(skipped),
+            digest=content_digest(train, validation),
+        )
+        lease.check()
+        remove_leftovers(output, {shard.name for shard in shards})
+        storage.write_json(storage.join(output, MANIFEST), manifest.model_dump())
+        storage.remove_folder(storage.join(output, _NOTES))
     return manifest, False
+
+
+def _finished(output: str, source_digest: str, settings: ShardSettings) -> Manifest | None:
+    """Return the manifest of a finished set of these sources and settings. Raises ArtefactError for another set."""
+    if not storage.exists(storage.join(output, MANIFEST)):
+        return None
+    manifest = read_manifest(output)
+    if (manifest.source_digest, manifest.settings) != (source_digest, settings):
+        raise ArtefactError(f"{output}: holds shards of other images or settings; choose another --output or delete it")
+    return manifest
 
 
 def _inspect(sources: list[Source], min_side: int) -> list[Inspected]:
@@ -244,10 +257,3 @@ def _samples(files: list[Inspected], settings: ShardSettings) -> Iterator[TileSa
             raise BadRequestError(f"{file.name}: changed while the job ran; run the same command again")
         image = decode_image(data)
         yield from cut(image, settings.tile, name=file.name, sha256=file.sha256, drop_flat=settings.drop_flat)
-
-
-def _remove_leftovers(output: str, names: set[str]) -> None:
-    """Temporary files of killed runs, and tars of an earlier attempt with other settings."""
-    for name, _ in storage.list_files(output):
-        if _OURS.fullmatch(name) and name not in names:
-            storage.remove_file(storage.join(output, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -169,7 +170,7 @@ def _cpus(config: RunConfig) -> list[Finding]:
 def _output(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Write and read where the run will, from everywhere; all must see the same place."""
     place = storage.absolute(config.output)
-    folder = storage.join(place, _FOLDER)
+    folder = storage.join(place, f"{_FOLDER}-{uuid.uuid4().hex[:12]}")
     try:
         here = node.probe_storage(folder)
     except Exception as error:  # OSError, ArtefactError, what the SDK of a store raises

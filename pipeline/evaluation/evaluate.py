@@ -9,8 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from kernels_bank.runtime import storage
+from kernels_bank.runtime.lease import Lease
+from kernels_bank.runtime.mirror import local_folder
+from kernels_bank.runtime.output import own_output
 from pipeline.evaluation import figures
-from pipeline.evaluation.compute import Plan, evaluate, prepare, save
+from pipeline.evaluation.compute import JOURNAL, RESULTS, SUMMARY, Plan, evaluate, prepare, save
 from pipeline.evaluation.crops import best_median_worst, judged_method, restore_again
 from pipeline.evaluation.page import render
 from pipeline.evaluation.settings import EvaluationSettings
@@ -20,7 +23,7 @@ REPORT, BARS, SAMPLES = "report.html", "psnr-by-kernel.png", "samples.png"
 _SQUARE = 160  # HR pixels of a picture in the report
 
 
-def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, float]:
+def run_evaluation(settings: EvaluationSettings, output: str | Path) -> dict[str, float]:
     """Evaluate, print the tables, write results and pictures to `output`, record them with a registered model.
 
     Writes results.parquet (a row a case and method), summary.json, report.html (one self-contained page),
@@ -29,9 +32,28 @@ def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, floa
     Returns:
         The headline numbers by name, such as `psnr.usrnet-table1.Set5-1a2b3c4d.x2.blind`.
 
+    Args:
+        settings: what is compared on what.
+        output: folder or s3:// prefix; a killed evaluation of the same settings is resumed there.
+
     Raises:
-        BadRequestError: see `pipeline.evaluation.compute`.
+        BadRequestError: no such model, image, kernel or protocol, they do not fit each other, or the output holds
+            something else.
     """
+    place = storage.absolute(output)
+    names = () if _made_here(place) else (JOURNAL, RESULTS, SUMMARY, REPORT, BARS, SAMPLES)
+    with own_output(place, "evaluation", names) as lease, local_folder(place) as folder:
+        return _run(settings, folder, lease)
+
+
+def _made_here(place: str) -> bool:
+    """Check whether a finished evaluation lies there; one of an earlier version has no mark."""
+    where = storage.join(place, SUMMARY)
+    summary = storage.read_json(where) if storage.exists(where) else None
+    return isinstance(summary, dict) and "made_from" in summary
+
+
+def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, float]:
     from pipeline.tracking import registry
     from pipeline.tracking.runs import RunRef, log_evaluation
 
@@ -52,6 +74,7 @@ def run_evaluation(settings: EvaluationSettings, output: Path) -> dict[str, floa
             _write_pictures(plan, rows, table, output)
     else:
         _write_pictures(plan, rows, table, output)
+        lease.check()
         save(rows, summary, output)
     if version is not None:
         # Also when it was computed before: a kill may have come between the results and this.

@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError
 from kernels_bank import KernelBank
 from kernels_bank.runtime import scratch, storage
 from kernels_bank.runtime.cluster import connect
-from kernels_bank.runtime.driver import only_driver
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
+from kernels_bank.runtime.lease import Lease, refuse_second_writer
+from kernels_bank.runtime.output import own_output
 from pipeline.config import Frozen, RunConfig
 from pipeline.data.manifest import read_manifest
 from pipeline.images.encode import encode_png
@@ -31,6 +32,7 @@ from pipeline.training.pictures import card_picture, fixed_batch
 
 _RECORD_BYTES = 1 << 20
 Resume = Literal["auto", "changed", "never"]
+_NAMES = ("run.json", "checkpoints", "model")  # what a run writes into its folder; other things may lie beside
 
 # Settings that may change between two sittings of one run: they do not change what is learned.
 _FREE: dict[str, Any] = {
@@ -89,17 +91,24 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
         run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
         runs.send_unsent(run, home, _say)
         return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
-    with only_driver(home):
+    with own_output(home, "training run", () if record else _NAMES) as lease:
         step = commit.usable_step(storage.join(home, "checkpoints"))
         start = initial_weights(config, step, home)
         if step is not None:
             say_schedule(config, record, step)
         connect(min_cpus=cpus_needed(config), verbose=verbose)
-        return _train(config, digests, home, record.get("run_id"), start, changed=resume == "changed")
+        return _train(config, digests, home, record.get("run_id"), start, lease, changed=resume == "changed")
 
 
 def _train(
-    config: RunConfig, digests: dict[str, str], home: str, run_id: str | None, start: InitialWeights, *, changed: bool
+    config: RunConfig,
+    digests: dict[str, str],
+    home: str,
+    run_id: str | None,
+    start: InitialWeights,
+    lease: Lease,
+    *,
+    changed: bool,
 ) -> Fitted:
     """Train and register in one tracking run, the one of `run_id` when there is one; its status tells how it ended."""
     data_cpus = check_cluster(config)
@@ -122,6 +131,7 @@ def _train(
             runs.log_input(run, name, digest, getattr(config.data, name))
         last = run_workers(config, run, digests, home, data_cpus, start, changed=changed)
         with last.as_directory() as folder:
+            lease.check()
             version = _export(config, run, digests, Path(folder), model)
         runs.send_unsent(run, home, _say)
         record |= {"finished": config.train.steps, "version": version}
@@ -231,8 +241,7 @@ def _is_whole(model: str) -> bool:
 def _put_aside(home: str) -> None:
     """Give the folder of an earlier run another name. Raises BadRequestError when a driver is at work on it."""
     if storage.exists(storage.join(home, "run.json")):
-        with only_driver(home):
-            pass
+        refuse_second_writer(home)
         number = next(n for n in itertools.count(1) if not storage.exists(f"{home}.{n}"))
         storage.move_folder(home, f"{home}.{number}")
         print(f"the earlier run is kept in {home}.{number}", file=sys.stderr, flush=True)

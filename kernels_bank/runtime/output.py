@@ -1,0 +1,105 @@
+"""Whose files a place holds. A job marks a place before it writes there, and deletes nothing that it did not make.
+
+Names prove nothing: somebody else's folder may hold a `train-000000.tar` too. So the first thing a job writes into an
+empty place is a mark, and a place that holds files without that mark is refused as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.lease import ENTRY, Lease, only_writer
+
+MARK = ".made-by-blind-sr.json"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}(\.tmp)?")  # `storage.atomic_writer` names them so
+
+
+@contextlib.contextmanager
+def own_output(place: str, kind: str, names: Sequence[str] | None = None) -> Iterator[Lease]:
+    """Be the only writer of a place that is this kind of job's own, until the block ends; the place gets its mark.
+
+    Args:
+        place: path or URI of the folder or prefix.
+        kind: what is made there, such as "shard set".
+        names: files and folders directly below that the job writes; others may lie beside them. None: the place is
+            the job's alone, because its readers take whatever lies there.
+
+    Raises:
+        BadRequestError: the place holds something else, or another process writes there; nothing was touched.
+    """
+    check_own(place, kind, names)
+    with only_writer(place) as lease:
+        check_own(place, kind, names)
+        if _read_mark(place) is None:
+            storage.write_json(storage.join(place, MARK), {"kind": kind, "files": []})
+        yield lease
+
+
+def note_files(place: str, files: Iterable[str]) -> None:
+    """Add the names of files that will be written to the mark: what a killed job leaves of them may be deleted."""
+    mark = _read_mark(place)
+    assert mark is not None, "own_output comes first"
+    storage.write_json(storage.join(place, MARK), mark | {"files": sorted({*mark["files"], *files})})
+
+
+def check_own(place: str, kind: str, names: Sequence[str] | None = None) -> None:
+    """Look whether a place is free for this kind of job, or marked as its own.
+
+    Args:
+        place: path or URI of the folder or prefix.
+        kind: what is made there.
+        names: files and folders directly below that the job writes; None for all that may lie there.
+
+    Raises:
+        BadRequestError: it holds something else; the first such file is named.
+    """
+    mark = _read_mark(place)
+    if mark is None:
+        if names is None:
+            there = _files(place)
+        else:
+            there = (name for name in names if storage.exists(storage.join(place, name)))
+        if (foreign := next(there, None)) is not None:
+            raise BadRequestError(
+                f"{place}: holds {foreign}, which this command did not make; nothing was touched, choose another place"
+            )
+    elif mark["kind"] != kind:
+        raise BadRequestError(
+            f"{place}: holds a {mark['kind']}, not a {kind}; nothing was touched, choose another place"
+        )
+
+
+def remove_leftovers(place: str, keep: Iterable[str]) -> None:
+    """Delete what earlier, killed tries have left of files that the mark names; `keep` stays."""
+    mark, kept = _read_mark(place), set(keep)
+    if mark is None:
+        return
+    for name, _ in storage.list_files(place):
+        temporary = _TEMPORARY.fullmatch(name)
+        made = temporary["name"] if temporary else name
+        if made in mark["files"] and name not in kept:
+            storage.remove_file(storage.join(place, name))
+
+
+def _read_mark(place: str) -> dict[str, Any] | None:
+    where = storage.join(place, MARK)
+    if not storage.exists(where):
+        return None
+    mark = storage.read_json(where)
+    if not isinstance(mark, dict) or not isinstance(mark.get("kind"), str) or not isinstance(mark.get("files"), list):
+        raise ArtefactError(f"{where}: not a mark of this program; nothing was touched, choose another place")
+    return mark
+
+
+def _files(place: str) -> Iterator[str]:
+    """Yield the names of files that lie there, but for the lease and a half-written mark."""
+    for recursive in (False, True):  # a listing of all that lies below may be long
+        for name, _ in storage.list_files(place, recursive=recursive):
+            temporary = _TEMPORARY.fullmatch(name)
+            if (temporary["name"] if temporary else name) not in {ENTRY, MARK}:
+                yield name
