@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the run failed, 2 the request was bad, 130 ended by SIGIN
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from kernels_bank.runtime import s3, watch
+from kernels_bank.runtime import os_errors, s3, watch
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.redact import mask_output, mask_text
 
@@ -61,6 +62,9 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     mask_output()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     s3.expect_answer_soon()
     try:
         with _sigterm_as_interrupt():
@@ -73,7 +77,7 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
         print(mask_text(str(error)) or "interrupted; what is finished is kept", file=sys.stderr, flush=True)
         _leave(130)
     except Exception as error:
-        if (line := watch.explain(error)) is None:
+        if (line := watch.explain(error) or os_errors.explain(error)) is None:
             raise
         _fail(line, status=1)
 
@@ -157,6 +161,8 @@ def _config_file(arguments: Sequence[str]) -> dict[str, object]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise BadRequestError(f"--config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadRequestError(f"--config {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise BadRequestError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):

@@ -8,6 +8,7 @@ takes a dead writer's entry over replaces exactly the entry that it has watched,
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 import threading
 import time
@@ -63,7 +64,14 @@ def only_writer(place: str, *, renew_s: float = RENEW_S) -> Iterator[Lease]:
     """
     store, token = lease_store(storage.join(place, ENTRY)), uuid.uuid4().hex
     content = this_process() | {"token": token, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "renewed": 0}
-    _acquire(place, store, content, 3 * renew_s)
+    try:
+        _acquire(place, store, content, 3 * renew_s)
+    except OSError as error:
+        if isinstance(error, JobFailedError | BadRequestError) or error.errno == errno.ENOSPC:
+            raise  # the S3 server does not answer, or the disk is full: not the request's fault
+        raise BadRequestError(
+            f"{place}: cannot be written to ({error.strerror or error}); choose another place"
+        ) from error
     if weakness := store.weakness():
         print(f"{place}: {weakness}", file=sys.stderr, flush=True)
     ended = threading.Event()

@@ -26,6 +26,7 @@ from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedE
 from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError, bucket_and_key
 
 _CHUNK = 16 << 20  # a read
+LONGEST_NAME = 255  # bytes of a file's name
 _JSON_BYTES = 256 << 20  # the most that a manifest may have; one of a million tars has 150 MB
 
 
@@ -45,7 +46,7 @@ def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
     if not separator:
         return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
     if scheme == "file":
-        return pafs.LocalFileSystem(), unquote(rest)
+        return pafs.LocalFileSystem(), unquote(rest, errors="surrogateescape")
     if scheme == "s3":
         from kernels_bank.runtime.s3_filesystem import s3_filesystem
 
@@ -65,9 +66,11 @@ def is_s3(uri: str | Path) -> bool:
 
 
 def absolute(uri: str | Path) -> str:
-    """Return the URI in a form that means the same on another node or in another working directory."""
+    """Return the URI in a form that means the same in another working directory; `file://` becomes a plain path."""
     text = str(uri)
-    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
+    if "://" in text and not text.startswith("file://"):
+        return text.rstrip("/")
+    return resolve(text)[1].rstrip("/") or "/"
 
 
 def join(uri: str | Path, *parts: str) -> str:
@@ -102,10 +105,34 @@ def list_files(uri: str | Path, *, recursive: bool = False) -> list[tuple[str, i
         return sorted(
             (entry.name, entry.size) for entry in found if not entry.folder and entry.name[-1:] not in {"", "/"}
         )
-    filesystem, path = resolve(uri)
-    selector = pafs.FileSelector(path, recursive=recursive, allow_not_found=True)
-    infos = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
-    return sorted((info.path[len(path) :].lstrip("/"), int(info.size)) for info in infos)
+    return sorted(_local_files(resolve(uri)[1], recursive=recursive))
+
+
+def _local_files(root: str, *, recursive: bool) -> Iterator[tuple[str, int]]:
+    """Yield (path below `root`, bytes) of every file. A folder that links lead to more than once is entered once."""
+    waiting, entered = [""], {_identity(root)}
+    while waiting:
+        below = waiting.pop()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{root}/{below}") as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                name = f"{below}/{entry.name}" if below else entry.name
+                try:
+                    about = entry.stat()
+                except OSError:  # a link to nothing or to itself, or a file that has just gone
+                    continue
+                if stat.S_ISREG(about.st_mode):
+                    yield name, about.st_size
+                elif recursive and stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in entered:
+                    entered.add((about.st_dev, about.st_ino))
+                    waiting.append(name)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        about = os.stat(folder)  # noqa: PTH116 - the name may be no text
+    except OSError:
+        return (0, 0)
+    return about.st_dev, about.st_ino
 
 
 def remove_folder(uri: str | Path) -> None:
@@ -253,7 +280,7 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
         return
     target = Path(resolve(uri)[1])
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = target.with_name(_temporary_name(target.name))
     try:
         with temporary.open("wb") as stream:
             yield stream
@@ -281,6 +308,14 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _temporary_name(name: str) -> str:
+    """Return a hidden name beside `name` that the file system takes wherever it takes `name` itself."""
+    end = f".{uuid.uuid4().hex[:12]}.tmp"
+    if len(os.fsencode(name)) + len(end) + 1 > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return f".{name}{end}"
 
 
 def write_bytes(uri: str | Path, data: bytes) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from urllib.parse import quote
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
@@ -53,7 +55,7 @@ def list_sources(uri: str, *, leave_out: str | None = None) -> list[Source]:
     else:
         if storage.is_file(root):
             raise BadRequestError(f"{uri}: is a single file; name its folder, a .zip, or an s3:// prefix")
-        found = [Source(storage.join(root, name), name) for name, _ in storage.list_files(root, recursive=True)]
+        found = [_file(root, name) for name, _ in storage.list_files(root, recursive=True)]
     seen = [s for s in found if not _is_hidden(s.name) and not (leave_out and s.uri.startswith(f"{leave_out}/"))]
     images = [s for s in seen if _suffix(s.name) in FORMAT_OF_SUFFIX]
     others = count_by_suffix(s.name for s in seen if _suffix(s.name) not in FORMAT_OF_SUFFIX)
@@ -89,6 +91,16 @@ def read_source(source: Source) -> bytes:
             if not left:
                 raise BadImageError(f"cannot be read from the zip ({error})") from error
     raise AssertionError("unreachable")
+
+
+def _file(root: str, name: str) -> Source:
+    """Return the source of a file. A name that is not UTF-8 is spelled with escapes, and its URI percent-encoded."""
+    path = storage.join(root, name)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return Source(f"file://{quote(os.fsencode(path))}", os.fsencode(name).decode(errors="backslashreplace"))
+    return Source(path, name)
 
 
 def count_by_suffix(names: Iterable[str]) -> str:

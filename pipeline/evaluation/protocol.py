@@ -99,6 +99,10 @@ def load_protocol(name_or_path: str) -> Protocol:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Protocol.model_validate(content)
+    except OSError as error:
+        raise BadRequestError(f"protocol {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadRequestError(f"protocol {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise BadRequestError(f"protocol {path}: not YAML ({' '.join(str(error).split())})") from error
     except ValidationError as error:

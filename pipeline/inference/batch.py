@@ -11,35 +11,43 @@ import torch
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from kernels_bank.runtime.lease import only_writer
 from kernels_bank.runtime.progress import Progress
 from pipeline.data.sources import Source, read_source
 from pipeline.images import BadImageError
 from pipeline.images.header import read_header
 from pipeline.inference import memory
-from pipeline.inference.files import Item, Outcome, Tools, list_items, load_tools, restore_item, split_done
+from pipeline.inference.files import RestoreContext, RestoreResult, load_context, restore_job
+from pipeline.inference.restore_jobs import RestoreJob, list_jobs, split_done
 from pipeline.inference.restorer import default_device
 from pipeline.inference.settings import RestoreSettings
 
 
-def restore_files(settings: RestoreSettings) -> list[Outcome]:
+def restore_files(settings: RestoreSettings) -> list[RestoreResult]:
     """Restore every image of the input; what is finished already is left as it is.
 
     Raises:
-        BadRequestError: no such model, image or kernel, they do not fit, or a result exists and `overwrite` is off.
+        BadRequestError: no such model, image or kernel, they do not fit, a result exists and `overwrite` is off, or
+            another process writes to the output.
     """
     check_output(settings.output)
-    tools = load_tools(settings, torch.device("cpu") if settings.workers > 1 else None)
-    todo, done = split_done(list_items(settings), tools)
-    outcomes = [Outcome(item.source.name, item.result, "was finished before") for item in done]
+    with only_writer(storage.absolute(settings.output)):
+        return _restore(settings)
+
+
+def _restore(settings: RestoreSettings) -> list[RestoreResult]:
+    context = load_context(settings, torch.device("cpu") if settings.workers > 1 else None)
+    todo, done = split_done(list_jobs(settings), settings, context.request)
+    outcomes = [RestoreResult(job.source.name, job.result, "was finished before") for job in done]
     with Progress("restore", len(todo) + len(done), "image") as bar:
         bar.start_at(len(done))
-        for outcome in _on_cluster(todo, tools) if settings.workers > 1 and todo else _here(todo, tools):
+        for outcome in _on_cluster(todo, context) if settings.workers > 1 and todo else _here(todo, context):
             outcomes.append(outcome)
             bar.advance(note=outcome.name)
     return sorted(outcomes, key=lambda outcome: outcome.name)
 
 
-def checked(outcomes: list[Outcome]) -> list[Outcome]:
+def checked(outcomes: list[RestoreResult]) -> list[RestoreResult]:
     """The outcomes, if every image was restored. Raises JobFailedError that names the others."""
     failed = [outcome for outcome in outcomes if not outcome.output]
     if failed:
@@ -51,23 +59,23 @@ def checked(outcomes: list[Outcome]) -> list[Outcome]:
 def planned(settings: RestoreSettings) -> str:
     """What `restore_files` would do, everything reachable looked at and nothing written. Raises as it does."""
     check_output(settings.output)
-    tools = load_tools(settings)
-    todo, done = split_done(list_items(settings), tools)
+    context = load_context(settings)
+    todo, done = split_done(list_jobs(settings), settings, context.request)
     sizes, broken = [], []
-    for item in todo:
+    for job in todo:
         try:
-            header = read_header(read_source(item.source))
+            header = read_header(read_source(job.source))
             sizes.append((header.height * header.width, f"{header.width} x {header.height}"))
         except BadImageError as error:
-            broken.append(f"\n  not readable   {item.source.name}: {error}")
-    kernel = "estimated" if tools.kernel is None else f"{settings.kernel}, {tools.kernel.shape[0]} pixels a side"
+            broken.append(f"\n  not readable   {job.source.name}: {error}")
+    kernel = "estimated" if context.kernel is None else f"{settings.kernel}, {context.kernel.shape[0]} pixels a side"
     pixels = (settings.max_memory - memory.in_use(torch.device("cpu"))) / memory.window_bytes(
-        tools.restorer.network.config
+        context.restorer.network.config
     )
     largest = f"; the largest is {max(sizes)[1]}" if sizes else ""
     lines = [
         f"{len(todo) - len(broken)} images would be restored at x{settings.scale} to {settings.output}{largest}",
-        f"model          {tools.model}, weights {tools.restorer.digest[:12]}",
+        f"model          {context.model}, weights {context.restorer.digest[:12]}",
         f"kernel         {kernel}",
         f"sigma          {'estimated' if settings.sigma == 'auto' else settings.sigma}",
         f"start (x0)     {settings.x0 or 'the model’s own'}",
@@ -78,17 +86,17 @@ def planned(settings: RestoreSettings) -> str:
     return "\n  ".join(lines) + "".join(broken)
 
 
-def _here(items: list[Item], tools: Tools) -> Iterator[Outcome]:
-    for item in items:
-        yield restore_item(item, tools)
+def _here(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[RestoreResult]:
+    for job in jobs:
+        yield restore_job(job, context)
 
 
-def _on_cluster(items: list[Item], tools: Tools) -> Iterator[Outcome]:
+def _on_cluster(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[RestoreResult]:
     """A Ray Data job: each image is a block, so a free worker takes the next one."""
     from kernels_bank.runtime.cluster import connect
     from pipeline.data.rows import rows_of
 
-    workers = tools.settings.workers
+    workers = context.settings.workers
     connect(min_cpus=workers)
     import ray
 
@@ -101,40 +109,40 @@ def _on_cluster(items: list[Item], tools: Tools) -> Iterator[Outcome]:
         )
     rows = [
         {
-            "uri": item.source.uri,
-            "name": item.source.name,
-            "member": item.source.member,
-            "target": item.target,
-            "kind": item.kind,
+            "uri": job.source.uri,
+            "name": job.source.name,
+            "member": job.source.member,
+            "target": job.target,
+            "kind": job.kind,
         }
-        for item in items
+        for job in jobs
     ]
     threads = max(1, min(cpus, usable_cpus()) // workers)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Worker,  # type: ignore[arg-type] # Ray makes an actor of a class
         # In a list: Ray would resolve a bare reference in the driver's stead.
-        fn_constructor_kwargs={"shared": [ray.put(tools)], "threads": threads},
+        fn_constructor_kwargs={"shared": [ray.put(context)], "threads": threads},
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         num_cpus=1,
         num_gpus=1 if cards else None,
     )
     for row in rows_of(dataset):
-        yield Outcome(row["name"], row["output"], row["note"])
+        yield RestoreResult(row["name"], row["output"], row["note"])
 
 
 class Worker:
-    """An actor of the pool: the tools on its own device, one image after another."""
+    """An actor of the pool: the context on its own device, one image after another."""
 
     def __init__(self, shared: list[Any], threads: int) -> None:
         import ray
 
         torch.set_num_threads(threads)
-        self.tools: Tools = ray.get(shared[0]).on(default_device())
+        self.context: RestoreContext = ray.get(shared[0]).on(default_device())
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        """Restore one image; columns of an Outcome."""
+        """Restore one image; columns of an RestoreResult."""
         source = Source(row["uri"], row["name"], int(row["member"]))
-        outcome = restore_item(Item(source, row["target"], row["kind"]), self.tools)
+        outcome = restore_job(RestoreJob(source, row["target"], row["kind"]), self.context)
         return {"name": outcome.name, "output": outcome.output, "note": outcome.note}
 
 

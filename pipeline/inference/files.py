@@ -1,9 +1,4 @@
-"""Image files to restored image files, each with what was assumed to make it.
-
-For each `NAME.EXT` in the input: `NAME-x2.png` and beside it `NAME-x2-kernel.png` and `.npy`, `NAME-x2-compare.png`
-(input | bicubic | restored | kernel) and `NAME-x2.json`. The restored image is renamed into place last: where
-it is, the rest is too, and the JSON's digest of the request tells whether the same command made it.
-"""
+"""Image files to restored image files, each with what was assumed to make it."""
 
 from __future__ import annotations
 
@@ -12,24 +7,24 @@ import io
 import json
 import time
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from kernels_bank import KernelBank, load_kernels
 from kernels_bank.runtime import storage
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.data.sources import Source, list_sources, read_source
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.data.sources import read_source
 from pipeline.images import BadImageError
 from pipeline.images.convert import to_depth
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph, encode_png
 from pipeline.images.metadata import carried
-from pipeline.images.photograph import FORMAT_OF_SUFFIX, SUFFIX, Format, Photograph
+from pipeline.images.photograph import Photograph
 from pipeline.inference.comparison import comparison
 from pipeline.inference.explain import warnings
+from pipeline.inference.restore_jobs import RestoreJob
 from pipeline.inference.restorer import Restored, Restorer
 from pipeline.inference.settings import DEFAULT_QUALITY, RestoreSettings
 from pipeline.shipped import shipped_for
@@ -39,21 +34,8 @@ _BANK = "bank:"
 _DECIDING = {"scale", "sigma", "self_ensemble", "format", "depth", "quality", "strip_metadata"}
 
 
-class Item(NamedTuple):
-    """One file to restore."""
-
-    source: Source
-    target: str  # URI of the result without its suffix
-    kind: Format
-
-    @property
-    def result(self) -> str:
-        """URI of the restored image."""
-        return f"{self.target}{SUFFIX[self.kind]}"
-
-
 @dataclass(frozen=True)
-class Outcome:
+class RestoreResult:
     """What became of one input file."""
 
     name: str
@@ -62,7 +44,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Tools:
+class RestoreContext:
     """All that a worker needs, loaded and checked."""
 
     settings: RestoreSettings
@@ -72,14 +54,14 @@ class Tools:
     model: str  # its name in reports: the version that an alias meant
     request: str  # digest of everything but the image that the result depends on
 
-    def on(self, device: torch.device) -> Tools:
+    def on(self, device: torch.device) -> RestoreContext:
         """The same with its networks on a device."""
         x0 = self.x0.on(device) if isinstance(self.x0, Restorer) else self.x0
         restorer = self.restorer.on(device)
-        return Tools(self.settings, restorer, self.kernel, x0, self.model, self.request)
+        return RestoreContext(self.settings, restorer, self.kernel, x0, self.model, self.request)
 
 
-def load_tools(settings: RestoreSettings, device: torch.device | None = None) -> Tools:
+def load_context(settings: RestoreSettings, device: torch.device | None = None) -> RestoreContext:
     """Load models and kernel.
 
     Raises:
@@ -103,7 +85,7 @@ def load_tools(settings: RestoreSettings, device: torch.device | None = None) ->
         "x0": x0.digest if isinstance(x0, Restorer) else x0,
         **settings.model_dump(include=_DECIDING),
     }
-    return Tools(settings, restorer, kernel, x0, model, storage.digest_of(request))
+    return RestoreContext(settings, restorer, kernel, x0, model, storage.digest_of(request))
 
 
 def load_kernel(given: str) -> np.ndarray:
@@ -122,91 +104,47 @@ def load_kernel(given: str) -> np.ndarray:
     return np.asarray(kernels[0])
 
 
-def list_items(settings: RestoreSettings) -> list[Item]:
-    """Every image of the input with the place of its result; results of earlier calls are no inputs.
-
-    Raises:
-        BadRequestError: there are none, or two would have the same result.
-    """
-    root, output = storage.absolute(settings.input), storage.absolute(settings.output)
-    single = storage.is_file(root) and PurePosixPath(root).suffix.lower() != ".zip"
-    if single:
-        sources = [Source(root, PurePosixPath(root).name)]
-    else:
-        if output == root:
-            raise BadRequestError(f"--output {settings.output} is the input; results would be taken for photographs")
-        sources = list_sources(root, leave_out=output)
-    items: dict[str, Item] = {}
-    for source in sources:
-        item = _item(source, settings, output)
-        if (other := items.setdefault(item.target, item)) is not item:
-            raise BadRequestError(f"{source.name} and {other.source.name} would both become {item.target}; rename one")
-        if item.result == source.uri:
-            raise BadRequestError(f"{item.result} is the input itself; choose another --name or --output")
-    return list(items.values())
-
-
-def split_done(items: list[Item], tools: Tools) -> tuple[list[Item], list[Item]]:
-    """The items still to be done, and those that the same command has finished before.
-
-    Raises:
-        BadRequestError: a result is there that was made otherwise, and `overwrite` is off.
-    """
-    output = storage.absolute(tools.settings.output)
-    present = {storage.join(output, name) for name, _ in storage.list_files(output, recursive=True)}
-    todo, done = [], []
-    for item in items:
-        if item.result in present and f"{item.target}.json" in present and _made_by(item, tools):
-            done.append(item)
-            continue
-        clashes = [f"{item.target}{end}" for end in (SUFFIX[item.kind], ".json") if f"{item.target}{end}" in present]
-        if item.result in clashes and not tools.settings.overwrite:
-            raise BadRequestError(
-                f"{item.result} exists and this command did not make it; choose another --output or give --overwrite"
-            )
-        todo.append(item)
-    return todo, done
-
-
-def restore_item(item: Item, tools: Tools) -> Outcome:
+def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
     """Restore one file and write what belongs to it; what is wrong with the file is its outcome."""
     try:
+        if (problem := job.name_problem()) is not None:
+            return RestoreResult(job.source.name, "", problem)
         started = time.perf_counter()
-        data = read_source(item.source)
+        data = read_source(job.source)
         photograph = decode_photograph(data)
         read = time.perf_counter() - started
-        settings = tools.settings
-        restored = tools.restorer.restore(
+        settings = context.settings
+        restored = context.restorer.restore(
             photograph.pixels,
             settings.scale,
             settings.sigma,
-            tools.kernel,
-            x0=tools.x0,
+            context.kernel,
+            x0=context.x0,
             self_ensemble=settings.self_ensemble,
             max_memory=settings.max_memory,
         )
         bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
         pixels = to_depth(restored.image, bits)
-        metadata, lost = carried(photograph.metadata, pixels, item.kind, strip=settings.strip_metadata)
+        metadata, lost = carried(photograph.metadata, pixels, job.kind, strip=settings.strip_metadata)
         as_before = settings.format == "same" and settings.quality is None
         encoded = encode_photograph(
-            Photograph(pixels, item.kind, metadata, photograph.jpeg if as_before else None),
+            Photograph(pixels, job.kind, metadata, photograph.jpeg if as_before else None),
             settings.quality or DEFAULT_QUALITY,
         )
         found = [*photograph.notes, *lost, *warnings(photograph.pixels, restored)]
-        about = _about(item, tools, restored, data, found) | {
+        about = _about(job, context, restored, data, found) | {
             "seconds": {
                 "read": round(read, 3),
                 "estimate": round(restored.estimate_seconds, 3),
                 "restore": round(restored.seconds - restored.estimate_seconds, 3),
             }
         }
-        _write(item, photograph, restored, encoded, about)
+        _write(job, photograph, restored, encoded, about)
     except (BadImageError, BadRequestError) as error:
-        return Outcome(item.source.name, "", str(error))
+        return RestoreResult(job.source.name, "", str(error))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        return Outcome(item.source.name, "", f"out of memory ({type(error).__name__}); lower --max-memory")
-    return Outcome(item.source.name, item.result, "; ".join([_note(photograph.pixels, restored), *found]))
+        return RestoreResult(job.source.name, "", f"out of memory ({type(error).__name__}); lower --max-memory")
+    return RestoreResult(job.source.name, job.result, "; ".join([_note(photograph.pixels, restored), *found]))
 
 
 def _pinned(model: str) -> str:
@@ -219,36 +157,16 @@ def _pinned(model: str) -> str:
     return f"models:/{name}/{number}"
 
 
-def _item(source: Source, settings: RestoreSettings, output: str) -> Item:
-    path = PurePosixPath(source.name)
-    suffix = path.suffix.lower()
-    kind = FORMAT_OF_SUFFIX.get(suffix, "png") if settings.format == "same" else settings.format
-    name = settings.name.format(stem=path.stem, scale=settings.scale)
-    folder = [] if str(path.parent) == "." else [str(path.parent)]
-    return Item(source, storage.join(output, *folder, name), kind)
-
-
-def _made_by(item: Item, tools: Tools) -> bool:
-    """Whether the result that is there was made by this request from this very image."""
-    try:
-        about = storage.read_json(f"{item.target}.json")
-        return bool(
-            isinstance(about, dict)
-            and about.get("request") == tools.request
-            and about.get("input_sha256") == hashlib.sha256(read_source(item.source)).hexdigest()
-        )
-    except (ArtefactError, BadImageError):
-        return False
-
-
-def _about(item: Item, tools: Tools, restored: Restored, data: bytes, found: list[str]) -> dict[str, Any]:
-    settings = tools.settings
+def _about(
+    job: RestoreJob, context: RestoreContext, restored: Restored, data: bytes, found: list[str]
+) -> dict[str, Any]:
+    settings = context.settings
     return {
-        "input": item.source.name,
+        "input": job.source.name,
         "input_sha256": hashlib.sha256(data).hexdigest(),
-        "request": tools.request,
-        "model": tools.model,
-        "weights_sha256": tools.restorer.digest,
+        "request": context.request,
+        "model": context.model,
+        "weights_sha256": context.restorer.digest,
         "scale": restored.scale,
         "sigma": restored.sigma,
         "sigma_from": "estimated" if settings.sigma == "auto" else "given",
@@ -263,18 +181,21 @@ def _about(item: Item, tools: Tools, restored: Restored, data: bytes, found: lis
     }
 
 
-def _write(item: Item, photograph: Photograph, restored: Restored, encoded: bytes, about: dict[str, Any]) -> None:
-    """The restored image last; one that is there goes first, so that it is never beside another one's report."""
-    if storage.exists(item.result):
-        storage.remove_file(item.result)
+def _write(job: RestoreJob, photograph: Photograph, restored: Restored, encoded: bytes, about: dict[str, Any]) -> None:
+    """Write the report first, which marks all the rest as ours, and the restored image last.
+
+    A result that is there goes first, so that it is never beside another one's report.
+    """
+    if storage.exists(job.result):
+        storage.remove_file(job.result)
     values = io.BytesIO()
     np.save(values, restored.kernel)
     peak = np.round(restored.kernel / restored.kernel.max() * 65535).astype(np.uint16)
-    storage.write_bytes(f"{item.target}-kernel.npy", values.getvalue())
-    storage.write_bytes(f"{item.target}-kernel.png", encode_png(peak))
-    storage.write_bytes(f"{item.target}-compare.png", encode_png(comparison(photograph.pixels, restored)))
-    storage.write_bytes(f"{item.target}.json", (json.dumps(about, indent=1) + "\n").encode())
-    storage.write_bytes(item.result, encoded)
+    storage.write_bytes(job.report, (json.dumps(about, indent=1) + "\n").encode())
+    storage.write_bytes(f"{job.target}-kernel.npy", values.getvalue())
+    storage.write_bytes(f"{job.target}-kernel.png", encode_png(peak))
+    storage.write_bytes(f"{job.target}-compare.png", encode_png(comparison(photograph.pixels, restored)))
+    storage.write_bytes(job.result, encoded)
 
 
 def _note(image: np.ndarray, restored: Restored) -> str:

@@ -56,6 +56,10 @@ class RestoreSettings(Frozen):
             raise ValueError(f"'{value}' is no template ({error}); such as {{stem}}-x{{scale}}") from error
         if "stem" not in fields or fields - {"stem", "scale"}:
             raise ValueError(f"'{value}': {{stem}} is needed, {{scale}} can be in it, and nothing else in braces")
+        try:
+            value.format(stem="stem", scale=2)
+        except (ValueError, IndexError, KeyError, AttributeError) as error:
+            raise ValueError(f"'{value}' cannot be filled in ({error}); such as {{stem}}-x{{scale}}") from error
         if PurePosixPath(value).name != value or value.startswith("."):
             raise ValueError(f"'{value}': a file name is expected; --output says where")
         return value

@@ -144,8 +144,44 @@ def test_what_is_finished_is_left_and_what_others_made_is_kept(same, photo, tmp_
     checked(restore_files(same(overwrite=True)))
     np.testing.assert_array_equal(read(tmp_path, "a.png").pixels, photo[::-1])
     (tmp_path / "out" / "a.json").unlink()
-    with pytest.raises(BadRequestError, match=r"a\.png exists"):
+    with pytest.raises(BadRequestError, match=r"a\.png exists and no restoration made it"):
         restore_files(same())
+
+
+@pytest.mark.parametrize("theirs", ["a.png", "a.json", "a-kernel.png", "a-kernel.npy", "a-compare.png"])
+def test_what_no_restoration_made_is_never_overwritten(same, photo, tmp_path, theirs):
+    put(tmp_path, "a.png", photo)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / theirs).write_bytes(b'{"request": "of another program"}')
+    with pytest.raises(BadRequestError, match=f"{theirs} exists and no restoration made it; it stays as it is"):
+        restore_files(same(overwrite=True))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [theirs]
+    assert (tmp_path / "out" / theirs).read_bytes() == b'{"request": "of another program"}'
+
+
+def test_names_of_all_outputs_are_looked_at_before_the_work(same, photo, tmp_path):
+    put(tmp_path, "a.png", photo)
+    put(tmp_path, "a-kernel.png", photo)
+    with pytest.raises(BadRequestError, match=r"a-kernel\.png and a\.png would both write .*a-kernel\.png"):
+        restore_files(same())
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_name_that_is_too_long_costs_its_own_file_alone(same, photo, tmp_path):
+    put(tmp_path, f"{'x' * 240}.png", photo)  # 240 + "-compare.png" fits, with a temporary name beside it
+    put(tmp_path, f"{'y' * 250}.png", photo)
+    put(tmp_path, "z.png", photo)
+    outcomes = restore_files(same())
+    assert [bool(outcome.output) for outcome in outcomes] == [True, False, True]
+    assert "up to 262 bytes, 255 are possible; use --name" in outcomes[1].note
+
+
+def test_a_name_that_is_no_text_is_restored_under_its_escapes(same, photo, tmp_path):
+    put(tmp_path, "a.png", photo)
+    os.link(tmp_path / "in" / "a.png", os.fsencode(tmp_path / "in") + b"/caf\xe9%20.png")
+    checked(restore_files(same()))
+    assert {file.name for file in (tmp_path / "out").glob("*0.png")} == {"caf\\xe9%20.png"}
+    assert json.loads((tmp_path / "out" / "caf\\xe9%20.json").read_text())["input"] == "caf\\xe9%20.png"
 
 
 def test_a_kill_while_overwriting_leaves_no_result_of_another_request(same, photo, tmp_path, monkeypatch):
@@ -173,8 +209,12 @@ def test_two_inputs_never_share_an_output_and_none_is_an_input(same, photo, tmp_
     inside = same(output=str(tmp_path / "in" / "out"))
     assert len(checked(restore_files(inside))) == len(restore_files(inside)) == 2
     (tmp_path / "in" / "a.bmp").write_bytes(b"BM")
-    with pytest.raises(BadRequestError, match=r"a\.(bmp|png) and a\.(bmp|png) would both become .*out/a; rename one"):
-        restore_files(same())
+    # Two of one name keep their suffix.
+    assert {o.name: o.output.rpartition("/")[2] for o in restore_files(inside)} == {
+        "a.bmp": "",
+        "a.png": "a.png.png",
+        "b.png": "b.png",
+    }
 
 
 def test_a_kernel_of_a_bank(monkeypatch):

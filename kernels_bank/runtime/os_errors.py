@@ -1,0 +1,54 @@
+"""What the system refused, in one line: a full disk, a folder that is gone, a place that cannot be written to."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+_KEPT = "what is finished is kept, the same command goes on from it"
+_ADVICE = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "correct its permissions",
+    errno.EPERM: "correct its permissions",
+    errno.EIO: "look at the disk",
+}
+
+
+def explain(error: BaseException) -> str | None:
+    """Return one line for an error of the operating system, wherever it lies in the chain of causes; else nothing."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and (cause.errno is not None or cause.strerror):
+            return describe(cause)
+    return None
+
+
+def describe(error: OSError) -> str:
+    """Return the path, what was wrong with it, and what to do."""
+    # pyarrow's errors carry their text and no file name.
+    what = error.strerror or str(error)
+    what = " ".join(what.split("Detail: ")[0].split()).rstrip(".")
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    advice = _ADVICE.get(error.errno or 0)
+    place = f"{' -> '.join(names)}: {what[:1].lower()}{what[1:]}" if names else what
+    return "; ".join(part for part in (place, advice, _KEPT) if part)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that led to it: raised from, raised while handling, or wrapped by Ray."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        linked = [getattr(current, "cause", None), current.__cause__, current.__context__]
+        failures = getattr(current, "worker_failures", None)
+        if isinstance(failures, dict):
+            linked += failures.values()
+        waiting += [link for link in linked if isinstance(link, BaseException)]

@@ -1,0 +1,153 @@
+"""Which files are restored, what each result is called, and which are done already.
+
+For each `NAME.EXT` in the input: `NAME-x2.png`, and beside it `NAME-x2.json`, `NAME-x2-kernel.png` and `.npy`, and
+`NAME-x2-compare.png`. The JSON marks them as ours: without it, a file of one of these names is somebody's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.data.sources import Source, list_sources, read_source
+from pipeline.images import BadImageError
+from pipeline.images.photograph import FORMAT_OF_SUFFIX, SUFFIX, Format
+from pipeline.inference.settings import RestoreSettings
+
+_BESIDE = (".json", "-kernel.npy", "-kernel.png", "-compare.png")
+
+
+class RestoreJob(NamedTuple):
+    """Name one file to restore, and its result."""
+
+    source: Source
+    target: str  # URI of the result without its suffix
+    kind: Format
+
+    @property
+    def result(self) -> str:
+        """Return the URI of the restored image."""
+        return f"{self.target}{SUFFIX[self.kind]}"
+
+    @property
+    def report(self) -> str:
+        """Return the URI of the JSON that says how the result was made."""
+        return f"{self.target}.json"
+
+    @property
+    def outputs(self) -> list[str]:
+        """List the URIs of all files that the job writes."""
+        return [self.result, *(f"{self.target}{end}" for end in _BESIDE)]
+
+    def name_problem(self) -> str | None:
+        """Say what is wrong with the names of the outputs on a local disk: nothing, or that one is too long."""
+        names = [PurePosixPath(output).name for output in self.outputs if not storage.is_s3(output)]
+        longest = max((len(os.fsencode(name)) for name in names), default=0)
+        if longest <= storage.LONGEST_NAME:
+            return None
+        return f"the names of its results have up to {longest} bytes, {storage.LONGEST_NAME} are possible; use --name"
+
+
+def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
+    """List every image of the input with the place of its result; results of earlier calls are no inputs.
+
+    Two images of one name, `a.jpg` beside `a.png`, keep their suffix in the names of their results: `a.jpg-x2.png`.
+
+    Raises:
+        BadRequestError: there are none, or two jobs would write the same file.
+    """
+    root, output = storage.absolute(settings.input), storage.absolute(settings.output)
+    if storage.is_file(root) and PurePosixPath(root).suffix.lower() != ".zip":
+        sources = [Source(root, PurePosixPath(root).name)]
+    else:
+        if output == root:
+            raise BadRequestError(f"--output {settings.output} is the input; results would be taken for photographs")
+        sources = list_sources(root, leave_out=output)
+    shared = Counter(str(PurePosixPath(source.name).with_suffix("")) for source in sources)
+    jobs = [
+        _job(source, settings, output, whole_name=shared[str(PurePosixPath(source.name).with_suffix(""))] > 1)
+        for source in sources
+    ]
+    _refuse_collisions(jobs)
+    return jobs
+
+
+def _job(source: Source, settings: RestoreSettings, output: str, *, whole_name: bool) -> RestoreJob:
+    path = PurePosixPath(source.name)
+    kind = FORMAT_OF_SUFFIX.get(path.suffix.lower(), "png") if settings.format == "same" else settings.format
+    name = settings.name.format(stem=path.name if whole_name else path.stem, scale=settings.scale)
+    folder = [] if str(path.parent) == "." else [str(path.parent)]
+    return RestoreJob(source, storage.join(output, *folder, name), kind)
+
+
+def _refuse_collisions(jobs: list[RestoreJob]) -> None:
+    """Look at the names of all files before the first is written. Raises BadRequestError."""
+    inputs = {job.source.uri for job in jobs if job.source.member < 0}
+    writer: dict[str, RestoreJob] = {}
+    for job in jobs:
+        for output in job.outputs:
+            if output in inputs:
+                raise BadRequestError(f"{output} is the input itself; choose another --name or --output")
+            if (other := writer.setdefault(output, job)) is not job:
+                raise BadRequestError(
+                    f"{other.source.name} and {job.source.name} would both write {output}; rename one, or choose "
+                    "another --name"
+                )
+
+
+def split_done(
+    jobs: list[RestoreJob], settings: RestoreSettings, request: str
+) -> tuple[list[RestoreJob], list[RestoreJob]]:
+    """Split the jobs into those still to be done and those that the same command has finished before.
+
+    Args:
+        jobs: of the input.
+        settings: of the command.
+        request: digest of everything but the image that a result depends on.
+
+    Raises:
+        BadRequestError: a file is in the way: it was made otherwise and `overwrite` is off, or not by this program.
+    """
+    output = storage.absolute(settings.output)
+    present = {storage.join(output, name) for name, _ in storage.list_files(output, recursive=True)}
+    todo, done = [], []
+    for job in jobs:
+        there = [output for output in job.outputs if output in present]
+        report = _read_report(job) if job.report in present else None
+        if there and report is None:
+            raise BadRequestError(
+                f"{there[0]} exists and no restoration made it; it stays as it is, choose another --output or --name"
+            )
+        if report is not None and job.result in present:
+            if _made_by(report, job, request):
+                done.append(job)
+                continue
+            if not settings.overwrite:
+                raise BadRequestError(
+                    f"{job.result} exists and this command did not make it; choose another --output or give --overwrite"
+                )
+        todo.append(job)
+    return todo, done
+
+
+def _read_report(job: RestoreJob) -> dict[str, Any] | None:
+    """Return what lies in the place of the report, if a restoration wrote it."""
+    try:
+        about = storage.read_json(job.report, nan=True)
+    except ArtefactError:
+        return None
+    return about if isinstance(about, dict) and {"request", "input_sha256"} <= about.keys() else None
+
+
+def _made_by(report: dict[str, Any], job: RestoreJob, request: str) -> bool:
+    """Check whether a result was made by this request from this very image."""
+    try:
+        digest = hashlib.sha256(read_source(job.source)).hexdigest()
+    except (ArtefactError, BadImageError):
+        return False
+    return bool(report["request"] == request and report["input_sha256"] == digest)
