@@ -61,7 +61,7 @@ def up(folder: Path, nodes: int, settings: Settings) -> None:
     if processes(folder):
         raise ClusterError(f"a cluster of {folder} is up: take it down, or give another --folder and other ports")
     refuse_busy_ports(settings)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_own(folder)
     folder.mkdir(parents=True, mode=0o700)
     started = time.monotonic()
     try:
@@ -88,6 +88,18 @@ def down(folder: Path) -> None:
         end(found)
     else:
         raise ClusterError(f"processes {sorted(processes(folder))} do not end; end them by hand, then run this again")
+    remove_own(folder)
+
+
+def remove_own(folder: Path) -> None:
+    """Delete the folder of an earlier cluster. Raises ClusterError when it holds anything but one."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        read_settings(folder)
+    except (ClusterError, ValueError, TypeError):
+        first = sorted(path.name for path in folder.iterdir())[0]
+        raise ClusterError(f"{folder} holds {first} and is no cluster's folder; nothing was touched") from None
     shutil.rmtree(folder, ignore_errors=True)
 
 
