@@ -136,7 +136,7 @@ def join(folder: Path, settings: Settings, number: int) -> None:
 
 
 def usage(folder: Path, settings: Settings) -> str:
-    """Where everything is, and what to type."""
+    """Say where everything is, and what to type."""
     example = f"python jobs/build_kernel_bank.py --output s3://{BUCKET}/bank --gaussian 2000 --motion 2000"
     script = f"{sys.executable} {Path(__file__).absolute()} --folder {folder}"
     return "\n".join(
@@ -162,7 +162,7 @@ def status(folder: Path, settings: Settings) -> None:
 
 
 def kill(folder: Path, role: str) -> None:
-    """SIGKILL to all processes of a node or a server at once, as when its machine loses power."""
+    """Kill all processes of a node or a server at once, as when its machine loses power."""
     if not (found := of_role(folder, role)):
         raise ClusterError(f"{role} is not running; see `status`")
     end(found, gently=False)
@@ -172,6 +172,12 @@ def wait_for(folder: Path, settings: Settings, role: str, server: subprocess.Pop
     """Wait until a server answers, as long as its process runs.
 
     Not as long as its mark is seen: a process that has only just begun shows no environment yet.
+
+    Args:
+        folder: of the cluster.
+        settings: of the cluster.
+        role: of the server.
+        server: its process.
     """
     _, ready = SERVERS[role]
     deadline = time.monotonic() + PATIENCE_S
@@ -184,7 +190,7 @@ def wait_for(folder: Path, settings: Settings, role: str, server: subprocess.Pop
 
 
 def last_line(log: Path) -> str:
-    """The last line that says something."""
+    """Return the last line that says something."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
 
@@ -199,18 +205,18 @@ def keep_logs(folder: Path) -> None:
 
 
 def write_secret(file: Path, text: str) -> None:
-    """A file that only its owner can read."""
+    """Write a file that only its owner can read."""
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
         stream.write(text)
 
 
 def say(text: str) -> None:
-    """To the person; standard output is for `env`."""
+    """Tell the person; standard output is for `env`."""
     print(text, file=sys.stderr, flush=True)
 
 
 def parse() -> argparse.Namespace:
-    """The arguments."""
+    """Parse the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("TMPDIR", "/tmp")) / f"blindsr-{getuser()}"
     parser.add_argument("--folder", type=Path, default=default, help=f"all files of the cluster (default {default})")
@@ -277,7 +283,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def next_number(folder: Path) -> int:
-    """A number that no node of this cluster has had."""
+    """Return a number that no node of this cluster has had."""
     return 1 + max(int(log.stem.removeprefix("node-")) for log in folder.glob("node-*.log"))
 
 

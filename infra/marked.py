@@ -43,12 +43,12 @@ def processes(folder: Path) -> dict[int, str]:
 
 
 def of_role(folder: Path, role: str) -> set[int]:
-    """The processes of a node or a server."""
+    """Find the processes of a node or a server."""
     return {pid for pid, name in processes(folder).items() if name == role}
 
 
 def end(found: Iterable[int], *, gently: bool = True) -> None:
-    """SIGTERM and five seconds, then SIGKILL."""
+    """Send SIGTERM, and SIGKILL five seconds later."""
     deadline = time.monotonic() + 5
     if gently:
         signal_all(found, signal.SIGTERM)
@@ -69,7 +69,7 @@ def signal_all(found: Iterable[int], number: signal.Signals) -> None:
 
 
 def running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Check whether a process is there and no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -17,12 +17,12 @@ HOST, BUCKET = "127.0.0.1", "blindsr"
 
 
 class ClusterError(Exception):
-    """What is wrong and what to do, in one line."""
+    """Report what is wrong and what to do, in one line."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `up` was asked for; kept in the folder for the commands after it."""
+    """Hold what `up` was asked for; kept in the folder for the commands after it."""
 
     cpus: int  # of each worker node
     store_mib: int  # shared memory of each node for objects
@@ -34,7 +34,7 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """What `up` kept. Raises ClusterError when no cluster was made there."""
+    """Read what `up` kept. Raises ClusterError when no cluster was made there."""
     try:
         return Settings(**json.loads((folder / "settings.json").read_text()))
     except FileNotFoundError:
@@ -42,14 +42,14 @@ def read_settings(folder: Path) -> Settings:
 
 
 def start_s3(folder: Path, settings: Settings) -> subprocess.Popen[bytes]:
-    """S3 of moto, with its objects in the folder."""
+    """Start S3 of moto, with its objects in the folder."""
     server = [sys.executable, str(Path(__file__).with_name("s3_server.py"))]
     server += ["--port", str(settings.s3_port), "--folder", str(folder / "s3"), "--bucket", BUCKET]
     return launch(folder, "s3", server)
 
 
 def start_mlflow(folder: Path, settings: Settings) -> subprocess.Popen[bytes]:
-    """`mlflow server` that hands artifacts through to S3, so that its clients need no S3 credentials."""
+    """Start `mlflow server` that hands artifacts through to S3, so that its clients need no S3 credentials."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(settings.mlflow_port)]
     command += ["--artifacts-destination", f"s3://{BUCKET}/mlflow", "--workers", "1"]
     # In the environment, not among the arguments, which every user of the machine can read: it may hold a password.
@@ -57,7 +57,7 @@ def start_mlflow(folder: Path, settings: Settings) -> subprocess.Popen[bytes]:
 
 
 def start_node(folder: Path, settings: Settings, number: int) -> subprocess.Popen[bytes]:
-    """Node 0 is the head. It takes no work; jobs' drivers run there.
+    """Start a node; 0 is the head. It takes no work; jobs' drivers run there.
 
     Not with `--block`: that ends a head on a busy machine for the sake of Ray's client server, which nobody needs.
     """
@@ -78,7 +78,14 @@ def start_node(folder: Path, settings: Settings, number: int) -> subprocess.Pope
 
 
 def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a process that outlives this one, with its output in the folder."""
+    """Start a process that outlives this one, with its output in the folder.
+
+    Args:
+        folder: of the cluster.
+        role: of the process.
+        command: program and arguments.
+        more: environment variables.
+    """
     settings = read_settings(folder)
     environment = {k: v for k, v in os.environ.items() if k not in ("AWS_CA_BUNDLE", "RAY_ADDRESS", "AWS_PROFILE")}
     environment |= variables(folder, settings) | {
@@ -108,7 +115,7 @@ def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | N
 
 
 def variables(folder: Path, settings: Settings) -> dict[str, str]:
-    """What a shell needs to use the cluster."""
+    """Return what a shell needs to use the cluster."""
     return {
         "RAY_ADDRESS": f"{HOST}:{settings.ray_port}",
         "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{settings.dashboard_port}",
@@ -124,7 +131,7 @@ def variables(folder: Path, settings: Settings) -> dict[str, str]:
 
 
 def alive_nodes(folder: Path, settings: Settings) -> list[int]:
-    """The numbers of the nodes that Ray believes alive; none while its dashboard does not answer."""
+    """List the numbers of the nodes that Ray believes alive; none while its dashboard does not answer."""
     request = urllib.request.Request(f"http://{HOST}:{settings.dashboard_port}/api/v0/nodes?detail=1")
     request.add_header("Authorization", f"Bearer {(folder / 'token').read_text()}")
     try:
@@ -137,13 +144,13 @@ def alive_nodes(folder: Path, settings: Settings) -> list[int]:
 
 
 def listens(port: int) -> bool:
-    """Whether something accepts connections."""
+    """Check whether something accepts connections."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
 
 
 def answers(port: int, path: str) -> bool:
-    """Whether an HTTP server says 200."""
+    """Check whether an HTTP server says 200."""
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=10) as answer:
             return bool(answer.status == 200)
@@ -152,7 +159,7 @@ def answers(port: int, path: str) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Find a port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -28,7 +28,7 @@ from werkzeug.serving import run_simple
 
 
 class KeptOnDisk:
-    """A WSGI application around moto's. A file is a line of JSON, {"key": ...}, and then the object's bytes."""
+    """Wrap moto's WSGI application. A file is a line of JSON, {"key": ...}, and then the object's bytes."""
 
     def __init__(self, folder: Path) -> None:
         self._moto, self._folder = DomainDispatcherApplication(create_backend_app), folder

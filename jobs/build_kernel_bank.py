@@ -28,7 +28,7 @@ class BuildKernelBank(Command, KernelBankSpec):
     check: bool = Field(False, description="say what would be built; start nothing")
 
     def spec(self) -> KernelBankSpec:
-        """The bank asked for: explicit settings over the preset over the defaults."""
+        """Return the bank asked for: explicit settings over the preset over the defaults."""
         explicit = {n: getattr(self, n) for n in self.model_fields_set & KernelBankSpec.model_fields.keys()}
         return preset_spec(self.preset, explicit) if self.preset else KernelBankSpec(**explicit)
 

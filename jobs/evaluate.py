@@ -12,7 +12,7 @@ from pipeline.evaluation.settings import EvaluationSettings
 
 
 class Evaluate(Command, EvaluationSettings):  # type: ignore[misc] # both carry a model_config
-    """PSNR and SSIM of bicubic, blind and non-blind restoration for every kernel, scale and noise level."""
+    """Compare bicubic, blind and non-blind restoration by PSNR and SSIM, for every kernel, scale and noise level."""
 
     output: str = Field(description="folder or s3:// prefix for results and pictures; resumes a killed run")
     check: bool = Field(False, description="load the model and look at the images; compute nothing")

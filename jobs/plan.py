@@ -16,7 +16,7 @@ from pipeline.config import DataConfig, RunConfig, TrainConfig
 
 
 class Plan(Command, RunConfig):  # type: ignore[misc] # both carry a model_config
-    """Parameters, operations and memory of a training step, on tensors that hold nothing; starts nothing."""
+    """Compute parameters, operations and memory of a training step, on tensors that hold nothing; start nothing."""
 
     config: Path | None = Field(
         None, description="YAML file of a run; without one, all shipped ones, under the same flags"

@@ -12,7 +12,7 @@ from pipeline.serving.settings import ServeSettings
 
 
 class Serve(Command, ServeSettings):  # type: ignore[misc] # both carry a model_config
-    """POST /restore takes a photograph and gives it back sharp and larger; / is a page that does so."""
+    """Serve POST /restore, which takes a photograph and gives it back sharp and larger; / is a page that does so."""
 
     check: bool = Field(False, description="load the model, try the address, say what would be served; start nothing")
 

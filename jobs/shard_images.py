@@ -18,7 +18,7 @@ from pipeline.data.manifest import ShardSettings, described, verify
 
 
 class ShardImages(Command, ShardSettings):  # type: ignore[misc] # both carry a model_config
-    """Photographs (folder, zip or s3:// prefix) to lossless WebDataset tars with a manifest."""
+    """Cut photographs (folder, zip or s3:// prefix) into lossless WebDataset tars with a manifest."""
 
     source: str = Field("", description="folder (recursive), zip file, or s3:// prefix of images")
     download: Literal["", "div2k-train", "div2k-valid"] = Field("", description="fetch this set and use it as --source")

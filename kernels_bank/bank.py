@@ -28,7 +28,7 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True, eq=False)
 class KernelBank:
-    """The kernels of a complete bank.
+    """Hold the kernels of a complete bank.
 
     Two ways to share them. `open` maps one uncompressed file of the node's cache: processes that open the same bank
     share its pages. Or `ray.put(bank)` once and hand the reference to tasks: `ray.get` gives back a bank whose
@@ -81,7 +81,7 @@ class KernelBank:
 
 
 def cache_folder() -> Path:
-    """Where unpacked banks are kept on this node."""
+    """Return where unpacked banks are kept on this node."""
     if folder := os.environ.get("BLINDSR_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "blind-sr"

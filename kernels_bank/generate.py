@@ -98,7 +98,7 @@ def _build(spec: KernelBankSpec, uri: str, lease: Lease, *, previews: bool) -> M
 
 
 def present(spec: KernelBankSpec, uri: str) -> Manifest | None:
-    """The manifest if this very bank is complete at `uri`; None if it is still to be built there.
+    """Return the manifest if this very bank is complete at `uri`; None if it is still to be built there.
 
     Raises:
         ArtefactError: another bank lies there, or a damaged one.
@@ -157,7 +157,7 @@ def _fit_codec(spec: KernelBankSpec, total: np.ndarray, outer: np.ndarray, diges
 
 
 def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:
-    """One task: take the shard that is there, or draw and write it; give back its record and its moments."""
+    """Take the shard that is there, or draw and write it, in a task; give back its record and its moments."""
     spec, shard = KernelBankSpec.model_validate_json(row["spec"]), Shard.model_validate_json(row["shard"])
     law = law_digest(spec)
     found = find_shard(uri, shard, law)

@@ -37,7 +37,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Shard(BaseModel):
-    """The kernels of one file: `rows` of a family from `start` on."""
+    """Name the kernels of one file: `rows` of a family from `start` on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ class Shard(BaseModel):
 
 
 class ShardRecord(Shard):
-    """A written shard: the file's size and SHA-256, and the SHA-256 of its kernels' float32 bytes."""
+    """Record a written shard: the file's size and SHA-256, and the SHA-256 of its kernels' float32 bytes."""
 
     bytes: int = Field(ge=0, le=_SHARD_BYTES)
     sha256: Sha256
@@ -56,7 +56,7 @@ class ShardRecord(Shard):
 
 
 class CodecRecord(BaseModel):
-    """The written codec."""
+    """Record the written codec."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +68,7 @@ class CodecRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What the bank holds, written when all of it is there."""
+    """Describe what the bank holds, written when all of it is there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +83,7 @@ class Manifest(BaseModel):
 
 
 def plan(spec: KernelBankSpec) -> list[Shard]:
-    """The shards of a bank: each of one family, in the order kernels have in the bank."""
+    """Plan the shards of a bank: each of one family, in the order kernels have in the bank."""
     shards: list[Shard] = []
     for family, count in spec.counts.items():
         for start in range(0, count, SHARD_ROWS):
@@ -93,25 +93,33 @@ def plan(spec: KernelBankSpec) -> list[Shard]:
 
 
 def law_digest(spec: KernelBankSpec) -> str:
-    """Identity of everything that decides which kernel an index is: not the counts, not the codec."""
+    """Return the identity of everything that decides which kernel an index is: not the counts, not the codec."""
     free = {"gaussian", "motion", "disk", "delta", "components", "explained_variance", "standardize"}
     return storage.digest_of({"generator": GENERATOR, **spec.model_dump(exclude=free)})
 
 
 def content_digest(kernels: np.ndarray) -> str:
-    """Hex SHA-256 of kernels as little-endian float32, row-major: independent of the file format."""
+    """Return the hex SHA-256 of kernels as little-endian float32, row-major: independent of the file format."""
     return hashlib.sha256(np.ascontiguousarray(kernels, dtype="<f4").data).hexdigest()
 
 
 def bank_digest(size: int, shards: list[ShardRecord]) -> str:
-    """The bank's identity: its kernels in order, whatever wrote them."""
+    """Return the bank's identity: its kernels in order, whatever wrote them."""
     return storage.digest_of({"size": size, "kernels": [[s.family, s.start, s.rows, s.content] for s in shards]})
 
 
 def write_shard(
     uri: str, shard: Shard, law: str, kernels: np.ndarray, parameters: dict[str, np.ndarray]
 ) -> ShardRecord:
-    """Write one shard atomically."""
+    """Write one shard atomically.
+
+    Args:
+        uri: of the bank.
+        shard: which kernels.
+        law: digest of the law they were drawn from.
+        kernels: (rows, k, k) float32.
+        parameters: the drawn ones by name, each (rows,).
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -135,7 +143,10 @@ def write_shard(
 
 
 def find_shard(uri: str, shard: Shard, law: str) -> tuple[ShardRecord, np.ndarray] | None:
-    """The shard and its kernels if an earlier run left it whole; None when it is missing, damaged or another's."""
+    """Return the shard and its kernels if an earlier run left it whole.
+
+    None when it is missing, damaged or another's.
+    """
     try:
         data = storage.read_bytes(storage.join(uri, shard.name))
         about, kernels = _parse(data, shard.name)
@@ -146,7 +157,7 @@ def find_shard(uri: str, shard: Shard, law: str) -> tuple[ShardRecord, np.ndarra
 
 
 def read_shard(uri: str, record: ShardRecord) -> np.ndarray:
-    """The kernels (rows, k, k) of one shard, checked against the manifest. Read-only float32.
+    """Read the kernels (rows, k, k) of one shard, checked against the manifest. Read-only float32.
 
     Raises:
         ArtefactError: the file is missing, cut short or altered.
@@ -170,7 +181,7 @@ def read_shard(uri: str, record: ShardRecord) -> np.ndarray:
 
 
 def read_manifest(uri: str | Path) -> Manifest:
-    """The manifest of a complete bank.
+    """Read the manifest of a complete bank.
 
     Raises:
         ArtefactError: no bank, an unfinished one, an unknown schema version, or a damaged manifest.

@@ -34,7 +34,7 @@ Settings_T = TypeVar("Settings_T", bound=BaseModel)
 
 
 class Command(BaseSettings):
-    """The arguments of one job. Environment variables are BLINDSR_<FIELD>, nested as BLINDSR_TRAIN__STEPS."""
+    """Hold the arguments of one job. Environment variables are BLINDSR_<FIELD>, nested as BLINDSR_TRAIN__STEPS."""
 
     model_config = SettingsConfigDict(
         env_prefix="BLINDSR_",
@@ -108,12 +108,12 @@ def _leave(status: int) -> NoReturn:
 
 
 def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
-    """The validated arguments. Raises BadRequestError that names every wrong field by its path."""
+    """Parse and validate the arguments. Raises BadRequestError that names every wrong field by its path."""
     flags = [_kebab(argument) for argument in arguments]
     config = _config_file(flags)
 
     class WithSources(command):  # type: ignore[valid-type, misc]
-        """`command` with its YAML file below the environment."""
+        """Put the YAML file of `command` below the environment."""
 
         @classmethod
         def settings_customise_sources(

@@ -18,13 +18,16 @@ Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1
 
 
 class Frozen(BaseModel):
-    """Immutable, and an unknown key is an error that names its path."""
+    """Refuse changes, and an unknown key by its path."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelConfig(Frozen):
-    """The network: USRNet restorer + DAN estimator. Defaults are the tiny variant (0.59 M + 0.29 M parameters)."""
+    """Describe the network: USRNet restorer + DAN estimator.
+
+    Defaults are the tiny variant (0.59 M + 0.29 M parameters).
+    """
 
     scales: tuple[Scale, ...] = Field((2,), min_length=1, max_length=4, description="scale factors this model restores")
     unfoldings: int = Field(6, ge=1, le=16, description="data + prior steps (8 in the full model)")
@@ -69,7 +72,7 @@ class ModelConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Where samples come from and how they are degraded."""
+    """Say where samples come from and how they are degraded."""
 
     shards: str = Field(description="URI of a shard set made by jobs/shard_images.py")
     bank: str = Field(description="URI of a kernel bank made by jobs/build_kernel_bank.py")
@@ -97,7 +100,7 @@ class DataConfig(Frozen):
 
 
 class LossConfig(Frozen):
-    """Weights of the loss terms; L1 on the image has weight 1."""
+    """Weigh the loss terms; L1 on the image has weight 1."""
 
     code: float = Field(0.1, ge=0, description="L1 on the standardised kernel code, mean over rounds")
     kernel: float = Field(0.0, ge=0, description="sum of |k' - k| over the decoded kernel, mean over rounds")
@@ -106,7 +109,7 @@ class LossConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """The optimisation and its workers."""
+    """Set the optimisation and its workers."""
 
     steps: int = Field(ge=1, description="optimizer steps; the run ends here")
     batch_size: int = Field(16, ge=1, description="global: the same at any number of workers")
@@ -147,7 +150,7 @@ class TrainConfig(Frozen):
 
     @property
     def fewest_workers(self) -> int:
-        """Workers that the run can go on with."""
+        """Return the number of workers that the run can go on with."""
         return self.workers if self.min_workers is None else self.min_workers
 
     @model_validator(mode="after")
@@ -165,7 +168,7 @@ class TrainConfig(Frozen):
 
 
 class TrackingConfig(Frozen):
-    """Where the run is recorded. The server is MLFLOW_TRACKING_URI's, else an SQLite file under `output`."""
+    """Say where the run is recorded. The server is MLFLOW_TRACKING_URI's, else an SQLite file under `output`."""
 
     experiment: Experiment = "blind-sr"
     model_name: ModelName | None = Field(
@@ -175,7 +178,7 @@ class TrackingConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """A whole training run."""
+    """Describe a whole training run."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="running the same name again resumes it"

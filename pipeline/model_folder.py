@@ -43,7 +43,7 @@ class ModelManifest(Frozen):
 
     @property
     def used(self) -> str:
-        """The file whose weights are used: the averages where there are some."""
+        """Return the file whose weights are used: the averages where there are some."""
         return AVERAGED if AVERAGED in self.sha256 else WEIGHTS
 
 

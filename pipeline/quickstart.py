@@ -21,7 +21,7 @@ _SHOWN_KERNEL = 7  # of the benchmark: a slanted anisotropic Gaussian
 
 @dataclass(frozen=True)
 class Result:
-    """Where everything lies."""
+    """Say where everything lies."""
 
     home: Path
     tracking_uri: str
@@ -81,7 +81,7 @@ def quickstart(config: RunConfig, protocol: Path) -> Result:
 
 
 def planned(config: RunConfig, protocol: Path) -> str:
-    """What `quickstart` would do, with everything it needs looked at and nothing written.
+    """Describe what `quickstart` would do, with everything it needs looked at and nothing written.
 
     Raises:
         BadRequestError: a package with photographs is missing, the protocol is wrong, or the place is not writable.
@@ -112,7 +112,7 @@ def planned(config: RunConfig, protocol: Path) -> str:
 
 
 class step:  # noqa: N801 - reads as a statement
-    """`with step("1/6 kernel bank"):` prints the name before and the seconds after."""
+    """Print a step's name before and its seconds after: `with step("1/6 kernel bank"):`."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -85,7 +85,7 @@ def _join(address: str, level: int, *, verbose: bool, environment: Mapping[str, 
 
 
 def quiet_data(*, verbose: bool = False) -> None:
-    """Silence Ray Data's own bars and plan prints in this process: jobs show their own progress."""
+    """Suppress Ray Data's own bars and plan prints in this process: jobs show their own progress."""
     import ray
 
     context = ray.data.DataContext.get_current()

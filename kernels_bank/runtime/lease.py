@@ -27,7 +27,7 @@ _LOST_RACES = 20  # so many others came first; each holds the lease only for a m
 
 
 class Lease:
-    """The right to write to a place, from `only_writer`."""
+    """Hold the right to write to a place, from `only_writer`."""
 
     def __init__(self, place: str, store: LeaseStore, token: str) -> None:
         self._place, self._store, self._token = place, store, token

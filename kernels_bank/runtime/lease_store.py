@@ -27,14 +27,14 @@ _NO_CONDITIONS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What a writer wrote about itself."""
+    """Hold what a writer wrote about itself."""
 
     content: dict[str, Any]  # empty if it is none of ours, or half written
     version: str  # changes with every write
 
 
 class LeaseStore(ABC):
-    """One entry, by compare and set."""
+    """Keep one entry, by compare and set."""
 
     @abstractmethod
     def create(self, content: dict[str, Any]) -> bool:

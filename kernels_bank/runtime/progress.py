@@ -16,7 +16,7 @@ _LOG_INTERVAL_S = 10.0
 
 
 class Progress:
-    """`with Progress("shards", total=40, unit="shard") as bar: ... bar.advance(1, note="12.3 MiB/s")`."""
+    """Show a bar: `with Progress("shards", total=40, unit="shard") as bar: ... bar.advance(1, note="12.3 MiB/s")`."""
 
     def __init__(self, label: str, total: int, unit: str = "item") -> None:
         self._label, self._total, self._unit = label, total, unit
@@ -50,7 +50,7 @@ class Progress:
             self._line(final=kind is None)
 
     def start_at(self, done: int) -> None:
-        """Resumed work: `done` items were finished earlier and do not count for the rate."""
+        """Count `done` items as finished earlier: they do not count for the rate."""
         self._done = self._first = done
         self._started = time.monotonic()
 

@@ -28,7 +28,7 @@ _death: str | None = None
 
 
 class RayDiedError(JobFailedError):
-    """Raised in the main thread, wherever it is, when Ray has died under it."""
+    """Interrupt the main thread, wherever it is, when Ray has died under it."""
 
 
 def watch_processes(processes: Mapping[str, subprocess.Popen]) -> None:

@@ -40,7 +40,7 @@ _STORE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step gets; every image of a batch has the same scale."""
+    """Hold what a training step gets; every image of a batch has the same scale."""
 
     lr: torch.Tensor  # (B, 3, p/s, p/s) float32
     hr: torch.Tensor  # (B, 3, p, p) float32 in [0, 1]
@@ -52,13 +52,13 @@ class Batch:
     bad: tuple[str, ...] = ()  # the damaged shards and tiles behind them
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         names = ("lr", "hr", "kernel", "sigma")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 class Feed:
-    """The batches of one worker, from where the stages of the run so far left off."""
+    """Feed one worker its batches, from where the stages of the run so far left off."""
 
     def __init__(self, config: RunConfig, *, stages: tuple[plan.Stage, ...], workers: int, rank: int) -> None:
         self.stages, self.workers = stages, workers
@@ -66,7 +66,7 @@ class Feed:
         self._batch_size = config.train.batch_size // workers
 
     def after(self, batches: int) -> tuple[plan.Stage, ...]:
-        """The stages to store in a checkpoint once every worker has consumed `batches` batches of this feed."""
+        """Return the stages to store in a checkpoint once every worker has consumed `batches` batches of this feed."""
         return plan.advance(self.stages, self.workers, batches * self._batch_size)
 
     def batches(self, count: int, *, cpus: float, device: str = "cpu") -> Iterator[Batch]:

@@ -17,11 +17,11 @@ _SHARD_BYTES = 16 << 30  # a shard is held in memory while its tiles are read
 
 
 class DamagedShardError(DamagedError):
-    """A shard whose bytes are not those the manifest describes."""
+    """Report a shard whose bytes are not those the manifest describes."""
 
 
 class Shard(Frozen):
-    """One tar: file name, how many samples, its size and hash."""
+    """Describe one tar: file name, how many samples, its size and hash."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.tar$", max_length=100)
     samples: int = Field(ge=1)
@@ -30,7 +30,7 @@ class Shard(Frozen):
 
 
 class Skipped(Frozen):
-    """An input that is not in the shards, and why."""
+    """Name an input that is not in the shards, and why."""
 
     name: str
     reason: str
@@ -38,7 +38,7 @@ class Skipped(Frozen):
 
 
 class ShardSettings(Frozen):
-    """What decides the bytes of the shards, given the images."""
+    """Hold what decides the bytes of the shards, given the images."""
 
     tile: int = Field(480, ge=32, description="tile side in pixels; the last row and column align to the edge")
     shard_mib: float = Field(128, gt=0, description="aim for the size of a tar")
@@ -50,7 +50,7 @@ class ShardSettings(Frozen):
 
 
 class Manifest(Frozen):
-    """The whole shard set. `digest` identifies its content: equal digests, equal samples."""
+    """Describe the whole shard set. `digest` identifies its content: equal digests, equal samples."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     settings: ShardSettings
@@ -64,12 +64,12 @@ class Manifest(Frozen):
 
     @property
     def samples(self) -> int:
-        """Training tiles in all."""
+        """Count the training tiles in all."""
         return sum(shard.samples for shard in self.train)
 
 
 def content_digest(train: tuple[Shard, ...], validation: tuple[Shard, ...]) -> str:
-    """The identity of the samples: names, counts and hashes of all tars."""
+    """Return the identity of the samples: names, counts and hashes of all tars."""
     return storage.digest_of([[s.model_dump() for s in split] for split in (train, validation)])
 
 
@@ -100,7 +100,7 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def read_shard(uri: str, shard: Shard) -> bytes:
-    """The whole tar, checked against its hash, so that neither a cut connection nor a flipped bit goes unseen.
+    """Read the whole tar, checked against its hash, so that neither a cut connection nor a flipped bit goes unseen.
 
     Raises:
         ArtefactError: missing, or cannot be read.
@@ -115,7 +115,7 @@ def read_shard(uri: str, shard: Shard) -> bytes:
 
 
 def verify(uri: str) -> Manifest:
-    """Re-hash every shard and decode every sample, with progress.
+    """Verify every shard by its hash and every sample by decoding it, with progress.
 
     Raises:
         ArtefactError: the first shard that is not what the manifest says.
@@ -144,7 +144,7 @@ def verify(uri: str) -> Manifest:
 
 
 def described(manifest: Manifest) -> str:
-    """What a shard set holds, and every input that is not in it with the reason; a few lines of text."""
+    """Describe what a shard set holds, and every input that is not in it with the reason; a few lines of text."""
     shards = (*manifest.train, *manifest.validation)
     held_out = sum(shard.samples for shard in manifest.validation)
     lines = [

@@ -13,7 +13,7 @@ from kernels_bank.runtime.errors import BadRequestError
 
 
 def rows_of(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """All rows as they come. Raises the BadRequestError that a task raised, without Ray's traceback around it."""
+    """Yield all rows as they come. Raises the BadRequestError that a task raised, without Ray's traceback around it."""
     keep_errors(dataset)
     with plain_errors():
         yield from dataset.iter_rows()

@@ -42,7 +42,7 @@ _PNG_BYTES_PER_PIXEL = 1.8
 
 @dataclass(frozen=True)
 class Inspected:
-    """One input file; `reason` is why it cannot be used, or empty."""
+    """Describe one input file; `reason` is why it cannot be used, or empty."""
 
     name: str
     member: int
@@ -58,6 +58,12 @@ def make_shards(
     source: str, output: str, settings: ShardSettings, *, max_bad_fraction: float = 0.01
 ) -> tuple[Manifest, bool]:
     """Cut the images of `source` (folder, zip or s3:// prefix) into WebDataset tars under `output`.
+
+    Args:
+        source: folder, zip or s3:// prefix of images.
+        output: path or URI of the shard set.
+        settings: what decides its bytes.
+        max_bad_fraction: unusable images tolerated before the job stops.
 
     Returns:
         The manifest, and whether a finished shard set made from the same files and settings was reused.

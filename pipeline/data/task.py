@@ -25,7 +25,7 @@ from pipeline.images.decode import decode_tile
 
 @dataclass(frozen=True)
 class Slot:
-    """A tile's place in a window of shards; empty when its shard is damaged."""
+    """Place a tile in a window of shards; empty when its shard is damaged."""
 
     shard: str
     number: int
@@ -33,14 +33,14 @@ class Slot:
 
     @property
     def key(self) -> str:
-        """The tile's key, or a stand-in for one that cannot be read."""
+        """Return the tile's key, or a stand-in for one that cannot be read."""
         return self.tile.key if self.tile else f"{self.shard.removesuffix('.tar')}#{self.number}"
 
 
 def read_segment(
     segment: plan.Segment, position: int, *, config: RunConfig, manifest: Manifest, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """All samples of a segment in its mixed order, a batch's at a time: no block mixes two batches' scales.
+    """Yield all samples of a segment in its mixed order, a batch's at a time: no block mixes two batches' scales.
 
     Args:
         segment: which samples.
@@ -95,7 +95,7 @@ def _block(draws: Sequence[Draw], scale: int, lr_quantize: str) -> dict[str, np.
 
 @functools.lru_cache(maxsize=1)
 def open_bank(uri: str) -> KernelBank:
-    """Opened once a process, whatever number of segments it reads."""
+    """Open a bank once a process, whatever number of segments it reads."""
     return KernelBank.open(uri)
 
 

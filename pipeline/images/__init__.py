@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class BadImageError(ValueError):
-    """An image that cannot be used; the text is the reason, without the file's name."""
+    """Report an image that cannot be used; the text is the reason, without the file's name."""

@@ -18,7 +18,7 @@ _MOST_BYTES = 32 * 2**20  # of all values together
 
 
 class Value(NamedTuple):
-    """The values of one tag."""
+    """Hold the values of one tag."""
 
     kind: int
     number: int
@@ -30,7 +30,7 @@ Directory = dict[int, "Value | Directory"]  # a nested directory stands under th
 
 
 class BrokenDirectoryError(ValueError):
-    """Not a directory of tags, or it lies outside of its file."""
+    """Report that this is no directory of tags, or lies outside of its file."""
 
 
 def byte_order(data: bytes) -> str:

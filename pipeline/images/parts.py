@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an image file holds beside its pixels."""
+    """Hold what an image file holds beside its pixels."""
 
     icc: bytes | None = None  # colour profile
     exif: bytes | None = None  # a TIFF structure, without the "Exif" before it
@@ -17,7 +17,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Parts:
-    """What an image file says of itself, and the file for a decoder."""
+    """Hold what an image file says of itself, and the file for a decoder."""
 
     kind: str  # PNG, JPEG, WEBP, BMP, TIFF, AVIF or HEIF
     stored: tuple[int, int]  # height and width as stored
@@ -30,10 +30,10 @@ class Parts:
 
     @property
     def height(self) -> int:
-        """As displayed."""
+        """Return the height as displayed."""
         return self.stored[self.orientation >= 5]
 
     @property
     def width(self) -> int:
-        """As displayed."""
+        """Return the width as displayed."""
         return self.stored[self.orientation < 5]

@@ -30,7 +30,7 @@ FORMAT_OF_SUFFIX: dict[str, Format] = {
 
 
 class JpegCoding(NamedTuple):
-    """How coarsely a JPEG was written."""
+    """Say how coarsely a JPEG was written."""
 
     tables: list[list[int]]  # quantisation tables in natural order
     subsampling: int  # Pillow's number: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0
@@ -38,7 +38,7 @@ class JpegCoding(NamedTuple):
 
 @dataclass(frozen=True)
 class Photograph:
-    """The pixels of an image file as a person sees them, and what belongs to them."""
+    """Hold the pixels of an image file as a person sees them, and what belongs to them."""
 
     pixels: np.ndarray  # (h, w) grey, or (h, w, 2) with alpha, (h, w, 3) RGB or (h, w, 4) RGBA; uint8 or uint16
     kind: Format  # of its file; png where results cannot have the input's

@@ -48,7 +48,7 @@ def _restore(settings: RestoreSettings) -> list[RestoreResult]:
 
 
 def checked(outcomes: list[RestoreResult]) -> list[RestoreResult]:
-    """The outcomes, if every image was restored. Raises JobFailedError that names the others."""
+    """Return the results if every image was restored. Raises JobFailedError that names the others."""
     failed = [outcome for outcome in outcomes if not outcome.output]
     if failed:
         names = ", ".join(outcome.name for outcome in failed[:5]) + (" ..." if len(failed) > 5 else "")
@@ -57,7 +57,7 @@ def checked(outcomes: list[RestoreResult]) -> list[RestoreResult]:
 
 
 def planned(settings: RestoreSettings) -> str:
-    """What `restore_files` would do, everything reachable looked at and nothing written. Raises as it does."""
+    """Describe what `restore_files` would do: everything reachable is looked at, nothing written. Raises as it does."""
     check_output(settings.output)
     context = load_context(settings)
     todo, done = split_done(list_jobs(settings), settings, context.request)
@@ -131,7 +131,7 @@ def _on_cluster(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[Res
 
 
 class Worker:
-    """An actor of the pool: the context on its own device, one image after another."""
+    """Restore one image after another in an actor of the pool, with the context on its own device."""
 
     def __init__(self, shared: list[Any], threads: int) -> None:
         import ray
@@ -147,7 +147,7 @@ class Worker:
 
 
 def check_output(output: str) -> None:
-    """The output or the nearest folder above it takes files. Raises BadRequestError."""
+    """Check that the output, or the nearest folder above it, takes files. Raises BadRequestError."""
     if storage.is_file(output):
         raise BadRequestError(f"--output {output} is a file; name a folder")
     if storage.is_s3(output):

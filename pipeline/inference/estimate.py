@@ -19,7 +19,7 @@ _PLACES = 3
 
 
 class Estimate(NamedTuple):
-    """A kernel, and how it was found."""
+    """Hold a kernel, and how it was found."""
 
     kernel: np.ndarray | None  # (k, k)
     kernel_round: int | None  # the round that made it; 0 is the initial kernel
@@ -27,10 +27,16 @@ class Estimate(NamedTuple):
 
 
 def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float) -> Estimate:
-    """The kernel of a photograph (h, w, 3) float32 in [0, 1].
+    """Estimate the kernel of a photograph.
 
     Each of up to three well-textured places gives a kernel, guarded; the one that is nearest to the others is taken,
     so that a single place with a texture of its own does not decide.
+
+    Args:
+        restorer: the model.
+        lr: (h, w, 3) float32 in [0, 1].
+        scale: s.
+        sigma: noise level.
     """
     alone = max(lr.shape[:2]) <= _ALONE
     side = max(lr.shape[:2]) if alone else min(_CROP, max(_LEAST, min(lr.shape[:2]) // 2))

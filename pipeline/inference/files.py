@@ -36,7 +36,7 @@ _DECIDING = {"scale", "sigma", "self_ensemble", "format", "depth", "quality", "s
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """What became of one input file."""
+    """Say what became of one input file."""
 
     name: str
     output: str  # URI of the restored image; empty when there is none
@@ -45,7 +45,7 @@ class RestoreResult:
 
 @dataclass(frozen=True)
 class RestoreContext:
-    """All that a worker needs, loaded and checked."""
+    """Hold all that a worker needs, loaded and checked."""
 
     settings: RestoreSettings
     restorer: Restorer
@@ -55,7 +55,7 @@ class RestoreContext:
     request: str  # digest of everything but the image that the result depends on
 
     def on(self, device: torch.device) -> RestoreContext:
-        """The same with its networks on a device."""
+        """Return the same with its networks on a device."""
         x0 = self.x0.on(device) if isinstance(self.x0, Restorer) else self.x0
         restorer = self.restorer.on(device)
         return RestoreContext(self.settings, restorer, self.kernel, x0, self.model, self.request)
@@ -89,7 +89,7 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
 
 
 def load_kernel(given: str) -> np.ndarray:
-    """The one kernel of a file, or of a bank by `bank:URI#INDEX`. Raises BadRequestError."""
+    """Load the one kernel of a file, or of a bank by `bank:URI#INDEX`. Raises BadRequestError."""
     if given.startswith(_BANK):
         uri, _, index = given.removeprefix(_BANK).rpartition("#")
         if not uri or not index.isdigit():

@@ -14,7 +14,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
 class BlindSuperResolution(PythonModel):
-    """Images (N, h, w, 3) uint8 RGB -> (N, s*h, s*w, 3) uint8 RGB, each restored as `Restorer.restore` does."""
+    """Restore images (N, h, w, 3) uint8 RGB to (N, s*h, s*w, 3) uint8 RGB, each as `Restorer.restore` does."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the model folder of the version.

@@ -30,7 +30,7 @@ FirstEstimate = Literal["nearest", "bicubic"] | np.ndarray | None
 
 @dataclass(frozen=True)
 class Restored:
-    """One restored image and what was assumed to make it."""
+    """Hold one restored image and what was assumed to make it."""
 
     image: np.ndarray  # (s*h, s*w) or (s*h, s*w, C), of the input's kind and type
     kernel: np.ndarray  # (k, k) float32, >= 0, sum 1: estimated, or the one given
@@ -45,12 +45,12 @@ class Restored:
 
 
 def default_device() -> torch.device:
-    """The CUDA card of this process if it has one, else the CPU."""
+    """Return the CUDA card of this process if it has one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Restorer:
-    """A network with its identity, on one device, in eval mode."""
+    """Restore images with a network of known identity, on one device, in eval mode."""
 
     def __init__(self, network: BlindUSRNet | USRNet, *, uri: str, digest: str, device: torch.device) -> None:
         self.network = network.to(device).eval()
@@ -88,22 +88,22 @@ class Restorer:
         return cls(network, uri=text, digest=manifest.sha256[manifest.used], device=device)
 
     def on(self, device: torch.device) -> Restorer:
-        """The same model on another device."""
+        """Return the same model on another device."""
         return Restorer(self.network, uri=self.uri, digest=self.digest, device=device)
 
     @property
     def is_blind(self) -> bool:
-        """Whether it can estimate the kernel."""
+        """Tell whether it can estimate the kernel."""
         return isinstance(self.network, BlindUSRNet)
 
     @property
     def kernel_side(self) -> int:
-        """Pixels of the kernels it estimates; of a model that does not say, of the widest expected."""
+        """Return the side of the kernels it estimates; of a model that does not say, of the widest expected."""
         return self.network.kernel_size if isinstance(self.network, BlindUSRNet) else _DEFAULT_REACH
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """The scale factors it was made for."""
+        """Return the scale factors it was made for."""
         return tuple(self.network.config.scales)
 
     def restore(
@@ -179,7 +179,9 @@ class Restorer:
         return _to_type(result.image[..., :1], image.dtype)
 
     def blind(self, lr: Tensor, scale: int, sigma: float, observed: Tensor | None = None) -> BlindOutput:
-        """The network itself on a periodic image: (1, 3, h, w) in [0, 1] on `device`; nothing is extended or clipped.
+        """Run the network itself on a periodic image, (1, 3, h, w) in [0, 1] on `device`.
+
+        Nothing is extended or clipped.
 
         A kernel estimate stands only where it scores no worse than the one before (`pipeline/model/guard.py`).
 
@@ -202,7 +204,15 @@ class Restorer:
             return out
 
     def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:
-        """The restorer with a known kernel (1, k, k) on a periodic image: (1, 3, s*h, s*w), not clipped."""
+        """Run the restorer with a known kernel on a periodic image, to (1, 3, s*h, s*w), not clipped.
+
+        Args:
+            lr: (1, 3, h, w) in [0, 1] on `device`.
+            kernel: (1, k, k).
+            scale: one of `scales`.
+            sigma: noise level.
+            x0: (1, 3, s*h, s*w) first estimate; None for the model's own.
+        """
         with torch.inference_mode():
             if isinstance(self.network, BlindUSRNet):
                 return self.network.restore(lr, kernel, scale, sigma, x0)
@@ -210,11 +220,11 @@ class Restorer:
             return sr
 
     def alpha(self, scale: int, sigma: float) -> float:
-        """The smallest of the network's data weights: the smaller, the further the inverse filter reaches."""
+        """Return the smallest of the network's data weights: the smaller, the further the inverse filter reaches."""
         return smallest_alpha(self.network, scale, sigma, self.device)
 
     def tensor(self, image: np.ndarray) -> Tensor:
-        """(h, w, 3) floating point in [0, 1] to (1, 3, h, w) float32 on the model's device."""
+        """Convert (h, w, 3) floating point in [0, 1] to (1, 3, h, w) float32 on the model's device."""
         return torch.from_numpy(np.ascontiguousarray(image, np.float32)).permute(2, 0, 1)[None].to(self.device)
 
     def check(self, scale: int, *, kernel_given: bool) -> None:

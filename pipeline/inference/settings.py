@@ -14,7 +14,7 @@ DEFAULT_QUALITY = 95
 
 
 class RestoreSettings(Frozen):
-    """Images, a model, and how the results are made and named."""
+    """Choose images, a model, and how the results are made and named."""
 
     model: str | None = Field(
         None,

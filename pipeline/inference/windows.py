@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Settings(NamedTuple):
-    """What is restored, and how."""
+    """Say what is restored, and how."""
 
     scale: int
     sigma: float
@@ -35,7 +35,7 @@ class Settings(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came out."""
+    """Hold what came out."""
 
     image: np.ndarray  # (s*h, s*w, 3) float32 in [0, 1]
     residual: float  # RMS of what it leaves unexplained of the LR image
@@ -85,7 +85,16 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
 def plan_windows(
     restorer: Restorer, height: int, width: int, settings: Settings, *, item: int, channels: int
 ) -> layout.Layout:
-    """The windows of an LR image of this size. Raises BadRequestError when not even the smallest fits."""
+    """Place the windows of an LR image of this size. Raises BadRequestError when not even the smallest fits.
+
+    Args:
+        restorer: the model.
+        height: of the image, LR pixels.
+        width: of the image, LR pixels.
+        settings: scale, kernel and memory limit among them.
+        item: bytes of a value of the file's image.
+        channels: of the file's image.
+    """
     scale, kernel = settings.scale, settings.kernel
     around = layout.torus_margin(scale, kernel.shape[0])
     nets = [restorer, *([settings.x0_model] if settings.x0_model else [])]
@@ -110,7 +119,14 @@ def plan_windows(
 
 
 def smallest_alpha(network: BlindUSRNet | USRNet, scale: int, sigma: float, device: torch.device) -> float:
-    """Of the network's K data weights at this noise level."""
+    """Return the smallest of the network's K data weights at this noise level.
+
+    Args:
+        network: with its hyper-parameter net.
+        scale: s.
+        sigma: noise level.
+        device: of the network.
+    """
     restorer = network.restorer if isinstance(network, BlindUSRNet) else network
     with torch.inference_mode():
         alphas, _ = restorer.h(torch.tensor([sigma], dtype=torch.float32, device=device), scale)

@@ -42,7 +42,7 @@ _SLACK_BYTES = 8 << 20  # names and shapes in the header
 
 
 def load_usrnet(path: str | Path) -> USRNet:
-    """A published (or own) USRNet checkpoint as a network in eval mode, its architecture read off the tensors.
+    """Load a published (or own) USRNet checkpoint as a network in eval mode, its architecture read off the tensors.
 
     Reads `.pth` state dicts, plain or under KAIR's `params` key, and `.safetensors`.
 
@@ -56,7 +56,10 @@ def load_usrnet(path: str | Path) -> USRNet:
 
 
 def usrnet_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
-    """The architecture a USRNet state dict was made for. Raises ArtefactError that names a missing tensor."""
+    """Read off the architecture that a USRNet state dict was made for.
+
+    Raises ArtefactError that names a missing tensor.
+    """
     try:
         levels = ["p.m_head.weight", "p.m_down1.{}.weight", "p.m_down2.{}.weight", "p.m_down3.{}.weight"]
         blocks = sum(1 for name in state if name.startswith("p.m_body.") and name.endswith(".res.0.weight"))

@@ -32,7 +32,7 @@ _PLAIN = "".join(map(chr, range(32, 127)))
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back."""
+    """Hold what goes back."""
 
     body: bytes
     media_type: str

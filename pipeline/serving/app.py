@@ -29,7 +29,7 @@ _log = logging.getLogger("pipeline.serving")
 
 
 def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
-    """The application around a loaded model."""
+    """Build the application around a loaded model."""
     places, started = Places(settings.queue, settings.timeout), time.monotonic()
 
     @asynccontextmanager

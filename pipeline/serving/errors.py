@@ -14,19 +14,19 @@ _LONGEST = 500  # characters of an error
 
 
 class RequestError(ValueError):
-    """The request asks for what it cannot have; the text is written for the client."""
+    """Report that the request asks for what it cannot have; the text is written for the client."""
 
 
 class TooLargeError(Exception):
-    """The request has more bytes or pixels than the server takes."""
+    """Report that the request has more bytes or pixels than the server takes."""
 
 
 class SlowError(Exception):
-    """The request did not arrive in time."""
+    """Report that the request did not arrive in time."""
 
 
 class BusyError(Exception):
-    """The server has no place for the request. `retry_after`: seconds after which there may be one."""
+    """Report that the server has no place for the request. `retry_after`: seconds after which there may be one."""
 
     def __init__(self, text: str, retry_after: int) -> None:
         super().__init__(f"{text}; try again in {retry_after} s")
@@ -34,15 +34,15 @@ class BusyError(Exception):
 
 
 class UnavailableError(BusyError):
-    """No replica answered: the one that worked on the request died, or none runs at the moment."""
+    """Report that no replica answered: the one that worked on the request died, or none runs at the moment."""
 
 
 class LateError(Exception):
-    """The request took longer than the time limit."""
+    """Report that the request took longer than the time limit."""
 
 
 class GoneError(Exception):
-    """The client hung up before its request was there."""
+    """Report that the client hung up before its request was there."""
 
 
 # The text of these errors is the answer; the text of any other goes to the log alone.

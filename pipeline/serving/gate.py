@@ -44,7 +44,7 @@ _REQUEST_ID, _HARMLESS = b"x-request-id", re.compile(rb"[\w.:-]{1,64}")
 
 @dataclass
 class Answer:
-    """A whole answer."""
+    """Hold a whole answer."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -53,7 +53,7 @@ class Answer:
 
 @dataclass
 class Connection:
-    """The two directions of one request, and how far it was read."""
+    """Hold the two directions of one request, and how far it was read."""
 
     receive: Receive
     send: Send
@@ -70,7 +70,7 @@ class Connection:
 
 @dataclass
 class Collected:
-    """An ASGI `send` that keeps the answer, so that half of one is never sent."""
+    """Keep the answer as an ASGI `send`, so that half of one is never sent."""
 
     start: Message | None = None
     parts: list[bytes] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Collected:
 
 
 class Gate:
-    """An ASGI application around the one that forwards to replicas."""
+    """Guard the ASGI application that forwards to replicas."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
         self._app, self._settings = app, settings

@@ -19,7 +19,7 @@ _RETRY_S = 60.0  # after a version could not be loaded: storage may have been aw
 
 @dataclass(frozen=True)
 class Served:
-    """A loaded model and what it is called."""
+    """Hold a loaded model and what it is called."""
 
     restorer: Restorer
     name: str  # shipped:NAME, a folder's name, or the version that an alias meant, such as models:/blind-sr-x2/3
@@ -27,7 +27,7 @@ class Served:
     digests: dict[str, str]  # sha256 of its files
 
     def about(self) -> dict[str, Any]:
-        """What /healthz says of it."""
+        """Describe it for /healthz."""
         scales, side = list(self.restorer.scales), self.restorer.kernel_side
         return {
             "name": self.name,
@@ -41,7 +41,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Refused:
-    """A version that an alias means but that is not served."""
+    """Name a version that an alias means but that is not served."""
 
     name: str
     text: str  # for the log
@@ -76,7 +76,7 @@ def _to_stderr(line: str) -> None:
 
 
 class LiveModel:
-    """The served model; `refresh`, called every few seconds, puts the version that an alias means in its place.
+    """Hold the served model; `refresh`, called every few seconds, puts the version that an alias means in its place.
 
     A request takes `current` once and keeps it, so it is restored by one model whatever happens meanwhile.
     """
@@ -88,7 +88,7 @@ class LiveModel:
 
     @property
     def follows(self) -> bool:
-        """Whether the URI can mean another model later."""
+        """Tell whether the URI can mean another model later."""
         return self.uri.startswith(_REGISTRY) and "@" in self.uri
 
     def refresh(self) -> None:

@@ -23,7 +23,7 @@ _FIELDS = 16  # of a form: more than it needs, and no flood
 
 
 class Wishes(Frozen):
-    """The query parameters, which a form may give as fields as well."""
+    """Hold the query parameters, which a form may give as fields as well."""
 
     scale: Scale | None = Field(
         None, description="factor by which the image becomes larger; default: the model's first"
@@ -37,7 +37,7 @@ class Wishes(Frozen):
 
 @dataclass(frozen=True)
 class Order:
-    """An encoded image within the limits, and what is to be done with it."""
+    """Hold an encoded image within the limits, and what is to be done with it."""
 
     image: bytes
     wishes: Wishes

@@ -24,7 +24,7 @@ def main_page() -> str:
 
 
 def docs_page(schema: dict[str, Any], base: str) -> str:
-    """The OpenAPI description for people; `base` is the server's own URL as the reader knows it."""
+    """Write the OpenAPI description for people; `base` is the server's own URL as the reader knows it."""
     return _templates().get_template("docs.html").render(schema=schema, base=base)
 
 

@@ -17,7 +17,7 @@ _FIRST_GUESS_S = 10.0  # what a restoration takes, until one has been seen
 
 
 class Places:
-    """The places of one event loop's requests: one that is worked on and `waiting` more."""
+    """Hold the places of one event loop's requests: one that is worked on and `waiting` more."""
 
     def __init__(self, waiting: int, timeout: float) -> None:
         self.most, self.taken = waiting + 1, 0
@@ -53,7 +53,7 @@ class Places:
 
 
 class Place:
-    """What the holder of a place may do: one piece of work."""
+    """Let the holder of a place do one piece of work."""
 
     def __init__(self, worker: ThreadPoolExecutor, timeout: float) -> None:
         self._worker, self._timeout = worker, timeout
@@ -61,7 +61,7 @@ class Place:
         self.seconds: float | None = None  # that the work took, if it ran
 
     async def run(self, work: Callable[[], T]) -> T:
-        """The result of `work`, called in the worker thread when those before it are done.
+        """Call `work` in the worker thread when those before it are done, and return its result.
 
         Raises:
             LateError: the time is over; work that has not begun by then never does.

@@ -30,7 +30,7 @@ _PATIENCE_S = 60.0  # for the first answer, on a busy machine
 
 
 def planned(settings: ServeSettings) -> str:
-    """What would be served; the model is loaded, the address tried, nothing started.
+    """Describe what would be served; the model is loaded, the address tried, nothing started.
 
     Raises:
         BadRequestError: no such model, or the address is taken or not of this machine.
@@ -64,7 +64,7 @@ def serve(settings: ServeSettings) -> None:
 
 
 def address(settings: ServeSettings) -> str:
-    """The page's URL."""
+    """Return the page's URL."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{settings.port}"
 

@@ -10,7 +10,7 @@ from pipeline.config import Frozen
 
 
 class ServeSettings(Frozen):
-    """A model, an address, and what a single request may cost."""
+    """Choose a model, an address, and what a single request may cost."""
 
     model: str = Field(
         "shipped:blind-sr",

@@ -15,7 +15,7 @@ _RETRY_S = 5  # after a refusal: a body that is as slow as is allowed makes room
 
 
 class Transfers:
-    """Counts of bodies under way. Uploads are limited in all; uploads and answers together, per client."""
+    """Count bodies under way. Uploads are limited in all; uploads and answers together, per client."""
 
     def __init__(self, most: int, most_per_client: int) -> None:
         self._most, self._most_per_client = most, most_per_client
@@ -49,7 +49,7 @@ class Transfers:
 
 
 class Pace:
-    """When the next byte must have moved: a rate is kept on average, from the end of a grace on."""
+    """Say when the next byte must have moved: a rate is kept on average, from the end of a grace on."""
 
     def __init__(self, rate: float, total: float | None = None) -> None:
         """Start the clock.
@@ -68,7 +68,7 @@ class Pace:
 
     @property
     def deadline(self) -> float:
-        """The time of the event loop at which the transfer is too slow, if nothing moves until then."""
+        """Return the time of the event loop at which the transfer is too slow, if nothing moves until then."""
         slow = self._started + GRACE_S + self._moved / self._rate
         return slow if self._end is None else min(slow, self._end)
 

@@ -10,12 +10,12 @@ SCHEME = "shipped:"
 
 
 def shipped_for(scale: int) -> str:
-    """The model to restore photographs with at this scale: x2 has one of its own."""
+    """Return the model to restore photographs with at this scale: x2 has one of its own."""
     return f"{SCHEME}blind-sr-x2" if scale == 2 else f"{SCHEME}blind-sr"
 
 
 def shipped_folder(uri: str) -> Path:
-    """The folder of `shipped:NAME`. Raises BadRequestError, with the names there are, for another one."""
+    """Return the folder of `shipped:NAME`. Raises BadRequestError, with the names there are, for another one."""
     home = Path(__file__).parent
     names = sorted(entry.parent.name for entry in home.glob("*/model.json"))
     name = uri.removeprefix(SCHEME)

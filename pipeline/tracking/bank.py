@@ -11,7 +11,7 @@ from pipeline.tracking.store import RunRef, client, plain_errors, tracking_uri
 
 
 def active_run(output: str) -> RunRef | None:
-    """The run named by MLflow's own variable MLFLOW_RUN_ID, or nothing when it is not set.
+    """Return the run named by MLflow's own variable MLFLOW_RUN_ID, or nothing when it is not set.
 
     Raises:
         BadRequestError: there is no such run, or its store cannot be reached.

@@ -26,7 +26,7 @@ _VERSION = "NAME@ALIAS or NAME/VERSION"
 
 
 class Request(Frozen):
-    """What every command takes."""
+    """Hold what every command takes."""
 
     tracking_uri: str | None = Field(
         None, description="mlflow server or sqlite:///DIR/mlflow.db; else MLFLOW_TRACKING_URI, else runs/mlflow.db"
@@ -34,7 +34,7 @@ class Request(Frozen):
     as_json: bool = Field(False, alias="json", description="print JSON instead of a table")
 
     def store(self) -> str:
-        """The tracking URI to use. Raises BadRequestError when there is no store."""
+        """Return the tracking URI to use. Raises BadRequestError when there is no store."""
         return registry.store_uri(self.tracking_uri)
 
 
@@ -42,7 +42,7 @@ class ListModels(Request):
     """List the registered models."""
 
     def answer(self) -> Answer:
-        """One entry for each model."""
+        """List one entry for each model."""
         store = self.store()
         found = []
         for name in registry.list_models(store):
@@ -67,7 +67,7 @@ class Show(Request):
     model: CliPositionalArg[str] = Field(description=f"NAME, {_VERSION}")
 
     def answer(self) -> Answer:
-        """The model, or the version."""
+        """Describe the model, or the version."""
         store = self.store()
         if set("@/") & set(self.model):
             return described(registry.find(self.model, store))
@@ -89,7 +89,7 @@ class Promote(Request):
     force: str | None = Field(None, description="promote in spite of that; the reason is stored with the version")
 
     def answer(self) -> Answer:
-        """The recorded move, or that there was nothing to do."""
+        """Return the recorded move, or that there was nothing to do."""
         from pipeline.tracking.promotion import promote
 
         move = promote(self.store(), self.name, self.version, self.alias, tolerance=self.tolerance, force=self.force)
@@ -104,7 +104,7 @@ class Rollback(Request):
     alias: Alias = "champion"
 
     def answer(self) -> Answer:
-        """The recorded move."""
+        """Return the recorded move."""
         from pipeline.tracking.promotion import rollback
 
         return {"name": self.name, "alias": self.alias} | asdict(rollback(self.store(), self.name, self.alias))
@@ -117,7 +117,7 @@ class Export(Request):
     output: Path = Field(description="directory to make")
 
     def answer(self) -> Answer:
-        """Where it is."""
+        """Say where it is."""
         store = self.store()
         registry.export(self.model, self.output, store)
         return {"model": registry.find(self.model, store).uri, "output": str(self.output)}
@@ -131,13 +131,13 @@ class ImportWeights(Request):
     alias: Alias = "candidate"
 
     def store(self) -> str:
-        """The store, made when it is not there."""
+        """Return the store, made when it is not there."""
         store = checked_uri(self.tracking_uri) if self.tracking_uri else tracking_uri("runs")
         prepare_store(store)
         return store
 
     def answer(self) -> Answer:
-        """The version, and whether it is new."""
+        """Return the version, and whether it is new."""
         from pipeline.tracking.imports import import_weights
 
         store = self.store()
@@ -152,7 +152,7 @@ class Compare(Request):
     other: CliPositionalArg[str] = Field(description="the same, also of another model")
 
     def answer(self) -> Answer:
-        """Both versions, all metrics with differences, and what else differs."""
+        """Compare both versions: all metrics with differences, and what else differs."""
         store = self.store()
         one, other = described(registry.find(self.one, store)), described(registry.find(self.other, store))
         metrics = {}
@@ -180,7 +180,7 @@ class Gc(Request):
     delete: bool = Field(False, description="delete them; by default they are only listed")
 
     def answer(self) -> Answer:
-        """The versions found and whether they are gone."""
+        """Return the versions found and whether they are gone."""
         from pipeline.tracking.retention import delete_spare, spare
 
         store, find = self.store(), delete_spare if self.delete else spare
@@ -193,7 +193,7 @@ class Gc(Request):
 
 
 def described(version: Version) -> dict[str, Any]:
-    """All that the registry knows of a version, without fetching a file."""
+    """Describe all that the registry knows of a version, without fetching a file."""
     tags = version.tags
     moves = [json.loads(tags[key]) | {"alias": key.split(".")[1]} for key in sorted(tags) if key.startswith(PROMOTED)]
     return {

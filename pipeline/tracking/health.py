@@ -35,7 +35,7 @@ def check_store(uri: str) -> str:
 
 
 def answer(uri: str, path: str) -> str:
-    """The text a server answers to a GET; credentials are taken from MLflow's variables.
+    """Return the text a server answers to a GET; credentials are taken from MLflow's variables.
 
     Raises:
         BadRequestError: it does not answer, or not with success.
@@ -60,7 +60,7 @@ def answer(uri: str, path: str) -> str:
 
 
 def healthy(uri: str) -> bool:
-    """Whether a server answers from where this runs; costs no import of mlflow."""
+    """Check whether a server answers from where this runs; costs no import of mlflow."""
     try:
         with urllib.request.urlopen(f"{without_login(uri)}/health", timeout=_TIMEOUT_S) as response:
             return bool(response.status == 200)

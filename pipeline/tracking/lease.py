@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to change a model's aliases, for `hold_s` from when it was asked for."""
+    """Hold the right to change a model's aliases, for `hold_s` from when it was asked for."""
 
     name: str  # of the model
     hold_s: float

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunLogger:
-    """Writes metrics, pictures and tags of one run; no call waits for the server.
+    """Write metrics, pictures and tags of one run; no call waits for the server.
 
     One thread sends what has gathered every `interval_s`. What fails is kept and tried again with growing pauses, so a
     server that is away stops nothing. With a `home`, what is not sent also waits in the run's folder: a kill loses

@@ -22,7 +22,7 @@ _POINTS = "points-"  # begins the names of files of points; each logger of a run
 
 @dataclass(frozen=True)
 class Point:
-    """One value of one metric."""
+    """Hold one value of one metric."""
 
     key: str
     value: float
@@ -32,7 +32,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that the UI shows as one of a series over steps. Sent twice, it is one picture: its name is its own."""
+    """Hold a picture that the UI shows as one of a series over steps.
+
+    Sent twice, it is one picture: its name is its own.
+    """
 
     key: str
     step: int
@@ -68,7 +71,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tag:
-    """A tag of the run."""
+    """Hold a tag of the run."""
 
     key: str
     value: str
@@ -83,7 +86,7 @@ class Tag:
 
 
 class Outbox:
-    """The folder `unsent/RUN` of a run's folder, on a disk or on S3.
+    """Keep what is not sent in the folder `unsent/RUN` of a run's folder, on a disk or on S3.
 
     It may hold what was sent already, if a kill came between the sending and the deleting; it never lacks what was
     kept and not sent.

@@ -87,7 +87,7 @@ def check_version(version: Path) -> None:
 
 
 def signature(manifest: Mapping[str, Any]) -> ModelSignature:
-    """Images (N, H, W, 3) uint8 -> (N, sH, sW, 3) uint8, with `scale`, `sigma` and `kernel` of the wrapper."""
+    """Describe images (N, H, W, 3) uint8 -> (N, sH, sW, 3) uint8, with `scale`, `sigma` and `kernel` of the wrapper."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
@@ -103,7 +103,7 @@ def signature(manifest: Mapping[str, Any]) -> ModelSignature:
 
 
 def requirements(manifest: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, Any]:
-    """What the model accepts, as data: scales, sides, kernel size, and the noise it was trained for.
+    """Describe what the model accepts, as data: scales, sides, kernel size, and the noise it was trained for.
 
     Args:
         manifest: `model.json` of the model folder.
@@ -121,7 +121,7 @@ def requirements(manifest: Mapping[str, Any], params: Mapping[str, str]) -> dict
 
 
 def summary(manifest: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-    """One line for the registry's own page."""
+    """Write one line for the registry's own page."""
     needs = json.loads(tags[INPUT])
     kind = "blind: estimates the blur kernel" if needs["blind"] else "non-blind: needs the blur kernel"
     scales = ", ".join(f"x{scale}" for scale in needs["scales"])
@@ -129,7 +129,15 @@ def summary(manifest: Mapping[str, Any], tags: Mapping[str, str]) -> str:
 
 
 def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin: Run, *, picture: bool) -> str:
-    """The model card: what the version is, what it accepts, how good it is, where it came from; in Markdown."""
+    """Write the model card in Markdown: what the version is, what it accepts, how good it is, where it came from.
+
+    Args:
+        name: of the model.
+        manifest: its `model.json`.
+        tags: of the version.
+        origin: the run it came from.
+        picture: whether one lies beside.
+    """
     needs = json.loads(tags[INPUT])
     sigma = needs["sigma_range"]
     noise = (
@@ -180,5 +188,5 @@ def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin
 
 
 def is_origin(tag: str) -> bool:
-    """Whether a version's tag says where it came from: digests of its data, code revision."""
+    """Check whether a version's tag says where it came from: digests of its data, code revision."""
     return not tag.startswith((METRIC, PROMOTED, "model.", "mlflow.")) and tag != INPUT

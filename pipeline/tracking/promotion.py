@@ -27,7 +27,7 @@ _ROUNDING = 1e-9  # dB; decimal tolerances are not exact in binary
 
 @dataclass(frozen=True)
 class Move:
-    """An alias was given to a version."""
+    """Record that an alias was given to a version."""
 
     number: int  # counts the moves of one alias
     action: Literal["promote", "rollback"]
@@ -104,7 +104,7 @@ def rollback(uri: str, name: str, alias: str = "champion") -> Move:
 
 
 def objections_to(candidate: Mapping[str, float], champion: Mapping[str, float], tolerance: float) -> tuple[str, ...]:
-    """Why a candidate should not replace a champion; nothing when it may.
+    """List why a candidate should not replace a champion; nothing when it may.
 
     Compared is the mean PSNR over the kernels, `psnr.<protocol>...<method>`, of every evaluation that the champion
     has: of its blind restoration, or of the non-blind one when it does no other.
@@ -127,7 +127,7 @@ def objections_to(candidate: Mapping[str, float], champion: Mapping[str, float],
 
 
 def history(versions: Iterable[Version], alias: str) -> list[Move]:
-    """The recorded moves of an alias, oldest first; those to deleted versions are gone with them."""
+    """List the recorded moves of an alias, oldest first; those to deleted versions are gone with them."""
     prefix = f"{PROMOTED}{alias}."
     texts = [text for version in versions for key, text in version.tags.items() if key.startswith(prefix)]
     moves = [json.loads(text) for text in texts]
@@ -135,7 +135,7 @@ def history(versions: Iterable[Version], alias: str) -> list[Move]:
 
 
 def earlier_holder(moves: Sequence[Move], current: int, existing: Iterable[int]) -> int | None:
-    """Which version to roll back to from `current`.
+    """Find the version to roll back to from `current`.
 
     The moves are replayed as a stack: a promotion pushes, a rollback pops. Where the record and the alias disagree
     (a move that a kill cut off after its record, or an alias moved by hand), the alias is right.

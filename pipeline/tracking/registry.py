@@ -44,7 +44,7 @@ _DEFAULT_STORE = "runs/mlflow.db"
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a registered model."""
+    """Describe one version of a registered model."""
 
     name: str
     number: int
@@ -56,17 +56,17 @@ class Version:
 
     @property
     def uri(self) -> str:
-        """How others refer to it."""
+        """Return how others refer to it."""
         return f"models:/{self.name}/{self.number}"
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The stored evaluation: `psnr.<protocol>...` and the like."""
+        """Return the stored evaluation: `psnr.<protocol>...` and the like."""
         return {k.removeprefix(METRIC): float(v) for k, v in self.tags.items() if k.startswith(METRIC)}
 
 
 def store_uri(given: str | None = None) -> str:
-    """The store to look models up in: the given one, `MLFLOW_TRACKING_URI`, or `runs/mlflow.db`.
+    """Return the store to look models up in: the given one, `MLFLOW_TRACKING_URI`, or `runs/mlflow.db`.
 
     Raises:
         BadRequestError: the SQLite file is not there, or neither a server nor an SQLite file is named.
@@ -143,6 +143,12 @@ def register(
 def add_metrics(uri: str, name: str, version: int, metrics: Mapping[str, float]) -> None:
     """Store an evaluation with a version: what `promote` and `compare` read.
 
+    Args:
+        uri: tracking URI.
+        name: of the model.
+        version: its number.
+        metrics: by name.
+
     Raises:
         BadRequestError: no such version, or the store cannot be reached.
     """
@@ -153,7 +159,7 @@ def add_metrics(uri: str, name: str, version: int, metrics: Mapping[str, float])
 
 
 def resolve(uri: str, tracking_uri: str | None = None) -> tuple[str, int]:
-    """(name, version) of `models:/name@alias` or `models:/name/3`; `name@alias` and `name/3` mean the same.
+    """Resolve `models:/name@alias` or `models:/name/3` to (name, version); `name@alias` and `name/3` mean the same.
 
     Raises:
         BadRequestError: not of that form, or no such model, alias or version; the error lists what there is.
@@ -163,7 +169,7 @@ def resolve(uri: str, tracking_uri: str | None = None) -> tuple[str, int]:
 
 
 def find(uri: str, tracking_uri: str | None = None) -> Version:
-    """The version that a `models:/` URI names. Raises BadRequestError as `resolve` does."""
+    """Find the version that a `models:/` URI names. Raises BadRequestError when there is none."""
     form = re.fullmatch(r"(?:models:/)?([^/@:]+)(?:@([^/@]+)|/(\d+))", uri)
     if form is None:
         raise BadRequestError(f"model '{uri}': write models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -186,14 +192,14 @@ def find(uri: str, tracking_uri: str | None = None) -> Version:
 
 
 def list_models(tracking_uri: str) -> list[str]:
-    """Names of all registered models, sorted."""
+    """List the names of all registered models, sorted."""
     api = client(tracking_uri)
     with plain_errors(tracking_uri, "cannot list models"):
         return sorted(model.name for model in pages(api.search_registered_models) if not model.name.endswith(LEASE))
 
 
 def list_versions(name: str, tracking_uri: str) -> list[Version]:
-    """All versions of a model, newest first. Raises BadRequestError when the model is not there."""
+    """List all versions of a model, newest first. Raises BadRequestError when the model is not there."""
     aliases = aliases_of(name, tracking_uri)
     api = client(tracking_uri)
     with plain_errors(tracking_uri, f"cannot list versions of '{name}'"):
@@ -202,7 +208,7 @@ def list_versions(name: str, tracking_uri: str) -> list[Version]:
 
 
 def aliases_of(name: str, tracking_uri: str) -> dict[str, int]:
-    """Alias -> version of a model. Raises BadRequestError that lists the known models when it is not there."""
+    """Return alias -> version of a model. Raises BadRequestError that lists the known models when it is not there."""
     from mlflow.exceptions import MlflowException
 
     api = client(tracking_uri)
@@ -218,7 +224,7 @@ def aliases_of(name: str, tracking_uri: str) -> dict[str, int]:
 
 
 def download(uri: str, tracking_uri: str | None = None) -> Path:
-    """The model folder of a version on this machine, every file's digest checked.
+    """Fetch the model folder of a version to this machine, every file's digest checked.
 
     Folders are kept under `$XDG_CACHE_HOME/blind-sr/models/<digest>` and taken from there the next time.
 
@@ -301,7 +307,7 @@ def _fetch(version: Version, tracking_uri: str, target: Path) -> Path:
 
 
 def pages(search: Any) -> list[Any]:  # noqa: ANN401 - MLflow's searches share no type
-    """All results of a search that answers page by page."""
+    """Collect all results of a search that answers page by page."""
     found, token = [], None
     while True:
         page = search(page_token=token)

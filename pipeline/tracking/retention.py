@@ -16,7 +16,7 @@ _DAY_MS = 86_400_000
 
 
 def spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Version]:
-    """Versions of a model that may go: no alias, not what an alias would be rolled back to, neither new nor recent.
+    """Find versions of a model that may go: no alias, not what a rollback would take, neither new nor recent.
 
     Args:
         uri: tracking URI.
@@ -35,14 +35,27 @@ def spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Ver
 
 
 def outdated(versions: Sequence[Version], wanted: Collection[int | None], keep: int, before: int) -> list[Version]:
-    """Of `versions`, newest first: those behind the first `keep`, made before a time (ms since 1970), not wanted."""
+    """Find versions behind the first `keep`, made before a time, and not wanted.
+
+    Args:
+        versions: newest first.
+        wanted: numbers that stay.
+        keep: how many of the newest stay.
+        before: ms since 1970.
+    """
     return [v for v in versions[keep:] if v.created < before and v.number not in wanted]
 
 
 def delete_spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Version]:
-    """Delete what `spare` finds while no alias can move; returns it. Raises BadRequestError as `spare` does.
+    """Delete what `spare` finds while no alias can move; return it. Raises BadRequestError as `spare` does.
 
     The files are marked as deleted; `mlflow gc` then frees the disk.
+
+    Args:
+        uri: tracking URI.
+        name: of the registered model.
+        keep: the newest so many always stay.
+        older_than_days: younger ones always stay.
     """
     api = client(uri)
     with exclusive(uri, name) as lease:

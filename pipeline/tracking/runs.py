@@ -169,7 +169,7 @@ def send_unsent(ref: RunRef, home: str, tell: Callable[[str], None]) -> None:
 
 
 def flatten(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted path, text) of every leaf; texts as they are, all else as JSON."""
+    """Yield (dotted path, text) of every leaf; texts as they are, all else as JSON."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{path}{name}.")
@@ -178,7 +178,7 @@ def flatten(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str,
 
 
 def code_revision() -> dict[str, str]:
-    """What code this is, as tags: commit and dirtiness of a checkout, else the version of the installed package."""
+    """Say what code this is, as tags: commit and dirtiness of a checkout, else the version of the installed package."""
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists() and (root / "pyproject.toml").exists():
         try:

@@ -34,19 +34,19 @@ _FINAL = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVAL
 
 @dataclass(frozen=True)
 class RunRef:
-    """A tracking run, small enough to travel to a worker."""
+    """Name a tracking run, small enough to travel to a worker."""
 
     run_id: str
     tracking_uri: str = field(repr=False)  # may hold a password: print `shown`
 
     @property
     def shown(self) -> str:
-        """The tracking URI as it may be printed."""
+        """Return the tracking URI as it may be printed."""
         return mask_uri(self.tracking_uri)
 
 
 def tracking_uri(output: str | Path) -> str:
-    """Where runs are recorded: `MLFLOW_TRACKING_URI` if set, else the file `mlflow.db` under a local `output`.
+    """Return where runs are recorded: `MLFLOW_TRACKING_URI` if set, else the file `mlflow.db` under a local `output`.
 
     Raises:
         BadRequestError: the variable does not name a server or an SQLite file, or it is unset and `output` is not
@@ -70,7 +70,7 @@ def use_store(output: str | Path) -> str:
 
 
 def checked_uri(uri: str) -> str:
-    """`uri` in a form that means the same in any working directory.
+    """Return `uri` in a form that means the same in any working directory.
 
     Raises:
         BadRequestError: neither `http(s)://` nor `sqlite:///`. Other databases are reached through `mlflow server`,
@@ -127,12 +127,12 @@ def without_login(uri: str) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of an SQLite store, or nothing for a server."""
+    """Return the file of an SQLite store, or nothing for a server."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def artifact_root(uri: str) -> Path | None:
-    """Where artifacts of an SQLite store go, beside it; a server decides for itself."""
+    """Return where artifacts of an SQLite store go, beside it; a server decides for itself."""
     database = sqlite_path(uri)
     return database.parent / "mlartifacts" if database else None
 
@@ -212,7 +212,7 @@ def _import_mlflow() -> None:
 
 @contextlib.contextmanager
 def plain_errors(uri: str, what: str) -> Iterator[None]:
-    """Turns MLflow's exceptions into one line: what was tried, where, and why it failed.
+    """Turn MLflow's exceptions into one line: what was tried, where, and why it failed.
 
     Raises:
         BadRequestError: in place of any MlflowException, and of what comes through it from the network.
@@ -251,10 +251,10 @@ def clause(key: str, value: str) -> str:
 
 
 def is_silence(error: Exception) -> bool:
-    """Whether a server gave no answer at all."""
+    """Check whether a server gave no answer at all."""
     return "Max retries" in str(error) or "failed with exception" in str(error)
 
 
 def is_final(error: BaseException | None) -> bool:
-    """Whether trying again cannot help: the request itself was refused."""
+    """Check whether trying again cannot help: the request itself was refused."""
     return getattr(error, "error_code", None) in _FINAL

@@ -27,7 +27,7 @@ _SAY_LATE_S = 20.0  # Slurm and Kubernetes send SIGKILL 30 s after SIGTERM
 
 
 class Board:
-    """Holds the newest (step, note), what the user should know, and who wants the run to end."""
+    """Hold the newest (step, note), what the user should know, and who wants the run to end."""
 
     def __init__(self) -> None:
         self._newest: tuple[int, str] = (0, "")
@@ -36,42 +36,45 @@ class Board:
         self._stop = False
 
     def put(self, step: int, note: str) -> None:
-        """Called by rank 0."""
+        """Take the newest numbers from rank 0."""
         self._newest = (step, note)
 
     def say(self, line: str) -> None:
-        """Called by anyone who has something to tell the user."""
+        """Take a line from anyone who has something to tell the user."""
         self._said.append(line)
 
     def get(self) -> tuple[int, str, list[str]]:
-        """Called by the driver: step, note, and what was said since the last call."""
+        """Return step, note, and what was said since the driver's last call."""
         said, self._said = self._said, []
         return *self._newest, said
 
     def give_up(self, reason: str, advice: str) -> None:
-        """Called by a rank: the run has failed in a way that a restart of its workers does not mend."""
+        """Record that the run has failed in a way that a restart of its workers does not mend."""
         self._hopeless = self._hopeless or (reason, advice)
 
     def failed(self, reason: str) -> None:
-        """Called by the controller, which restarts the workers; not told when the run was given up."""
+        """Record a failure that the controller answers by restarting the workers.
+
+        Not told when the run was given up.
+        """
         if self._hopeless is None:
             self._said.append(f"{reason}; the run goes on from its last checkpoint while max_failures allows")
 
     def hopeless(self) -> tuple[str, str] | None:
-        """Why the run was given up, and what to do; nothing if it was not."""
+        """Return why the run was given up, and what to do; nothing if it was not."""
         return self._hopeless
 
     def stop(self) -> None:
-        """Called by the driver: write a checkpoint and end."""
+        """Record the driver's wish: write a checkpoint and end."""
         self._stop = True
 
     def stopping(self) -> bool:
-        """Called by rank 0."""
+        """Tell rank 0 whether the driver wishes to stop."""
         return self._stop
 
 
 class StopWish:
-    """The driver's wish as rank 0 sees it, asked for in the background so that no step waits for the answer."""
+    """Ask for the driver's wish in the background, so that no step of rank 0 waits for the answer."""
 
     def __init__(self, board: Any) -> None:  # noqa: ANN401 - an actor handle
         self._board, self._answer = board, board.stopping.remote()
@@ -85,13 +88,13 @@ class StopWish:
 
 
 class TellFailures(ray.train.UserCallback):
-    """Ray Train replaces lost workers without a word; whoever watches the run should know that it did, and why."""
+    """Tell the user that Ray Train replaced lost workers, and why; it does so without a word."""
 
     def __init__(self, board: Any) -> None:  # noqa: ANN401 - an actor handle
         self._board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401
-        """Called by the controller."""
+        """Record the failure, when the controller calls."""
         reason = failure_reason(worker_exceptions)
         self._board.failed.remote(reason)
 
@@ -102,7 +105,7 @@ def say(board: Any, line: str) -> None:  # noqa: ANN401 - an actor handle
 
 
 def failure_reason(failures: dict[int, Exception]) -> str:
-    """The first error, by rank, in a line; the whole traceback is in the log of the worker."""
+    """Return the first error, by rank, in a line; the whole traceback is in the log of the worker."""
     rank, error = min(failures.items())
     error = getattr(error, "health_check_failure", error)  # why Ray Train lost touch with the worker
     lines = str(error).strip().splitlines()
@@ -116,7 +119,7 @@ def failure_reason(failures: dict[int, Exception]) -> str:
 
 
 class LiveLine:
-    """While the block runs, shows what rank 0 puts on `board` as a progress bar over `steps`, and hands on `stop`.
+    """Show what rank 0 puts on `board` as a progress bar over `steps` while the block runs, and hand on `stop`.
 
     The board is started again when it dies: its newest numbers come again, and so does the wish to stop.
     """

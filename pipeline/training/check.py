@@ -23,7 +23,12 @@ _BATCHES = 50
 
 
 def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
-    """Read a few batches, save a contact sheet (HR | LR | kernel), describe the run; the arguments as of `fit`.
+    """Read a few batches, save a contact sheet (HR | LR | kernel), and describe the run.
+
+    Args:
+        config: of the run.
+        sheet: file of the contact sheet.
+        resume: `auto`, `changed` or `never`, as the run would be started.
 
     Raises:
         BadRequestError: what `fit` would raise before it starts.

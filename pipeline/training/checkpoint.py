@@ -45,7 +45,7 @@ _JSON_BYTES = 4 << 20
 
 
 class State(Frozen):
-    """Where a run stands."""
+    """Say where a run stands."""
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
     step: int = Field(ge=0)
@@ -85,7 +85,7 @@ def save(
 
 
 class Digests(Frozen):
-    """The content of `checkpoint.json`."""
+    """Hold the content of `checkpoint.json`."""
 
     sha256: dict[FileName, Sha256] = Field(max_length=16)
 
@@ -164,7 +164,7 @@ def load_state(folder: Path, digests: dict[str, str]) -> State:
 
 
 def codec_of(folder: Path, bank: KernelCodec) -> KernelCodec:
-    """The kernel code that a checkpoint's weights speak.
+    """Load the kernel code that a checkpoint's weights speak.
 
     Raises:
         ArtefactError: its kernels have another size than those of the bank's code.
@@ -182,7 +182,15 @@ def restore(
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
 ) -> None:
-    """Load weights, EMA, optimizer and schedule in place; the learning rates stay those of `schedule`."""
+    """Load weights, EMA, optimizer and schedule in place; the learning rates stay those of `schedule`.
+
+    Args:
+        folder: of the checkpoint.
+        model: gets the weights.
+        ema: gets the averaged weights.
+        optimizer: gets its moments.
+        schedule: gets its position.
+    """
     rates = list(schedule.base_lrs)
     model.load_state_dict(load_model(folder, WEIGHTS).state_dict())
     ema.module.load_state_dict(load_model(folder, AVERAGED).state_dict())

@@ -27,10 +27,17 @@ _SAY_AFTER_S = 30.0
 
 
 def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float], rank: int, board: Any) -> None:  # noqa: ANN401
-    """Hand a checkpoint to Ray Train. Every rank reports (Ray Train counts them); only rank 0 writes.
+    """Submit a checkpoint to Ray Train. Every rank reports (Ray Train counts them); only rank 0 writes.
 
     It is written to this machine's temporary folder at once and copied from there while training goes on; the end of
     the training function waits for all copies.
+
+    Args:
+        state: where the run stands.
+        learner: what is saved.
+        metrics: of the step.
+        rank: of this worker.
+        board: where the user is told.
     """
     values = metrics | {"step": state.step, "score": state.score}
     if rank != 0:
@@ -65,7 +72,7 @@ def _upload(local: ray.train.Checkpoint, name: str, board: Any) -> ray.train.Che
 
 
 class KeepSnapshot(ray.train.UserCallback):
-    """Keeps a second copy of Ray Train's snapshot, which it overwrites in place.
+    """Keep a second copy of Ray Train's snapshot, which it overwrites in place.
 
     Ray Train empties the file before it writes it: a kill or a full disk at that moment would make it forget every
     checkpoint. It deletes old checkpoints only after that, so what the copy names is still there. On S3 a file is
@@ -82,7 +89,7 @@ class KeepSnapshot(ray.train.UserCallback):
         metrics: list[dict[str, Any]],
         checkpoint: ray.train.Checkpoint | None,
     ) -> None:
-        """Called by the controller, after it has written the snapshot."""
+        """Copy the snapshot, when the controller has written it."""
         if checkpoint is not None and self._in_place:
             content = storage.read_bytes(storage.join(self._folder, SNAPSHOT))
             storage.write_bytes(storage.join(self._folder, COPY), content)

@@ -47,7 +47,7 @@ _FREE: dict[str, Any] = {
 
 
 class RunRecord(Frozen):
-    """The content of `run.json`, which lies in the run's folder."""
+    """Hold the content of `run.json`, which lies in the run's folder."""
 
     config: RunConfig
     digests: dict[str, str]
@@ -58,7 +58,7 @@ class RunRecord(Frozen):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A finished run."""
+    """Describe a finished run."""
 
     model: str  # URI of the model folder: weights (EMA), codec and model.json
     run: runs.RunRef
@@ -183,12 +183,12 @@ def say_schedule(config: RunConfig, record: dict, step: int) -> None:
 
 
 def data_digests(config: RunConfig) -> dict[str, str]:
-    """The identity of what the run learns from. Raises ArtefactError when shards or bank are not there."""
+    """Return the identity of what the run learns from. Raises ArtefactError when shards or bank are not there."""
     return {"shards": read_manifest(config.data.shards).digest, "bank": KernelBank.open(config.data.bank).digest}
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The config with URIs that mean the same in every worker's own working directory."""
+    """Return the config with URIs that mean the same in every worker's own working directory."""
     data = config.data.model_copy(
         update={"shards": storage.absolute(config.data.shards), "bank": storage.absolute(config.data.bank)}
     )
@@ -196,12 +196,12 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def cpus_needed(config: RunConfig) -> int:
-    """Logical CPUs for the fewest workers and one data task of each."""
+    """Count the logical CPUs for the fewest workers and one data task of each."""
     return int(config.train.fewest_workers * (config.train.cpus_per_worker + config.data.task_cpus) + 0.999)
 
 
 def check_cluster(config: RunConfig) -> float:
-    """Data CPUs for all workers together. Workers that took every CPU would starve their own data tasks for ever."""
+    """Return the data CPUs for all workers together. Workers that took every CPU would starve their own data tasks."""
     have, workers = ray.cluster_resources().get("CPU", 0.0), config.train.fewest_workers
     left = have - workers * config.train.cpus_per_worker
     if left < config.data.task_cpus * workers:
@@ -248,9 +248,15 @@ def _put_aside(home: str) -> None:
 
 
 def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: bool) -> dict:
-    """The record of a run of this name, or nothing. Refuses to go on with settings that would mix two runs.
+    """Return the record of a run of this name, or nothing. Refuses to go on with settings that would mix two runs.
 
     Where changes are welcome, only those are refused that another network or optimizer would need.
+
+    Args:
+        home: the run's folder.
+        config: the run now.
+        digests: of shards and bank now.
+        changed: whether changes are welcome.
     """
     where = storage.join(home, "run.json")
     if not storage.exists(where):

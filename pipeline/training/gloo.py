@@ -22,13 +22,13 @@ class GlooConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """Called by Ray Train."""
+        """Return the backend, for Ray Train."""
         return _Backend
 
 
 class _Backend(_TorchBackend):
     def on_start(self, worker_group, backend_config) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
-        """Called by Ray Train when the workers are there, before their process group is."""
+        """Set up the workers for Ray Train when they are there, before their process group is."""
         worker_group.execute(choose_interface)
         super().on_start(worker_group, backend_config)
 

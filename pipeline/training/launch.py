@@ -28,7 +28,7 @@ from pipeline.training.loop import Job, train_worker
 
 
 class StoppedError(KeyboardInterrupt):
-    """The run ended early, with a checkpoint, because a signal asked for it."""
+    """Report that the run ended early, with a checkpoint, because a signal asked for it."""
 
 
 def run_workers(

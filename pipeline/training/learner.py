@@ -42,7 +42,7 @@ class InitialWeights(NamedTuple):
 
 
 def build_learner(config: RunConfig, codec: KernelCodec, device: torch.device) -> Learner:
-    """Network, task, EMA, optimizer and schedule; the task is wrapped for data-parallel training if there are ranks."""
+    """Build network, objective, EMA, optimizer and schedule; the objective is wrapped where there are ranks."""
     train = config.train
     network = build_network(config, codec).to(device)
     task = TrainingObjective(network, train)
@@ -55,14 +55,14 @@ def build_learner(config: RunConfig, codec: KernelCodec, device: torch.device) -
 
 
 def build_network(config: RunConfig, codec: KernelCodec) -> BlindUSRNet:
-    """The untrained network: a function of the config and the codec."""
+    """Build the untrained network: a function of the config and the codec."""
     torch.manual_seed(torch_seed(config.seed, epoch=0, key="model", purpose="init"))
     # Convolutions read and write channels last without reordering (measured on CPU: 10% of a step).
     return BlindUSRNet(config.model, codec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def parameter_groups(network: BlindUSRNet, train: TrainConfig) -> list[dict]:
-    """What is trained, in two groups: the restorer, and what estimates the kernel; empty groups are left out."""
+    """Split what is trained in two groups: the restorer, and what estimates the kernel; empty groups are left out."""
     named = [(name, p) for name, p in network.named_parameters() if learns(train.learn, name)]
     groups = [
         {"params": [p for name, p in named if name.startswith("restorer.")], "lr": train.learning_rate},
@@ -72,7 +72,7 @@ def parameter_groups(network: BlindUSRNet, train: TrainConfig) -> list[dict]:
 
 
 def learning_rate_factor(done: int, train: TrainConfig) -> float:
-    """Linear warm-up; then half a cosine down to a twentieth, or halvings."""
+    """Compute a linear warm-up, then half a cosine down to a twentieth, or halvings."""
     if done < train.warmup_steps:
         return (done + 1) / train.warmup_steps
     if train.schedule == "halving":
@@ -82,7 +82,7 @@ def learning_rate_factor(done: int, train: TrainConfig) -> float:
 
 
 def starting_point(config: RunConfig) -> InitialWeights:
-    """The kernel code and the weights that a new run starts from, checked against its network.
+    """Load the kernel code and the weights that a new run starts from, checked against its network.
 
     A published USRNet gives the restorer, a blind model the parts that `start_parts` names. Taken whole it keeps its
     own kernel code, whatever bank it now learns from: its code is what its weights speak. Else the bank's is used.

@@ -38,7 +38,7 @@ _UNSCORED = -1e9  # before the first validation: any checkpoint with a score is 
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver hands to every worker."""
+    """Hold what the driver hands to every worker."""
 
     config: RunConfig
     run: RunRef
@@ -50,7 +50,7 @@ class Job:
 
 
 def train_worker(loop_config: dict[str, Job]) -> None:
-    """What Ray Train runs: `train_run`, unless what ended it before would end it again."""
+    """Call `train_run` for Ray Train, unless what ended it before would end it again."""
     job = loop_config["job"]
     if ray.get(job.board.hopeless.remote()):
         return
@@ -184,7 +184,7 @@ def _memory(device: torch.device) -> dict[str, float]:
 
 
 def note(metrics: dict[str, float]) -> str:
-    """What the live line shows: the loss and its terms, PSNR, samples a second of all workers, waiting for data."""
+    """Format what the live line shows: the loss and its terms, PSNR, samples a second, waiting for data."""
     terms = [f"{name.removeprefix('loss_')} {value:.4f}" for name, value in metrics.items() if "loss_" in name]
     parts = [f"loss {metrics['loss']:.4f}"]
     if len(terms) > 1:
@@ -202,7 +202,10 @@ def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
 
 
 class Clock:
-    """Where a worker's time goes between two log lines. Logging, validation and checkpoints count as neither."""
+    """Measure where a worker's time goes between two log lines.
+
+    Logging, validation and checkpoints count as neither.
+    """
 
     def __init__(self) -> None:
         self._mark = time.perf_counter()
@@ -210,20 +213,20 @@ class Clock:
         self._images = 0
 
     def waited(self) -> None:
-        """The time since the last mark was spent waiting for data."""
+        """Count the time since the last mark as waiting for data."""
         self._wait += self._lap()
 
     def worked(self, images: int) -> None:
-        """The time since the last mark was spent on a step."""
+        """Count the time since the last mark as a step."""
         self._work += self._lap()
         self._images += images
 
     def rested(self) -> None:
-        """The time since the last mark does not count."""
+        """Ignore the time since the last mark."""
         self._lap()
 
     def rates(self) -> dict[str, float]:
-        """Throughput (images a second over all workers) and the share of time spent waiting; starts anew."""
+        """Return throughput (images a second over all workers) and the share of time spent waiting; start anew."""
         total = max(self._wait + self._work, 1e-9)
         rates = {"images_per_s": self._images / total, "data_wait": self._wait / total}
         self._wait = self._work = 0.0
