@@ -59,6 +59,18 @@ def choose(all_drills: Sequence[Drill], only: Sequence[str]) -> list[tuple[Drill
     return chosen
 
 
+def in_turn(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int) -> list[tuple[Drill, str]]:
+    """Return all tries, each drill's first before any drill's second: where time is short, no drill is left out.
+
+    Args:
+        chosen: drills and their moments.
+        seed: of the order of each drill's moments.
+    """
+    drawn = [(drill, random.Random(f"{seed} {drill.name}").sample(moments, len(moments))) for drill, moments in chosen]
+    rounds = range(max((len(moments) for _, moments in drawn), default=0))
+    return [(drill, moments[turn]) for turn in rounds for drill, moments in drawn if turn < len(moments)]
+
+
 def run(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int, minutes: float, at_once: int) -> Report:
     """Do the drills until the time is up.
 
@@ -69,7 +81,7 @@ def run(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int, minutes: flo
         at_once: tries beside each other.
     """
     started = time.monotonic()
-    todo = [(drill, moment) for drill, moments in chosen for moment in moments]
+    todo = in_turn(chosen, seed)
     tries: list[Try] = []
 
     def do(item: tuple[Drill, str]) -> Try | None:

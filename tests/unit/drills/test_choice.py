@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.drills import faults, kills
-from tests.drills.__main__ import choose, main
+from tests.drills.__main__ import choose, in_turn, main
 from tests.drills.drill import Drill
 from tests.drills.report import Try
 from tests.drills.trial import dice
@@ -20,6 +20,16 @@ def test_all_are_chosen_unless_some_are_named():
     assert names(["kill-a"]) == ["kill-a/early", "kill-a/middle", "kill-ab/early", "kill-ab/middle"]
     assert names(["kill-ab/middle", "race/early"]) == ["kill-ab/middle", "race/early"]
     assert names(["none"]) == []
+
+
+def test_every_drill_has_a_try_before_any_has_two():
+    all_moments = [(drill, drill.moments) for drill in [*ALL, Drill("one", "", "", ("start",), lambda *_: None)]]
+    for seed in range(5):
+        order = [(drill.name, moment) for drill, moment in in_turn(all_moments, seed)]
+        assert sorted(order) == sorted((drill.name, moment) for drill, moments in all_moments for moment in moments)
+        assert [name for name, _ in order] == ["kill-a", "kill-ab", "race", "one", "kill-a", "kill-ab", "race"]
+    firsts = {in_turn(all_moments, seed)[0][1] for seed in range(20)}
+    assert firsts == {"early", "middle"}
 
 
 def test_an_unknown_name_is_refused(capsys):
