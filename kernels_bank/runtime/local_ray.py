@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kernels_bank.runtime import guard
+from kernels_bank.runtime import guard, scratch
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 # One for all that this process starts: Ray keeps the first token it has read. It travels in the environment only.
@@ -80,7 +80,7 @@ def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
                     _temp_dir=str(folder),
                 )
                 guard.set_up(process.pid for process in started.values())
-                atexit.register(guard.leave)
+                atexit.register(_leave)
             return
         except Exception as error:  # Ray raises nothing more specific
             _end()
@@ -116,6 +116,15 @@ def _as_ours() -> Iterator[None]:
             if handler not in (signal.SIG_DFL, None):
                 signal.signal(signal.SIGTERM, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _leave() -> None:
+    """End Ray in order, then delete the temporary files of its workers: Ray kills them, so they cannot do it."""
+    import ray
+
+    guard.leave()
+    ray.shutdown()
+    scratch.sweep(Path(tempfile.gettempdir()))
 
 
 def _end() -> None:

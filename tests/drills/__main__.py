@@ -129,6 +129,8 @@ def attempt(lab: Lab, drill: Drill, moment: str, seed: int) -> Try:
             record.skipped = str(reason)
         except DrillError as error:
             record.problems.append(str(error))
+        except Exception as error:  # the others are drilled all the same
+            record.problems.append(f"the drill itself failed: {type(error).__name__}: {error}")
         break
     verdict = record.skipped or "; ".join(record.problems) or "as it should be"
     say(f"  {drill.name}/{moment}: {record.seconds:.0f} s, {record.starts} starts: {verdict}")

@@ -33,7 +33,7 @@ _KEPT = (
     "matplotlib",
 )  # what libraries leave in the temporary folder
 _FEW = 3  # a fault is a line; what goes on by itself says that too
-_PATIENCE_S = 240.0
+PATIENCE_S = 240.0
 _SITTINGS = 4
 _ENDING_S = 60.0  # in which the rest of a killed Ray must have noticed
 
@@ -65,7 +65,7 @@ class Sitting:
         """Return the exit status, nothing while it runs."""
         return self.process.poll()
 
-    def wait(self, limit_s: float = _PATIENCE_S) -> int:
+    def wait(self, limit_s: float = PATIENCE_S) -> int:
         """Return the exit status. Raises DrillError when it does not end."""
         try:
             return self.process.wait(timeout=limit_s)
