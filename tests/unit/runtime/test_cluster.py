@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,26 @@ def test_a_folder_that_another_has_taken(tmp_path: Path):
     (tmp_path / f"blindsr-ray-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BadRequestError, match="set RAY_TMPDIR to a folder of your own"):
         cluster.connect()
+
+
+def test_what_rays_workers_left_is_deleted_once_ray_has_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    hold = "from kernels_bank.runtime import scratch; print(scratch.folder('checkpoint'), flush=True); input()"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", hold],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert worker.stdout is not None
+    left = Path(worker.stdout.readline().strip())
+    assert left.is_dir()
+
+    def shut_down() -> None:  # so does Ray: its workers have no time to clean up
+        worker.kill()
+        worker.wait()
+
+    monkeypatch.setattr(ray, "shutdown", shut_down)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    local_ray._leave()
+    assert not left.parent.exists()
