@@ -20,8 +20,8 @@ from pyarrow import parquet
 
 from jobs.evaluate import Evaluate, main
 from kernels_bank import KernelCodec, sample_gaussian
-from kernels_bank.runtime.driver import ENTRY
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.lease import ENTRY
 from pipeline.config import ModelConfig
 from pipeline.evaluation.compute import compute_case, prepare
 from pipeline.evaluation.evaluate import planned, run_evaluation
@@ -154,8 +154,8 @@ def test_what_does_not_fit_is_said_before_anything_starts(
 
 
 def test_a_second_command_on_one_output_is_refused(settings: EvaluationSettings, tmp_path: Path):
-    hold = "import sys, time; from kernels_bank.runtime.driver import only_driver\n"
-    hold += "with only_driver(sys.argv[1], renew_s=0.1): print(flush=True); time.sleep(60)"
+    hold = "import sys, time; from kernels_bank.runtime.lease import only_writer\n"
+    hold += "with only_writer(sys.argv[1], renew_s=0.1): print(flush=True); time.sleep(60)"
     first = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE)
     try:
         assert first.stdout
