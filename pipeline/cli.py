@@ -25,7 +25,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from kernels_bank.runtime import os_errors, s3, watch
+from kernels_bank.runtime import end_request, os_errors, s3, watch
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.redact import mask_output, mask_text
 
@@ -88,16 +88,27 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals belong to the main thread's code
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt = end_request.handler(_interrupt, _leave_at_once)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except KeyboardInterrupt:
+        leave = end_request.handler(lambda: None, _leave_at_once)
+        leave(signal.SIGTERM, None)  # this one was the first
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: watch.leave_at_once(130))
+            signal.signal(number, leave)
         raise
     finally:
-        if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        if signal.getsignal(signal.SIGTERM) is interrupt:
             signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _leave_at_once() -> None:
+    watch.leave_at_once(130)
 
 
 def _leave(status: int) -> NoReturn:

@@ -8,14 +8,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from kernels_bank.runtime import storage, watch
+from kernels_bank.runtime import end_request, storage, watch
 from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.s3 import PATIENT
 from pipeline.config import RunConfig
@@ -122,22 +121,22 @@ def _in_thread(call: Any) -> Any:  # noqa: ANN401 - what the call returns
     return future.result()
 
 
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the workers to end with a checkpoint, the second raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals belong to the main thread's code
         return
-    asked = False
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
+    def ask() -> None:
         print("stopping after a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
         stop.set()
 
+    handle = end_request.handler(ask, _interrupt)
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import safetensors.torch
 
@@ -67,6 +68,8 @@ def test_kills_and_a_stop_do_not_change_the_result(config: RunConfig, undisturbe
     processes(job, "RayTrainWorker")[0].kill()
     wait_for_step(config, job, 8)
     os.killpg(job.pid, signal.SIGTERM)  # as `timeout`, systemd and Slurm do
+    wait_until(lambda: "stopping after a checkpoint" in (tmp_path / "job.log").read_text(), job)
+    os.kill(job.pid, signal.SIGTERM)  # and `timeout` to the command besides: it is the same request
     assert job.wait(timeout=120) == 130
     assert "the run goes on from its last checkpoint" in (tmp_path / "job.log").read_text()
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{config.output}/mlflow.db")
@@ -100,6 +103,37 @@ def test_kills_and_a_stop_do_not_change_the_result(config: RunConfig, undisturbe
     assert len(runs[0].inputs.dataset_inputs) == 2
     steps = [m.step for m in client.get_metric_history(record["run_id"], "loss")]
     assert steps == list(range(2, 25, 2))
+
+
+def test_a_death_inside_ray_is_one_line_and_the_same_command_goes_on(
+    config: RunConfig, undisturbed: Path, tmp_path: Path
+):
+    """SIGKILL of Ray Train's controller, of the raylet and of the GCS, one after another in one run."""
+    log, step = tmp_path / "job.log", 0
+    for title in ("ray::TrainController", "raylet/raylet", "gcs_server/gcs_server"):
+        before = log.stat().st_size if log.exists() else 0
+        job = run_job(config, tmp_path)
+        wait_for_step(config, job, step + config.train.checkpoint_every)
+        step = newest_step(config)
+        below = psutil.Process(job.pid).children(recursive=True)
+        (victim,) = processes(job, title)
+        victim.kill()
+        try:
+            status = job.wait(timeout=120)
+        finally:
+            _, left = psutil.wait_procs(below, timeout=20)
+            for process in [*left, *([job] if job.poll() is None else [])]:
+                process.kill()
+        said = log.read_text()[before:]
+        assert status == 1, f"{title}: {said}"
+        assert not left, f"{title}: {left}"
+        assert "Traceback" not in said, f"{title}: {said}"
+        last = said.splitlines()[-1]
+        assert [line for line in said.splitlines() if line.startswith("error: ")] == [last], f"{title}: {said}"
+        assert "the same command goes on" in last, f"{title}: {said}"
+        assert newest_step(config) >= step
+    assert run_job(config, tmp_path).wait(timeout=300) == 0, log.read_text()[-2000:]
+    assert same(final_weights(config.output), final_weights(undisturbed))
 
 
 _ON_A_SMALL_DISK = """
