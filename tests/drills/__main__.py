@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from tests.drills import faults, kills, report
@@ -60,19 +60,24 @@ def choose(all_drills: Sequence[Drill], only: Sequence[str]) -> list[tuple[Drill
 
 
 def in_turn(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int) -> list[tuple[Drill, str]]:
-    """Return all tries, each drill's first before any drill's second: where time is short, no drill is left out.
+    """Return all tries in an order drawn, but each drill's first before any drill's second.
+
+    So no kind of fault is left out every time where the time is short.
 
     Args:
         chosen: drills and their moments.
-        seed: of the order of each drill's moments.
+        seed: of the order.
     """
-    drawn = [(drill, random.Random(f"{seed} {drill.name}").sample(moments, len(moments))) for drill, moments in chosen]
-    rounds = range(max((len(moments) for _, moments in drawn), default=0))
-    return [(drill, moments[turn]) for turn in rounds for drill, moments in drawn if turn < len(moments)]
+    drawn = random.Random(seed)
+    todo: list[tuple[int, float, Drill, str]] = []
+    for drill, moments in chosen:
+        for turn, moment in enumerate(drawn.sample(moments, len(moments))):
+            todo.append((turn, drawn.random(), drill, moment))
+    return [(drill, moment) for _, _, drill, moment in sorted(todo, key=lambda one: one[:2])]
 
 
 def run(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int, minutes: float, at_once: int) -> Report:
-    """Do the drills until the time is up.
+    """Do the drills until the time is up, or a signal ends them.
 
     Args:
         chosen: drills and their moments.
@@ -91,19 +96,23 @@ def run(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int, minutes: flo
         ahead = gone / len(tries) * (len(todo) - len(tries)) if tries else 0.0
         eta = f"ETA {min(ahead, 60 * minutes - gone) / 60:.0f} min" if tries else ""
         say(f"[{len(tries)} of {len(todo)} done] {item[0].name}/{item[1]} {eta}")
-        tries.append(attempt(lab, *item, seed))
-        return tries[-1]
+        done = attempt(lab, *item, seed)
+        if lab.ending:
+            return None
+        tries.append(done)
+        return done
 
     with Lab(lambda text: say(f"  {text}")) as lab:
         if at_once > 1:
             lab.prepare()
         with ThreadPoolExecutor(at_once) as pool:
+            futures = [pool.submit(do, item) for item in todo]
             try:
-                found = list(pool.map(do, todo))
-            except BaseException:
+                wait(futures)
+            except (KeyboardInterrupt, SystemExit):  # the report tells of what is done
                 lab.ending = True
                 kill_all(lab.folder.name)  # so that no try waits for them
-                raise
+    found = [future.result() for future in futures]
     missing = [f"{drill.name}/{moment}" for (drill, moment), done in zip(todo, found, strict=True) if done is None]
     machine = f"{os.cpu_count()} cores, {at_once} at once"
     return Report(seed, machine, time.monotonic() - started, [one for one in found if one], missing)
