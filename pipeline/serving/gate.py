@@ -134,6 +134,9 @@ class Gate:
     async def _answered(self, scope: Scope, connection: Connection, client: str, announced: bytes) -> Answer:
         if not scope["path"].startswith("/"):
             raise RequestError("the target of a request is a path")
+        if connection.unread and any(name == b"upgrade" for name, _ in scope["headers"]):
+            # The HTTP server takes what follows the headers for another protocol, and passes none of it on.
+            raise RequestError("a request with a body cannot be upgraded; send it without the header Upgrade")
         if scope["method"] != "POST" or scope["path"] != "/restore":
             return await self._forward(scope, connection, b"", _PAGE_S)
         if self._forwarded >= self._most:

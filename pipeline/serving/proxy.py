@@ -5,8 +5,10 @@ The proxy is a process of Ray's own. What it needs to know travels in its enviro
 
 from __future__ import annotations
 
+import logging
 import os
 
+import uvicorn.config
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
@@ -30,7 +32,13 @@ def environment(settings: ServeSettings) -> dict[str, str]:
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Ray Serve's proxy puts around itself."""
+    """Return what Ray Serve's proxy puts around itself.
+
+    It is called in the proxy before its HTTP server is made. That server is to ignore `Upgrade: websocket`, as HTTP
+    allows: else it does not answer some upgrades at all, and Serve has no setting to turn WebSockets off.
+    """
+    uvicorn.config.WS_PROTOCOLS["auto"] = None
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else each such request is two lines of the log
     return [Middleware(_gate, ServeSettings.model_validate_json(os.environ[_SETTINGS]))]
 
 
