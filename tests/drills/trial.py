@@ -33,7 +33,7 @@ _KEPT = (
     "matplotlib",
 )  # what libraries leave in the temporary folder
 _FEW = 3  # a fault is a line; what goes on by itself says that too
-PATIENCE_S = 240.0
+PATIENCE_S = 480.0  # on a machine that does other things too
 _SITTINGS = 4
 _ENDING_S = 60.0  # in which the rest of a killed Ray must have noticed
 
@@ -139,7 +139,7 @@ class Trial:
         self.sittings.append(sitting)
         return sitting
 
-    def wait_for(self, condition: Callable[[], object], sitting: Sitting, what: str, limit_s: float = 180) -> None:
+    def wait_for(self, condition: Callable[[], object], sitting: Sitting, what: str, limit_s: float = PATIENCE_S) -> None:
         """Wait until the condition holds. Raises DrillError when the sitting ends before, or after `limit_s`."""
         deadline = time.monotonic() + limit_s
         while not condition():
