@@ -65,12 +65,12 @@ class Sitting:
         """Return the exit status, nothing while it runs."""
         return self.process.poll()
 
-    def wait(self, limit_s: float = PATIENCE_S) -> int:
+    def wait(self) -> int:
         """Return the exit status. Raises DrillError when it does not end."""
         try:
-            return self.process.wait(timeout=limit_s)
+            return self.process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
-            raise DrillError(f"did not end within {limit_s:g} s; said: {self.last_line()}") from None
+            raise DrillError(f"did not end within {PATIENCE_S:g} s; said: {self.last_line()}") from None
 
     def said(self) -> list[str]:
         """Return the lines on standard error that are not progress."""
@@ -139,16 +139,16 @@ class Trial:
         self.sittings.append(sitting)
         return sitting
 
-    def wait_for(self, condition: Callable[[], object], sitting: Sitting, what: str, limit_s: float = PATIENCE_S) -> None:
-        """Wait until the condition holds. Raises DrillError when the sitting ends before, or after `limit_s`."""
-        deadline = time.monotonic() + limit_s
+    def wait_for(self, condition: Callable[[], object], sitting: Sitting, what: str) -> None:
+        """Wait until the condition holds. Raises DrillError when the sitting ends before, or it takes too long."""
+        deadline = time.monotonic() + PATIENCE_S
         while not condition():
             if (status := sitting.poll()) is not None:
                 if status == 0:
                     raise MissedError(f"it ended well before {what}")
                 raise DrillError(f"ended with status {sitting.poll()} before {what}; said: {sitting.last_line()}")
             if time.monotonic() > deadline:
-                raise DrillError(f"after {limit_s:g} s: {what} did not come; said: {sitting.last_line()}")
+                raise DrillError(f"after {PATIENCE_S:g} s: {what} did not come; said: {sitting.last_line()}")
             time.sleep(0.01)
 
     def let_end(self, sitting: Sitting) -> int:
