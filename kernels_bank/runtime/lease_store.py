@@ -72,10 +72,15 @@ class _FileEntry(LeaseStore):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             try:
-                with self._path.open("xb") as file:  # O_EXCL: also where the lock means nothing
-                    file.write(_encoded(content))
+                file = self._path.open("xb")  # O_EXCL: also where the lock means nothing
             except FileExistsError:
                 return False
+            try:
+                with file:
+                    file.write(_encoded(content))
+            except OSError:  # a full disk: nothing half written stays
+                self._path.unlink(missing_ok=True)
+                raise
         return True
 
     def read(self) -> Entry | None:
@@ -90,8 +95,12 @@ class _FileEntry(LeaseStore):
             if self.read() != seen:
                 return False
             temporary = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:12]}")
-            temporary.write_bytes(_encoded(content))
-            temporary.replace(self._path)
+            try:
+                temporary.write_bytes(_encoded(content))
+                temporary.replace(self._path)
+            except OSError:  # a full disk: nothing half written stays
+                temporary.unlink(missing_ok=True)
+                raise
         return True
 
     def remove(self, seen: Entry) -> None:

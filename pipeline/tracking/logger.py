@@ -16,7 +16,7 @@ import numpy as np
 from kernels_bank.runtime.redact import mask_text
 from pipeline.images.encode import encode_png
 from pipeline.tracking.outbox import Outbox, Picture, Point, Tag, recorded_pictures
-from pipeline.tracking.store import RunRef, client, is_final, is_silence, without_login
+from pipeline.tracking.store import RunRef, client, is_final, is_silence, reason_of, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -305,7 +305,7 @@ def _line(error: Exception) -> str:
     """Return the first line of an error, without secrets; of a server that does not answer only that."""
     if is_silence(error):
         return "it does not answer"
-    return mask_text(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    return reason_of(error)
 
 
 def _last_steps(api: MlflowClient, run_id: str) -> dict[str, int]:

@@ -30,6 +30,7 @@ from pipeline.tracking.store import (
     client,
     plain_errors,
     prepare_store,
+    reason_of,
     tracking_uri,
     use_store,
 )
@@ -106,7 +107,7 @@ def finish(ref: RunRef, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None
     try:
         client(ref.tracking_uri).set_terminated(ref.run_id, status)
     except Exception as error:
-        _log.warning("run %s could not be closed as %s: %s", ref.run_id, status, mask_text(str(error)))
+        _log.warning("run %s could not be closed as %s: %s", ref.run_id, status, reason_of(error))
 
 
 def log_input(ref: RunRef, name: str, digest: str, uri: str) -> None:

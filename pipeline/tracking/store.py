@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,13 @@ _SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _SQLITE = "sqlite:///"
+# What SQLite makes of the system's errors, by its primary code.
+_DISK = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_CANTOPEN: errno.ENOENT,
+}
 # Answers that a second try does not change.
 _FINAL = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"})
 
@@ -206,8 +215,9 @@ def _import_mlflow() -> None:
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401 - it sets up its loggers, which are quietened after that
 
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.tracking"):
+    for name in ("alembic", "mlflow.store.model_registry", "mlflow.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised too
 
 
 @contextlib.contextmanager
@@ -216,6 +226,7 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
 
     Raises:
         BadRequestError: in place of any MlflowException, and of what comes through it from the network.
+        OSError: the disk of an SQLite store is full, or cannot be written to.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -224,7 +235,9 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException) as error:
         where = mask_uri(uri)
-        reason = mask_text(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        if (refused := _refused_by_disk(uri, error)) is not None:
+            raise refused from error
+        reason = reason_of(error)
         if uri.startswith("http") and is_silence(error):
             raise BadRequestError(
                 f"{what}: the tracking server {where} does not answer; start it, or correct MLFLOW_TRACKING_URI"
@@ -235,6 +248,28 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
                 "MLFLOW_TRACKING_PASSWORD, or correct them"
             ) from error
         raise BadRequestError(f"{what} ({where}): {reason}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a store failed, in one line: the database's own words where they came through MLflow."""
+    cause = _database_error(error) or error
+    said = str(cause).strip().splitlines()
+    return mask_text(said[0] if said else type(error).__name__)
+
+
+def _database_error(error: BaseException) -> sqlite3.Error | None:
+    """Return SQLite's error among what led to this one."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlite3.Error):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _refused_by_disk(uri: str, error: BaseException) -> OSError | None:
+    """Return the system's error that SQLite met, if it was one."""
+    database, found = sqlite_path(uri), _database_error(error)
+    number = _DISK.get(getattr(found, "sqlite_errorcode", 0) & 0xFF)
+    return OSError(number, os.strerror(number), str(database)) if database and number else None
 
 
 def clause(key: str, value: str) -> str:

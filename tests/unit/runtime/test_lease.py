@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -162,6 +163,25 @@ def test_only_what_was_seen_is_replaced_or_removed(place):
     assert store.read().content == {"a": 3}
     store.remove(store.read())
     assert store.read() is None
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    store = lease_store.lease_store(str(tmp_path / ENTRY))
+    with monkeypatch.context() as changed:
+        changed.setattr(lease_store, "_encoded", lambda content: bytes(1 << 20))
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # past it writes fail, with SIGXFSZ ignored
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                store.create({})
+            assert not list(tmp_path.iterdir())
+            (tmp_path / ENTRY).write_bytes(b"{}")
+            with pytest.raises(OSError, match="File too large"):
+                store.replace(store.read(), {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == [ENTRY]
+    assert (tmp_path / ENTRY).read_bytes() == b"{}"
 
 
 def test_nothing_is_left_after_the_work(place, capsys):

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import sqlalchemy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
 
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import MASK
 from pipeline.tracking.registry import store_uri
 from pipeline.tracking.runs import flatten
-from pipeline.tracking.store import RunRef, checked_uri, clause, prepare_store, tracking_uri, without_login
+from pipeline.tracking.store import (
+    RunRef,
+    checked_uri,
+    clause,
+    plain_errors,
+    prepare_store,
+    reason_of,
+    tracking_uri,
+    without_login,
+)
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "https://mlflow.example.org/path"])
@@ -140,3 +153,38 @@ def test_an_at_in_a_password_means_only_that(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
     assert without_login(checked_uri("http://me:p@ss@host:5000")) == "http://host:5000"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "p@ss"
+
+
+def _of_mlflow(statements: str) -> MlflowException:
+    """What MLflow raises when SQLite refuses the last of the statements."""
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect() as database:
+        *before, last = statements.split("; ")
+        for statement in before:
+            database.execute(sqlalchemy.text(statement))
+        with pytest.raises(sqlalchemy.exc.OperationalError) as found:
+            database.execute(sqlalchemy.text(last))
+    error = MlflowException(message=found.value)
+    error.__cause__ = found.value
+    return error
+
+
+@pytest.mark.parametrize(
+    ("statements", "number"),
+    [
+        ("PRAGMA max_page_count = 2; CREATE TABLE a (x); INSERT INTO a VALUES (zeroblob(100000))", errno.ENOSPC),
+        ("PRAGMA query_only = ON; CREATE TABLE a (x)", errno.EROFS),
+    ],
+)
+def test_what_the_disk_refuses_to_sqlite_is_the_systems_error(statements: str, number: int):
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))) as found, plain_errors("sqlite:////a/b.db", "x"):
+        raise _of_mlflow(statements)
+    assert (found.value.errno, found.value.filename) == (number, "/a/b.db")
+
+
+def test_other_errors_of_a_database_are_its_own_words_in_a_line():
+    error = _of_mlflow("SELECT * FROM absent")
+    assert reason_of(error) == "no such table: absent"
+    shown = r"^cannot do it \(sqlite:////a/b.db\): no such table: absent$"
+    with pytest.raises(BadRequestError, match=shown), plain_errors("sqlite:////a/b.db", "cannot do it"):
+        raise error
