@@ -110,7 +110,7 @@ def test_a_death_inside_ray_is_one_line_and_the_same_command_goes_on(
 ):
     """SIGKILL of Ray Train's controller, of the raylet and of the GCS, one after another in one run."""
     log, step = tmp_path / "job.log", 0
-    for title in ("ray::TrainController", "raylet/raylet", "gcs_server/gcs_server"):
+    for title in ("ray::TrainController", "raylet/raylet", "gcs/gcs_server"):
         before = log.stat().st_size if log.exists() else 0
         job = run_job(config, tmp_path)
         wait_for_step(config, job, step + config.train.checkpoint_every)
