@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterator
+from pathlib import Path
+
+from kernels_bank.runtime.errors import JobFailedError
 
 _KEPT = "what is finished is kept, the same command goes on from it"
 _ADVICE = {
@@ -36,6 +40,32 @@ def describe(error: OSError) -> str:
     advice = _ADVICE.get(error.errno or 0)
     place = f"{' -> '.join(names)}: {what[:1].lower()}{what[1:]}" if names else what
     return "; ".join(part for part in (place, advice, _KEPT) if part)
+
+
+@contextlib.contextmanager
+def named(place: str | Path) -> Iterator[None]:
+    """Give the system's errors in the block, such as of a write to an open file, the path that they lack."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(place)
+        raise
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Raise what the system refuses as the line that says so: Ray Data puts advice in the place of an error's path.
+
+    Raises:
+        JobFailedError: in place of any OSError of the system's.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise JobFailedError(describe(error)) from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from kernels_bank.runtime import s3_objects
+from kernels_bank.runtime import os_errors, s3_objects
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError, UnavailableError
 from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError, bucket_and_key
 
@@ -282,7 +282,7 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(_temporary_name(target.name))
     try:
-        with temporary.open("wb") as stream:
+        with io.BufferedWriter(_NamedFile(temporary, target)) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -290,6 +290,18 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
         sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _NamedFile(io.FileIO):
+    """A new file whose failed writes name the path that it will have; the system's errors name none."""
+
+    def __init__(self, path: Path, shown: Path) -> None:
+        super().__init__(path, "w")
+        self._shown = shown
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer
+        with os_errors.named(self._shown):
+            return super().write(data)
 
 
 def sync_files(folder: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import ray.data
 from ray.exceptions import RayTaskError
 
-from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 
 def rows_of(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Yield all rows as they come. Raises the BadRequestError that a task raised, without Ray's traceback around it."""
+    """Yield all rows as they come. Raises the error of ours that a task raised, without Ray's traceback around it."""
     keep_errors(dataset)
     with plain_errors():
         yield from dataset.iter_rows()
@@ -26,14 +26,14 @@ def keep_errors(dataset: ray.data.Dataset) -> None:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise the BadRequestError inside a Ray error instead of it."""
+    """Raise the error of ours inside a Ray error instead of it."""
     try:
         yield
     except RayTaskError as error:
         cause: BaseException | None = error
         while isinstance(cause, RayTaskError):
             cause = cause.cause
-        if isinstance(cause, BadRequestError):
+        if isinstance(cause, BadRequestError | JobFailedError):
             # Ours are one line; what follows is Ray's advice on retries.
             raise type(cause)(str(cause).splitlines()[0]) from None
         raise

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import ray.data
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import os_errors, storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.output import check_own, note_files, own_output, remove_leftovers
@@ -210,7 +210,8 @@ def _write(output: str, tasks: list[dict[str, Any]], settings: ShardSettings) ->
     items = [{"task": task} for task in tasks]
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
-        return {"note": _write_one(output, row["task"], settings)}
+        with os_errors.told():
+            return {"note": _write_one(output, row["task"], settings)}
 
     notes = []
     with Progress("write", len(tasks), "shard") as bar:

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from kernels_bank import load_kernels
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import os_errors, storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.progress import Progress
@@ -200,14 +200,19 @@ def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:
         return rows
     with journal.open("a", encoding="utf-8") as lines, Progress("evaluate", len(plan.cases), "case") as bar:
         if not journal.stat().st_size:
-            print(json.dumps({"made_from": plan.made_from}), file=lines, flush=True)
+            _add(lines, json.dumps({"made_from": plan.made_from}))
         bar.start_at(len(done))
         for row in rows_of(_graph(left, plan)):
             found = json.loads(row["rows"])
-            print(row["rows"], file=lines, flush=True)
+            _add(lines, row["rows"])
             rows += found
             bar.advance(note=f"{found[0]['image']} x{found[0]['scale']} kernel {found[0]['kernel']}")
     return rows
+
+
+def _add(journal: TextIO, line: str) -> None:
+    with os_errors.named(journal.name):
+        print(line, file=journal, flush=True)
 
 
 def _graph(left: list[list[Any]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported late

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import os_errors, storage
 from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.lease import only_writer
@@ -142,7 +142,8 @@ class Worker:
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         """Restore one image; columns of an RestoreResult."""
         source = Source(row["uri"], row["name"], int(row["member"]))
-        outcome = restore_job(RestoreJob(source, row["target"], row["kind"]), self.context)
+        with os_errors.told():
+            outcome = restore_job(RestoreJob(source, row["target"], row["kind"]), self.context)
         return {"name": outcome.name, "output": outcome.output, "note": outcome.note}
 
 

@@ -42,9 +42,11 @@ def full(make: Maker, trial: Trial, moment: str) -> None:
     share = {"early": trial.random.uniform(0.05, 0.3), "middle": trial.random.uniform(0.4, 0.85)}[moment]
     kib = int(share * size_of(trial, job) / 1024) + 4
     with small_disk(Path(job.output), kib):
-        status = trial.let_end(trial.start(job))
+        sitting = trial.start(job)
+        status = trial.let_end(sitting)
         trial.check(status == 1, f"on a disk of {kib} KiB it ended with status {status}")
-        trial.check("space" in trial.sittings[-1].last_line(), f"it does not say why: {trial.sittings[-1].last_line()}")
+        why = [line for line in sitting.errors() if "space" in line and job.output in line]
+        trial.check(why, f"it does not say what and where: {sitting.last_line()}")
         mount("-o", "remount,size=2g", job.output)
         trial.finish(job)
 

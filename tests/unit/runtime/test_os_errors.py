@@ -11,6 +11,8 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from kernels_bank.runtime import os_errors, storage
+from kernels_bank.runtime.errors import JobFailedError
+from pipeline.data.rows import plain_errors
 
 REPO = Path(__file__).parents[3]
 
@@ -93,3 +95,38 @@ def test_a_file_uri_is_unquoted_once(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["a%20b"]
     root = storage.absolute(f"file://{tmp_path}")
     assert storage.read_bytes(storage.join(root, "a%20b")) == b"x"
+
+
+def test_a_write_that_fails_names_the_file_that_was_to_be(tmp_path: Path):
+    target = tmp_path / "a.tar"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as found:
+            storage.write_bytes(target, bytes(1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os_errors.describe(found.value).startswith(f"{target}: file too large; ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_an_error_has_is_kept():
+    with pytest.raises(OSError, match=r"a\.tar"), os_errors.named("/other"):
+        raise raised(errno.ENOSPC)
+    with pytest.raises(OSError, match="/other"), os_errors.named("/other"):
+        raise raised(errno.ENOSPC, None)
+
+
+def test_a_task_tells_what_the_system_refused_and_nothing_else():
+    line = r"^/data/out/a.tar: no space left on device; free space there; "
+    with pytest.raises(JobFailedError, match=line), os_errors.told():
+        raise raised(errno.ENOSPC)
+    with pytest.raises(OSError, match=r"^not the system's$"), os_errors.told():
+        raise OSError("not the system's")
+
+
+def test_rays_advice_is_not_taken_for_the_path():
+    line = "/data/out/a.tar: no space left on device; free space there"
+    task = RayTaskError("write", "Traceback ...", JobFailedError(f"{line}\nFailed to apply UDF transform"))
+    with pytest.raises(JobFailedError, match=f"^{line}$"), plain_errors():
+        raise task
