@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from pipeline.images import BadImageError
@@ -60,7 +59,7 @@ def from_opencv(raw: np.ndarray) -> np.ndarray:
         return raw
     if raw.shape[2] not in (3, 4):
         raise BadImageError(f"{raw.shape[2]} channels")
-    return np.asarray(cv2.cvtColor(raw, cv2.COLOR_BGR2RGB if raw.shape[2] == 3 else cv2.COLOR_BGRA2RGBA))
+    return _swap_red_and_blue(raw)
 
 
 def to_opencv(pixels: np.ndarray) -> np.ndarray:
@@ -70,7 +69,12 @@ def to_opencv(pixels: np.ndarray) -> np.ndarray:
     pixels = np.ascontiguousarray(pixels)
     if pixels.ndim == 2:
         return pixels
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA))
+    return _swap_red_and_blue(pixels)
+
+
+def _swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:
+    # Not OpenCV's own: restoring from the registry loads this file, and needs no OpenCV.
+    return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
 
 
 def orient(image: np.ndarray, orientation: int) -> np.ndarray:
