@@ -62,7 +62,8 @@ def up(folder: Path, nodes: int, settings: Settings) -> None:
         raise ClusterError(f"a cluster of {folder} is up: take it down, or give another --folder and other ports")
     refuse_busy_ports(settings)
     remove_own(folder)
-    folder.mkdir(parents=True, mode=0o700)
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
     started = time.monotonic()
     try:
         write_secret(folder / "settings.json", json.dumps(asdict(settings)))
