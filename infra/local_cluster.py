@@ -239,7 +239,7 @@ def parse() -> argparse.Namespace:
     for name in ("kill", "restart"):
         commands.add_parser(name, help=f"{name} a server").add_argument("server", choices=tuple(SERVERS))
     arguments = parser.parse_args()
-    arguments.folder = arguments.folder.absolute()
+    arguments.folder = arguments.folder.resolve()  # a link's target, else `down` would find nothing below it
     return arguments
 
 

@@ -25,7 +25,7 @@ def main(command: Evaluate) -> None:
 
     settings = command.settings(EvaluationSettings)
     if command.check:
-        print(evaluate.planned(settings))
+        print(evaluate.planned(settings, command.output))
         return
     evaluate.run_evaluation(settings, command.output)
     print(

@@ -44,9 +44,12 @@ def main(command: ShardImages) -> None:
             return
         source = str(download(SETS[command.download], command.downloads, base_url=command.base_url))
     if command.check:
+        from kernels_bank.runtime import storage
+        from pipeline.data.shards import check_place
         from pipeline.data.sources import list_sources
 
         found = list_sources(source)
+        check_place(storage.absolute(command.output))
         print(f"{len(found)} image files, {found[0].name} ... {found[-1].name}; output {command.output}")
         return
     from pipeline.data.shards import make_shards

@@ -38,7 +38,7 @@ from kernels_bank.store import (
     write_shard,
 )
 
-_KIND = "kernel bank"
+KIND = "kernel bank"
 
 
 def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) -> Manifest:
@@ -57,7 +57,7 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
     uri = storage.absolute(uri)
     if (existing := present(spec, uri)) is not None:
         return existing
-    with own_output(uri, _KIND) as lease:
+    with own_output(uri, KIND) as lease:
         # Another job may have finished it meanwhile.
         return present(spec, uri) or _build(spec, uri, lease, previews=previews)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kernels_bank.runtime import storage
+from kernels_bank.runtime.output import check_own
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.spec import KernelBankSpec
 from kernels_bank.store import plan, read_manifest, verify
@@ -36,11 +37,12 @@ def described(uri: str | Path) -> str:
 
 def planned(spec: KernelBankSpec, uri: str | Path) -> str:
     """Describe what a build would do. Raises what the build would raise before it starts."""
-    from kernels_bank.generate import present
+    from kernels_bank.generate import KIND, present
 
     target = storage.absolute(uri)
     if present(spec, target):
         return f"{target}: this bank is complete; nothing to do"
+    check_own(target, KIND)
     there = {name for name, _ in storage.list_files(target)}
     shards = plan(spec)
     kept = sum(shard.name in there for shard in shards)

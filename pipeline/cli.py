@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -28,6 +27,7 @@ from pydantic_settings import (
 from kernels_bank.runtime import end_request, os_errors, s3, watch
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.redact import mask_output, mask_text
+from pipeline.yaml_file import read_yaml
 
 Command_T = TypeVar("Command_T", bound="Command")
 Settings_T = TypeVar("Settings_T", bound=BaseModel)
@@ -168,17 +168,7 @@ def _config_file(arguments: Sequence[str]) -> dict[str, object]:
             path = argument.partition("=")[2]
     if path is None:
         return {}
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadRequestError(f"--config {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadRequestError(f"--config {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise BadRequestError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise BadRequestError(f"--config {path}: a mapping of settings is expected, got {type(content).__name__}")
-    return content
+    return read_yaml(path, f"--config {path}")
 
 
 def _explain(error: ValidationError) -> str:

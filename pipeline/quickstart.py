@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kernels_bank import KernelBankSpec, benchmark_kernels
 from kernels_bank.runtime.cluster import connect
+from kernels_bank.runtime.output import check_writable, write_once
 from pipeline.config import RunConfig
 from pipeline.data.manifest import ShardSettings
 from pipeline.data.photographs import check_photographs, copy_photographs
@@ -49,10 +50,13 @@ def quickstart(config: RunConfig, protocol: Path) -> Result:
     from pipeline.training.fit import cpus_needed, fit
 
     home = Path(config.output).absolute() / config.name
+    check_writable(config.output)
+    # First of all: what lies in the way is said before minutes of work.
+    train, held_out = copy_photographs(home / "photographs")
+    lr = _degraded(held_out / _SHOWN, home)
     uri = runs.use_store(config.output)
     threading.Thread(target=runs.prepare_store, args=(uri,), daemon=True).start()
     connect(min_cpus=cpus_needed(config))
-    train, held_out = copy_photographs(home / "photographs")
 
     with step("1/6 kernel bank"):
         if present(BANK, config.data.bank):
@@ -73,7 +77,6 @@ def quickstart(config: RunConfig, protocol: Path) -> Result:
         settings = EvaluationSettings(model=model, images=str(held_out), protocol=str(protocol))
         headline = run_evaluation(settings, home / f"evaluation-v{fitted.version}")
     with step("6/6 look-up by alias and restoration"):
-        lr = _degraded(held_out / _SHOWN, home)
         restored = home / f"restored-v{fitted.version}"
         wanted = RestoreSettings(model=model, input=str(lr), output=str(restored), scale=2, overwrite=True)
         checked(restore_files(wanted))
@@ -88,9 +91,8 @@ def planned(config: RunConfig, protocol: Path) -> str:
     """
     from kernels_bank.runtime import storage
     from pipeline.evaluation.protocol import load_protocol
-    from pipeline.inference.batch import check_output
 
-    check_output(config.output)
+    check_writable(config.output)
     photographs, name = check_photographs(), load_protocol(str(protocol)).name
 
     def state(uri: str, file: str) -> str:
@@ -139,6 +141,5 @@ def _degraded(photograph: Path, home: Path) -> Path:
     wrapped = len(kernel) // 4 + 1  # a camera sees no picture wrapped around its edges
     lr = lr[wrapped:-wrapped, wrapped:-wrapped]
     path = home / "lr" / photograph.name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(encode_png((lr * 255).round().astype("uint8")))
+    write_once({path: encode_png((lr * 255).round().astype("uint8"))})
     return path

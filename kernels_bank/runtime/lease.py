@@ -60,8 +60,9 @@ def only_writer(place: str, *, renew_s: float = RENEW_S) -> Iterator[Lease]:
         renew_s: seconds between two renewals.
 
     Raises:
-        BadRequestError: another writer is at work.
+        BadRequestError: another writer is at work, or the place has a name that is not UTF-8.
     """
+    storage.refuse_odd_name(place)
     store, token = lease_store(storage.join(place, ENTRY)), uuid.uuid4().hex
     content = this_process() | {"token": token, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "renewed": 0}
     try:

@@ -7,7 +7,6 @@ import fcntl
 import functools
 import json
 import os
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ class _FileEntry(LeaseStore):
         with self._locked():
             if self.read() != seen:
                 return False
-            temporary = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:12]}")
+            temporary = self._path.with_name(storage.temporary_name(self._path.name))
             try:
                 temporary.write_bytes(_encoded(content))
                 temporary.replace(self._path)
@@ -188,7 +187,8 @@ class _S3Entry(LeaseStore):
 @functools.lru_cache(maxsize=64)
 def _keeps_conditions(uri: str) -> bool:
     """Find out whether the server of this object refuses a second write under If-None-Match; some ignore the header."""
-    bucket, key = s3.bucket_and_key(f"{uri}.{uuid.uuid4().hex[:12]}")
+    folder, _, name = uri.rpartition("/")
+    bucket, key = s3.bucket_and_key(storage.join(folder, storage.temporary_name(name)))
     place = {"Bucket": bucket, "Key": key}
 
     def is_refused(client: Any) -> bool:  # noqa: ANN401

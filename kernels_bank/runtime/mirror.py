@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kernels_bank.runtime import scratch, storage
-from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 
 @contextlib.contextmanager
-def local_folder(uri: str, *, every_s: float = 30.0) -> Iterator[Path]:
+def local_folder(uri: str, *, every_s: float = 30.0, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yield a folder with what lies under `uri`; changes in it are sent back while the block runs and at its end.
 
     A process that is killed loses at most the last `every_s` seconds. Files go in the order in which they were last
     written, so what is written last in the folder is last under `uri` too; files deleted in the block are deleted
     there at its end. A local `uri` is the folder itself, and nothing is copied.
 
+    Args:
+        uri: of the folder or prefix.
+        every_s: seconds between two looks at what has changed.
+        check: called before anything is sent; it raises JobFailedError when `uri` is another process's by now.
+
     Raises:
         ArtefactError: a file under `uri` cannot be read.
         BadRequestError: there is one whose key is no name of a file.
+        JobFailedError: at the end, from `check`.
         OSError: at the end, when `uri` cannot be written.
     """
     if "://" not in uri or uri.startswith("file://"):
@@ -39,7 +45,8 @@ def local_folder(uri: str, *, every_s: float = 30.0) -> Iterator[Path]:
         def keep_sending() -> None:
             while not ended.wait(every_s):
                 # A store that is away for a while costs an interval, not the work.
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, JobFailedError):
+                    check()
                     _send(folder, uri, known)
 
         sender = threading.Thread(target=keep_sending, name="send-results", daemon=True)
@@ -49,6 +56,7 @@ def local_folder(uri: str, *, every_s: float = 30.0) -> Iterator[Path]:
         finally:
             ended.set()
             sender.join()
+            check()
             _send(folder, uri, known)
             for file in known.keys() - _written(folder).keys():
                 storage.remove_file(storage.join(uri, file))

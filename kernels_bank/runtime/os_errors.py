@@ -77,7 +77,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        linked = [getattr(current, "cause", None), current.__cause__, current.__context__]
+        linked = [getattr(current, "cause", None), current.__cause__]
+        if not current.__suppress_context__:  # `raise ... from None` says that it has nothing to do with this
+            linked.append(current.__context__)
         failures = getattr(current, "worker_failures", None)
         if isinstance(failures, dict):
             linked += failures.values()

@@ -7,8 +7,10 @@ empty place is a mark, and a place that holds files without that mark is refused
 from __future__ import annotations
 
 import contextlib
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kernels_bank.runtime import storage
@@ -56,8 +58,9 @@ def check_own(place: str, kind: str, names: Sequence[str] | None = None) -> None
         names: files and folders directly below that the job writes; None for all that may lie there.
 
     Raises:
-        BadRequestError: it holds something else; the first such file is named.
+        BadRequestError: it holds something else, the first such file is named; or it cannot be written to.
     """
+    check_writable(place)
     mark = _read_mark(place)
     if mark is None:
         if names is None:
@@ -72,6 +75,41 @@ def check_own(place: str, kind: str, names: Sequence[str] | None = None) -> None
         raise BadRequestError(
             f"{place}: holds a {mark['kind']}, not a {kind}; nothing was touched, choose another place"
         )
+
+
+def check_writable(place: str) -> None:
+    """Check, before the work, that a place takes files. Raises BadRequestError.
+
+    A bucket is not asked: the first request to it says whether it is there.
+    """
+    storage.refuse_odd_name(place)
+    if storage.is_s3(place):
+        return
+    folder = Path(storage.resolve(place)[1])
+    if storage.is_file(folder):
+        raise BadRequestError(f"{place} is a file; name a folder")
+    longest = max(len(os.fsencode(part)) for part in folder.parts)
+    if longest > storage.LONGEST_NAME:
+        raise BadRequestError(f"{place}: a name of {longest} bytes, {storage.LONGEST_NAME} are possible")
+    there = next(above for above in (folder, *folder.parents) if storage.exists(above))
+    if not there.is_dir():
+        raise BadRequestError(f"{place}: {there} is no folder; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadRequestError(f"{place}: {there} is not writable; choose another place")
+
+
+def write_once(files: Mapping[Path, bytes]) -> None:
+    """Write files that are always the same, where they are not there yet.
+
+    Raises:
+        BadRequestError: one is there and holds something else; nothing was touched.
+    """
+    missing = [path for path in files if not storage.exists(path)]
+    for path, data in files.items():
+        if path not in missing and not (path.is_file() and path.read_bytes() == data):
+            raise BadRequestError(f"{path}: holds something else than is written there; nothing was touched, move it")
+    for path in missing:
+        storage.write_bytes(path, files[path])
 
 
 def remove_leftovers(place: str, keep: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ Endpoint and credentials of S3 come from the usual AWS variables, `AWS_ENDPOINT_
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -42,11 +43,15 @@ def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
             users of filesystems would drop.
     """
     text = str(uri)
-    scheme, separator, rest = text.partition("://")
+    if "\0" in text:
+        raise BadRequestError(f"{text!r}: holds a zero byte, which no name has")
+    if text.startswith("s3:/") and not text.startswith("s3://"):
+        raise BadRequestError(f"{text}: an S3 URI begins with s3://")
+    if text.startswith("file:/"):
+        return pafs.LocalFileSystem(), _file_path(text)
+    scheme, separator, _ = text.partition("://")
     if not separator:
         return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
-    if scheme == "file":
-        return pafs.LocalFileSystem(), unquote(rest, errors="surrogateescape")
     if scheme == "s3":
         from kernels_bank.runtime.s3_filesystem import s3_filesystem
 
@@ -55,6 +60,17 @@ def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
             raise BadRequestError(f"{text}: has an empty part between two slashes; choose another place")
         return s3_filesystem(tries), f"{bucket}/{key}".rstrip("/")
     raise BadRequestError(f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix")
+
+
+def _file_path(uri: str) -> str:
+    """Return the path of `file:///path`, `file://localhost/path` or `file:/path`."""
+    rest = uri.removeprefix("file:")
+    if rest.startswith("//"):
+        host, _, rest = rest.removeprefix("//").partition("/")
+        if host not in {"", "localhost"}:
+            raise BadRequestError(f"{uri}: names the machine '{host}'; write file:///path for a file of this one")
+        rest = f"/{rest}"
+    return unquote(rest, errors="surrogateescape")
 
 
 def is_s3(uri: str | Path) -> bool:
@@ -68,9 +84,22 @@ def is_s3(uri: str | Path) -> bool:
 def absolute(uri: str | Path) -> str:
     """Return the URI in a form that means the same in another working directory; `file://` becomes a plain path."""
     text = str(uri)
-    if "://" in text and not text.startswith("file://"):
+    if "://" in text and not text.startswith("file:/"):
         return text.rstrip("/")
     return resolve(text)[1].rstrip("/") or "/"
+
+
+def refuse_odd_name(uri: str | Path) -> None:
+    """Check that a place to write to has a name that is text. Raises BadRequestError.
+
+    Files of any name are read; but Ray, Arrow and MLflow take no other names than text.
+    """
+    try:
+        absolute(uri).encode()
+    except UnicodeEncodeError as error:
+        raise BadRequestError(
+            f"{uri}: this name is not UTF-8, nothing is written there; choose another place"
+        ) from error
 
 
 def join(uri: str | Path, *parts: str) -> str:
@@ -82,8 +111,7 @@ def exists(uri: str | Path) -> bool:
     """Return whether a file or folder is there."""
     if is_s3(uri):
         return s3_objects.stat(str(uri)) is not None
-    filesystem, path = resolve(uri)
-    return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+    return _mode(uri) is not None
 
 
 def is_file(uri: str | Path) -> bool:
@@ -91,8 +119,20 @@ def is_file(uri: str | Path) -> bool:
     if is_s3(uri):
         entry = s3_objects.stat(str(uri))
         return entry is not None and not entry.folder
-    filesystem, path = resolve(uri)
-    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+    mode = _mode(uri)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def _mode(uri: str | Path) -> int | None:
+    """Return what a local path leads to: a file, a folder, or nothing. Not by pyarrow, which takes only UTF-8."""
+    try:
+        return os.stat(resolve(uri)[1]).st_mode  # noqa: PTH116 - the name may be no text
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno not in {errno.ENAMETOOLONG, errno.ELOOP}:
+            raise
+        raise BadRequestError(f"{uri}: {error.strerror}; give another name") from error
 
 
 def list_files(uri: str | Path, *, recursive: bool = False) -> list[tuple[str, int]]:
@@ -139,10 +179,8 @@ def remove_folder(uri: str | Path) -> None:
     """Delete a folder or prefix and all below it; nothing happens when it is not there."""
     if is_s3(uri):
         s3_objects.delete_below(str(uri))
-        return
-    filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
+    elif (mode := _mode(uri)) is not None and stat.S_ISDIR(mode):
+        shutil.rmtree(resolve(uri)[1])  # refuses a link: what that leads to is somebody else's
 
 
 def move_folder(source: str | Path, target: str | Path) -> None:
@@ -152,8 +190,9 @@ def move_folder(source: str | Path, target: str | Path) -> None:
             s3_objects.copy(join(source, name), join(target, name))
             s3_objects.delete(join(source, name))
         return
-    filesystem, path = resolve(source)
-    filesystem.move(path, resolve(target)[1])
+    new = Path(resolve(target)[1])
+    new.parent.mkdir(parents=True, exist_ok=True)
+    Path(resolve(source)[1]).rename(new)
 
 
 def remove_file(uri: str | Path) -> None:
@@ -161,8 +200,7 @@ def remove_file(uri: str | Path) -> None:
     if is_s3(uri):
         s3_objects.delete(str(uri))
         return
-    filesystem, path = resolve(uri)
-    filesystem.delete_file(path)
+    Path(resolve(uri)[1]).unlink()
 
 
 def read_bytes(uri: str | Path, sha256: str | None = None, *, limit: int | None = None) -> bytes:
@@ -280,7 +318,7 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
         return
     target = Path(resolve(uri)[1])
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(_temporary_name(target.name))
+    temporary = target.with_name(temporary_name(target.name))
     try:
         with io.BufferedWriter(_NamedFile(temporary, target)) as stream:
             yield stream
@@ -322,7 +360,7 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _temporary_name(name: str) -> str:
+def temporary_name(name: str) -> str:
     """Return a hidden name beside `name` that the file system takes wherever it takes `name` itself."""
     end = f".{uuid.uuid4().hex[:12]}.tmp"
     if len(os.fsencode(name)) + len(end) + 1 > LONGEST_NAME:

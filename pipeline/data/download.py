@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.lease import Lease
+from kernels_bank.runtime.output import own_output
 from kernels_bank.runtime.progress import Progress
 
 _CHUNK = 1 << 20
@@ -48,7 +50,8 @@ def download(published: Published, folder: Path, *, base_url: str = DIV2K_URL) -
     """Fetch a file to `folder`, or finish an earlier attempt; returns its path. A complete file is only checked.
 
     Raises:
-        BadRequestError: the server does not have the file, keeps failing, or the disk is too small.
+        BadRequestError: the server does not have the file, keeps failing, the disk is too small, another process
+            fetches to the folder, or a part of the file lies there that was not fetched by this program.
         ArtefactError: what came is not the published file.
     """
     target = folder / published.file
@@ -58,8 +61,13 @@ def download(published: Published, folder: Path, *, base_url: str = DIV2K_URL) -
                 f"{target}: is not the published file of this name; nothing was touched, choose another --downloads"
             )
         return target
-    folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
+    with own_output(str(folder), "folder of downloads", [part.name]) as lease:
+        return _download(published, part, target, base_url, lease)
+
+
+def _download(published: Published, part: Path, target: Path, base_url: str, lease: Lease) -> Path:
+    folder = part.parent
     have = part.stat().st_size if part.exists() else 0
     if shutil.disk_usage(folder).free < published.bytes - have:
         raise BadRequestError(f"{folder}: {published.bytes / 2**30:.1f} GiB are needed; choose another --downloads")
@@ -78,6 +86,7 @@ def download(published: Published, folder: Path, *, base_url: str = DIV2K_URL) -
                 )
             if have < published.bytes:
                 time.sleep(_RETRY_WAITS_S[max(0, failures - 1)])
+    lease.check()
     if (found := _sha256(part)) != published.sha256:
         part.unlink()  # made here, byte for byte
         raise ArtefactError(

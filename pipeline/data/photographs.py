@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.output import write_once
 
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 TRAIN = {"coffee.png": "skimage", "rocket.jpg": "skimage", "china.jpg": "sklearn", "flower.jpg": "sklearn"}
@@ -13,15 +14,18 @@ HELD_OUT = {"astronaut.png": "skimage", "chelsea.png": "skimage"}
 
 
 def copy_photographs(folder: Path) -> tuple[Path, Path]:
-    """Copy them to `folder`/train and `folder`/held-out; returns the two folders.
+    """Copy them to `folder`/train and `folder`/held-out, where they are not yet; returns the two folders.
 
     Raises:
-        BadRequestError: one of the two packages is not installed.
+        BadRequestError: one of the two packages is not installed, or another file has one of the names.
     """
-    for split, photographs in (("train", TRAIN), ("held-out", HELD_OUT)):
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        for name, package in photographs.items():
-            (folder / split / name).write_bytes(_source(name, package).read_bytes())
+    write_once(
+        {
+            folder / split / name: _source(name, package).read_bytes()
+            for split, photographs in (("train", TRAIN), ("held-out", HELD_OUT))
+            for name, package in photographs.items()
+        }
+    )
     return folder / "train", folder / "held-out"
 
 

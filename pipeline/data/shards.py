@@ -75,8 +75,7 @@ def make_shards(
     output = storage.absolute(output)
     # Looked at before Ray starts: a place that cannot be reached, or is not ours, is said soon.
     sources = list_sources(source)
-    if not storage.exists(storage.join(output, MANIFEST)):
-        check_own(output, _KIND)
+    check_place(output)
     connect()
     files = _inspect(sources, settings.min_side)
     source_digest = storage.digest_of([[f.name, f.sha256] for f in files])
@@ -116,6 +115,12 @@ def make_shards(
         storage.write_json(storage.join(output, MANIFEST), manifest.model_dump())
         storage.remove_folder(storage.join(output, _NOTES))
     return manifest, False
+
+
+def check_place(output: str) -> None:
+    """Check that the place is free, or holds shards, finished or not. Raises BadRequestError."""
+    if not storage.exists(storage.join(output, MANIFEST)):
+        check_own(output, _KIND)
 
 
 def _finished(output: str, source_digest: str, settings: ShardSettings) -> Manifest | None:

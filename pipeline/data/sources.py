@@ -55,7 +55,7 @@ def list_sources(uri: str, *, leave_out: str | None = None) -> list[Source]:
     else:
         if storage.is_file(root):
             raise BadRequestError(f"{uri}: is a single file; name its folder, a .zip, or an s3:// prefix")
-        found = [_file(root, name) for name, _ in storage.list_files(root, recursive=True)]
+        found = [file_source(root, name) for name, _ in storage.list_files(root, recursive=True)]
     seen = [s for s in found if not _is_hidden(s.name) and not (leave_out and s.uri.startswith(f"{leave_out}/"))]
     images = [s for s in seen if _suffix(s.name) in FORMAT_OF_SUFFIX]
     others = count_by_suffix(s.name for s in seen if _suffix(s.name) not in FORMAT_OF_SUFFIX)
@@ -93,8 +93,11 @@ def read_source(source: Source) -> bytes:
     raise AssertionError("unreachable")
 
 
-def _file(root: str, name: str) -> Source:
-    """Return the source of a file. A name that is not UTF-8 is spelled with escapes, and its URI percent-encoded."""
+def file_source(root: str, name: str) -> Source:
+    """Return the source of a file below a folder or prefix.
+
+    A name that is not UTF-8 is spelled with escapes, and its URI percent-encoded.
+    """
     path = storage.join(root, name)
     try:
         path.encode()

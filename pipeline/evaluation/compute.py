@@ -299,12 +299,16 @@ def _read_journal(path: Path, made_from: str) -> dict[tuple[Any, ...], list[dict
         path.write_bytes(whole)
     if not whole:
         return {}
-    first, *lines = whole.decode().splitlines()
-    if json.loads(first).get("made_from") != made_from:
+    done, makers = {}, []
+    try:
+        first, *lines = whole.decode().splitlines()
+        makers.append(json.loads(first)["made_from"])
+        for line in lines:
+            rows = json.loads(line)
+            case = Case(rows[0]["uri"], rows[0]["kernel"], rows[0]["scale"], rows[0]["sigma"])
+            done[tuple(_key(case))] = rows
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ArtefactError(f"{path}: damaged; delete it and run the command again") from error
+    if makers != [made_from]:
         raise ArtefactError(f"{path.parent}: holds another evaluation; choose another --output or delete it")
-    done = {}
-    for line in lines:
-        rows = json.loads(line)
-        case = Case(rows[0]["uri"], rows[0]["kernel"], rows[0]["scale"], rows[0]["sigma"])
-        done[tuple(_key(case))] = rows
     return done

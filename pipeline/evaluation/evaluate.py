@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError, UnavailableError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.mirror import local_folder
-from kernels_bank.runtime.output import own_output
+from kernels_bank.runtime.output import check_own, own_output
 from pipeline.evaluation import figures
 from pipeline.evaluation.compute import JOURNAL, RESULTS, SUMMARY, Plan, evaluate, prepare, save
 from pipeline.evaluation.crops import best_median_worst, judged_method, restore_again
@@ -20,6 +21,7 @@ from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.evaluation.summary import Cell, cells, print_tables, summarise
 
 REPORT, BARS, SAMPLES = "report.html", "psnr-by-kernel.png", "samples.png"
+_KIND = "evaluation"
 _SQUARE = 160  # HR pixels of a picture in the report
 
 
@@ -41,16 +43,21 @@ def run_evaluation(settings: EvaluationSettings, output: str | Path) -> dict[str
             something else.
     """
     place = storage.absolute(output)
-    names = () if _made_here(place) else (JOURNAL, RESULTS, SUMMARY, REPORT, BARS, SAMPLES)
-    with own_output(place, "evaluation", names) as lease, local_folder(place) as folder:
+    with own_output(place, _KIND, _names(place)) as lease, local_folder(place, check=lease.check) as folder:
         return _run(settings, folder, lease)
 
 
-def _made_here(place: str) -> bool:
-    """Check whether a finished evaluation lies there; one of an earlier version has no mark."""
+def _names(place: str) -> tuple[str, ...]:
+    """List what may not lie there without a mark: nothing where an earlier version, which made none, has finished."""
     where = storage.join(place, SUMMARY)
-    summary = storage.read_json(where) if storage.exists(where) else None
-    return isinstance(summary, dict) and "made_from" in summary
+    try:
+        summary = storage.read_json(where, nan=True) if storage.exists(where) else None  # measured values may be NaN
+    except UnavailableError:
+        raise
+    except ArtefactError:  # no JSON: somebody else's
+        summary = None
+    ours = isinstance(summary, dict) and "made_from" in summary
+    return () if ours else (JOURNAL, RESULTS, SUMMARY, REPORT, BARS, SAMPLES)
 
 
 def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, float]:
@@ -101,8 +108,10 @@ def _write_pictures(plan: Plan, rows: list[dict[str, Any]], table: Sequence[Cell
     storage.write_bytes(output / REPORT, page.encode())
 
 
-def planned(settings: EvaluationSettings) -> str:
+def planned(settings: EvaluationSettings, output: str | Path) -> str:
     """Describe what an evaluation would compute. Raises what it would raise before it starts."""
+    place = storage.absolute(output)
+    check_own(place, _KIND, _names(place))
     plan = prepare(settings)
     images, scales = len(plan.about["images"]), ", ".join(map(str, plan.about["scales"]))
     return (

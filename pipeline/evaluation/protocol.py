@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import Frozen, Scale, Sigma
 from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
+from pipeline.yaml_file import read_yaml
 
 
 class Protocol(Frozen):
@@ -97,14 +97,7 @@ def load_protocol(name_or_path: str) -> Protocol:
             f"protocol '{name_or_path}': neither a known name ({', '.join(PROTOCOLS)}) nor a YAML file"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Protocol.model_validate(content)
-    except OSError as error:
-        raise BadRequestError(f"protocol {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadRequestError(f"protocol {path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise BadRequestError(f"protocol {path}: not YAML ({' '.join(str(error).split())})") from error
+        return Protocol.model_validate(read_yaml(name_or_path, f"protocol {path}"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"

@@ -65,6 +65,16 @@ def read_png(data: bytes) -> Parts:
     )
 
 
+def with_text(data: bytes, text: bytes) -> bytes:
+    """Return a PNG with a tEXt chunk, `keyword NUL text`, behind its header."""
+    return data[:33] + _chunk(b"tEXt", text) + data[33:]
+
+
+def has_text(data: bytes, text: bytes) -> bool:
+    """Check whether these bytes are a PNG that `with_text` gave this text."""
+    return data.startswith(SIGNATURE) and data[33:].startswith(_chunk(b"tEXt", text))
+
+
 def with_metadata(data: bytes, metadata: Metadata) -> bytes:
     """Return a PNG with metadata behind its header. libpng itself refuses profiles with the smallest flaw."""
     chunks = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from kernels_bank.runtime import os_errors, storage
 from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
-from kernels_bank.runtime.lease import only_writer
+from kernels_bank.runtime.lease import Lease, only_writer, refuse_second_writer
+from kernels_bank.runtime.output import check_writable
 from kernels_bank.runtime.progress import Progress
 from pipeline.data.sources import Source, read_source
 from pipeline.images import BadImageError
@@ -29,21 +29,24 @@ def restore_files(settings: RestoreSettings) -> list[RestoreResult]:
     Raises:
         BadRequestError: no such model, image or kernel, they do not fit, a result exists and `overwrite` is off, or
             another process writes to the output.
+        JobFailedError: another process has taken the output over, because this one stood still for long.
     """
-    check_output(settings.output)
-    with only_writer(storage.absolute(settings.output)):
-        return _restore(settings)
+    check_writable(settings.output)
+    with only_writer(storage.absolute(settings.output)) as lease:
+        return _restore(settings, lease)
 
 
-def _restore(settings: RestoreSettings) -> list[RestoreResult]:
+def _restore(settings: RestoreSettings, lease: Lease) -> list[RestoreResult]:
     context = load_context(settings, torch.device("cpu") if settings.workers > 1 else None)
     todo, done = split_done(list_jobs(settings), settings, context.request)
     outcomes = [RestoreResult(job.source.name, job.result, "was finished before") for job in done]
     with Progress("restore", len(todo) + len(done), "image") as bar:
         bar.start_at(len(done))
+        lease.check()
         for outcome in _on_cluster(todo, context) if settings.workers > 1 and todo else _here(todo, context):
             outcomes.append(outcome)
             bar.advance(note=outcome.name)
+            lease.check()  # before the next one is written
     return sorted(outcomes, key=lambda outcome: outcome.name)
 
 
@@ -58,11 +61,15 @@ def checked(outcomes: list[RestoreResult]) -> list[RestoreResult]:
 
 def planned(settings: RestoreSettings) -> str:
     """Describe what `restore_files` would do: everything reachable is looked at, nothing written. Raises as it does."""
-    check_output(settings.output)
+    check_writable(settings.output)
+    refuse_second_writer(storage.absolute(settings.output))
     context = load_context(settings)
     todo, done = split_done(list_jobs(settings), settings, context.request)
     sizes, broken = [], []
     for job in todo:
+        if (problem := job.name_problem()) is not None:
+            broken.append(f"\n  not possible   {job.source.name}: {problem}")
+            continue
         try:
             header = read_header(read_source(job.source))
             sizes.append((header.height * header.width, f"{header.width} x {header.height}"))
@@ -145,16 +152,3 @@ class Worker:
         with os_errors.told():
             outcome = restore_job(RestoreJob(source, row["target"], row["kind"]), self.context)
         return {"name": outcome.name, "output": outcome.output, "note": outcome.note}
-
-
-def check_output(output: str) -> None:
-    """Check that the output, or the nearest folder above it, takes files. Raises BadRequestError."""
-    if storage.is_file(output):
-        raise BadRequestError(f"--output {output} is a file; name a folder")
-    if storage.is_s3(output):
-        return  # the bucket is there, or `is_file` would have said so
-    folder = storage.resolve(output)[1]
-    while not os.path.exists(folder):  # noqa: PTH110 - a path of pyarrow's
-        folder = os.path.dirname(folder)  # noqa: PTH120
-    if not os.access(folder, os.W_OK):
-        raise BadRequestError(f"--output {output}: {folder} is not writable")

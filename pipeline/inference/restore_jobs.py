@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.data.sources import Source, list_sources, read_source
+from pipeline.data.sources import Source, file_source, list_sources, read_source
 from pipeline.images import BadImageError
 from pipeline.images.photograph import FORMAT_OF_SUFFIX, SUFFIX, Format
 from pipeline.inference.settings import RestoreSettings
@@ -63,7 +63,7 @@ def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
     """
     root, output = storage.absolute(settings.input), storage.absolute(settings.output)
     if storage.is_file(root) and PurePosixPath(root).suffix.lower() != ".zip":
-        sources = [Source(root, PurePosixPath(root).name)]
+        sources = [file_source(*root.rsplit("/", 1))]
     else:
         if output == root:
             raise BadRequestError(f"--output {settings.output} is the input; results would be taken for photographs")

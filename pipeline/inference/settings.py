@@ -60,6 +60,10 @@ class RestoreSettings(Frozen):
             value.format(stem="stem", scale=2)
         except (ValueError, IndexError, KeyError, AttributeError) as error:
             raise ValueError(f"'{value}' cannot be filled in ({error}); such as {{stem}}-x{{scale}}") from error
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{value!r} is not UTF-8") from error
         if PurePosixPath(value).name != value or value.startswith("."):
             raise ValueError(f"'{value}': a file name is expected; --output says where")
         return value

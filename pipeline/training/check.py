@@ -7,19 +7,24 @@ from pathlib import Path
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.cluster import connect
+from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.lease import refuse_second_writer
+from kernels_bank.runtime.output import check_own
 from pipeline.config import RunConfig
 from pipeline.data.feed import Feed
 from pipeline.data.manifest import read_manifest
+from pipeline.images import png
 from pipeline.images.encode import encode_png
-from pipeline.inference.batch import check_output
 from pipeline.tracking.health import check_store
 from pipeline.tracking.store import RunRef, sqlite_path, tracking_uri
 from pipeline.training.commit import newest
 from pipeline.training.cost import training_cost
-from pipeline.training.fit import Resume, absolute, check_cluster, cpus_needed, data_digests, earlier, initial_weights
+from pipeline.training.fit import Resume, absolute, check_cluster, cpus_needed, data_digests, initial_weights
 from pipeline.training.pictures import contact_sheet
+from pipeline.training.record import KIND, earlier, names_without_mark
 
 _BATCHES = 50
+_SOFTWARE = b"Software\0blind-sr contact sheet"  # marks the file as one that may be overwritten
 
 
 def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
@@ -38,10 +43,12 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     home, store = storage.join(config.output, config.name), tracking_uri(config.output)
     record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
     found = newest(storage.join(home, "checkpoints")) if record else ""
-    # The checkpoint itself is looked at by the run: here nothing is changed, and another driver may be at work.
+    # The checkpoint itself is looked at by the run: here nothing is changed.
     step = int(found.rpartition("-")[2]) if found else None
     start = initial_weights(config, step, home)
-    check_output(config.output)
+    check_own(home, KIND, names_without_mark(home))
+    refuse_second_writer(home)
+    _refuse_other_file(sheet)
     database = sqlite_path(store)
     recorded = "SQLite file to be made" if database and not database.exists() else check_store(store)
     connect(min_cpus=cpus_needed(config))
@@ -53,8 +60,7 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     started = time.perf_counter()
     seen = sum(len(batch.keys) for batch in batches)
     rate = seen / (time.perf_counter() - started)
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    sheet.write_bytes(encode_png(contact_sheet(first)))
+    storage.write_bytes(sheet, png.with_text(encode_png(contact_sheet(first)), _SOFTWARE))
     epochs = train.steps * train.batch_size / samples
     shapes = {name: tuple(getattr(first, name).shape) for name in ("lr", "hr", "kernel")}
     images = train.micro_batch or train.batch_size // train.workers
@@ -73,6 +79,12 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
         f"contact sheet  {sheet}",
     ]
     return "\n  ".join(lines)
+
+
+def _refuse_other_file(sheet: Path) -> None:
+    """Check that no other file than an earlier sheet would be overwritten. Raises BadRequestError."""
+    if sheet.exists() and not (sheet.is_file() and png.has_text(sheet.read_bytes(), _SOFTWARE)):
+        raise BadRequestError(f"{sheet.absolute()}: is no contact sheet of this program; move it, nothing was touched")
 
 
 def _state(record: dict, home: str, steps: int) -> str:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from pydantic import Field, ValidationError
 
 from kernels_bank import KernelBank
 from kernels_bank.runtime import scratch, storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
-from kernels_bank.runtime.lease import Lease, refuse_second_writer
+from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.output import own_output
-from pipeline.config import Frozen, RunConfig
+from pipeline.config import RunConfig
 from pipeline.data.manifest import read_manifest
 from pipeline.images.encode import encode_png
 from pipeline.model.weights import load_model
-from pipeline.model_folder import check_folder, first_problem
+from pipeline.model_folder import check_folder
 from pipeline.tracking import registry, runs
 from pipeline.tracking.bank import log_bank
 from pipeline.tracking.package import PICTURE
@@ -29,31 +27,9 @@ from pipeline.training import checkpoint, commit
 from pipeline.training.launch import run_workers
 from pipeline.training.learner import InitialWeights, learning_rate_factor, starting_point
 from pipeline.training.pictures import card_picture, fixed_batch
+from pipeline.training.record import KIND, RECORD, earlier, names_without_mark, put_aside
 
-_RECORD_BYTES = 1 << 20
 Resume = Literal["auto", "changed", "never"]
-_NAMES = ("run.json", "checkpoints", "model")  # what a run writes into its folder; other things may lie beside
-
-# Settings that may change between two sittings of one run: they do not change what is learned.
-_FREE: dict[str, Any] = {
-    "output": True,
-    "tracking": True,
-    "data": {"task_cpus", "max_bad_fraction", "shards", "bank"},  # the two URIs: their digests are compared
-    "train": {
-        *("steps", "workers", "min_workers", "cpus_per_worker", "gpu", "max_failures", "micro_batch", "start_from"),
-        *("log_every", "image_every", "checkpoint_every", "checkpoint_minutes", "validate_every", "validation_tiles"),
-    },
-}
-
-
-class RunRecord(Frozen):
-    """Hold the content of `run.json`, which lies in the run's folder."""
-
-    config: RunConfig
-    digests: dict[str, str]
-    run_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    finished: int | None = None  # steps
-    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,20 +60,32 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
     config = absolute(config)
     digests = data_digests(config)
     home = storage.join(config.output, config.name)
-    if resume == "never":
-        _put_aside(home)
-    record = earlier(home, config, digests, changed=resume == "changed")
-    if record.get("finished") == config.train.steps and _is_whole(storage.join(home, "model")):
-        run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
-        runs.send_unsent(run, home, _say)
-        return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
-    with own_output(home, "training run", () if record else _NAMES) as lease:
+    record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
+    if (done := _finished(config, home, record)) is not None:
+        return done
+    with own_output(home, KIND, names_without_mark(home)) as lease:
+        if resume == "never":
+            put_aside(home)
+        # Read again: another driver may have begun or ended this run before this one was the only one.
+        if (now := earlier(home, config, digests, changed=resume == "changed")) != record:
+            record = now
+            if (done := _finished(config, home, record)) is not None:
+                return done
         step = commit.usable_step(storage.join(home, "checkpoints"))
         start = initial_weights(config, step, home)
         if step is not None:
             say_schedule(config, record, step)
         connect(min_cpus=cpus_needed(config), verbose=verbose)
         return _train(config, digests, home, record.get("run_id"), start, lease, changed=resume == "changed")
+
+
+def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
+    """Return what is there of a finished run whose model is whole, and send what waits for the tracking server."""
+    if record.get("finished") != config.train.steps or not _is_whole(storage.join(home, "model")):
+        return None
+    run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
+    runs.send_unsent(run, home, _say)
+    return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
 
 
 def _train(
@@ -123,7 +111,7 @@ def _train(
         key=home,
     )
     record: dict[str, Any] = {"config": config.model_dump(mode="json"), "digests": digests, "run_id": run.run_id}
-    storage.write_json(storage.join(home, "run.json"), record)
+    storage.write_json(storage.join(home, RECORD), record)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         log_bank(run, config.data.bank)
@@ -135,7 +123,7 @@ def _train(
             version = _export(config, run, digests, Path(folder), model)
         runs.send_unsent(run, home, _say)
         record |= {"finished": config.train.steps, "version": version}
-        storage.write_json(storage.join(home, "run.json"), record)
+        storage.write_json(storage.join(home, RECORD), record)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -236,54 +224,3 @@ def _is_whole(model: str) -> bool:
         _say(f"{error}; the folder is written again from the last checkpoint")
         return False
     return True
-
-
-def _put_aside(home: str) -> None:
-    """Give the folder of an earlier run another name. Raises BadRequestError when a driver is at work on it."""
-    if storage.exists(storage.join(home, "run.json")):
-        refuse_second_writer(home)
-        number = next(n for n in itertools.count(1) if not storage.exists(f"{home}.{n}"))
-        storage.move_folder(home, f"{home}.{number}")
-        print(f"the earlier run is kept in {home}.{number}", file=sys.stderr, flush=True)
-
-
-def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: bool) -> dict:
-    """Return the record of a run of this name, or nothing. Refuses to go on with settings that would mix two runs.
-
-    Where changes are welcome, only those are refused that another network or optimizer would need.
-
-    Args:
-        home: the run's folder.
-        config: the run now.
-        digests: of shards and bank now.
-        changed: whether changes are welcome.
-    """
-    where = storage.join(home, "run.json")
-    if not storage.exists(where):
-        return {}
-    try:
-        kept = RunRecord.model_validate(storage.read_json(where, limit=_RECORD_BYTES))
-    except ValidationError as error:
-        raise ArtefactError(f"{where}: {first_problem(error)}; start afresh with --resume never") from error
-    record, before = kept.model_dump(mode="json", exclude_none=True), kept.config
-    found = _differences(before.model_dump(exclude=_FREE), config.model_dump(exclude=_FREE))
-    found += [f"{name} digest" for name in digests if record["digests"].get(name) != digests[name]]
-    if changed:
-        found = [difference for difference in found if difference.startswith(("model.", "train.learn:"))]
-    if found:
-        raise BadRequestError(
-            f"run '{config.name}' exists in {home} with other settings ({', '.join(found)}); choose another name, "
-            f"or start afresh with --resume never{'' if changed else ', or go on all the same with --resume changed'}"
-        )
-    return record | {"version": kept.version}
-
-
-def _differences(before: dict, now: dict, path: str = "") -> list[str]:
-    found = []
-    for key in before.keys() | now.keys():
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{path}{key}.")
-        elif old != new:
-            found.append(f"{path}{key}: {old} -> {new}")
-    return sorted(found)

@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_said_before_anything_starts(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_store)
     np.save(tmp_path / "wide.npy", sample_gaussian(1, 97, rng=np.random.default_rng(0)))
-    assert "3 images x 4 kernels at scales 2" in planned(settings)
+    assert "3 images x 4 kernels at scales 2" in planned(settings, tmp_path / "out")
     for change, message in (
         ({"scales": (3,)}, "was not made for scale 3"),
         ({"images": str(tmp_path)}, "no images in it"),
@@ -142,15 +142,15 @@ def test_what_does_not_fit_is_said_before_anything_starts(
         ({"protocol": "dan-gaussian8", "scales": (1,)}, "was not made for scale 1"),
     ):
         with pytest.raises(BadRequestError, match=message) as said:
-            planned(settings.model_copy(update=change))
+            planned(settings.model_copy(update=change), tmp_path / "out")
         assert "\n" not in str(said.value)
     only_x4 = tmp_path / "x4.yaml"
     only_x4.write_text("name: x4\nsigmas: {4: [0.0]}\n")
     with pytest.raises(BadRequestError, match=r"protocol 'x4' has none of the model's scales \(2\)"):
-        planned(settings.model_copy(update={"protocol": str(only_x4)}))
+        planned(settings.model_copy(update={"protocol": str(only_x4)}), tmp_path / "out")
     (tmp_path / "tiny.png").write_bytes(encode_png(np.zeros((20, 90, 3), np.uint8)))
     with pytest.raises(BadRequestError, match=r"tiny\.png: 90 x 20 is too small for scale 2"):
-        planned(settings.model_copy(update={"images": str(tmp_path)}))
+        planned(settings.model_copy(update={"images": str(tmp_path)}), tmp_path / "out")
 
 
 def test_a_second_command_on_one_output_is_refused(settings: EvaluationSettings, tmp_path: Path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.mirror import local_folder
 
 pytestmark = pytest.mark.flow
@@ -72,3 +74,25 @@ def test_a_local_folder_is_itself(tmp_path: Path):
         assert folder == tmp_path / "x"
     with local_folder((tmp_path / "a b").as_uri()) as folder:
         assert folder == tmp_path / "a b"
+
+
+@pytest.mark.usefixtures("s3")
+def test_nothing_is_sent_to_a_place_that_another_process_has_taken_over():
+    taken = threading.Event()
+
+    def check() -> None:
+        if taken.is_set():
+            raise JobFailedError("taken over")
+
+    def work() -> None:
+        with local_folder(f"{URI}-taken", every_s=0.05, check=check) as folder:
+            (folder / "early").write_bytes(b"1")
+            deadline = time.monotonic() + 60
+            while "early" not in at(f"{URI}-taken"):
+                assert time.monotonic() < deadline
+            taken.set()
+            (folder / "late").write_bytes(b"2")
+
+    with pytest.raises(JobFailedError, match="taken over"):
+        work()
+    assert at(f"{URI}-taken") == {"early": b"1"}

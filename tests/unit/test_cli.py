@@ -107,3 +107,31 @@ def test_help_costs_no_heavy_import(job: Path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"name: caf\xe9", "not UTF-8 text \\(byte 9\\)"),
+        (b"\xff\xfen\0", "not UTF-8 text"),
+        (b"a: \x07", "not YAML"),
+        (b"[" * 5000, "nested too deeply"),
+        (b"2001-99-99: 1", "month must be in 1..12"),
+        (b"a: !!timestamp x", "not YAML"),
+        (b"a: !!python/object:os.system {}", "not YAML"),
+        (b"1: 2", "'1' is no name of a setting"),
+        (b"on: 2", "'True' is no name of a setting"),
+        (b"- a", "got list"),
+        (b"", "got NoneType"),
+        (b"#" * (2 << 20), "larger than"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_one_line(tmp_path: Path, content: bytes, told: str):
+    (tmp_path / "odd.yaml").write_bytes(content)
+    with pytest.raises(BadRequestError, match=f"--config .*odd.yaml: .*{told}"):
+        parse(Train, ["--config", str(tmp_path / "odd.yaml")])
+
+
+def test_a_device_is_not_read_for_ever():
+    with pytest.raises(BadRequestError, match="/dev/zero: larger than"):
+        parse(Train, ["--config", "/dev/zero"])

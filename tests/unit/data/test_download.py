@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.lease import only_writer
+from kernels_bank.runtime.output import MARK, own_output
 from pipeline.data import download as module
 from pipeline.data.download import Published, download
 
@@ -65,12 +67,18 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Server]]:
     listening.server_close()
 
 
+def killed(folder: Path, after: int) -> None:
+    """Leave what a download leaves that is killed after some bytes."""
+    with own_output(str(folder), "folder of downloads"):
+        (folder / "photos.zip.part").write_bytes(CONTENT[:after])
+
+
 def test_a_file_comes_whole_and_is_not_fetched_again(server: type[Server], tmp_path: Path):
     for _ in range(2):
         path = download(FILE, tmp_path / "new", base_url=server.url)
         assert path.read_bytes() == CONTENT
     assert server.asked == [None]
-    assert [p.name for p in path.parent.iterdir()] == ["photos.zip"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [MARK, "photos.zip"]
 
 
 def test_cut_connections_go_on_where_they_were_cut(server: type[Server], tmp_path: Path):
@@ -80,14 +88,14 @@ def test_cut_connections_go_on_where_they_were_cut(server: type[Server], tmp_pat
 
 
 def test_a_killed_download_goes_on_in_the_next_run(server: type[Server], tmp_path: Path):
-    (tmp_path / "photos.zip.part").write_bytes(CONTENT[:2_000_001])
+    killed(tmp_path, 2_000_001)
     assert download(FILE, tmp_path, base_url=server.url).read_bytes() == CONTENT
     assert server.asked == ["bytes=2000001-"]
 
 
 def test_a_server_without_ranges_starts_over(server: type[Server], tmp_path: Path):
     server.ranges = False
-    (tmp_path / "photos.zip.part").write_bytes(CONTENT[:1000])
+    killed(tmp_path, 1000)
     assert download(FILE, tmp_path, base_url=server.url).read_bytes() == CONTENT
 
 
@@ -95,7 +103,20 @@ def test_a_wrong_checksum_is_refused_and_nothing_of_it_stays(server: type[Server
     server.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     with pytest.raises(ArtefactError, match="is not the published"):
         download(FILE, tmp_path, base_url=server.url)
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == [MARK]
+
+
+def test_a_part_that_another_program_left_is_refused_untouched(server: type[Server], tmp_path: Path):
+    (tmp_path / "photos.zip.part").write_bytes(b"of a browser")
+    with pytest.raises(BadRequestError, match=r"holds photos\.zip\.part, which this command did not make"):
+        download(FILE, tmp_path, base_url=server.url)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("photos.zip.part", b"of a browser")]
+    assert server.asked == []
+
+
+def test_a_second_download_to_the_folder_is_refused(server: type[Server], tmp_path: Path):
+    with only_writer(str(tmp_path)), pytest.raises(BadRequestError, match="is at work on it"):
+        download(FILE, tmp_path, base_url=server.url)
 
 
 def test_another_file_is_refused_before_it_is_fetched(server: type[Server], tmp_path: Path):

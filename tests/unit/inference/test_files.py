@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from kernels_bank import load_kernels
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from kernels_bank.runtime.lease import ENTRY
+from kernels_bank.runtime.lease_store import lease_store
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph, encode_png
 from pipeline.images.parts import Metadata
@@ -257,3 +259,43 @@ def test_no_worker_is_started_for_one(same, photo, tmp_path, monkeypatch):
     put(tmp_path, "a.png", photo)
     monkeypatch.setattr(batch, "_on_cluster", lambda *_: pytest.fail("a cluster for one worker"))
     assert Path(restore_files(same())[0].output).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_names_that_are_no_text_come_in_and_never_go_out(same, photo, tmp_path):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    (tmp_path / "in").rename(odd)
+    (odd / "a.png").write_bytes(encode_png(photo))
+    checked(restore_files(same(input=str(odd))))
+    assert read(tmp_path, "a.png").pixels.shape == photo.shape
+    (odd / "a.png").rename(Path(os.fsdecode(os.fsencode(odd) + b"/b\xe9.png")))
+    single = str(next(odd.iterdir()))
+    checked(restore_files(same(input=single, output=str(tmp_path / "single"))))
+    with pytest.raises(BadRequestError, match="this name is not UTF-8"):
+        planned(same(input=str(odd), output=str(odd) + "2"))
+    with pytest.raises(ValidationError, match="not UTF-8"):
+        same(name="{stem}\udce9")
+
+
+def test_a_check_names_results_whose_names_are_too_long(same, photo, tmp_path):
+    put(tmp_path, "n" * 245 + ".png", photo)
+    put(tmp_path, "a.png", photo)
+    text = planned(same())
+    assert "1 images would be restored" in text
+    assert "255 are possible" in text
+
+
+def test_a_restoration_that_was_taken_over_stops_before_the_next_image(same, photo, tmp_path, monkeypatch):
+    """As after a suspension: another process has taken the lease meanwhile."""
+    for name in ("a.png", "b.png"):
+        put(tmp_path, name, photo)
+    restore_one = batch.restore_job
+
+    def stand_still(job, context):
+        store = lease_store(f"{tmp_path}/out/{ENTRY}")
+        store.replace(store.read(), {"pid": 7, "host": "elsewhere", "token": "other"})
+        return restore_one(job, context)
+
+    monkeypatch.setattr(batch, "restore_job", stand_still)
+    with pytest.raises(JobFailedError, match="taken over by process 7 on elsewhere"):
+        restore_files(same())
+    assert not (tmp_path / "out" / "b.png").exists()

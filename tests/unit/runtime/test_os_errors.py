@@ -49,6 +49,14 @@ def test_the_cause_counts_however_it_is_wrapped():
     assert os_errors.explain(ValueError("a bug")) is None
 
 
+def test_an_error_that_has_nothing_to_do_with_it_hides_no_other():
+    bug = KeyError("a bug")
+    bug.__context__ = raised(errno.ENOENT)
+    assert os_errors.explain(bug) is not None
+    bug.__suppress_context__ = True  # raise ... from None
+    assert os_errors.explain(bug) is None
+
+
 def test_a_circle_of_causes_ends():
     one, other = ValueError("one"), ValueError("other")
     one.__cause__, other.__cause__ = other, one

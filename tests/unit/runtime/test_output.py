@@ -1,12 +1,22 @@
 """A place is written to only by the kind of job that marked it; nothing that others made is touched."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
-from kernels_bank.runtime.output import MARK, check_own, note_files, own_output, remove_leftovers
+from kernels_bank.runtime.lease import ENTRY
+from kernels_bank.runtime.output import (
+    MARK,
+    check_own,
+    check_writable,
+    note_files,
+    own_output,
+    remove_leftovers,
+    write_once,
+)
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -61,3 +71,43 @@ def test_only_noted_files_and_their_temporary_ones_are_left_over(tmp_path: Path)
             storage.write_bytes(tmp_path / name, b"x")
         remove_leftovers(str(tmp_path), ["train-000000.tar"])
     assert set(listing(tmp_path)) == {MARK, "train-000000.tar", "train-000009.tar"}
+
+
+@pytest.mark.parametrize("name", [ENTRY, MARK])
+def test_what_a_kill_leaves_of_lease_and_mark_is_in_nobodys_way(tmp_path: Path, name: str):
+    (tmp_path / storage.temporary_name(name)).write_bytes(b"")
+    (tmp_path / ENTRY).write_bytes(b"")
+    check_own(str(tmp_path), "shard set")
+
+
+def test_a_file_that_is_always_the_same_replaces_no_other(tmp_path: Path):
+    files = {tmp_path / "a" / "one": b"1", tmp_path / "a" / "two": b"2"}
+    for _ in range(2):
+        write_once(files)
+    assert listing(tmp_path) == {"a/one": b"1", "a/two": b"2"}
+    (tmp_path / "a" / "one").unlink()
+    (tmp_path / "a" / "two").write_bytes(b"mine")
+    with pytest.raises(BadRequestError, match="a/two: holds something else"):
+        write_once(files)
+    assert listing(tmp_path) == {"a/two": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("file", "file is a file; name a folder"),
+        ("file/below", "file is no folder"),
+        ("x/" + "n" * 300, "a name of 300 bytes, 255 are possible"),
+        ("loop", "Too many levels of symbolic links"),
+        ("caf\udce9", "this name is not UTF-8"),
+    ],
+)
+def test_a_place_that_takes_no_files_is_said_before_the_work(tmp_path: Path, place: str, told: str):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(BadRequestError, match=told):
+        check_writable(f"{tmp_path}/{place}")
+    with pytest.raises(BadRequestError), own_output(f"{tmp_path}/{place}", "shard set"):
+        pytest.fail("nothing can be written there")
+    assert sorted(os.listdir(tmp_path)) == ["file", "loop"]  # noqa: PTH208
+    check_writable(f"{tmp_path}/new/deep")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,40 @@ def test_absolute_does_not_depend_on_the_working_directory(monkeypatch: pytest.M
     assert storage.absolute("x/y") == str(tmp_path / "x" / "y")
     assert storage.absolute("s3://b/x/") == "s3://b/x"
     assert storage.join("s3://b/x", "y") == "s3://b/x/y"
+
+
+def test_names_that_are_no_text_are_looked_at_moved_and_removed(tmp_path: Path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    (folder / "a").write_bytes(b"1")
+    assert storage.exists(folder)
+    assert storage.is_file(folder / "a")
+    assert not storage.is_file(folder)
+    assert not storage.exists(folder / "a" / "below")
+    storage.move_folder(folder, tmp_path / "deep" / "new")
+    storage.remove_file(tmp_path / "deep" / "new" / "a")
+    storage.remove_folder(tmp_path / "deep")
+    storage.remove_folder(tmp_path / "deep")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_link_leads_to_is_never_removed(tmp_path: Path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "a").write_bytes(b"1")
+    (tmp_path / "link").symlink_to("theirs")
+    with pytest.raises(OSError, match="symbolic link"):
+        storage.remove_folder(tmp_path / "link")
+    assert (tmp_path / "theirs" / "a").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("uri", ["file:///a/b%20c", "file://localhost/a/b%20c", "file:/a/b%20c"])
+def test_all_spellings_of_a_file_uri_are_one_path(uri: str):
+    assert storage.absolute(uri) == "/a/b c"
+
+
+@pytest.mark.parametrize("uri", ["file://server/a", "file://a", "s3:/bucket/a", "a\0b", "http://a/b"])
+def test_what_is_no_place_is_one_line(uri: str):
+    with pytest.raises(BadRequestError) as told:
+        storage.resolve(uri)
+    assert "\n" not in str(told.value)
+    assert "\0" not in str(told.value)

@@ -1,0 +1,110 @@
+"""The record of a run, `run.json` in its folder: whose the folder is, and whether the run may be resumed."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
+from pipeline.config import Frozen, RunConfig
+from pipeline.model_folder import first_problem
+
+_BYTES = 1 << 20
+KIND, RECORD = "training run", "run.json"
+_NAMES = (RECORD, "checkpoints", "model", "unsent")  # what a run writes into its folder; other things may lie beside
+
+# Settings that may change between two sittings of one run: they do not change what is learned.
+_FREE: dict[str, Any] = {
+    "output": True,
+    "tracking": True,
+    "data": {"task_cpus", "max_bad_fraction", "shards", "bank"},  # the two URIs: their digests are compared
+    "train": {
+        *("steps", "workers", "min_workers", "cpus_per_worker", "gpu", "max_failures", "micro_batch", "start_from"),
+        *("log_every", "image_every", "checkpoint_every", "checkpoint_minutes", "validate_every", "validation_tiles"),
+    },
+}
+
+
+class RunRecord(Frozen):
+    """Hold the content of `run.json`, which lies in the run's folder."""
+
+    config: RunConfig
+    digests: dict[str, str]
+    run_id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    finished: int | None = None  # steps
+    version: int | None = None
+
+
+def names_without_mark(home: str) -> tuple[str, ...]:
+    """List what may not lie in a run's folder without a mark: nothing beside a record of ours, which is one itself."""
+    where = storage.join(home, RECORD)
+    try:
+        found = storage.read_json(where, limit=_BYTES) if storage.exists(where) else None
+        RunRecord.model_validate(found)
+    except UnavailableError:
+        raise
+    except (ArtefactError, ValidationError):
+        return _NAMES
+    return ()
+
+
+def put_aside(home: str) -> None:
+    """Move what an earlier run wrote into its folder to another one. Only the folder's one writer may do so."""
+    there = [name for name in _NAMES if storage.exists(storage.join(home, name))]
+    if not there:
+        return
+    number = next(n for n in itertools.count(1) if not storage.exists(f"{home}.{n}"))
+    kept = f"{home}.{number}"
+    for name in there:
+        if name != RECORD:
+            storage.move_folder(storage.join(home, name), storage.join(kept, name))
+    if RECORD in there:  # last: as long as it is there, the run is not put aside
+        storage.write_bytes(storage.join(kept, RECORD), storage.read_bytes(storage.join(home, RECORD)))
+        storage.remove_file(storage.join(home, RECORD))
+    print(f"the earlier run is kept in {kept}", file=sys.stderr, flush=True)
+
+
+def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: bool) -> dict:
+    """Return the record of a run of this name, or nothing. Refuses to go on with settings that would mix two runs.
+
+    Where changes are welcome, only those are refused that another network or optimizer would need.
+
+    Args:
+        home: the run's folder.
+        config: the run now.
+        digests: of shards and bank now.
+        changed: whether changes are welcome.
+    """
+    where = storage.join(home, RECORD)
+    if not storage.exists(where):
+        return {}
+    try:
+        kept = RunRecord.model_validate(storage.read_json(where, limit=_BYTES))
+    except ValidationError as error:
+        raise ArtefactError(f"{where}: {first_problem(error)}; start afresh with --resume never") from error
+    record, before = kept.model_dump(mode="json", exclude_none=True), kept.config
+    found = _differences(before.model_dump(exclude=_FREE), config.model_dump(exclude=_FREE))
+    found += [f"{name} digest" for name in digests if record["digests"].get(name) != digests[name]]
+    if changed:
+        found = [difference for difference in found if difference.startswith(("model.", "train.learn:"))]
+    if found:
+        raise BadRequestError(
+            f"run '{config.name}' exists in {home} with other settings ({', '.join(found)}); choose another name, "
+            f"or start afresh with --resume never{'' if changed else ', or go on all the same with --resume changed'}"
+        )
+    return record | {"version": kept.version}
+
+
+def _differences(before: dict, now: dict, path: str = "") -> list[str]:
+    found = []
+    for key in before.keys() | now.keys():
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{path}{key}.")
+        elif old != new:
+            found.append(f"{path}{key}: {old} -> {new}")
+    return sorted(found)
