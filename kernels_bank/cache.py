@@ -14,9 +14,9 @@ import numpy as np
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
+from kernels_bank.runtime.process import boot_id
 from kernels_bank.store import Manifest, content_digest
 
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MARK_BYTES = 4096
 
 
@@ -59,9 +59,8 @@ def mapped(path: Path, manifest: Manifest) -> np.ndarray | None:
 
 def _identity(path: Path) -> dict[str, str] | None:
     """Boot, place and times of a file; nothing where the system names no boot."""
-    try:
-        boot = _BOOT.read_text().strip()
-    except OSError:
+    boot = boot_id()
+    if boot is None:
         return None
     about = path.stat()
     names = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")

@@ -68,6 +68,7 @@ def _build(spec: KernelBankSpec, uri: str, lease: Lease, *, previews: bool) -> M
     records, total, outer = _build_shards(spec, uri)
     digest = bank_digest(spec.size, records)
     full = _fit_codec(spec, total, outer, digest)
+    lease.check()
     codec = full.truncated(components_for(full.spectrum, spec.components, spec.explained_variance))
     codec.save(storage.join(uri, CODEC))
     samples = draw_samples(spec)

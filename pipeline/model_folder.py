@@ -124,7 +124,7 @@ def check_folder(directory: str | Path) -> str:
 
 def check_inside(directory: str | Path, name: str) -> None:
     """Refuse a name that leads out of a local folder, through a link for instance. Raises ArtefactError."""
-    if "://" in str(directory) and not str(directory).startswith("file://"):
+    if storage.is_s3(directory):
         return
     folder = Path(storage.resolve(directory)[1]).resolve()
     if not (folder / name).resolve().is_relative_to(folder):

@@ -18,7 +18,7 @@ from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import ENTRY, Lease, only_writer
 
 MARK = ".made-by-blind-sr.json"
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}(\.tmp)?")  # `storage.atomic_writer` names them so
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp")  # `storage.temporary_name`
 
 
 @contextlib.contextmanager
@@ -118,9 +118,7 @@ def remove_leftovers(place: str, keep: Iterable[str]) -> None:
     if mark is None:
         return
     for name, _ in storage.list_files(place):
-        temporary = _TEMPORARY.fullmatch(name)
-        made = temporary["name"] if temporary else name
-        if made in mark["files"] and name not in kept:
+        if _meant(name) in mark["files"] and name not in kept:
             storage.remove_file(storage.join(place, name))
 
 
@@ -138,6 +136,11 @@ def _files(place: str) -> Iterator[str]:
     """Yield the names of files that lie there, but for the lease and a half-written mark."""
     for recursive in (False, True):  # a listing of all that lies below may be long
         for name, _ in storage.list_files(place, recursive=recursive):
-            temporary = _TEMPORARY.fullmatch(name)
-            if (temporary["name"] if temporary else name) not in {ENTRY, MARK}:
+            if _meant(name) not in {ENTRY, MARK}:
                 yield name
+
+
+def _meant(name: str) -> str:
+    """Return the name that a temporary file would have got, or that a file has."""
+    temporary = _TEMPORARY.fullmatch(name)
+    return temporary["name"] if temporary else name

@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
 
 def this_process() -> dict[str, Any]:
     """Return what tells this process from every other one: where it runs, its id there, and when it started."""
@@ -25,14 +27,19 @@ def is_gone(process: dict[str, Any]) -> bool | None:
     return _started(int(process["pid"])) != process["started"]
 
 
+def boot_id() -> str | None:
+    """Return what tells this boot of the machine from every other one; nothing where the system does not say."""
+    try:
+        return _BOOT.read_text(encoding="ascii").strip()
+    except OSError:  # not Linux
+        return None
+
+
 @functools.lru_cache(maxsize=1)
 def _where() -> str:
     """Return what processes share that see one another: a boot of a kernel, and a namespace of process ids."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # not Linux
-        return ""
+    boot = boot_id()
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}" if boot else ""
 
 
 def _started(pid: int) -> str | None:

@@ -240,7 +240,7 @@ def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> di
         ):
             return dict(note)
     files = [Inspected(**file) for file in task["files"]]
-    with storage.atomic_writer(where) as stream:
+    with storage.atomic_writer(where, parents=False) as stream:
         hashed = _Hashed(stream)
         count = write_samples(_samples(files, settings), cast(BinaryIO, hashed))
     shard = {"name": task["name"], "samples": count, "bytes": hashed.bytes, "sha256": hashed.digest.hexdigest()}

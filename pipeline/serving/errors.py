@@ -33,7 +33,7 @@ class BusyError(Exception):
         self.retry_after = retry_after
 
 
-class UnavailableError(BusyError):
+class NoReplicaError(BusyError):
     """Report that no replica answered: the one that worked on the request died, or none runs at the moment."""
 
 
@@ -53,7 +53,7 @@ STATUS: dict[type[Exception], int] = {
     SlowError: 408,
     TooLargeError: 413,
     BusyError: 429,
-    UnavailableError: 503,
+    NoReplicaError: 503,
     LateError: 504,
 }
 TOLD = tuple(STATUS)

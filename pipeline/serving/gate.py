@@ -18,10 +18,10 @@ from pipeline.serving.errors import (
     BusyError,
     GoneError,
     LateError,
+    NoReplicaError,
     RequestError,
     SlowError,
     TooLargeError,
-    UnavailableError,
     error_body,
     retry_headers,
     status_of,
@@ -167,7 +167,7 @@ class Gate:
                 return bytes(body)
 
     async def _forward(self, scope: Scope, connection: Connection, body: bytes, seconds: float) -> Answer:
-        """Ask a replica. Raises UnavailableError if none answers, LateError if it takes too long."""
+        """Ask a replica. Raises NoReplicaError if none answers, LateError if it takes too long."""
         waiting: bytes | None = body
 
         async def receive() -> Message:
@@ -195,7 +195,7 @@ class Gate:
             return answer
         if limit.expired() and body:
             raise LateError(f"not done after {seconds:g} s; send a smaller image or try again later")
-        raise UnavailableError("the server is restarting what restores images", _RETRY_S)
+        raise NoReplicaError("the server is restarting what restores images", _RETRY_S)
 
     async def _deliver(self, answer: Answer, connection: Connection) -> None:
         """Send an answer, if it is read fast enough; then read what is left of the request, within limits."""

@@ -63,7 +63,7 @@ def tracking_uri(output: str | Path) -> str:
     """
     if given := os.environ.get("MLFLOW_TRACKING_URI"):
         return checked_uri(given)
-    if "://" in str(output) and not str(output).startswith("file://"):
+    if storage.is_s3(output):
         raise BadRequestError(
             f"output {output} is not on this machine and there is no tracking server: set MLFLOW_TRACKING_URI, "
             "for example to http://127.0.0.1:5000, or to sqlite:////absolute/path/mlflow.db"

@@ -19,7 +19,7 @@ from pipeline.config import RunConfig
 from pipeline.data.manifest import read_manifest
 from pipeline.images.encode import encode_png
 from pipeline.model.weights import load_model
-from pipeline.model_folder import check_folder
+from pipeline.model_folder import MANIFEST, check_folder
 from pipeline.tracking import registry, runs
 from pipeline.tracking.bank import log_bank
 from pipeline.tracking.package import PICTURE
@@ -203,13 +203,14 @@ def check_cluster(config: RunConfig) -> float:
 
 def _export(config: RunConfig, run: runs.RunRef, digests: dict[str, str], folder: Path, model: str) -> int | None:
     """The checkpoint's averaged weights as the run's model folder, and as a version of the registered model."""
-    checkpoint.export(folder, model)
     name = config.tracking.model_name
-    if name is None:
-        return None
-    with scratch.temporary("export") as local:
-        # The registry reads a local folder; `model` may be on S3.
+    with scratch.temporary("export") as local:  # the registry reads a local folder; `model` may be on S3
         checkpoint.export(folder, local)
+        # The manifest last: it says that all other files are there.
+        for file in sorted(local.iterdir(), key=lambda file: file.name == MANIFEST):
+            storage.write_bytes(storage.join(model, file.name), file.read_bytes())
+        if name is None:
+            return None
         (local / PICTURE).write_bytes(encode_png(card_picture(load_model(local), fixed_batch(config))))
         return registry.register(run, local, name, config.tracking.alias, metrics={}, tags=digests)
 

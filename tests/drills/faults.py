@@ -41,10 +41,7 @@ def clock(trial: Trial, moment: str, *, seconds: int) -> None:
     status = trial.let_end(sitting)
     refused = trial.let_end(rival)
     trial.check(refused == 2, f"a second start beside it ended with status {refused}: {rival.last_line()}")
-    if status == 0:
-        trial.compare(job)
-    else:
-        trial.finish(job)
+    trial.compare_or_finish(job, status)
 
 
 def away(trial: Trial, moment: str, *, server: str, seconds: float) -> None:
@@ -59,10 +56,7 @@ def away(trial: Trial, moment: str, *, server: str, seconds: float) -> None:
         proxy.open()
         status = trial.let_end(sitting)
         trial.check(status == 0, f"it ended with status {status}")
-        if status == 0:
-            trial.compare(job)
-        else:
-            trial.finish(job)
+        trial.compare_or_finish(job, status)
 
 
 def cut_training(trial: Trial, _: str) -> None:

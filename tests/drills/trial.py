@@ -170,6 +170,13 @@ class Trial:
             self.problem(f"{_SITTINGS} starts did not end it; said: {sitting.last_line()}")
         self.compare(job)
 
+    def compare_or_finish(self, job: Job, status: int) -> None:
+        """Look at the result of a command that ended well; give one that did not the same command again."""
+        if status == 0:
+            self.compare(job)
+        else:
+            self.finish(job)
+
     def compare(self, job: Job) -> None:
         """Look at the result, the tracking run and what is left behind."""
         try:

@@ -71,7 +71,7 @@ def test_the_gate_and_the_way_back(store: str, model_name: str, add_version: Cal
         ("promote", worse, one),
     ]
     assert stored[-1].objections == (f"{KEY} falls from 30.00 to 29.00 dB",)
-    assert stored[-1].reason == "sharper, see ticket 7; token=https://***@host/"
+    assert stored[-1].reason == "sharper, see ticket 7; token=***"
     assert rollback(store, model_name).version == champion(model_name, store) == one
     with pytest.raises(BadRequestError, match="no version is recorded to have had the alias 'champion' before"):
         rollback(store, model_name)

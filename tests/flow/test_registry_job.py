@@ -141,11 +141,11 @@ def test_the_commands_of_the_job(registry_job, sqlite_store, model_name, add_ver
         (["show", "nobody"], "no model 'nobody' in the registry; it has: none"),
         (["promote", "nobody", "1"], "no model 'nobody'"),
         (["promote", "nobody", "one"], r"promote\.version: .*integer"),
-        (["promote", "nobody", "1", "--alias", "latest"], "alias 'latest': use letters"),
+        (["promote", "nobody", "1", "--alias", "latest"], r"promote\.alias: alias 'latest': use 1 to 200 letters"),
         (["rollback", "nobody"], "no model 'nobody'"),
         (["import-weights", "nowhere.pth", "--name", "a"], r"nowhere\.pth: no such file"),
         (["import-weights", "nowhere", "--name", "a"], "neither a .pth or .safetensors file"),
-        (["import-weights", "a.pth", "--name", "a/b"], r"import_weights\.name: .*pattern"),
+        (["import-weights", "a.pth", "--name", "a/b"], r"import_weights\.name: model name 'a/b': it cannot hold '/'"),
         (["forget"], "invalid choice: 'forget'"),
     ],
 )

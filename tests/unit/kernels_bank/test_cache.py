@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kernels_bank import KernelBank, KernelCodec, cache, sample_gaussian
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import process, storage
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.spec import KernelBankSpec
 from kernels_bank.store import CODEC, MANIFEST, CodecRecord, Manifest, bank_digest, law_digest, plan, write_shard
@@ -108,7 +108,7 @@ def test_it_is_compared_once_a_boot(made: Path, unpacked: Path, monkeypatch: pyt
     KernelBank.open(made)
     assert not compared
     (tmp_path / "boot").write_text("another boot\n")
-    monkeypatch.setattr(cache, "_BOOT", tmp_path / "boot")
+    monkeypatch.setattr(process, "_BOOT", tmp_path / "boot")
     with pytest.raises(ArtefactError, match="does not keep what is written"):
         KernelBank.open(made)
     assert compared

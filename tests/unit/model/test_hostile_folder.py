@@ -121,7 +121,8 @@ def test_only_regular_files_of_the_folder_are_read(folder: Path, tmp_path: Path,
 
 def test_a_folder_may_itself_be_reached_through_a_link(folder: Path, tmp_path: Path):
     (tmp_path / "link").symlink_to(folder)
-    load_model(tmp_path / "link")
+    linked, own = (load_model(path).state_dict() for path in (tmp_path / "link", folder))
+    assert all(torch.equal(linked[name], value) for name, value in own.items())
 
 
 HEADERS = {
