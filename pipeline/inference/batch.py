@@ -85,6 +85,7 @@ def planned(settings: RestoreSettings) -> str:
         f"model          {context.model}, weights {context.restorer.digest[:12]}",
         f"kernel         {kernel}",
         f"sigma          {'estimated' if settings.sigma == 'auto' else settings.sigma}",
+        f"strength       {settings.strength:g}",
         f"start (x0)     {settings.x0 or 'the model’s own'}",
         f"done before    {len(done)}",
         f"workers        {settings.workers}",

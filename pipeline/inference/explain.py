@@ -22,7 +22,7 @@ def warnings(image: np.ndarray, restored: Restored) -> list[str]:
     """
     found = []
     excess = (max(restored.residual**2 - restored.sigma**2, 0)) ** 0.5
-    if excess > UNEXPLAINED:
+    if excess > UNEXPLAINED and restored.strength == 1:  # what is smoothed on purpose says nothing of the kernel
         found.append(
             f"the model does not explain this image: {excess * 255:.1f}/255 remain beyond the noise; "
             "its blur may not be uniform, or the kernel is wrong"

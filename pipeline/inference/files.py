@@ -32,6 +32,8 @@ from pipeline.shipped import shipped_for
 _BANK = "bank:"
 # Settings that a result depends on, beside model, kernel and start.
 _DECIDING = {"scale", "sigma", "self_ensemble", "format", "depth", "quality", "strip_metadata"}
+# Likewise, but where they have their defaults, results of versions without them are the same.
+_DECIDING_IF_SET = {"strength"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
         "kernel": None if kernel is None else hashlib.sha256(kernel.tobytes()).hexdigest(),
         "x0": x0.digest if isinstance(x0, Restorer) else x0,
         **settings.model_dump(include=_DECIDING),
+        **settings.model_dump(include=_DECIDING_IF_SET, exclude_defaults=True),
     }
     return RestoreContext(settings, restorer, kernel, x0, model, storage.digest_of(request))
 
@@ -122,6 +125,7 @@ def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
             x0=context.x0,
             self_ensemble=settings.self_ensemble,
             max_memory=settings.max_memory,
+            strength=settings.strength,
         )
         bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
         pixels = to_depth(restored.image, bits)
@@ -174,6 +178,7 @@ def _about(
         "kernel_round": restored.kernel_round,
         "kernel_spread": restored.spread,
         "x0": settings.x0,
+        "strength": restored.strength,
         "self_ensemble": settings.self_ensemble,
         "residual": restored.residual,
         "warnings": found,

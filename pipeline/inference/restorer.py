@@ -16,6 +16,7 @@ from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.images.convert import grey_to_rgb, has_alpha, is_grey
 from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.noise import estimate_sigma
+from pipeline.inference.strength import check_strength, told_kernel, told_sigma
 from pipeline.inference.windows import Settings, restore_planes, smallest_alpha
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
 from pipeline.model.weights import load_model, load_usrnet
@@ -34,7 +35,7 @@ class Restored:
 
     image: np.ndarray  # (s*h, s*w) or (s*h, s*w, C), of the input's kind and type
     kernel: np.ndarray  # (k, k) float32, >= 0, sum 1: estimated, or the one given
-    sigma: float  # noise level told to the network, [0, 1] scale
+    sigma: float  # noise level, estimated or given, [0, 1] scale
     residual: float  # RMS of |(restored * kernel)down - input|, [0, 1] scale; far above sigma: not explained
     scale: int
     seconds: float
@@ -42,6 +43,7 @@ class Restored:
     spread: float | None = None  # how far kernels of different places are apart, 0 to 2; None with one place or given
     windows: int = 1  # that the image was cut into
     estimate_seconds: float = 0.0
+    strength: float = 1.0  # below 1, kernel and noise level were told weaker than they are said here
 
 
 def default_device() -> torch.device:
@@ -116,6 +118,7 @@ class Restorer:
         x0: FirstEstimate | Restorer = None,
         self_ensemble: bool = False,
         max_memory: int = MAX_MEMORY,
+        strength: float = 1.0,
     ) -> Restored:
         """Restore a real photograph: estimate its kernel unless given, then restore it, in windows where it is large.
 
@@ -132,13 +135,15 @@ class Restorer:
                 the same kernel, an image (s*h, s*w, 3) of the input's type, or an interpolation.
             self_ensemble: the mean over the eight flips and quarter turns; eight times the work.
             max_memory: bytes that this process (or the card's memory in it) may grow to.
+            strength: how much of the blur is undone, from 0, close to a plain enlargement, to 1.
 
         Raises:
             BadRequestError: a scale the model was not made for, an image, kernel or x0 of the wrong shape, a
-                non-blind model without a kernel, a memory limit that no window fits into.
+                non-blind model without a kernel, a strength outside [0, 1], a memory limit that no window fits into.
         """
         started = time.perf_counter()
         self.check(scale, kernel_given=kernel is not None)
+        check_strength(strength)
         colour, alpha = _planes(image)
         if kernel is not None and (kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0):
             raise BadRequestError(f"kernel: (k, k) with an odd side is expected, got {kernel.shape}")
@@ -147,14 +152,16 @@ class Restorer:
         found = Estimate(kernel, None, None) if kernel is not None else estimate_kernel(self, lr, scale, level)
         estimated = time.perf_counter()
         assert found.kernel is not None
-        settings = Settings(scale, level, found.kernel, self_ensemble, max_memory, *_start(x0, scale, lr))
+        told = told_sigma(level, strength), told_kernel(found.kernel, strength)
+        settings = Settings(scale, *told, self_ensemble, max_memory, *_start(x0, scale, lr))
         result = restore_planes(self, lr, settings, item=image.itemsize, channels=_channels(image))
         restored = _to_type(result.image, image.dtype)
         if is_grey(image):
             grey = _to_type(result.image.mean(-1, keepdims=True), image.dtype)
             restored = grey if alpha is not None else grey[..., 0]
         if alpha is not None:
-            restored = np.concatenate([restored, self._alpha(alpha, settings, image)], axis=-1)
+            own = settings._replace(x0=None, x0_model=None, sigma=told_sigma(0.0, strength))
+            restored = np.concatenate([restored, self._alpha(alpha, own, image)], axis=-1)
         return Restored(
             image=restored,
             kernel=np.asarray(found.kernel, np.float32),
@@ -166,6 +173,7 @@ class Restorer:
             spread=found.spread,
             windows=result.windows,
             estimate_seconds=estimated - started,
+            strength=strength,
         )
 
     def _alpha(self, alpha: np.ndarray, settings: Settings, image: np.ndarray) -> np.ndarray:
@@ -174,8 +182,7 @@ class Restorer:
         if (alpha == alpha.flat[0]).all():
             return np.full((height, width, 1), alpha.flat[0])
         planes = grey_to_rgb(_to_float(alpha))
-        own = settings._replace(x0=None, x0_model=None, sigma=0.0)
-        result = restore_planes(self, planes, own, item=image.itemsize, channels=4)
+        result = restore_planes(self, planes, settings, item=image.itemsize, channels=4)
         return _to_type(result.image[..., :1], image.dtype)
 
     def blind(self, lr: Tensor, scale: int, sigma: float, observed: Tensor | None = None) -> BlindOutput:

@@ -31,6 +31,9 @@ class RestoreSettings(Frozen):
     x0: str | None = Field(
         None, description="where the restoration starts: nearest, bicubic, or another model's result; default: its own"
     )
+    strength: float = Field(
+        1, ge=0, le=1, description="how much of the blur is undone: 0 is close to a plain enlargement, 1 is full"
+    )
     self_ensemble: bool = Field(False, description="mean over eight flips and quarter turns: eight times the work")
     max_memory: ByteSize = Field(
         ByteSize(2 * 2**30), gt=0, description="memory of each worker; larger images are restored in windows"

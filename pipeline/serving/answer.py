@@ -55,7 +55,14 @@ def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
     photograph = decode_photograph(order.image)
     decoded = time.perf_counter()
     try:
-        restored = served.restorer.restore(photograph.pixels, scale, order.wishes.sigma, max_memory=max_memory)
+        restored = served.restorer.restore(
+            photograph.pixels,
+            scale,
+            order.wishes.sigma,
+            None if order.wishes.kernel is None else np.array(order.wishes.kernel, np.float32),
+            max_memory=max_memory,
+            strength=order.wishes.strength,
+        )
     except BadRequestError as error:
         height, width = photograph.pixels.shape[:2]
         raise TooLargeError(f"{width} x {height} pixels need more memory than this server has") from error
@@ -74,6 +81,7 @@ def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
         content = {
             **about,
             "sigma_from": "estimated" if order.wishes.sigma == "auto" else "given",
+            "kernel_from": "estimated" if order.wishes.kernel is None else "given",
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "kernel": restored.kernel.tolist(),
             "kernel_png": _base64(encode_png(_visible(restored.kernel))),
@@ -92,6 +100,7 @@ def _about(restored: Restored, served: Served, photograph: Photograph, lost: lis
         "width": restored.image.shape[1],
         "height": restored.image.shape[0],
         "sigma": restored.sigma,
+        "strength": restored.strength,
         "residual": restored.residual,
         "kernel_round": restored.kernel_round,
         "kernel_spread": restored.spread,

@@ -58,14 +58,16 @@ RESTORE: dict[str, Any] = {
     "responses": {
         "200": {
             "description": "the restored image as PNG, of the input's depth and channels; or JSON with image and "
-            "kernel_png as base64, kernel as rows of numbers, and what the headers say",
+            "kernel_png as base64, kernel as rows of numbers, and what the headers say. The same image with that "
+            "kernel and sigma and another strength costs no second estimate",
             "content": {
                 "image/png": {"schema": {"type": "string", "format": "binary"}},
                 "application/json": {"schema": {"type": "object"}},
             },
             "headers": {
                 "X-Kernel": _header("the kernel: a .npy file (k, k) float32, in base64"),
-                "X-Sigma": _header("noise level told to the network, [0, 1] scale"),
+                "X-Sigma": _header("noise level, estimated or given, [0, 1] scale"),
+                "X-Strength": _header("how much of the blur was undone, 0 to 1"),
                 "X-Residual": _header("RMS of what the restored image leaves unexplained of the input, [0, 1] scale"),
                 "X-Kernel-Round": _header("the round whose kernel the guard let stand; 0 is the initial kernel"),
                 "X-Warnings": _header("what speaks against one uniform blur; absent if nothing does"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+import numpy as np
 from fastapi import Request
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, Json, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -20,6 +21,23 @@ from pipeline.serving.media import accepts_json, boundary
 from pipeline.serving.settings import ServeSettings
 
 _FIELDS = 16  # of a form: more than it needs, and no flood
+_SIDES = range(1, 100, 2)  # of a kernel
+_SUM, _ROUNDING = 1.0, 1e-3
+_MASS = 4.0  # sum of |k|: an estimated kernel may have small negative lobes
+
+
+def _kernel(rows: list[list[float]]) -> list[list[float]]:
+    """Look at a kernel from outside. Raises ValueError."""
+    side = len(rows)
+    if side not in _SIDES or any(len(row) != side for row in rows):
+        raise ValueError(f"rows of equal length are expected, an odd number up to {_SIDES[-1]} of both")
+    values = np.array(rows)
+    if not abs(values.sum() - _SUM) <= _ROUNDING or np.abs(values).sum() > _MASS:
+        raise ValueError("the sum of a kernel's values is 1")
+    return rows
+
+
+Kernel = Annotated[Json[list[list[float]]], AfterValidator(_kernel)]
 
 
 class Wishes(Frozen):
@@ -29,6 +47,12 @@ class Wishes(Frozen):
         None, description="factor by which the image becomes larger; default: the model's first"
     )
     sigma: Literal["auto"] | Sigma = Field("auto", description="noise level, [0, 1] scale; auto: estimated")
+    strength: float = Field(1, ge=0, le=1, description="how much of the blur is undone: 0 is a plain enlargement")
+    kernel: Kernel | None = Field(
+        None,
+        description="the blur kernel as JSON rows, such as an earlier answer's kernel: saves the estimate; best as a "
+        "form's field",
+    )
     format: Literal["png", "json"] | None = Field(
         None, description="of the answer; default: json if the request accepts application/json, else png"
     )

@@ -320,3 +320,12 @@ def test_what_was_chosen_is_what_is_asked_for(page, server, photograph, tmp_path
     page.wait_for("!document.querySelector('#result').hidden")
     assert "5.10 of 255, given" in page.evaluate("document.querySelector('#facts').textContent")
     assert page.evaluate("[answer.scale, answer.sigma]") == pytest.approx([2, 0.02])
+
+    # Another strength: the answer's own kernel goes back, and the picture changes in its place.
+    page.evaluate("window.first = answer, $('in').click()")
+    page.evaluate("$('strength').value = 30, $('strength').dispatchEvent(new Event('change'))")
+    page.wait_for("$('facts').textContent.includes('30%')")
+    assert page.evaluate("[answer.strength, answer.sigma]") == pytest.approx([0.3, 0.02])
+    assert page.evaluate("answer.kernel_from") == "estimated"
+    assert page.evaluate("[answer.image !== first.image, '' + answer.kernel === '' + first.kernel]") == [True, True]
+    assert page.evaluate("[view.zoom, $('result').hidden, $('problem').textContent]") == [1.5, False, ""]

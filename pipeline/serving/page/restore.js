@@ -31,6 +31,7 @@ function choose(file) {
   if (!file) return;
   cancel();
   photograph = file;
+  answer = null;
   problem("");
   show("result", false);
   describe();
@@ -53,42 +54,68 @@ document.addEventListener("drop", (event) => choose(event.dataTransfer.files[0])
 for (const radio of document.querySelectorAll("[name=noise]")) radio.addEventListener("change", () => {
   document.querySelector(".level").hidden = chosen("noise") !== "given";
 });
+$("strength").addEventListener("input", () => { $("percent").textContent = `${$("strength").value}%`; });
 const chosen = (name) => document.querySelector(`[name=${name}]:checked`)?.value;
 
 /* Send, wait, show. */
 function problem(text) { $("problem").textContent = text; show("problem", text !== ""); }
 function cancel() { if (pending) pending.abort(); }
 $("cancel").addEventListener("click", cancel);
-$("form").addEventListener("submit", async (event) => {
+$("form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!photograph || pending) return;
   const sigma = chosen("noise") === "auto" ? "auto" : Number($("level").value) / 255;
-  const query = new URLSearchParams({ format: "json", pictures: "true", scale: chosen("scale"), sigma });
+  answer = null;
+  show("result", false);
+  send({ pictures: "true", scale: chosen("scale"), sigma }, photograph, "Estimating the blur, restoring …", present);
+});
+/* Another strength needs no second estimate: the kernel and the noise level of the answer go back. */
+$("strength").addEventListener("change", () => {
+  if (!answer || !photograph) return;
+  cancel();
+  const first = answer, form = new FormData();
+  form.append("kernel", JSON.stringify(first.kernel));
+  form.append("image", photograph);
+  send({ scale: first.scale, sigma: first.sigma }, form, "Restoring …", (content) => {
+    const { sigma_from, kernel_from, warnings, input, bicubic } = first;
+    return again({ ...content, sigma_from, kernel_from, warnings, input, bicubic });
+  });
+});
+async function send(wishes, body, doing, then) {
+  const query = new URLSearchParams({ format: "json", strength: $("strength").value / 100, ...wishes });
   const started = performance.now(), own = pending = new AbortController();
   const clock = () => { $("seconds").textContent = `${Math.round((performance.now() - started) / 1000)} s`; };
   const ticking = setInterval(clock, 250);
   clock();
   problem("");
-  show("result", false);
   show("busy", true);
-  $("doing").textContent = "Estimating the blur, restoring …";
+  $("doing").textContent = doing;
   $("go").disabled = true;
   try {
-    const reply = await fetch(`restore?${query}`, { method: "POST", body: photograph, signal: own.signal });
+    const reply = await fetch(`restore?${query}`, { method: "POST", body, signal: own.signal });
     const content = await reply.json();
-    if (reply.ok) await present(content); else problem(content.error);
+    if (reply.ok) await then(content); else problem(content.error);
   } catch (error) {
     if (error.name !== "AbortError") problem("The connection to the server broke off.");
   } finally {
     clearInterval(ticking);
-    pending = null;
-    show("busy", false);
-    $("go").disabled = false;
+    if (pending === own) {
+      pending = null;
+      show("busy", false);
+      $("go").disabled = false;
+    }
   }
-});
+}
 
 const png = (base64) => `data:image/png;base64,${base64}`;
 async function present(content) {
+  await again(content);
+  show("result", true);
+  fit();
+  divide(50);
+  $("stage").scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+}
+async function again(content) {
   answer = content;
   $("after").src = png(content.image);
   left();
@@ -97,6 +124,7 @@ async function present(content) {
   facts([
     ["size", `${content.width} × ${content.height} pixels`],
     ["noise σ", `${(content.sigma * 255).toFixed(2)} of 255, ${content.sigma_from}`],
+    ["strength", `${Math.round(content.strength * 100)}%`],
     ["unexplained", `${(content.residual * 255).toFixed(2)} of 255`],
     ["time", `${Object.values(content.seconds).reduce((a, b) => a + b, 0).toFixed(1)} s`],
   ]);
@@ -105,10 +133,6 @@ async function present(content) {
   const stem = photograph.name.replace(/\.[^.]*$/, "");
   download("download", content.image, `${stem}-x${content.scale}.png`);
   download("download-kernel", content.kernel_png, `${stem}-x${content.scale}-kernel.png`);
-  show("result", true);
-  fit();
-  divide(50);
-  $("stage").scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 function facts(rows) {
   $("facts").replaceChildren(...rows.flatMap(([name, value]) => [

@@ -63,6 +63,21 @@ def test_json_says_the_same(live, photo, png, how):
     assert "bicubic" not in found
 
 
+def test_another_strength_costs_no_second_estimate(live, photo, png, monkeypatch):
+    """The kernel and the noise level of an answer go back with the same image."""
+    first = ask(live, "POST", "/restore?format=json", png).json
+    assert (first["strength"], first["kernel_from"]) == (1, "estimated")
+    fields = {"kernel": json.dumps(first["kernel"]), "sigma": str(first["sigma"]), "format": "json"}
+    monkeypatch.setattr(type(live.current.restorer), "blind", None)  # an estimate would call it
+    again = ask(live, "POST", "/restore", *form(png, fields)).json
+    assert (again["image"], again["kernel"], again["kernel_from"]) == (first["image"], first["kernel"], "given")
+    weaker = ask(live, "POST", "/restore?strength=0.5", *form(png, fields)).json
+    assert (weaker["strength"], weaker["kernel"], weaker["sigma"]) == (0.5, first["kernel"], first["sigma"])
+    expected = live.current.restorer.restore(photo, 2, first["sigma"], np.float32(first["kernel"]), strength=0.5)
+    assert np.array_equal(decode_photograph(base64.b64decode(weaker["image"])).pixels, expected.image)
+    assert weaker["image"] != first["image"]
+
+
 def test_pictures_for_the_page_are_aligned_with_the_result(live, photo, png):
     found = ask(live, "POST", "/restore?format=json&pictures=true", png).json
     shown = {name: decode_photograph(base64.b64decode(found[name])).pixels for name in ("input", "bicubic", "image")}
@@ -94,6 +109,11 @@ def test_depth_alpha_profile_and_orientation_are_kept(live, photo):
         ("/restore?sigma=nan", "sigma: "),
         ("/restore?sigma=-1", "sigma: "),
         ("/restore?format=pickle", "format: "),
+        ("/restore?strength=1.2", "strength: "),
+        ("/restore?kernel=[[1,0],[0,0]]", "kernel: "),
+        ("/restore?kernel=[[2]]", "kernel: "),
+        ("/restore?kernel=[[NaN]]", "kernel: "),
+        ("/restore?kernel=gaussian", "kernel: "),
         ("/restore?model=/etc/passwd", "model: unknown parameter; there is scale, sigma"),
     ],
 )
