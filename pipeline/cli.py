@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import (
@@ -58,7 +58,8 @@ class Command(BaseSettings):
 def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None) -> None:
     """Parse the arguments of `command`, call `job` with them, and exit with the right status.
 
-    A `--config FILE` among the arguments names a YAML file of defaults; environment and flags override it.
+    A `--config FILE` among the arguments names a YAML file of defaults; environment and flags override it. Without
+    `argv` this process is the job's own.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     mask_output()
@@ -66,20 +67,32 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     s3.expect_answer_soon()
+    status = _run(command, job, arguments)
+    if argv is None and status != 130:  # whoever asked for the end has been heard
+        _let_end(status)
+    if watch.death():  # Ray's clean-up at exit would wait for the dead
+        watch.leave_at_once(status)
+    if status:
+        sys.exit(status)
+
+
+def _run(command: type[Command_T], job: Callable[[Command_T], None], arguments: Sequence[str]) -> int:
+    """Do the job and print why it failed; return the exit status."""
     try:
         with _sigterm_as_interrupt():
             job(parse(command, arguments))
     except BadRequestError as error:
-        _fail(str(error), status=2)
+        return _say(str(error), status=2)
     except JobFailedError as error:
-        _fail(str(error), status=1)
+        return _say(str(error), status=1)
     except KeyboardInterrupt as error:
         print(mask_text(str(error)) or "interrupted; what is finished is kept", file=sys.stderr, flush=True)
-        _leave(130)
+        return 130
     except Exception as error:
         if (line := watch.explain(error) or os_errors.explain(error)) is None:
             raise
-        _fail(line, status=1)
+        return _say(line, status=1)
+    return 0
 
 
 @contextlib.contextmanager
@@ -93,10 +106,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        leave = end_request.handler(lambda: None, _leave_at_once)
-        leave(signal.SIGTERM, None)  # this one was the first
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, leave)
+        _let_end(130, asked=True)
         raise
     finally:
         if signal.getsignal(signal.SIGTERM) is interrupt:
@@ -111,11 +121,20 @@ def _leave_at_once() -> None:
     watch.leave_at_once(130)
 
 
-def _leave(status: int) -> NoReturn:
-    """Exit; not in the usual way when Ray has died, whose clean-up at exit would wait for it."""
-    if watch.death():
-        watch.leave_at_once(status)
-    sys.exit(status)
+def _let_end(status: int, *, asked: bool = False) -> None:
+    """Let the process end in order, which takes seconds with Ray: only a second signal cuts that short.
+
+    Args:
+        status: the exit status.
+        asked: a signal has asked for the end already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # signals belong to the main thread's code
+    hurry = end_request.handler(lambda: None, lambda: watch.leave_at_once(status))
+    if asked:
+        hurry(signal.SIGTERM, None)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, hurry)
 
 
 def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
@@ -188,6 +207,6 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def _fail(message: str, status: int) -> NoReturn:
+def _say(message: str, status: int) -> int:
     print(f"error: {' '.join(mask_text(message).split())}", file=sys.stderr, flush=True)
-    _leave(status)
+    return status

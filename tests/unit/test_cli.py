@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,41 @@ def test_a_file_that_holds_no_settings_is_one_line(tmp_path: Path, content: byte
 def test_a_device_is_not_read_for_ever():
     with pytest.raises(BadRequestError, match="/dev/zero: larger than"):
         parse(Train, ["--config", "/dev/zero"])
+
+
+@pytest.mark.parametrize(("ending", "status"), [("", 0), ("raise JobFailedError('it failed')", 1)])
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)], ids=["once", "twice"])
+def test_a_signal_after_the_job_changes_no_status(ending: str, status: int, signals: tuple[signal.Signals, ...]):
+    """A process that has ended its Ray, or is about to, is in Python's clean-up; the signal comes into it.
+
+    Only a second signal, more than a second later, ends that early.
+    """
+    script = f"""
+import atexit, time
+from kernels_bank.runtime.errors import JobFailedError
+from pipeline.cli import Command, run
+
+def clean_up():
+    print("cleaning up", flush=True)
+    time.sleep(0.5 if {len(signals)} == 1 else 60)
+    print("done", flush=True)
+
+def main(command):
+    atexit.register(clean_up)
+    {ending or "pass"}
+
+run(Command, main)
+"""
+    job = subprocess.Popen([sys.executable, "-c", script], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"cleaning up\n"
+        for number, one in enumerate(signals):
+            if number:
+                time.sleep(1.1)
+            job.send_signal(one)
+        out, err = job.communicate(timeout=30)
+    finally:
+        job.kill()
+    assert job.returncode == status, err
+    assert (out, err) == (b"done\n" if len(signals) == 1 else b"", b"error: it failed\n" if ending else b"")

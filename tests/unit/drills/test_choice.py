@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 from tests.drills import faults, kills
 from tests.drills.__main__ import choose, in_turn, main
 from tests.drills.drill import Drill
@@ -55,3 +58,13 @@ def test_a_try_draws_the_same_whatever_is_drilled_beside_it():
 def test_every_drill_has_a_name_of_its_own():
     found = [drill.name for drill in (*kills.drills(), *faults.drills())]
     assert len(set(found)) == len(found) > 40
+
+
+def test_a_process_is_seen_to_handle_a_signal():
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert not kills.catches(os.getpid(), signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        assert kills.catches(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
