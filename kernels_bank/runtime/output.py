@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import open_output, storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import ENTRY, Lease, only_writer
 
@@ -39,7 +39,18 @@ def own_output(place: str, kind: str, names: Sequence[str] | None = None) -> Ite
         check_own(place, kind, names)
         if _read_mark(place) is None:
             storage.write_json(storage.join(place, MARK), {"kind": kind, "files": []})
-        yield lease
+        with not_made_again(place):
+            yield lease
+
+
+def not_made_again(place: str) -> contextlib.AbstractContextManager[None]:
+    """Make no folder again, in this process and in the block, when the place of a job is deleted under it.
+
+    A process that helps the place's one writer says so for itself. On S3 there are no folders.
+    """
+    if storage.is_s3(place):
+        return contextlib.nullcontext()
+    return open_output.not_made_again(storage.resolve(place)[1], MARK)
 
 
 def note_files(place: str, files: Iterable[str]) -> None:

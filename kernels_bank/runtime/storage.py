@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
-from kernels_bank.runtime import os_errors, s3_objects
+from kernels_bank.runtime import open_output, os_errors, s3_objects
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError, UnavailableError
 from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError, bucket_and_key
 
@@ -322,6 +322,7 @@ def atomic_writer(uri: str | Path, *, parents: bool = True) -> Iterator[BinaryIO
             s3_objects.write(str(uri), staged)
         return
     target = Path(resolve(uri)[1])
+    open_output.check(target)
     if parents:
         target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(temporary_name(target.name))

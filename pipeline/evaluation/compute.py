@@ -191,7 +191,6 @@ def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:
     """The rows of all cases; those in the journal are not computed again."""
     from pipeline.data.rows import rows_of
 
-    output.mkdir(parents=True, exist_ok=True)
     journal = output / JOURNAL
     done = _read_journal(journal, plan.made_from)
     left = [_key(case) for case in plan.cases if tuple(_key(case)) not in done]

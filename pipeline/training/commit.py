@@ -9,14 +9,16 @@ import json
 import re
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 from ray.train import CheckpointUploadMode
 
-from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime import open_output, scratch, storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError, UnavailableError
+from kernels_bank.runtime.output import not_made_again
 from pipeline.training import checkpoint
 from pipeline.training.board import say
 from pipeline.training.learner import Learner
@@ -39,7 +41,7 @@ def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float],
         rank: of this worker.
         board: where the user is told.
     """
-    values = metrics | {"step": state.step, "score": state.score}
+    config, values = state.config, metrics | {"step": state.step, "score": state.score}
     if rank != 0:
         ray.train.report(values, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
@@ -50,18 +52,20 @@ def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float],
         checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
         checkpoint_dir_name=f"step-{state.step:08d}",
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        checkpoint_upload_fn=lambda local, name: _upload(local, name, board),
+        checkpoint_upload_fn=lambda local, name: _upload(local, name, storage.join(config.output, config.name), board),
     )
 
 
-def _upload(local: ray.train.Checkpoint, name: str, board: Any) -> ray.train.Checkpoint:  # noqa: ANN401
+def _upload(local: ray.train.Checkpoint, name: str, home: str, board: Any) -> ray.train.Checkpoint:  # noqa: ANN401
     """Copy a checkpoint to the run's folder, however long its storage takes. Raises JobFailedError."""
     where = ray.train.get_context().get_storage()
     waiting = f"checkpoint {name} waits for its storage for {_SAY_AFTER_S:g} s now; training goes on"
     timer = threading.Timer(_SAY_AFTER_S, say, (board, waiting))
     timer.start()
     try:
-        return where.persist_current_checkpoint(local, name)
+        with not_made_again(home):
+            open_output.check(Path(where.experiment_fs_path))  # Ray Train makes any folder again
+            return where.persist_current_checkpoint(local, name)
     except OSError as error:
         reason = str(error).strip().splitlines()[-1]
         reason = f"checkpoint {name} cannot be written to {where.experiment_fs_path}: {reason}"

@@ -20,6 +20,7 @@ import torch
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError, UnavailableError
 from kernels_bank.runtime.gauges import TRAINING, set_gauge
+from kernels_bank.runtime.output import not_made_again
 from pipeline.config import RunConfig
 from pipeline.data.feed import Batch, Feed
 from pipeline.data.plan import Stage
@@ -57,7 +58,7 @@ def train_worker(loop_config: dict[str, Job]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     home = storage.join(job.config.output, job.config.name)
     recorder = RunLogger(job.run, home=home, tell=partial(say, job.board)) if first else contextlib.nullcontext()
-    with recorder as logger:
+    with not_made_again(home), recorder as logger:
         try:
             train_run(job, logger)
         except NonFiniteLossError as error:

@@ -1,6 +1,7 @@
 """A place is written to only by the kind of job that marked it; nothing that others made is touched."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kernels_bank.runtime.output import (
     MARK,
     check_own,
     check_writable,
+    not_made_again,
     note_files,
     own_output,
     remove_leftovers,
@@ -111,3 +113,35 @@ def test_a_place_that_takes_no_files_is_said_before_the_work(tmp_path: Path, pla
         pytest.fail("nothing can be written there")
     assert sorted(os.listdir(tmp_path)) == ["file", "loop"]  # noqa: PTH208
     check_writable(f"{tmp_path}/new/deep")
+
+
+@pytest.mark.parametrize("below", ["page.html", "runs/small/state.json"])
+def test_an_output_that_is_deleted_under_its_job_is_not_made_again(tmp_path: Path, below: str):
+    """Also where somebody else has made a folder of that name meanwhile: it has no mark."""
+    place = tmp_path / "out"
+    with own_output(str(place), "evaluation"):
+        storage.write_bytes(place / "deep" / "first", b"1")
+        shutil.rmtree(place)
+        with pytest.raises(FileNotFoundError, match="was deleted while") as error:
+            storage.write_bytes(place / below, b"2")
+        assert error.value.filename == str(place)
+        assert not place.exists()
+        place.mkdir()
+        with pytest.raises(FileNotFoundError, match="was deleted while"):
+            storage.write_bytes(place / below, b"2")
+        storage.write_bytes(tmp_path / "out-2" / "file", b"3")
+    assert not list(place.iterdir())
+    storage.write_bytes(place / below, b"4")
+
+
+def test_a_worker_keeps_to_its_jobs_output_too(tmp_path: Path):
+    place = tmp_path / "out"
+    with own_output(str(place), "training run"):
+        with not_made_again(str(place)):
+            storage.write_bytes(place / "unsent" / "a", b"1")
+        shutil.rmtree(place)
+        with not_made_again(str(place)), pytest.raises(FileNotFoundError):
+            storage.write_bytes(place / "unsent" / "a", b"1")
+        with pytest.raises(FileNotFoundError):
+            storage.write_bytes(place / "unsent" / "a", b"1")
+    assert not place.exists()

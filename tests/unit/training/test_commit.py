@@ -94,7 +94,7 @@ def test_storage_that_takes_long_is_told_once(monkeypatch: pytest.MonkeyPatch, b
     board.say.remote.side_effect = lambda line: told.set()
     storage_that(monkeypatch, lambda local, name: f"{name} {told.wait(timeout=20)}")
     monkeypatch.setattr(commit, "_SAY_AFTER_S", 0.0)
-    assert commit._upload("local", "step-00000004", board) == "step-00000004 True"
+    assert commit._upload("local", "step-00000004", "s3://bucket/run", board) == "step-00000004 True"
     (said,) = [call.args[0] for call in board.say.remote.call_args_list]
     assert said.startswith("checkpoint step-00000004 waits for its storage")
 
@@ -102,7 +102,7 @@ def test_storage_that_takes_long_is_told_once(monkeypatch: pytest.MonkeyPatch, b
 def test_storage_that_answers_is_not_told(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
     before = threading.active_count()
     storage_that(monkeypatch, ["the checkpoint"])
-    assert commit._upload("local", "step-00000004", board) == "the checkpoint"
+    assert commit._upload("local", "step-00000004", "s3://bucket/run", board) == "the checkpoint"
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):
             thread.join(timeout=20)
@@ -113,6 +113,16 @@ def test_storage_that_answers_is_not_told(monkeypatch: pytest.MonkeyPatch, board
 def test_storage_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
     storage_that(monkeypatch, [OSError(errno.ENOSPC, "No space left on device")])
     with pytest.raises(JobFailedError, match=r"^checkpoint step-00000004 cannot be written to bucket/run: .*No space"):
-        commit._upload("local", "step-00000004", board)
+        commit._upload("local", "step-00000004", "s3://bucket/run", board)
     reason, _ = board.give_up.remote.call_args.args
     assert reason.startswith("checkpoint step-00000004 cannot be written")
+
+
+def test_a_run_that_was_deleted_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+    """Ray Train makes whatever folder it writes to."""
+    where = storage_that(monkeypatch, ["the checkpoint"])
+    where.experiment_fs_path = str(tmp_path / "small" / "checkpoints")
+    with pytest.raises(JobFailedError, match=f"was deleted while this command wrote to it: '{tmp_path}/small'"):
+        commit._upload("local", "step-00000004", str(tmp_path / "small"), board)
+    where.persist_current_checkpoint.assert_not_called()
+    assert not list(tmp_path.iterdir())
