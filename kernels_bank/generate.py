@@ -35,6 +35,7 @@ from kernels_bank.store import (
     law_digest,
     plan,
     read_manifest,
+    write_manifest,
     write_shard,
 )
 
@@ -93,7 +94,7 @@ def _build(spec: KernelBankSpec, uri: str, lease: Lease, *, previews: bool) -> M
     lease.check()
     # Readers of `kernels-*.parquet` would see what an earlier, larger attempt left behind.
     remove_leftovers(uri, {record.name for record in records})
-    storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
+    write_manifest(uri, manifest)
     storage.remove_file(storage.join(uri, BUILDING))
     return manifest
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kernels_bank.codec_quality import Loss
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
+from kernels_bank.runtime.sealed import unsealed, write_sealed
 from kernels_bank.spec import Family, KernelBankSpec
 
 SCHEMA = 1
@@ -200,7 +201,7 @@ def read_manifest(uri: str | Path) -> Manifest:
             f"which reads {SCHEMA}; use the code that wrote it or build the bank again"
         )
     try:
-        manifest = Manifest.model_validate(value)
+        manifest = Manifest.model_validate(unsealed(value, where))
     except ValidationError as error:
         first = error.errors()[0]
         raise ArtefactError(f"{where}: damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
@@ -209,6 +210,11 @@ def read_manifest(uri: str | Path) -> Manifest:
     if bank_digest(manifest.spec.size, manifest.shards) != manifest.digest:
         raise ArtefactError(f"{where}: damaged (its digest does not match its list of shards)")
     return manifest
+
+
+def write_manifest(uri: str, manifest: Manifest) -> None:
+    """Write the manifest of a bank whose shards and codec are all there."""
+    write_sealed(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
 
 
 def verify(uri: str | Path) -> Iterator[ShardRecord]:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, DamagedError
 from kernels_bank.runtime.progress import Progress
+from kernels_bank.runtime.sealed import unsealed, write_sealed
 from pipeline.config import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -77,7 +78,7 @@ def read_manifest(uri: str) -> Manifest:
     """Open a shard set.
 
     Raises:
-        ArtefactError: no manifest (never finished), another schema version, or an edited one.
+        ArtefactError: no manifest (never finished), another schema version, or a damaged or edited one.
     """
     where = storage.join(uri, MANIFEST)
     if not storage.exists(where):
@@ -91,12 +92,17 @@ def read_manifest(uri: str) -> Manifest:
             f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}; update it or remake the shards"
         )
     try:
-        manifest = Manifest.model_validate(content)
+        manifest = Manifest.model_validate(unsealed(content, where))
     except ValidationError as error:
         raise ArtefactError(f"{where}: damaged ({error.error_count()} wrong fields); remake the shards") from error
     if manifest.digest != content_digest(manifest.train, manifest.validation):
         raise ArtefactError(f"{where}: its digest does not fit its shards; the file was changed by hand")
     return manifest
+
+
+def write_manifest(uri: str, manifest: Manifest) -> None:
+    """Write the manifest of a shard set whose shards are all there."""
+    write_sealed(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
 
 
 def read_shard(uri: str, shard: Shard) -> bytes:

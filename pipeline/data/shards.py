@@ -26,6 +26,7 @@ from pipeline.data.manifest import (
     Skipped,
     content_digest,
     read_manifest,
+    write_manifest,
 )
 from pipeline.data.rows import rows_of
 from pipeline.data.sources import Source, list_sources, read_source
@@ -112,7 +113,7 @@ def make_shards(
         )
         lease.check()
         remove_leftovers(output, {shard.name for shard in shards})
-        storage.write_json(storage.join(output, MANIFEST), manifest.model_dump())
+        write_manifest(output, manifest)
         storage.remove_folder(storage.join(output, _NOTES))
     return manifest, False
 
