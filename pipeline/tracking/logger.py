@@ -77,6 +77,7 @@ class RunLogger:
         self._away = False  # the last try failed
         self._progress = False  # something was sent since the last failure
         self._told_away, self._told_at = False, -_SAY_AGAIN_AFTER_S  # whether and when the user was told so
+        self._told_unkept = ""  # and why nothing could be kept
         self._monitor: SystemMetricsMonitor | None = None
         self._thread = threading.Thread(target=self._work, name="run-logger", daemon=True)
         self._thread.start()
@@ -135,16 +136,12 @@ class RunLogger:
         self._given_up.set()
         if not self._thread.is_alive() or not (left := self._left()):
             return
-        if self._outbox is not None and self._keep():
-            self._tell(
-                f"the tracking server {self._ref.shown} is away: {left} points and files of run {self._ref.run_id} "
-                f"wait in {self._outbox.folder}; the same command sends them"
-            )
-        else:
-            self._tell(
-                f"the tracking server {self._ref.shown} is away: {left} points and files of run {self._ref.run_id} "
-                "are lost"
-            )
+        end = "are lost" if self._outbox is None else f"wait in {self._outbox.folder}; the same command sends them"
+        if unkept := self._keep():
+            end = f"are lost: {unkept}"
+        self._tell(
+            f"the tracking server {self._ref.shown} is away: {left} points and files of run {self._ref.run_id} {end}"
+        )
 
     def _record(self, item: Picture | Tag) -> None:
         with self._queues:
@@ -154,19 +151,18 @@ class RunLogger:
         with self._queues:
             return len(self._points) + len(self._files)
 
-    def _keep(self) -> bool:
-        """Copy what is not sent to the run's folder; whether all of it is there."""
+    def _keep(self) -> str:
+        """Copy what is not sent to the run's folder; return why that failed, nothing when all of it is there."""
         if self._outbox is None or not self._left():
-            return self._outbox is not None
+            return ""
         try:
             with self._folder:
                 with self._queues:
                     points, files = list(self._points), list(self._files)
                 self._outbox.keep(points, files)
         except Exception as error:  # whatever its storage raises: the run goes on
-            self._tell(f"what the tracking server did not take cannot be kept in {self._outbox.folder}: {_line(error)}")
-            return False
-        return True
+            return f"{self._outbox.folder} cannot be written to: {_line(error)}"
+        return ""
 
     def _work(self) -> None:
         """Send, rest, and come back sooner when there was an error or the end: what the thread does."""
@@ -183,8 +179,7 @@ class RunLogger:
                 self._send_files(api)
             except Exception as error:
                 self._away = True
-                self._say_away(error)
-                self._keep()
+                self._say_away(error, self._keep())
                 # While some of it arrives, the server is there: only a run of failures makes the pauses grow.
                 pause = self._interval if self._progress else min(30.0, max(1.0, 2 * pause))
                 self._progress = False
@@ -286,10 +281,13 @@ class RunLogger:
         if not what.startswith(f"tag '{LOST}'"):
             self._record(Tag(LOST, "; ".join(self._lost)[:5000]))
 
-    def _say_away(self, error: Exception) -> None:
-        if not self._told_away and time.monotonic() - self._told_at >= _SAY_AGAIN_AFTER_S:
-            self._tell(f"tracking at {self._ref.shown} fails; all is kept and sent later: {_line(error)}")
-            self._told_away, self._told_at = True, time.monotonic()
+    def _say_away(self, error: Exception, unkept: str) -> None:
+        """Tell the user that the server is away; again when it could not be told before that nothing is kept."""
+        if (self._told_away and unkept == self._told_unkept) or time.monotonic() - self._told_at < _SAY_AGAIN_AFTER_S:
+            return
+        kept = f"a kill would lose what it does not take, {unkept}" if unkept else "all is kept and sent later"
+        self._tell(f"tracking at {self._ref.shown} fails; {kept}: {_line(error)}")
+        self._told_away, self._told_unkept, self._told_at = True, unkept, time.monotonic()
 
     def _say_back(self) -> None:
         if self._told_away:

@@ -7,8 +7,9 @@ import errno
 import logging
 import os
 import runpy
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -50,7 +51,7 @@ def source(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., tuple[int, str]]]:
     """Run a job as its command line does; return its exit status and the one line that it said."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(logging, "lastResort", logging.lastResort)
@@ -66,7 +67,10 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
         assert said.startswith("error: ")
         return int(end.value.code), said
 
-    return run
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield run
+    for number, handler in handlers.items():  # a job's command line keeps its own until the process has ended
+        signal.signal(number, handler)
 
 
 def test_every_job_is_listed():
