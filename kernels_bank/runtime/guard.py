@@ -7,18 +7,20 @@ minute. They are all in the sessions of those that the job started.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import subprocess
-from collections.abc import Iterable
 
 _LEFT = "left"
 _DIED = (
     "this job's process died at once (SIGKILL, or Ray died under it); the same command goes on with what is finished"
 )
 _SCRIPT = """
-said=$1; shift
-sessions=" $* "
-while read -r line; do said=$line; done
+said=$1
+sessions=" "
+while read -r line; do
+    case "$line" in "session "*) sessions="$sessions${line#session } ";; *) said=$line;; esac
+done
 for stat in /proc/[0-9]*/stat; do
     { read -r line < "$stat"; } 2>/dev/null || continue
     set -- ${line##*) }
@@ -29,16 +31,20 @@ done
 _shells: list[subprocess.Popen] = []
 
 
-def set_up(sessions: Iterable[int]) -> None:
-    """Start the shell; it waits at a pipe that closes with this process.
-
-    Args:
-        sessions: their processes are ended then.
-    """
-    command = ["/bin/sh", "-c", _SCRIPT, "blindsr-ray-guard", _DIED, *map(str, sessions)]
+def set_up() -> None:
+    """Start the shell before Ray, which may die while it starts; the shell waits at a pipe that closes with us."""
+    if _shells:
+        return
+    command = ["/bin/sh", "-c", _SCRIPT, "blindsr-ray-guard", _DIED]
     _shells.append(
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
     )
+    atexit.register(leave)
+
+
+def take_over(session: int) -> None:
+    """Have the processes of a session ended when this process has ended."""
+    say(f"session {session}")
 
 
 def say(line: str) -> None:

@@ -31,6 +31,7 @@ class _RayProcess(subprocess.Popen):
 
     def __init__(self, command: list[str], **settings: Any) -> None:  # noqa: ANN401 - what Ray passes on
         super().__init__(command, start_new_session=True, **settings)
+        guard.take_over(self.pid)
         started[Path(command[0]).name] = self
 
     def terminate(self) -> None:
@@ -68,6 +69,7 @@ def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
     import ray
 
     folder = _private_folder()
+    guard.set_up()
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with _as_ours():
@@ -79,7 +81,6 @@ def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
                     log_to_driver=log_to_driver,
                     _temp_dir=str(folder),
                 )
-                guard.set_up(process.pid for process in started.values())
                 atexit.register(_leave)
             return
         except Exception as error:  # Ray raises nothing more specific

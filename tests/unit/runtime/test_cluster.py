@@ -60,6 +60,38 @@ def test_a_local_ray_is_started_again(monkeypatch: pytest.MonkeyPatch):
     assert len(calls) == 3
 
 
+def test_a_death_before_ray_has_started_is_a_line(tmp_path: Path):
+    """Ray's C++ ends the process without a word when what it has just started dies."""
+    job = """
+import os, subprocess, ray
+from kernels_bank.runtime import cluster, local_ray
+
+def dies(**settings):
+    from ray._private import services
+    services.ConsolePopen(["sleep", "600"])
+    print(local_ray.started["sleep"].pid, flush=True)
+    os._exit(1)
+
+ray.init = dies
+cluster.connect()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", job],
+        env=environment | {"RAY_TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr.startswith("error: this job's process died at once"), done.stderr
+    assert done.stderr.count("\n") == 1
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", done.stdout.strip()], capture_output=True, text=True, check=False
+    )
+    assert state.stdout.strip()[:1] in ("", "Z")
+
+
 def test_what_cannot_succeed_is_tried_once(monkeypatch: pytest.MonkeyPatch):
     calls = []
 
@@ -86,7 +118,7 @@ def test_how_a_local_ray_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(ray, "init", start)
-    monkeypatch.setattr(local_ray.guard, "set_up", lambda sessions: None)
+    monkeypatch.setattr(local_ray.guard, "set_up", lambda: None)
     monkeypatch.setattr(cluster.watch, "watch_processes", lambda processes: None)
     before = signal.signal(signal.SIGTERM, ours)
     try:

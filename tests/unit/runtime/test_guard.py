@@ -10,9 +10,11 @@ import pytest
 _JOB = """
 import os, subprocess, sys
 from kernels_bank.runtime import guard
+guard.set_up()
 other = subprocess.Popen(["sleep", "600"], start_new_session=True)
+guard.take_over(other.pid)
+guard.set_up()
 print(other.pid, flush=True)
-guard.set_up([other.pid])
 {end}
 """
 
@@ -24,6 +26,7 @@ guard.set_up([other.pid])
         ("guard.say('the head died; go on'); os._exit(1)", "error: the head died; go on\n"),
         ("guard.say('the head died; go on'); guard.leave(); os._exit(1)", ""),
         ("guard.leave()", ""),
+        ("sys.exit(1)", ""),
     ],
 )
 def test_what_it_says_and_ends(end: str, said: str):
