@@ -75,7 +75,9 @@ def planned(settings: RestoreSettings) -> str:
             sizes.append((header.height * header.width, f"{header.width} x {header.height}"))
         except BadImageError as error:
             broken.append(f"\n  not readable   {job.source.name}: {error}")
-    kernel = "estimated" if context.kernel is None else f"{settings.kernel}, {context.kernel.shape[0]} pixels a side"
+    kernel = f"estimated{' for every place' if settings.kernel_field else ''}"
+    if context.kernel is not None:
+        kernel = f"{settings.kernel}, {context.kernel.shape[0]} pixels a side"
     pixels = (settings.max_memory - memory.in_use(torch.device("cpu"))) / memory.window_bytes(
         context.restorer.network.config
     )

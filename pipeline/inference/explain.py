@@ -27,7 +27,7 @@ def warnings(image: np.ndarray, restored: Restored) -> list[str]:
             f"the model does not explain this image: {excess * 255:.1f}/255 remain beyond the noise; "
             "its blur may not be uniform, or the kernel is wrong"
         )
-    if restored.spread is not None and restored.spread > APART:
+    if restored.field is None and restored.spread is not None and restored.spread > APART:
         found.append(f"the blur differs from place to place (kernels are {restored.spread:.2f} apart, of at most 2)")
     top = to_rgb(image).max(-1)
     clipped = float((top == np.iinfo(image.dtype).max).mean())

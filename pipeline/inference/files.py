@@ -23,7 +23,8 @@ from pipeline.images.encode import encode_photograph, encode_png
 from pipeline.images.metadata import carried
 from pipeline.images.photograph import Photograph
 from pipeline.inference.comparison import comparison
-from pipeline.inference.explain import warnings
+from pipeline.inference.explain import APART, warnings
+from pipeline.inference.field_picture import described, mosaic
 from pipeline.inference.restore_jobs import RestoreJob
 from pipeline.inference.restorer import Restored, Restorer
 from pipeline.inference.settings import DEFAULT_QUALITY, RestoreSettings
@@ -33,7 +34,7 @@ _BANK = "bank:"
 # Settings that a result depends on, beside model, kernel and start.
 _DECIDING = {"scale", "sigma", "self_ensemble", "format", "depth", "quality", "strip_metadata"}
 # Likewise, but where they have their defaults, results of versions without them are the same.
-_DECIDING_IF_SET = {"strength"}
+_DECIDING_IF_SET = {"strength", "kernel_field"}
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
             self_ensemble=settings.self_ensemble,
             max_memory=settings.max_memory,
             strength=settings.strength,
+            kernel_field=settings.kernel_field,
         )
         bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
         pixels = to_depth(restored.image, bits)
@@ -136,6 +138,8 @@ def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
             settings.quality or DEFAULT_QUALITY,
         )
         found = [*photograph.notes, *lost, *warnings(photograph.pixels, restored)]
+        if restored.field is None and restored.spread is not None and restored.spread > APART:
+            found.append("--kernel-field estimates a kernel for every place")
         about = _about(job, context, restored, data, found) | {
             "seconds": {
                 "read": round(read, 3),
@@ -177,6 +181,7 @@ def _about(
         "kernel": settings.kernel or "estimated",
         "kernel_round": restored.kernel_round,
         "kernel_spread": restored.spread,
+        "kernel_field": None if restored.field is None else described(restored.field),
         "x0": settings.x0,
         "strength": restored.strength,
         "self_ensemble": settings.self_ensemble,
@@ -199,6 +204,8 @@ def _write(job: RestoreJob, photograph: Photograph, restored: Restored, encoded:
     storage.write_bytes(job.report, (json.dumps(about, indent=1) + "\n").encode())
     storage.write_bytes(f"{job.target}-kernel.npy", values.getvalue())
     storage.write_bytes(f"{job.target}-kernel.png", encode_png(peak))
+    if restored.field is not None:
+        storage.write_bytes(f"{job.target}-field.png", encode_png(mosaic(restored)))
     storage.write_bytes(f"{job.target}-compare.png", encode_png(comparison(photograph.pixels, restored)))
     storage.write_bytes(job.result, encoded)
 

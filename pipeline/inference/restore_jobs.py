@@ -1,7 +1,8 @@
 """Which files are restored, what each result is called, and which are done already.
 
-For each `NAME.EXT` in the input: `NAME-x2.png`, and beside it `NAME-x2.json`, `NAME-x2-kernel.png` and `.npy`, and
-`NAME-x2-compare.png`. The JSON marks them as ours: without it, a file of one of these names is somebody's own.
+For each `NAME.EXT` in the input: `NAME-x2.png`, and beside it `NAME-x2.json`, `NAME-x2-kernel.png` and `.npy`,
+`NAME-x2-compare.png`, and with `--kernel-field` `NAME-x2-field.png`. The JSON marks them as ours: without it, a file of
+one of these names is somebody's own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pipeline.images import BadImageError
 from pipeline.images.photograph import FORMAT_OF_SUFFIX, SUFFIX, Format
 from pipeline.inference.settings import RestoreSettings
 
-_BESIDE = (".json", "-kernel.npy", "-kernel.png", "-compare.png")
+_BESIDE = (".json", "-kernel.npy", "-kernel.png", "-field.png", "-compare.png")
 
 
 class RestoreJob(NamedTuple):

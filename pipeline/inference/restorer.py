@@ -15,9 +15,10 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.images.convert import grey_to_rgb, has_alpha, is_grey
 from pipeline.inference.estimate import Estimate, estimate_kernel
+from pipeline.inference.kernel_field import KernelField, estimate_field, restore_field
 from pipeline.inference.noise import estimate_sigma
 from pipeline.inference.strength import check_strength, told_kernel, told_sigma
-from pipeline.inference.windows import Settings, restore_planes, smallest_alpha
+from pipeline.inference.windows import Result, Settings, restore_planes, smallest_alpha
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
 from pipeline.model.weights import load_model, load_usrnet
 from pipeline.model_folder import MANIFEST, read_manifest
@@ -43,6 +44,7 @@ class Restored:
     spread: float | None = None  # how far kernels of different places are apart, 0 to 2; None with one place or given
     windows: int = 1  # that the image was cut into
     estimate_seconds: float = 0.0
+    field: KernelField | None = None  # the kernels of all places, where one for each was asked for
     strength: float = 1.0  # below 1, kernel and noise level were told weaker than they are said here
 
 
@@ -119,11 +121,13 @@ class Restorer:
         self_ensemble: bool = False,
         max_memory: int = MAX_MEMORY,
         strength: float = 1.0,
+        kernel_field: bool = False,
     ) -> Restored:
         """Restore a real photograph: estimate its kernel unless given, then restore it, in windows where it is large.
 
-        The kernel is one for the whole image, estimated at up to three well-textured places; the guard keeps an
-        estimate only where the image restored with it is more plausible (`pipeline/model/guard.py`).
+        The kernel is one for the whole image, estimated at up to three well-textured places, unless a field of them is
+        asked for. The guard keeps an estimate only where the image restored with it is more plausible
+        (`pipeline/model/guard.py`).
 
         Args:
             image: uint8, uint16, or float32 in [0, 1]; (h, w) grey, (h, w, 2) grey with alpha, (h, w, 3) RGB or
@@ -136,32 +140,39 @@ class Restorer:
             self_ensemble: the mean over the eight flips and quarter turns; eight times the work.
             max_memory: bytes that this process (or the card's memory in it) may grow to.
             strength: how much of the blur is undone, from 0, close to a plain enlargement, to 1.
+            kernel_field: whether every place has a kernel of its own, for blur that varies; many times the work.
 
         Raises:
             BadRequestError: a scale the model was not made for, an image, kernel or x0 of the wrong shape, a
-                non-blind model without a kernel, a strength outside [0, 1], a memory limit that no window fits into.
+                non-blind model without a kernel, a kernel and a field of them, a strength outside [0, 1], a memory
+                limit that no window fits into.
         """
         started = time.perf_counter()
         self.check(scale, kernel_given=kernel is not None)
         check_strength(strength)
+        if kernel is not None and kernel_field:
+            raise BadRequestError("kernel_field estimates the kernels; leave out the given one")
         colour, alpha = _planes(image)
         if kernel is not None and (kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0):
             raise BadRequestError(f"kernel: (k, k) with an odd side is expected, got {kernel.shape}")
         level = estimate_sigma(colour) if sigma == "auto" else float(sigma)
         lr = _to_float(colour)
         found = Estimate(kernel, None, None) if kernel is not None else estimate_kernel(self, lr, scale, level)
-        estimated = time.perf_counter()
         assert found.kernel is not None
-        told = told_sigma(level, strength), told_kernel(found.kernel, strength)
-        settings = Settings(scale, *told, self_ensemble, max_memory, *_start(x0, scale, lr))
-        result = restore_planes(self, lr, settings, item=image.itemsize, channels=_channels(image))
+        size = {"item": image.itemsize, "channels": _channels(image)}
+        settings = Settings(scale, level, found.kernel, self_ensemble, max_memory, *_start(x0, scale, lr))
+        field = estimate_field(self, lr, settings, **size) if kernel_field else None
+        estimated = time.perf_counter()
+        settings = settings._replace(sigma=told_sigma(level, strength), kernel=told_kernel(found.kernel, strength))
+        told = None if field is None else field.weakened(strength)
+        result = _restored(self, lr, settings, told, **size)
         restored = _to_type(result.image, image.dtype)
         if is_grey(image):
             grey = _to_type(result.image.mean(-1, keepdims=True), image.dtype)
             restored = grey if alpha is not None else grey[..., 0]
         if alpha is not None:
             own = settings._replace(x0=None, x0_model=None, sigma=told_sigma(0.0, strength))
-            restored = np.concatenate([restored, self._alpha(alpha, own, image)], axis=-1)
+            restored = np.concatenate([restored, self._alpha(alpha, own, told, image)], axis=-1)
         return Restored(
             image=restored,
             kernel=np.asarray(found.kernel, np.float32),
@@ -173,16 +184,17 @@ class Restorer:
             spread=found.spread,
             windows=result.windows,
             estimate_seconds=estimated - started,
+            field=field,
             strength=strength,
         )
 
-    def _alpha(self, alpha: np.ndarray, settings: Settings, image: np.ndarray) -> np.ndarray:
+    def _alpha(self, alpha: np.ndarray, settings: Settings, field: KernelField | None, image: np.ndarray) -> np.ndarray:
         """(h, w) -> (s*h, s*w, 1) of the image's type; an alpha that is the same everywhere stays exactly that."""
         height, width = (settings.scale * side for side in alpha.shape)
         if (alpha == alpha.flat[0]).all():
             return np.full((height, width, 1), alpha.flat[0])
         planes = grey_to_rgb(_to_float(alpha))
-        result = restore_planes(self, planes, settings, item=image.itemsize, channels=4)
+        result = _restored(self, planes, settings, field, item=image.itemsize, channels=4)
         return _to_type(result.image[..., :1], image.dtype)
 
     def blind(self, lr: Tensor, scale: int, sigma: float, observed: Tensor | None = None) -> BlindOutput:
@@ -242,6 +254,15 @@ class Restorer:
             )
         if not kernel_given and not self.is_blind:
             raise BadRequestError(f"{self.uri} cannot estimate a kernel; give one (--kernel FILE) or use a blind model")
+
+
+def _restored(
+    restorer: Restorer, lr: np.ndarray, settings: Settings, field: KernelField | None, *, item: int, channels: int
+) -> Result:
+    """Restore with the settings' kernel, or with a field of them."""
+    if field is None:
+        return restore_planes(restorer, lr, settings, item=item, channels=channels)
+    return restore_field(restorer, lr, settings, field, item=item, channels=channels)
 
 
 def _start(

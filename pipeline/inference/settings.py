@@ -6,7 +6,7 @@ import string
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import ByteSize, Field, field_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
 from pipeline.config import Frozen, Scale, Sigma
 
@@ -27,6 +27,10 @@ class RestoreSettings(Frozen):
     sigma: Literal["auto"] | Sigma = Field("auto", description="noise level, [0, 1] scale: 2.55/255 is 0.01")
     kernel: str | None = Field(
         None, description="the blur kernel if it is known: a file (.npy, .npz, .mat, .png) or bank:URI#INDEX"
+    )
+    kernel_field: bool = Field(
+        False,
+        description="a kernel for every place, for blur that varies across the picture; many times the work",
     )
     x0: str | None = Field(
         None, description="where the restoration starts: nearest, bicubic, or another model's result; default: its own"
@@ -49,6 +53,12 @@ class RestoreSettings(Frozen):
     name: str = Field("{stem}-x{scale}", description="name of a result without its suffix")
     overwrite: bool = Field(False, description="replace files that are there and were made otherwise")
     workers: int = Field(1, ge=1, description="processes that restore, on the Ray cluster if more than one")
+
+    @model_validator(mode="after")
+    def _kernels_are_given_or_estimated(self) -> RestoreSettings:
+        if self.kernel_field and self.kernel is not None:
+            raise ValueError("kernel_field estimates the kernels; leave out --kernel or --kernel-field")
+        return self
 
     @field_validator("name")
     @classmethod

@@ -20,7 +20,7 @@ def textured_crops(image: np.ndarray, side: int, count: int) -> list[tuple[int, 
         count: at most so many.
     """
     height, width = (min(side, length) for length in image.shape[:2])
-    totals = _integral(_structure(image))
+    totals = _integral(structure(image))
     tops, lefts = (_places(length, part) for length, part in zip(image.shape[:2], (height, width), strict=True))
     score = (
         totals[tops[:, None] + height, lefts + width]
@@ -39,7 +39,8 @@ def textured_crops(image: np.ndarray, side: int, count: int) -> list[tuple[int, 
     return chosen
 
 
-def _structure(image: np.ndarray) -> np.ndarray:
+def structure(image: np.ndarray) -> np.ndarray:
+    """Return the sum of the gradients' absolute values of every pixel (h, w); of clipped pixels 0."""
     luma = image @ np.array([0.299, 0.587, 0.114], np.float32)
     clipped = ((image <= _CLIPPED[0]) | (image >= _CLIPPED[1])).any(-1)
     rows = np.abs(np.diff(luma, axis=0, append=luma[-1:]))

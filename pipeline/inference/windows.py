@@ -40,6 +40,7 @@ class Result(NamedTuple):
     image: np.ndarray  # (s*h, s*w, 3) float32 in [0, 1]
     residual: float  # RMS of what it leaves unexplained of the LR image
     windows: int
+    unexplained: np.ndarray  # (h, w) float32: what is left of each LR pixel, squared, mean over the channels
 
 
 def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, item: int, channels: int) -> Result:
@@ -65,6 +66,7 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
     if isinstance(start, np.ndarray):
         start = extend_to(start, scale * height, scale * width)
     image = np.zeros((scale * lr.shape[0], scale * lr.shape[1], 3), np.float32)
+    left = np.zeros(lr.shape[:2], np.float32)
     squares = 0.0
     for row, column in itertools.product(plan.rows, plan.columns):
         # Filled window by window: over the whole torus at once it would take more memory than a window may.
@@ -77,9 +79,11 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
         part = layout.inner(sr, row, column, scale) * weights[0][:, None] * weights[1]
         rows, columns = (slice(scale * span.first, scale * span.last) for span in (row, column))
         image[rows, columns] += part[0].permute(1, 2, 0).cpu().numpy()
+        parts = tuple(slice(span.first, span.last) for span in (row, column))
+        left[parts] += _mean_squares(unexplained, row, column, weights, scale)
         squares += _sum_of_squares(unexplained, row, column, weights, settings, lr.shape)
-    counted = 3 * np.prod([length - 2 * _border(length, settings) for length in lr.shape[:2]])
-    return Result(image, (squares / counted) ** 0.5, plan.count)
+    counted = 3 * np.prod([length - 2 * border(length, settings) for length in lr.shape[:2]])
+    return Result(image, (squares / counted) ** 0.5, plan.count, left)
 
 
 def plan_windows(
@@ -133,9 +137,18 @@ def smallest_alpha(network: BlindUSRNet | USRNet, scale: int, sigma: float, devi
     return float(alphas.min())
 
 
-def _border(length: int, settings: Settings) -> int:
-    """LR pixels along an edge that were blurred with what lies outside: no image explains them, nor should it."""
+def border(length: int, settings: Settings) -> int:
+    """Return the LR pixels along an edge that were blurred with what lies outside: no image explains them."""
     return min(settings.kernel.shape[0] // (2 * settings.scale) + 1, length // 4)
+
+
+def _mean_squares(
+    unexplained: Tensor, row: layout.Span, column: layout.Span, weights: list[Tensor], scale: int
+) -> np.ndarray:
+    """(last - first) of rows and columns: by LR pixel what a window's part leaves unexplained, seams by weight."""
+    part = layout.inner(unexplained, row, column, 1)[0].square().mean(0)
+    weighted: np.ndarray = (part * weights[0][::scale, None] * weights[1][::scale]).cpu().numpy()
+    return weighted
 
 
 def _sum_of_squares(
@@ -151,8 +164,8 @@ def _sum_of_squares(
     shares = []
     for span, weight, length in zip((row, column), weights, size[:2], strict=True):
         place = torch.arange(span.first, span.last, device=part.device)
-        border = _border(length, settings)
-        shares.append(weight[:: settings.scale] * ((place >= border) & (place < length - border)))
+        edge = border(length, settings)
+        shares.append(weight[:: settings.scale] * ((place >= edge) & (place < length - edge)))
     return float((part * shares[0][:, None] * shares[1]).sum(dtype=torch.float64))
 
 

@@ -19,8 +19,9 @@ from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph, encode_png
 from pipeline.images.parts import Metadata
 from pipeline.images.photograph import Photograph
-from pipeline.inference import batch, files
+from pipeline.inference import batch, files, restorer
 from pipeline.inference.batch import checked, planned, restore_files
+from pipeline.inference.estimate import Estimate
 from pipeline.inference.settings import RestoreSettings
 
 
@@ -110,6 +111,42 @@ def test_beside_each_result_lies_what_was_assumed(folder, photo, tmp_path):
     checked(restore_files(again))
     known = decode_photograph((tmp_path / "known" / "cat-x2.png").read_bytes()).pixels
     assert np.abs(known.astype(int) - read(tmp_path, "cat-x2.png").pixels).max() <= 1  # the file's sum is 1 to rounding
+
+
+def test_a_kernel_for_every_place_comes_with_a_picture_of_them(folder, photo, tmp_path):
+    (tmp_path / "in").mkdir()
+    put(tmp_path, "cat.png", photo)
+    places = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    settings = RestoreSettings(model=str(folder), kernel_field=True, strength=0.8, **places)
+    assert "estimated for every place" in planned(settings)
+    checked(restore_files(settings))
+    assert read(tmp_path, "cat-x2-field.png").pixels.shape == (128, 144, 3)
+    report = json.loads((tmp_path / "out" / "cat-x2.json").read_text())
+    assert sum(report["kernel_field"]["shares"]) == pytest.approx(1, abs=0.01)
+    assert report["strength"] == 0.8
+    assert [outcome.note for outcome in restore_files(settings)] == ["was finished before"]
+    with pytest.raises(BadRequestError, match="this command did not make it"):
+        restore_files(settings.model_copy(update={"strength": 0.7}))
+    with pytest.raises(ValidationError, match="leave out --kernel or --kernel-field"):
+        RestoreSettings(kernel_field=True, kernel="k.npy", **places)
+
+
+def test_where_kernels_of_places_disagree_the_option_is_named(folder, photo, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    put(tmp_path, "cat.png", photo)
+    kernel = np.full((3, 3), 1 / 9, np.float32)
+    monkeypatch.setattr(restorer, "estimate_kernel", lambda *_: Estimate(kernel, 0, 0.9))
+    settings = RestoreSettings(model=str(folder), input=str(tmp_path / "in"), output=str(tmp_path / "out"))
+    (outcome,) = restore_files(settings)
+    assert "kernels are 0.90 apart" in outcome.note
+    assert "--kernel-field estimates a kernel for every place" in outcome.note
+
+
+def test_settings_that_came_later_leave_earlier_results_as_they_are(same, tmp_path):
+    """At their defaults they are not part of a request's digest, so that results made before stay finished."""
+    plain = files.load_context(same()).request
+    assert plain == files.load_context(same(strength=1.0, kernel_field=False)).request
+    assert plain != files.load_context(same(strength=0.9)).request
 
 
 def test_broken_files_are_reported_and_the_others_restored(same, photo, tmp_path):

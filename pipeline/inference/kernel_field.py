@@ -1,0 +1,246 @@
+"""A kernel for every place of a photograph whose blur varies: defocus that grows, a rotated camera, a sharp subject.
+
+Kernels are estimated window by window, each from a crop of its own. A wrong kernel costs far more than a right one
+gains, so none is believed because it was estimated. Around its window each is a candidate beside the kernel of the
+whole image, and all of them restore the neighbourhood. Cell by cell the sharpest of those restorations wins that still
+explain the LR image. The LR residual tells a kernel that is too wide, or of another shape: it cannot be explained away.
+It does not tell one that is too narrow, which explains everything and sharpens little. So an outlier loses against its
+neighbours' kernels in its own window, and where none can be trusted a narrow kernel does no harm.
+
+The winners' cells are smoothed to weights that sum to one everywhere, and the restorations are blended with them.
+Every restoration is a whole one with one kernel, so its data steps are exact and no seam shows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from pipeline.inference import layout
+from pipeline.inference.estimate import estimate_kernel
+from pipeline.inference.strength import told_kernel
+from pipeline.inference.texture import structure
+from pipeline.inference.windows import Result, Settings, border, restore_planes
+
+if TYPE_CHECKING:
+    from pipeline.inference.restorer import Restorer
+
+CELL = 8  # LR pixels a side: what is decided at once
+_SIDES = 64, 192  # LR pixels of a window that a kernel is estimated from, in small and in large images
+_ALONG = 5  # windows along the longer side of a large image, before they overlap
+_SAME = 0.15  # sum of |k - k'|: no other kernel than the whole image's
+# How far, as variances, a residual may lie above the least one: a share of it, and never more than an absolute level.
+_RATIO, _MOST = 1.5, 0.8 / 255
+_UNSEEN = 0.5 / 255  # beside the noise: what the right kernel leaves unexplained at most
+_LEAD = 1.05  # by how much another restoration has to be sharper than the whole image's kernel
+_SEEN, _SEAM = 0.7, 1.0  # cells: standard deviations of what a score looks at, and of the weights
+_LEAST = 1e-3  # a smaller weight is none
+_FLAT = 1 / 255  # mean of |gradients| that shows no kernel, beside noise
+
+
+class Box(NamedTuple):
+    """Place a part of an image, in LR pixels."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def grown(self, by: int, height: int, width: int) -> Box:
+        """Return it with a margin, within the image; its corner stays at a multiple of 8 where it was at one."""
+        top, left = max(self.top - by, 0), max(self.left - by, 0)
+        return Box(top, left, min(self.bottom + by, height), min(self.right + by, width))
+
+    def union(self, other: Box) -> Box:
+        """Return the smallest box that holds both."""
+        top, left = min(self.top, other.top), min(self.left, other.left)
+        return Box(top, left, max(self.bottom, other.bottom), max(self.right, other.right))
+
+    def of(self, image: np.ndarray, scale: int = 1) -> np.ndarray:
+        """Cut it out of an image that is `scale` times as large."""
+        return image[scale * self.top : scale * self.bottom, scale * self.left : scale * self.right]
+
+
+class KernelField(NamedTuple):
+    """Hold the kernels of an image, and how much each counts where."""
+
+    kernels: np.ndarray  # (n, k, k) float32, the first is that of the whole image
+    weights: np.ndarray  # (n, rows, columns) float32 of cells of 8 x 8 LR pixels, of sum 1 over n
+    windows: int  # that a kernel was estimated from
+
+    def at(self, row: int, column: int) -> np.ndarray:
+        """Return the kernel of a cell, (k, k): the winners' mean by weight."""
+        return np.tensordot(self.weights[:, row, column], self.kernels, 1).astype(np.float32)
+
+    def weakened(self, strength: float) -> KernelField:
+        """Return the kernels that a restoration of this strength is made with, at the same places."""
+        return self._replace(kernels=np.stack([told_kernel(kernel, strength) for kernel in self.kernels]))
+
+
+def estimate_field(restorer: Restorer, lr: np.ndarray, settings: Settings, *, item: int, channels: int) -> KernelField:
+    """Estimate the kernels of a photograph, window by window.
+
+    Args:
+        restorer: the model.
+        lr: (h, w, 3) float32 in [0, 1].
+        settings: of the whole image's restoration, at full strength.
+        item: bytes of a value of the file's image.
+        channels: of the file's image.
+
+    Raises:
+        BadRequestError: the memory limit is too small for any window.
+    """
+    height, width = lr.shape[:2]
+    boxes = windows(height, width)
+    kernels, domains = [settings.kernel], [Box(0, 0, height, width)]
+    for box in boxes:
+        crop = box.of(lr)
+        if structure(crop).mean() < _FLAT + 3 * settings.sigma:
+            continue
+        kernel = estimate_kernel(restorer, crop, settings.scale, settings.sigma).kernel
+        assert kernel is not None
+        domain = box.grown((box.bottom - box.top) * 2 // 3 // CELL * CELL, height, width)
+        apart = [float(np.abs(kernel - other).sum()) for other in kernels]
+        nearest = int(np.argmin(apart))
+        if apart[nearest] < _SAME:
+            domains[nearest] = domains[nearest].union(domain)
+        else:
+            kernels.append(kernel)
+            domains.append(domain)
+    shape = -(-height // CELL), -(-width // CELL)
+    residual, sharpness = (np.full((len(kernels), *shape), value) for value in (np.inf, 0.0))
+    for number, (kernel, domain) in enumerate(zip(kernels, domains, strict=True) if len(kernels) > 1 else ()):
+        own = _cut(settings, domain)._replace(kernel=kernel, self_ensemble=False)
+        result = restore_planes(restorer, domain.of(lr), own, item=item, channels=channels)
+        cells = Box(domain.top // CELL, domain.left // CELL, -(-domain.bottom // CELL), -(-domain.right // CELL))
+        cells.of(residual[number])[:], cells.of(sharpness[number])[:] = _seen(result, own)
+    winner = winners(residual, sharpness, settings.sigma) if len(kernels) > 1 else np.zeros(shape, np.int64)
+    return KernelField(np.stack(kernels), _weights(winner, len(kernels)), len(boxes))
+
+
+def restore_field(
+    restorer: Restorer, lr: np.ndarray, settings: Settings, field: KernelField, *, item: int, channels: int
+) -> Result:
+    """Restore (h, w, 3) float32 in [0, 1] with a kernel for every place.
+
+    Args:
+        restorer: the model.
+        lr: the image; three equal planes for a grey one.
+        settings: what else is known; its kernel is not used.
+        field: the kernels, as the network is to be told them.
+        item: bytes of a value of the file's image.
+        channels: of the file's image.
+
+    Raises:
+        BadRequestError: the memory limit is too small for any window.
+    """
+    height, width = lr.shape[:2]
+    scale = settings.scale
+    used = [number for number, weight in enumerate(field.weights) if weight.max() > 0]
+    if len(used) == 1:
+        own = settings._replace(kernel=field.kernels[used[0]])
+        return restore_planes(restorer, lr, own, item=item, channels=channels)
+    image = np.zeros((scale * height, scale * width, 3), np.float32)
+    unexplained, count = np.zeros((height, width), np.float32), 0
+    for number in used:
+        weight, kernel = field.weights[number], field.kernels[number]
+        rows, columns = (np.flatnonzero(weight.any(axis)) for axis in (1, 0))
+        # One cell more: weights are interpolated between the middles of cells.
+        part = Box(*(CELL * int(i) for i in (rows[0] - 1, columns[0] - 1, rows[-1] + 2, columns[-1] + 2)))
+        part = part.grown(0, height, width)
+        nets = [restorer, *([settings.x0_model] if settings.x0_model else [])]
+        around = sum(layout.context(kernel, net.alpha(scale, settings.sigma), scale) for net in nets)
+        box = part.grown(around, height, width)
+        own = _cut(settings, box)._replace(kernel=kernel)
+        result = restore_planes(restorer, box.of(lr), own, item=item, channels=channels)
+        share = box.of(enlarged(weight, height, width, scale), scale)
+        box.of(image, scale)[:] += result.image * share[..., None]
+        box.of(unexplained)[:] += result.unexplained * share[::scale, ::scale]
+        count += result.windows
+    inside = tuple(slice(edge := border(length, settings), length - edge) for length in (height, width))
+    return Result(image, float(unexplained[inside].mean(dtype=np.float64)) ** 0.5, count, unexplained)
+
+
+def windows(height: int, width: int) -> list[Box]:
+    """Place the windows that kernels are estimated from: of one size, a third of it shared with the next.
+
+    Args:
+        height: of the image, LR pixels.
+        width: likewise.
+    """
+    side = min(max(_SIDES[0], max(height, width) // _ALONG), _SIDES[1])
+    lines = []
+    for length in (height, width):
+        step = max(side * 2 // 3, -(-length // (2 * _ALONG)))
+        starts = np.linspace(0, max(length - side, 0), 1 + -(-max(length - side, 0) // step))
+        lines.append([int(start) // CELL * CELL for start in starts])
+    return [Box(top, left, min(top + side, height), min(left + side, width)) for top in lines[0] for left in lines[1]]
+
+
+def winners(residual: np.ndarray, sharpness: np.ndarray, sigma: float) -> np.ndarray:
+    """Choose a kernel for every cell, (rows, columns): the number of the sharpest one that explains it.
+
+    Args:
+        residual: (n, rows, columns) mean square of what each leaves unexplained; infinite where it was not tried.
+        sharpness: (n, rows, columns) total variation of what each made.
+        sigma: noise level.
+    """
+    least = np.minimum(residual.min(0), sigma**2 + _UNSEEN**2)
+    explains = residual <= least + np.minimum(_RATIO**2 * least, _MOST**2)
+    lead = np.ones((len(residual), 1, 1))
+    lead[0] = _LEAD
+    sharpest = np.where(explains, sharpness * lead, -1).argmax(0)
+    chosen: np.ndarray = np.where(explains.any(0), sharpest, residual.argmin(0))
+    return chosen
+
+
+def enlarged(weight: np.ndarray, height: int, width: int, scale: int) -> np.ndarray:
+    """Interpolate the weights of cells for every HR pixel, (s*h, s*w); weights of sum 1 keep it.
+
+    Args:
+        weight: (rows, columns) of cells.
+        height: of the LR image.
+        width: likewise.
+        scale: s.
+    """
+    size = (scale * CELL * weight.shape[1], scale * CELL * weight.shape[0])
+    return cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)[: scale * height, : scale * width]
+
+
+def _cut(settings: Settings, box: Box) -> Settings:
+    """The same for a part of the image: where a first estimate is given, its part."""
+    x0 = settings.x0
+    return settings._replace(x0=box.of(x0, settings.scale)) if isinstance(x0, np.ndarray) else settings
+
+
+def _seen(result: Result, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """Mean squared LR residual and mean total variation around every cell, without the border."""
+    height, width = result.unexplained.shape
+    counted = np.zeros((height, width), np.float32)
+    inside = tuple(slice(edge := border(length, settings), length - edge) for length in (height, width))
+    counted[inside] = 1
+    variation = np.zeros((height, width), np.float32)
+    for axis in (0, 1):
+        steps = np.abs(np.diff(result.image, axis=axis, append=result.image.take([-1], axis))).mean(-1)
+        variation += cv2.resize(steps, (width, height), interpolation=cv2.INTER_AREA)
+    seen = _around(counted) + 1e-12
+    return _around(result.unexplained * counted) / seen, _around(variation * counted) / seen
+
+
+def _around(values: np.ndarray) -> np.ndarray:
+    """Sum over cells, and smooth: (h, w) -> (rows, columns) of cells."""
+    padded = np.pad(values, [(0, -length % CELL) for length in values.shape])
+    rows, columns = (length // CELL for length in padded.shape)
+    cells = padded.reshape(rows, CELL, columns, CELL).sum((1, 3), dtype=np.float64)
+    smooth: np.ndarray = gaussian_filter(cells, _SEEN, mode="constant")
+    return smooth
+
+
+def _weights(winner: np.ndarray, count: int) -> np.ndarray:
+    """(count, rows, columns) of sum 1: 1 where a kernel won, smoothed."""
+    weights = np.stack([gaussian_filter((winner == i).astype(np.float32), _SEAM, mode="nearest") for i in range(count)])
+    weights[weights < _LEAST] = 0
+    return np.asarray(weights / weights.sum(0), np.float32)
