@@ -50,7 +50,7 @@ class Box(NamedTuple):
     right: int
 
     def grown(self, by: int, height: int, width: int) -> Box:
-        """Return it with a margin, within the image; its corner stays at a multiple of 8 where it was at one."""
+        """Return it with a margin, within the image."""
         top, left = max(self.top - by, 0), max(self.left - by, 0)
         return Box(top, left, min(self.bottom + by, height), min(self.right + by, width))
 
@@ -62,6 +62,11 @@ class Box(NamedTuple):
     def of(self, image: np.ndarray, scale: int = 1) -> np.ndarray:
         """Cut it out of an image that is `scale` times as large."""
         return image[scale * self.top : scale * self.bottom, scale * self.left : scale * self.right]
+
+    def cells(self, values: np.ndarray) -> np.ndarray:
+        """Cut it out of (rows, columns) of cells; its corner lies at one of a cell."""
+        top, left, bottom, right = self.top // CELL, self.left // CELL, -(-self.bottom // CELL), -(-self.right // CELL)
+        return values[top:bottom, left:right]
 
 
 class KernelField(NamedTuple):
@@ -95,6 +100,7 @@ def estimate_field(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
     """
     height, width = lr.shape[:2]
     boxes = windows(height, width)
+    neighbourhood = -(-_spacing(max(height, width), _side(height, width)) // CELL) * CELL
     kernels, domains = [settings.kernel], [Box(0, 0, height, width)]
     for box in boxes:
         crop = box.of(lr)
@@ -102,7 +108,7 @@ def estimate_field(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
             continue
         kernel = estimate_kernel(restorer, crop, settings.scale, settings.sigma).kernel
         assert kernel is not None
-        domain = box.grown((box.bottom - box.top) * 2 // 3 // CELL * CELL, height, width)
+        domain = box.grown(neighbourhood, height, width)
         apart = [float(np.abs(kernel - other).sum()) for other in kernels]
         nearest = int(np.argmin(apart))
         if apart[nearest] < _SAME:
@@ -111,12 +117,11 @@ def estimate_field(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
             kernels.append(kernel)
             domains.append(domain)
     shape = -(-height // CELL), -(-width // CELL)
-    residual, sharpness = (np.full((len(kernels), *shape), value) for value in (np.inf, 0.0))
+    residual, sharpness = (np.full((len(kernels), *shape), value, np.float32) for value in (np.inf, 0.0))
     for number, (kernel, domain) in enumerate(zip(kernels, domains, strict=True) if len(kernels) > 1 else ()):
         own = _cut(settings, domain)._replace(kernel=kernel, self_ensemble=False)
         result = restore_planes(restorer, domain.of(lr), own, item=item, channels=channels)
-        cells = Box(domain.top // CELL, domain.left // CELL, -(-domain.bottom // CELL), -(-domain.right // CELL))
-        cells.of(residual[number])[:], cells.of(sharpness[number])[:] = _seen(result, own)
+        domain.cells(residual[number])[:], domain.cells(sharpness[number])[:] = _seen(result, own)
     winner = winners(residual, sharpness, settings.sigma) if len(kernels) > 1 else np.zeros(shape, np.int64)
     return KernelField(np.stack(kernels), _weights(winner, len(kernels)), len(boxes))
 
@@ -156,7 +161,7 @@ def restore_field(
         box = part.grown(around, height, width)
         own = _cut(settings, box)._replace(kernel=kernel)
         result = restore_planes(restorer, box.of(lr), own, item=item, channels=channels)
-        share = box.of(enlarged(weight, height, width, scale), scale)
+        share = enlarged(box.cells(weight), box.bottom - box.top, box.right - box.left, scale)
         box.of(image, scale)[:] += result.image * share[..., None]
         box.of(unexplained)[:] += result.unexplained * share[::scale, ::scale]
         count += result.windows
@@ -171,11 +176,10 @@ def windows(height: int, width: int) -> list[Box]:
         height: of the image, LR pixels.
         width: likewise.
     """
-    side = min(max(_SIDES[0], max(height, width) // _ALONG), _SIDES[1])
+    side = _side(height, width)
     lines = []
     for length in (height, width):
-        step = max(side * 2 // 3, -(-length // (2 * _ALONG)))
-        starts = np.linspace(0, max(length - side, 0), 1 + -(-max(length - side, 0) // step))
+        starts = np.linspace(0, max(length - side, 0), 1 + -(-max(length - side, 0) // _spacing(length, side)))
         lines.append([int(start) // CELL * CELL for start in starts])
     return [Box(top, left, min(top + side, height), min(left + side, width)) for top in lines[0] for left in lines[1]]
 
@@ -208,6 +212,16 @@ def enlarged(weight: np.ndarray, height: int, width: int, scale: int) -> np.ndar
     """
     size = (scale * CELL * weight.shape[1], scale * CELL * weight.shape[0])
     return cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)[: scale * height, : scale * width]
+
+
+def _side(height: int, width: int) -> int:
+    """LR pixels of a window's side."""
+    return min(max(_SIDES[0], max(height, width) // _ALONG), _SIDES[1])
+
+
+def _spacing(length: int, side: int) -> int:
+    """LR pixels from one window to the next: a third overlaps, unless the image is so large that they lie apart."""
+    return max(side * 2 // 3, -(-length // (2 * _ALONG)))
 
 
 def _cut(settings: Settings, box: Box) -> Settings:
