@@ -14,6 +14,10 @@ from pipeline.names import Alias, Experiment, ModelName
 Scale = Annotated[int, Field(ge=1, le=4)]
 Width = Annotated[int, Field(ge=1, le=1024)]
 OddSize = Annotated[int, Field(ge=3, le=99, multiple_of=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+JpegQuality = Annotated[int, Field(ge=1, le=100)]
+Reduction = Literal["direct", "area", "bicubic", "lanczos"]
+Grid = Literal["corner", "centre"]
 Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1] scale: 2.55/255 is 0.01")]
 
 
@@ -42,6 +46,9 @@ class ModelConfig(Frozen):
     estimator_channels: int = Field(32, ge=4, le=512, description="of each of the two branches")
     estimator_blocks: int = Field(5, ge=1, le=64, description="conditional residual blocks")
     initial_kernel: Literal["delta", "mean", "spectral"] = "spectral"
+    reductions: bool = Field(
+        False, description="the spectral net also tells how the picture was reduced; else: by direct decimation"
+    )
     schedule: Literal["rounds", "interleaved"] = Field(
         "interleaved", description="rounds: DAN's; interleaved: one unfolding's cost"
     )
@@ -71,6 +78,32 @@ class ModelConfig(Frozen):
         return self
 
 
+class CameraConfig(Frozen):
+    """Say what happens to pictures beside blur, decimation and white noise; each share is of the samples."""
+
+    reductions: dict[Reduction, Share] = Field(
+        {"direct": 1.0}, min_length=1, description="how the picture becomes small, with shares of sum 1"
+    )
+    centred: Share = Field(0.5, description="LR pixels in the middle of their blocks instead of the corner")
+    shot: Share = Field(0.0, description="noise that grows with the light")
+    linear: Share = Field(0.0, description="blurred and reduced in linear light")
+    rounded: Share = Field(1.0, description="stored in 8 bit; a JPEG always is")
+    jpeg: Share = Field(0.0, description="stored as JPEG")
+    jpeg_quality: tuple[JpegQuality, JpegQuality] = Field((60, 98), description="drawn evenly between these")
+    jpeg_twice: Share = Field(0.0, description="of the JPEGs: stored before as another JPEG, with another grid")
+    level_error: float = Field(
+        0.0, ge=0, le=1, description="the told noise level is off by a factor of this standard deviation, natural log"
+    )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> CameraConfig:
+        if abs(sum(self.reductions.values()) - 1) > 1e-6:
+            raise ValueError(f"reductions: the shares add up to {sum(self.reductions.values()):g}, not 1")
+        if self.jpeg_quality[0] > self.jpeg_quality[1]:
+            raise ValueError(f"jpeg_quality {list(self.jpeg_quality)}: the lower bound comes first")
+        return self
+
+
 class DataConfig(Frozen):
     """Say where samples come from and how they are degraded."""
 
@@ -87,6 +120,9 @@ class DataConfig(Frozen):
     )
     noise_free: float = Field(0.0, ge=0, le=1, description="share of samples without noise")
     lr_quantize: Literal["none", "round", "floor"] = "none"
+    camera: CameraConfig | None = Field(
+        None, description="what else happens to the pictures; `lr_quantize` then has no say"
+    )
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="share of the training tiles that may be damaged before the run stops"
     )
@@ -104,6 +140,9 @@ class LossConfig(Frozen):
 
     code: float = Field(0.1, ge=0, description="L1 on the standardised kernel code, mean over rounds")
     kernel: float = Field(0.0, ge=0, description="sum of |k' - k| over the decoded kernel, mean over rounds")
+    inverse: float = Field(
+        0.0, ge=0, description="learn 'spectral' only: dB lost by inverting with the estimate, mean over the batch"
+    )
     consistency: float = Field(0.0, ge=0, description="L1 between the re-degraded result and the LR image")
     image_rounds: Literal["last", "all"] = Field("last", description="rounds whose image is supervised")
 
@@ -207,6 +246,8 @@ class RunConfig(Frozen):
                 f"train.learn 'spectral' with model.initial_kernel '{self.model.initial_kernel}' trains nothing; "
                 "set model.initial_kernel to spectral"
             )
-        if self.train.learn == "spectral" and not (self.train.loss.code or self.train.loss.kernel):
-            raise ValueError("train.learn 'spectral' needs train.loss.code or train.loss.kernel above 0")
+        if self.train.learn == "spectral" and not any(
+            (self.train.loss.code, self.train.loss.kernel, self.train.loss.inverse)
+        ):
+            raise ValueError("train.learn 'spectral' needs train.loss.code, kernel or inverse above 0")
         return self

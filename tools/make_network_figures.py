@@ -200,7 +200,7 @@ def draw_alternation(folder: Path, path: Path) -> None:
         above, below = axes[2 * number], axes[2 * number + 1]
         lr = quantize(degrade(hr, true, scale), "round")
         with torch.inference_mode():
-            start, _ = model.initial(lr, scale, 0.0)
+            start = model.initial(lr, scale, 0.0).blur
             kernels = [start, *model.refine(lr, start, scale, torch.zeros(1))]
             refined = bool(model.infer(lr, scale, 0.0).kernel_round)
             images = {i: model.restore(lr, kernels[i], scale, 0.0) for i in shown}

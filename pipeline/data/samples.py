@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kernels_bank.gaussian import draw_gaussian, gaussian_kernels, perturb
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.spec import KernelBankSpec
+from pipeline.camera import to_linear
 from pipeline.config import DataConfig
+from pipeline.data.camera_draw import CameraDraw, draw_camera, through_camera
 from pipeline.degrade import degrade, quantize
+from pipeline.reduction import compose, one_hot
 from pipeline.seeds import rng
 
 
@@ -25,6 +30,15 @@ class Draw:
     kernel: np.ndarray  # (k, k) float32
     sigma: float  # on the [0, 1] scale
     noise: np.random.Generator  # in the state in which the noise is drawn
+    camera: CameraDraw | None = None  # None: nothing but blur, decimation and white noise
+
+
+class Degraded(NamedTuple):
+    """Hold the LR images of draws of one scale, and what a restorer is told of them."""
+
+    lr: np.ndarray  # (n, 3, p/s, p/s) float32
+    kernel: np.ndarray  # (n, k, k) float32: with the reduction, where there is one
+    sigma: np.ndarray  # (n,) float32
 
 
 def draw(tile: np.ndarray, key: str, patch: int, *, epoch: int, seed: int, data: DataConfig, bank: np.ndarray) -> Draw:
@@ -52,7 +66,9 @@ def draw(tile: np.ndarray, key: str, patch: int, *, epoch: int, seed: int, data:
     clean = random.random() < data.noise_free
     level = random.uniform(*data.sigma)
     hr = np.ascontiguousarray(crop.transpose(2, 0, 1))
-    return Draw(f"{key}/{patch}", hr, kernel, 0.0 if clean else float(level), random)
+    name = f"{key}/{patch}"
+    camera = draw_camera(data.camera, name, epoch=epoch, seed=seed) if data.camera else None
+    return Draw(name, hr, kernel, 0.0 if clean else float(level), random, camera)
 
 
 def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epoch: int, seed: int) -> list[Draw]:
@@ -88,10 +104,38 @@ def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epoch: int
     ]
 
 
-def degrade_draws(draws: Sequence[Draw], scale: int, lr_quantize: str) -> np.ndarray:
-    """Degrade draws of one scale to LR images, (n, 3, p/s, p/s) float32."""
-    hr = torch.from_numpy(np.stack([d.hr for d in draws])).float().div_(255)
+def degrade_draws(draws: Sequence[Draw], scale: int, lr_quantize: str) -> Degraded:
+    """Degrade draws of one scale; all of them have a camera, or none.
+
+    Args:
+        draws: crops and what was drawn for them; their generators move on.
+        scale: s.
+        lr_quantize: of LR images that no camera stores.
+    """
     kernels = torch.from_numpy(np.stack([d.kernel for d in draws]))
+    cameras = [d.camera for d in draws if d.camera]
+    if cameras:
+        return _through_cameras(draws, cameras, kernels, scale)
+    hr = torch.from_numpy(np.stack([d.hr for d in draws])).float().div_(255)
     side = hr.shape[-1] // scale
     noise = [d.noise.standard_normal((3, side, side), dtype=np.float32) * np.float32(d.sigma) for d in draws]
-    return quantize(degrade(hr, kernels, scale, torch.from_numpy(np.stack(noise))), lr_quantize).numpy()
+    lr = quantize(degrade(hr, kernels, scale, torch.from_numpy(np.stack(noise))), lr_quantize)
+    return Degraded(lr.numpy(), kernels.numpy(), np.array([d.sigma for d in draws], np.float32))
+
+
+def _through_cameras(draws: Sequence[Draw], cameras: Sequence[CameraDraw], kernels: Tensor, scale: int) -> Degraded:
+    # One by one: convolutions of many kernels at once give other last bits in other company.
+    kernels = torch.cat(
+        [
+            compose(kernel[None], one_hot([camera.reduction]), scale, "centre" if camera.centred else "corner")
+            for kernel, camera in zip(kernels, cameras, strict=True)
+        ]
+    )
+    hr = np.stack([d.hr for d in draws]).astype(np.float32) / 255
+    for image, camera in zip(hr, cameras, strict=True):
+        if camera.linear:
+            image[:] = to_linear(image)
+    clean = degrade(torch.from_numpy(hr), kernels, scale).numpy()
+    stored = [through_camera(c, d.camera, d.sigma, d.noise) for c, d in zip(clean, draws, strict=True) if d.camera]
+    images, told = zip(*stored, strict=True)
+    return Degraded(np.stack(images), kernels.numpy(), np.array(told, np.float32))

@@ -83,11 +83,12 @@ def read_segment(
 
 def _block(draws: Sequence[Draw], scale: int, lr_quantize: str) -> dict[str, np.ndarray]:
     """Columns of a Ray Data block. LR images travel as bytes, because their size changes with the scale."""
+    degraded = degrade_draws(draws, scale, lr_quantize)
     return {
-        "lr": np.array([image.tobytes() for image in degrade_draws(draws, scale, lr_quantize)], dtype=object),
+        "lr": np.array([image.tobytes() for image in degraded.lr], dtype=object),
         "hr": np.stack([d.hr for d in draws]),
-        "kernel": np.stack([d.kernel for d in draws]),
-        "sigma": np.array([d.sigma for d in draws], np.float32),
+        "kernel": degraded.kernel,
+        "sigma": degraded.sigma,
         "scale": np.full(len(draws), scale),
         "key": np.array([d.key for d in draws]),
     }

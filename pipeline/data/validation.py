@@ -55,11 +55,12 @@ def validation_batches(
 
 def to_batch(draws: list[Draw], scale: int, lr_quantize: str) -> Batch:
     """Degrade draws to what a training step gets."""
+    degraded = degrade_draws(draws, scale, lr_quantize)
     return Batch(
-        lr=torch.from_numpy(degrade_draws(draws, scale, lr_quantize)),
+        lr=torch.from_numpy(degraded.lr),
         hr=torch.from_numpy(np.stack([d.hr for d in draws])).float().div_(255),
-        kernel=torch.from_numpy(np.stack([d.kernel for d in draws])),
-        sigma=torch.tensor([d.sigma for d in draws], dtype=torch.float32),
+        kernel=torch.from_numpy(degraded.kernel),
+        sigma=torch.from_numpy(degraded.sigma),
         scale=scale,
         keys=tuple(d.key for d in draws),
         replaced=0,

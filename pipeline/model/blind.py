@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from kernels_bank.codec import KernelCodec, decode_codes, encode_codes
-from pipeline.config import ModelConfig
+from pipeline.config import Grid, ModelConfig
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
 from pipeline.model.gaussian_fit import snap_to_gaussian
 from pipeline.model.guard import restoration_score
 from pipeline.model.kernel_step import acceptance_ratio, refine_kernel
+from pipeline.model.reducer import Reducer
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, USRNet, check_inputs
 
@@ -34,8 +35,17 @@ class Round(NamedTuple):
     """Hold what one kernel made of the image: `sr` was restored with `kernel`."""
 
     sr: Tensor  # (B, 3, s*h, s*w)
-    kernel: Tensor  # (B, k, k)
-    code: Tensor  # (B, c), standardised
+    kernel: Tensor  # (B, k, k): the blur and the reduction behind it
+    code: Tensor  # (B, c), standardised, of the blur
+    blur: Tensor  # (B, k, k), >= 0, sum 1
+
+
+class Initial(NamedTuple):
+    """Hold what the alternation starts from."""
+
+    blur: Tensor  # (B, k, k), >= 0, sum 1: the kernel but for the reduction
+    code: Tensor  # (B, c) of the blur
+    shares: Tensor | None  # (B, 4) of `REDUCTIONS`; None: direct decimation
 
 
 @dataclass(frozen=True)
@@ -43,10 +53,11 @@ class BlindOutput:
     """Hold a blind restoration, with every round's image and kernel for the loss and for pictures."""
 
     sr: Tensor  # (B, 3, s*h, s*w), not clipped
-    kernel: Tensor  # (B, k, k), >= 0, sum 1
+    kernel: Tensor  # (B, k, k), sum 1: blur and reduction; negative only in the lobes of a reduction
     codes: Tensor  # (B, T + 1, c), the initial kernel's first
     rounds: list[Round]  # T + 1 of them, each with its own kernel; `infer` adds one where it refines
     kernel_round: Tensor  # (B,) int64, the round whose kernel is `kernel`; in training always the last
+    reductions: Tensor | None = None  # (B, 4) shares of `REDUCTIONS`, of models that tell them
 
 
 class BlindUSRNet(nn.Module):
@@ -64,7 +75,11 @@ class BlindUSRNet(nn.Module):
         self.restorer = USRNet(config)
         shape = (config.scales, config.estimator_channels, config.estimator_blocks, codec.components)
         self.estimator = Estimator(*shape) if config.rounds else None
-        self.spectral = SpectralInit(config.scales, codec.components) if config.initial_kernel == "spectral" else None
+        self.spectral = (
+            SpectralInit(config.scales, codec.components, reductions=config.reductions)
+            if config.initial_kernel == "spectral"
+            else None
+        )
 
     def forward(
         self, lr: Tensor, scale: int, sigma: float | Tensor, *, image_rounds: Literal["last", "all"] = "all"
@@ -84,13 +99,15 @@ class BlindUSRNet(nn.Module):
         self._check_scale(lr, scale)
         state = self.restorer.start(lr, scale, sigma)
         skip_graph = image_rounds == "last" and self.config.schedule == "rounds" and self.config.detach
-        rounds = [self._round(0, state, *self.initial(lr, scale, sigma), graph=not skip_graph)]
+        first = self.initial(lr, scale, sigma)
+        reducer = Reducer(first.shares, scale, "corner")
+        rounds = [self._round(0, state, first.blur, first.code, reducer, graph=not skip_graph)]
         for number in range(1, self.config.rounds + 1):
             estimate = self._estimate(state, rounds[-1])
             state = self._next_start(state, rounds[-1].sr)
-            rounds.append(self._round(number, state, *estimate, graph=not skip_graph))
+            rounds.append(self._round(number, state, *estimate, reducer, graph=not skip_graph))
         last = torch.full((lr.shape[0],), self.config.rounds, dtype=torch.int64, device=lr.device)
-        return _output(rounds[-1], rounds, last)
+        return _output(rounds[-1], rounds, last, first.shares)
 
     def infer(
         self,
@@ -98,8 +115,9 @@ class BlindUSRNet(nn.Module):
         scale: int,
         sigma: float | Tensor,
         *,
-        initial: tuple[Tensor, Tensor] | None = None,
+        initial: Initial | None = None,
         observed_size: tuple[int, int] | None = None,
+        grid: Grid = "corner",
     ) -> BlindOutput:
         """Restore guarded: a kernel is accepted, image by image, only where what it makes of the image is plausible.
 
@@ -110,37 +128,40 @@ class BlindUSRNet(nn.Module):
             lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
             scale: one of `config.scales`, the same for the whole batch.
             sigma: noise level on the [0, 1] scale, a number or (B,).
-            initial: kernel (B, k, k) and code (B, c) that the alternation starts from, when they are known better than
-                from `lr`; None for `self.initial(lr, scale, sigma)`.
+            initial: what the alternation starts from, when it is known better than from `lr`; None for
+                `self.initial(lr, scale, sigma)`.
             observed_size: (h', w') upper-left part of `lr` that a camera saw, if not all. Only that part is judged.
+            grid: where the LR pixels lie in their blocks, and with them the restored image.
 
         Raises:
             ValueError: non-finite or mis-shaped inputs, a scale this model was not made for.
         """
         self._check_scale(lr, scale)
         origin = state = self.restorer.start(lr, scale, sigma)
-        accepted = self._round(0, state, *(initial or self.initial(lr, scale, sigma)))
+        first = initial or self.initial(lr, scale, sigma)
+        reducer = Reducer(first.shares, scale, grid)
+        accepted = self._round(0, state, first.blur, first.code, reducer)
         rounds, kernel_round = [accepted], torch.zeros(lr.shape[0], dtype=torch.int64, device=lr.device)
         for number in range(1, self.config.rounds + 1):
             estimate = self._estimate(state, accepted)
             start = self._next_start(state, accepted.sr)
-            new = self._round(number, start, *estimate)
+            new = self._round(number, start, *estimate, reducer)
             # A fair comparison is between images of the same start and as many unfoldings.
-            old = accepted if start is state else self._round(number, start, accepted.kernel, accepted.code)
+            old = accepted if start is state else self._round(number, start, accepted.blur, accepted.code, reducer)
             better = self._wins(new, old, start, observed_size)
             accepted, kernel_round = _choose(better, new, old), kernel_round.where(~better, number)
             rounds.append(new)
             state = start
         if self.config.kernel_steps:
             levels = check_inputs(lr, scale, sigma, training=self.training)
-            *_, kernel = self.refine(lr, accepted.kernel, scale, levels)
-            new = self._whole(origin, kernel, self.encode(kernel))
+            *_, blur = self.refine(lr, accepted.blur, scale, levels, reducer)
+            new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds between, what was accepted is a whole restoration from x0 already.
-            old = self._whole(origin, accepted.kernel, accepted.code) if self.config.rounds else accepted
+            old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.rounds else accepted
             better = self._wins(new, old, origin, observed_size, acceptance_ratio(scale))
             accepted, kernel_round = _choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
-        return _output(accepted, rounds, kernel_round)
+        return _output(accepted, rounds, kernel_round, first.shares)
 
     def restore(
         self, lr: Tensor, kernel: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None
@@ -157,27 +178,32 @@ class BlindUSRNet(nn.Module):
         out: Tensor = self.restorer(lr, kernel, scale, sigma, x0)
         return out
 
-    def refine(self, lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor) -> list[Tensor]:
-        """Return the kernel (B, k, k) after each of `config.kernel_steps` kernel steps.
+    def refine(
+        self, lr: Tensor, blur: Tensor, scale: int, sigma: Tensor, reducer: Reducer | None = None
+    ) -> list[Tensor]:
+        """Return the blur (B, k, k) after each of `config.kernel_steps` kernel steps.
 
         Half of the unfoldings show enough of the image, and no worse: measured in docs/training-log.md.
 
         Args:
             lr: (B, 3, h, w) in [0, 1], periodic.
-            kernel: (B, k, k) first estimate.
+            blur: (B, k, k) first estimate.
             scale: s.
             sigma: (B,) noise level.
+            reducer: the reduction behind the blur; None for direct decimation.
         """
+        reducer = reducer or Reducer(None, scale, "corner")
         glance = -(-self.config.unfoldings // 2)
 
         def restore(kernel: Tensor, told: Tensor) -> Tensor:
             state = self.restorer.start(lr, scale, told)
-            return self.restorer.unfold(state, self.restorer.operator(kernel, state), 0, glance)
+            sharp = self.restorer.unfold(state, self.restorer.operator(reducer.compose(kernel), state), 0, glance)
+            return reducer.reduce(sharp.clamp(0, 1))
 
-        return refine_kernel(restore, lr, kernel, scale, sigma, self.config.kernel_steps)
+        return refine_kernel(restore, lr, blur, scale, sigma, self.config.kernel_steps)
 
-    def initial(self, lr: Tensor, scale: int, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the kernel (B, k, k) and code (B, c) that the alternation starts from.
+    def initial(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Initial:
+        """Estimate what the alternation starts from.
 
         The spectral one is made in training from the image as it is; else it is the mean over the image's mirror
         images, and a Gaussian if it is nearly one (`gaussian_fit.py`).
@@ -186,25 +212,36 @@ class BlindUSRNet(nn.Module):
         if self.spectral is not None:
             levels = check_inputs(lr, scale, sigma, training=True)
             if self.training:
-                code = self.spectral(lr, scale, levels)
-                return self.decode(code), code
-            kernel = snap_to_gaussian(self._spectral_mean(self.spectral, lr, scale, levels))
-            return kernel, self.encode(kernel)
+                code, shares = self.spectral(lr, scale, levels)
+                return Initial(self.decode(code), code, shares)
+            mean, shares = self._spectral_mean(self.spectral, lr, scale, levels)
+            blur = snap_to_gaussian(mean)
+            return Initial(blur, self.encode(blur), shares)
         if self.config.initial_kernel == "mean":
             code = torch.zeros_like(self.get_buffer("std")).expand(batch, -1)
-            return self.decode(code), code
+            return Initial(self.decode(code), code, None)
         kernel = torch.zeros(batch, self.kernel_size, self.kernel_size, dtype=torch.float32, device=lr.device)
         kernel[:, self.kernel_size // 2, self.kernel_size // 2] = 1
-        return kernel, self.encode(kernel)
+        return Initial(kernel, self.encode(kernel), None)
 
-    def _spectral_mean(self, spectral: SpectralInit, lr: Tensor, scale: int, sigma: Tensor) -> Tensor:
-        """Mean (B, k, k) over what the image shows of its kernel in each of its eight turns and mirror images."""
-        shown = []
+    def initial_kernel(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Tensor:
+        """Return the kernel (B, k, k) that the alternation starts from, with the reduction, on the corner grid."""
+        first = self.initial(lr, scale, sigma)
+        return Reducer(first.shares, scale, "corner").compose(first.blur)
+
+    def _spectral_mean(
+        self, spectral: SpectralInit, lr: Tensor, scale: int, sigma: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mean blur (B, k, k) and shares over what the image shows in each of its eight turns and mirror images."""
+        shown, reduced = [], []
         for quarters, mirrored in itertools.product(range(4), (False, True)):
             view = lr.rot90(quarters, (-2, -1))
-            kernel = self.decode(spectral(view.flip(-1) if mirrored else view, scale, sigma))
+            code, shares = spectral(view.flip(-1) if mirrored else view, scale, sigma)
+            kernel = self.decode(code)
             shown.append((kernel.flip(-1) if mirrored else kernel).rot90(-quarters, (-2, -1)))
-        return torch.stack(shown).mean(0)
+            if shares is not None:
+                reduced.append(shares)
+        return torch.stack(shown).mean(0), torch.stack(reduced).mean(0) if reduced else None
 
     def encode(self, kernel: Tensor) -> Tensor:
         """Encode kernels (B, k, k) as standardised codes (B, c): the estimator's targets."""
@@ -223,12 +260,15 @@ class BlindUSRNet(nn.Module):
         cuts = [(2 * i * unfoldings + parts) // (2 * parts) for i in range(parts + 1)]  # rounded to nearest
         return list(itertools.pairwise(cuts))
 
-    def _round(self, number: int, state: State, kernel: Tensor, code: Tensor, *, graph: bool = True) -> Round:
+    def _round(
+        self, number: int, state: State, blur: Tensor, code: Tensor, reducer: Reducer, *, graph: bool = True
+    ) -> Round:
         """The unfoldings of one round from `state.x`; `graph`: also of a round before the last."""
         final = number == self.config.rounds
         with torch.set_grad_enabled(torch.is_grad_enabled() and (graph or final)):
+            kernel = reducer.compose(blur)
             operator = self._operator(kernel, state)
-            return Round(self.restorer.unfold(state, operator, *self._parts()[number], final=final), kernel, code)
+            return Round(self.restorer.unfold(state, operator, *self._parts()[number], final=final), kernel, code, blur)
 
     def _check_scale(self, lr: Tensor, scale: int) -> None:
         if scale not in self.config.scales:
@@ -245,10 +285,11 @@ class BlindUSRNet(nn.Module):
         ]
         return scores[0] <= ratio * scores[1]
 
-    def _whole(self, state: State, kernel: Tensor, code: Tensor) -> Round:
+    def _whole(self, state: State, blur: Tensor, code: Tensor, reducer: Reducer) -> Round:
         """All unfoldings from `state.x`."""
+        kernel = reducer.compose(blur)
         sr = self.restorer.unfold(state, self.restorer.operator(kernel, state), 0, self.config.unfoldings)
-        return Round(sr, kernel, code)
+        return Round(sr, kernel, code, blur)
 
     def _estimate(self, state: State, previous: Round) -> tuple[Tensor, Tensor]:
         sr, code = previous.sr, previous.code
@@ -269,9 +310,9 @@ class BlindUSRNet(nn.Module):
         return self.restorer.operator(kernel.detach() if self.config.detach else kernel, state)
 
 
-def _output(accepted: Round, rounds: list[Round], kernel_round: Tensor) -> BlindOutput:
+def _output(accepted: Round, rounds: list[Round], kernel_round: Tensor, shares: Tensor | None) -> BlindOutput:
     codes = torch.stack([r.code for r in rounds], 1)
-    return BlindOutput(accepted.sr, accepted.kernel, codes, rounds, kernel_round)
+    return BlindOutput(accepted.sr, accepted.kernel, codes, rounds, kernel_round, shares)
 
 
 def _choose(new_wins: Tensor, new: Round, old: Round) -> Round:

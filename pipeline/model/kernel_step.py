@@ -40,7 +40,8 @@ def refine_kernel(
     """Restore and estimate in turn, both in closed form but for the prior: the kernel (B, k, k) after each step.
 
     Args:
-        restore: kernel (B, k, k) and noise level (B,), up to 0.1, to the image (B, 3, s*h, s*w).
+        restore: kernel (B, k, k) and noise level (B,), up to 0.1, to the image (B, 3, s*h, s*w), within [0, 1] but for
+            what a reduction's lobes do at edges.
         lr: (B, 3, h, w) in [0, 1], periodic.
         kernel: (B, k, k) first estimate.
         scale: s.
@@ -51,7 +52,7 @@ def refine_kernel(
     found = []
     for number in range(steps):
         assumed = first * (last / first) ** (number / max(steps - 1, 1))
-        kernel = kernel_step(restore(kernel, sigma.clamp_min(assumed)).clamp(0, 1), lr, kernel, scale)
+        kernel = kernel_step(restore(kernel, sigma.clamp_min(assumed)), lr, kernel, scale)
         found.append(kernel)
     return found
 

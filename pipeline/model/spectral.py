@@ -1,8 +1,12 @@
-"""The spectral initial kernel: the LR image's own log power spectrum -> kernel code.
+"""The spectral initial kernel: the LR image's own log power spectrum -> kernel code, and how it was reduced.
 
 Natural images share a power spectrum that falls as 1/f^2, so the averaged periodogram of the LR image shows the
 kernel's |F(k)|^2 through the decimation. It is blind to phase: k(x) and k(-x) look the same, so motion kernels are
 left to the estimator.
+
+A picture that was reduced with antialiasing shows no aliasing, which a net that never saw one takes for blur. So the
+net may also say how the picture was reduced, as shares of the known reductions, and is told how large the picture is:
+a small one shows little of its spectrum, and what it does not show is better taken for sharp than for blurred.
 
 The same decimation folds the same spectrum differently at each scale, so the scale must turn the whole first layer:
 every hidden unit has a gain and an offset per scale (FiLM: Perez et al., AAAI 2018). One more input does not do it, and
@@ -11,40 +15,68 @@ nets of their own are no better (docs/training-log.md).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.reduction import REDUCTIONS
+
 WINDOW, FEATURES = 32, 3
 _FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is rounding
+_USUAL = 64  # LR pixels a side of a picture that is neither large nor small
 
 
 class SpectralInit(nn.Module):
-    """Estimate the standardised kernel code (B, components) from the power spectrum of LR images (B, 3, h, w)."""
+    """Estimate the kernel's standardised code, and the reduction, from the power spectrum of LR images (B, 3, h, w).
 
-    def __init__(self, scales: tuple[int, ...], components: int, hidden: tuple[int, int] = (512, 256)) -> None:
+    Args:
+        scales: that it is for.
+        components: of the kernel code.
+        reductions: whether it estimates the reduction; without, pictures are taken as decimated directly.
+        hidden: widths of its two hidden layers.
+    """
+
+    def __init__(
+        self,
+        scales: tuple[int, ...],
+        components: int,
+        *,
+        reductions: bool = False,
+        hidden: tuple[int, int] = (512, 256),
+    ) -> None:
         super().__init__()
+        self.components, self.reductions = components, reductions
         features = FEATURES * WINDOW * (WINDOW // 2 + 1)
         self.scales = scales
         self.norm = nn.LayerNorm(features)
-        self.first = nn.Linear(features + 1, hidden[0])
+        self.first = nn.Linear(features + (2 if reductions else 1), hidden[0])
         self.by_scale = nn.Parameter(torch.zeros(len(scales), 2, hidden[0]))  # gain beyond 1, and offset
         self.rest = nn.Sequential(
-            nn.GELU(), nn.Linear(hidden[0], hidden[1]), nn.GELU(), nn.Linear(hidden[1], components)
+            nn.GELU(),
+            nn.Linear(hidden[0], hidden[1]),
+            nn.GELU(),
+            nn.Linear(hidden[1], components + (len(REDUCTIONS) if reductions else 0)),
         )
         window = torch.hann_window(WINDOW, periodic=False)
         frequency = torch.fft.fftfreq(WINDOW)[:, None].square() + torch.fft.rfftfreq(WINDOW).square()
         self.register_buffer("window", window[:, None] * window, persistent=False)
         self.register_buffer("whitening", (frequency + WINDOW**-2.0).log(), persistent=False)
 
-    def forward(self, lr: Tensor, scale: int, sigma: Tensor) -> Tensor:
-        """Return (B, components), in float32 also under autocast."""
+    def forward(self, lr: Tensor, scale: int, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the code (B, components) and the shares of `REDUCTIONS` (B, 4), in float32 also under autocast."""
         with torch.autocast(lr.device.type, enabled=False):
             features = self.norm(self.features(lr).to(self.norm.weight.dtype))
             level = (10 * sigma)[:, None].to(features.dtype)
+            if self.reductions:
+                extent = math.log2(math.sqrt(lr.shape[-2] * lr.shape[-1]) / _USUAL)
+                level = torch.cat((level, torch.full_like(level, extent)), 1)
             gain, offset = self.by_scale[self.scales.index(scale)]
-            code: Tensor = self.rest(self.first(torch.cat((features, level), 1)) * (1 + gain) + offset)
-        return code
+            out: Tensor = self.rest(self.first(torch.cat((features, level), 1)) * (1 + gain) + offset)
+        if not self.reductions:
+            return out, None
+        return out[:, : self.components], out[:, self.components :].softmax(1)
 
     def features(self, lr: Tensor) -> Tensor:
         """Compute (B, 3 * 32 * 17): log mean power, plain and per window, and mean log power, without 1/f^2."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pipeline.config import LossConfig, TrainConfig
 from pipeline.degrade import degrade
 from pipeline.model import BlindOutput, BlindUSRNet
+from pipeline.model.inverse_error import inverse_error
+from pipeline.model.reducer import Reducer
 
 
 class TrainingObjective(nn.Module):
@@ -47,12 +49,16 @@ class TrainingObjective(nn.Module):
                 image = F.l1_loss(sr, hr)
                 return {"loss": image, "loss_image": image, "psnr": _psnr(sr, hr)}
             case "spectral":
-                estimate, code = network.initial(lr, scale, sigma)
+                first = network.initial(lr, scale, sigma)
+                estimate = Reducer(first.shares, scale, "corner").compose(first.blur)
                 terms = {
-                    "loss_code": F.l1_loss(code, network.encode(kernel)),
+                    "loss_code": F.l1_loss(first.code, network.encode(kernel)),
                     "loss_kernel": kernel_l1(estimate, kernel),
                 }
                 weights = {"loss_code": loss.code, "loss_kernel": loss.kernel}
+                if loss.inverse:
+                    terms["loss_inverse"] = inverse_error(estimate, kernel, sigma).mean()
+                    weights["loss_inverse"] = loss.inverse
                 return {"loss": _weighted(terms, weights), **terms}
             case _:
                 out = network(lr, scale, sigma, image_rounds=loss.image_rounds)

@@ -40,7 +40,7 @@ def validate(
             case "restorer":
                 sr, kernel = network.restore(batch.lr, batch.kernel, batch.scale, batch.sigma), batch.kernel
             case "spectral":
-                sr, kernel = batch.hr, network.initial(batch.lr, batch.scale, batch.sigma)[0]
+                sr, kernel = batch.hr, network.initial_kernel(batch.lr, batch.scale, batch.sigma)
             case _:
                 out = network(batch.lr, batch.scale, batch.sigma)
                 sr, kernel = out.sr, out.kernel

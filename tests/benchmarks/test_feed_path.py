@@ -133,7 +133,7 @@ class SameWork(IterableDataset):
             for first in range(0, 720, BATCH):
                 chunk = mixed[first : first + BATCH]
                 yield {
-                    "lr": torch.from_numpy(degrade_draws(chunk, SCALE, "none")),
+                    "lr": torch.from_numpy(degrade_draws(chunk, SCALE, "none").lr),
                     "hr": torch.from_numpy(np.stack([d.hr for d in chunk])),
                     "kernel": torch.from_numpy(np.stack([d.kernel for d in chunk])),
                     "sigma": torch.tensor([d.sigma for d in chunk]),

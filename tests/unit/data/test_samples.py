@@ -9,7 +9,7 @@ from scipy import ndimage
 from kernels_bank import sample_gaussian
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.spec import KernelBankSpec
-from pipeline.config import DataConfig
+from pipeline.config import CameraConfig, DataConfig
 from pipeline.data.samples import degrade_draws, draw, with_fresh_kernels
 
 TILE = np.random.default_rng(5).integers(0, 256, (140, 120, 3), dtype=np.uint8)
@@ -26,9 +26,9 @@ def sample(key: str = "k", patch: int = 0, epoch: int = 0, seed: int = 0, data: 
 def test_the_same_key_gives_the_same_sample_in_any_company(scale: int):
     """Bit-equal, so that a run does not depend on how its samples fall into batches and workers."""
     names = "abcdefg"
-    together = degrade_draws([sample(name) for name in names], scale, "none")
+    together = degrade_draws([sample(name) for name in names], scale, "none").lr
     for first, last in ((1, 2), (0, 3), (2, 7)):
-        company = degrade_draws([sample(name) for name in names[first:last]], scale, "none")
+        company = degrade_draws([sample(name) for name in names[first:last]], scale, "none").lr
         assert np.array_equal(company, together[first:last])
 
 
@@ -41,7 +41,7 @@ def test_each_part_of_the_key_changes_the_sample(change: dict):
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_lr_is_blur_decimation_and_the_drawn_noise(scale: int):
     one = sample()
-    lr = degrade_draws([one], scale, "none")[0]
+    lr = degrade_draws([one], scale, "none").lr[0]
     blurred = [ndimage.convolve(c.astype(np.float64) / 255, one.kernel.astype(np.float64), mode="wrap") for c in one.hr]
     noise = lr - np.stack(blurred)[:, ::scale, ::scale]
     assert abs(noise.mean()) < 4 * one.sigma / np.sqrt(noise.size)
@@ -107,3 +107,55 @@ def test_fresh_kernels_follow_the_banks_law():
 def test_a_law_with_other_kernels_is_refused():
     with pytest.raises(BadRequestError, match="'online' draws Gaussians"):
         fresh("a", law=KernelBankSpec(gaussian=1, motion=1, size=9))
+
+
+CAMERA = CameraConfig(
+    reductions={"direct": 0.25, "area": 0.25, "bicubic": 0.25, "lanczos": 0.25},
+    shot=0.5,
+    linear=0.3,
+    rounded=0.7,
+    jpeg=0.5,
+    jpeg_twice=0.5,
+    level_error=0.2,
+)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_a_camera_gives_the_same_sample_in_any_company(scale: int):
+    data = DATA.model_copy(update={"camera": CAMERA})
+    names = [str(i) for i in range(12)]
+    together = degrade_draws([sample(name, data=data) for name in names], scale, "none")
+    for first, last in ((1, 2), (0, 3), (2, 12)):
+        company = degrade_draws([sample(name, data=data) for name in names[first:last]], scale, "none")
+        for one, all_of_them in zip(company, together, strict=True):
+            assert np.array_equal(one, all_of_them[first:last])
+
+
+def test_a_camera_leaves_what_is_drawn_beside_it_alone():
+    for name in "abc":
+        plain, camera = sample(name), sample(name, data=DATA.model_copy(update={"camera": CAMERA}))
+        assert np.array_equal(plain.hr, camera.hr)
+        assert np.array_equal(plain.kernel, camera.kernel)
+        assert plain.sigma == camera.sigma
+
+
+def test_a_camera_that_does_nothing_changes_no_bit():
+    nothing = CameraConfig(centred=0.0, rounded=0.0)
+    plain = degrade_draws([sample(name) for name in "abc"], 2, "none")
+    same = degrade_draws([sample(name, data=DATA.model_copy(update={"camera": nothing})) for name in "abc"], 2, "none")
+    np.testing.assert_allclose(same.lr, plain.lr, atol=2e-7)
+    np.testing.assert_allclose(same.kernel, plain.kernel, atol=1e-8)
+    assert np.array_equal(same.sigma, plain.sigma)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_cameras_kernel_explains_its_image(scale: int):
+    """The told kernel is the reduction too: what it leaves of the LR image is the told noise level, JPEG and all."""
+    data = DATA.model_copy(update={"camera": CAMERA.model_copy(update={"linear": 0.0, "level_error": 0.0})})
+    for name in "abcdefgh":
+        one = sample(name, data=data)
+        made = degrade_draws([one], scale, "none")
+        hr, kernel = one.hr.astype(np.float64) / 255, made.kernel[0].astype(np.float64)
+        clean = np.stack([ndimage.convolve(channel, kernel, mode="wrap") for channel in hr])[:, ::scale, ::scale]
+        left = float(np.sqrt(np.square(made.lr[0] - clean.clip(0, 1)).mean()))
+        assert left == pytest.approx(made.sigma[0], rel=0.3, abs=0.5 / 255)

@@ -59,11 +59,11 @@ def test_a_shifted_crop_restores_to_the_same_interior(restorer, photo):
 
 def test_the_kernel_is_read_off_the_photograph_not_off_its_extension(restorer, photo):
     lr = restorer.tensor(photo / 255)
-    kernel, _ = restorer.network.initial(lr, 2, 0.0)
+    kernel = restorer.network.initial_kernel(lr, 2, 0.0)
     extended = restorer.tensor(periodic_extension(photo / np.float32(255), 20))
     rounds = restorer.blind(extended, 2, 0.0, observed=lr).rounds
     torch.testing.assert_close(rounds[0].kernel, kernel)
-    assert not torch.allclose(restorer.network.initial(extended, 2, 0.0)[0], kernel, atol=1e-4)
+    assert not torch.allclose(restorer.network.initial_kernel(extended, 2, 0.0), kernel, atol=1e-4)
 
 
 def test_the_answer_says_what_was_assumed(restorer, photo):

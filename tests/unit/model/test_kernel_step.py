@@ -115,7 +115,7 @@ def test_without_rounds_the_initial_kernel_stands_and_there_is_no_estimator(blin
     lr = torch.rand(2, 3, 12, 12)
     out = blind(lr, 2, 0.0)
     assert not [name for name in blind.state_dict() if name.startswith("estimator")]
-    torch.testing.assert_close(out.kernel, blind.initial(lr, 2, 0.0)[0])
+    torch.testing.assert_close(out.kernel, blind.initial_kernel(lr, 2, 0.0))
     torch.testing.assert_close(out.sr, blind.restore(lr, out.kernel, 2, 0.0))
     assert len(out.rounds) == 1
 
@@ -124,7 +124,7 @@ def test_refining_is_one_more_round_written_out(blind, monkeypatch):
     lr, sigma = torch.rand(2, 3, 24, 24), torch.tensor([0.0, 0.05])
     monkeypatch.setattr("pipeline.model.blind.acceptance_ratio", lambda scale: float("inf"))
     out = blind.infer(lr, 2, sigma)
-    kernel = blind.initial(lr, 2, sigma)[0]
+    kernel = blind.initial_kernel(lr, 2, sigma)
     for told in (0.1, 0.1 * 0.1**0.5, 0.01):
         state = blind.restorer.start(lr, 2, sigma.clamp_min(told))
         sr = blind.restorer.unfold(state, blind.restorer.operator(kernel, state), 0, 1)  # of two unfoldings

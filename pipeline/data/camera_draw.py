@@ -1,0 +1,96 @@
+"""What a camera does to one training sample: drawn from the sample's own generator, and applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.camera import JpegPass, Subsampling, from_linear, sensor_noise, through_jpeg
+from pipeline.config import CameraConfig, Reduction
+from pipeline.seeds import rng
+
+_WORSE_BY = 25  # the most by which an earlier JPEG's quality lies below the last one's
+_LOWEST = 20
+_SUBSAMPLINGS: tuple[Subsampling, Subsampling] = ("4:2:0", "4:4:4")
+
+
+@dataclass(frozen=True)
+class CameraDraw:
+    """Hold what was drawn for a sample."""
+
+    reduction: Reduction
+    centred: bool
+    shot: bool
+    linear: bool
+    rounded: bool
+    passes: tuple[JpegPass, ...]
+    level_factor: float  # of the told noise level
+
+
+def draw_camera(camera: CameraConfig, key: str, *, epoch: int, seed: int) -> CameraDraw:
+    """Draw what happens to the sample of this key: a pure function, whatever else is drawn for it.
+
+    Args:
+        camera: the shares.
+        key: tile and patch.
+        epoch: of the run.
+        seed: of the run.
+    """
+    random = rng(seed, epoch=epoch, key=key, purpose="camera")
+    # All numbers are drawn, used or not: a changed share changes the samples that it names and no others.
+    reduction, centred, shot, linear, rounded, jpeg, twice = random.random(7)
+    qualities = random.random(2)
+    subsampling = random.integers(2, size=2)
+    shift = random.integers(8, size=2)
+    error = random.standard_normal()
+    low, high = camera.jpeg_quality
+    quality = low + int(qualities[0] * (high - low + 1))
+    last = JpegPass(quality, _SUBSAMPLINGS[subsampling[0]])
+    worse = max(_LOWEST, quality - int(qualities[1] * _WORSE_BY))
+    before = JpegPass(worse, _SUBSAMPLINGS[subsampling[1]], (int(shift[0]), int(shift[1])))
+    passes = () if jpeg >= camera.jpeg else (before, last) if twice < camera.jpeg_twice else (last,)
+    return CameraDraw(
+        reduction=_chosen(camera, reduction),
+        centred=bool(centred < camera.centred),
+        shot=bool(shot < camera.shot),
+        linear=bool(linear < camera.linear),
+        rounded=bool(rounded < camera.rounded),
+        passes=passes,
+        level_factor=float(np.exp(camera.level_error * error)),
+    )
+
+
+def through_camera(
+    clean: np.ndarray, drawn: CameraDraw, sigma: float, random: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Make the stored LR image of a clean one.
+
+    Args:
+        clean: (3, h, w) float32 in [0, 1], or linear light where the sample is.
+        drawn: what happens to it.
+        sigma: noise level on the [0, 1] scale.
+        random: what the noise is drawn with.
+
+    Returns:
+        the image (3, h, w) float32, and the noise level that the restorer is told; of a JPEG, all that it is off by.
+    """
+    if drawn.linear:
+        clean = from_linear(clean)
+    noisy = clean + sensor_noise(clean, sigma, random, shot=drawn.shot)
+    if not drawn.passes:
+        if drawn.rounded:
+            noisy = ((noisy * 255).round().clip(0, 255) / 255).astype(np.float32)
+        return noisy, sigma * drawn.level_factor
+    stored = through_jpeg(noisy, drawn.passes)
+    # Not noise and JPEG added up: coarse quantisation takes noise away.
+    error = float(np.square(stored - clean.clip(0, 1)).mean())
+    return stored, float(np.sqrt(error)) * drawn.level_factor
+
+
+def _chosen(camera: CameraConfig, place: float) -> Reduction:
+    for name, share in camera.reductions.items():
+        if place < share:
+            return name
+        place -= share
+    return name  # the shares' sum may lie a rounding error below 1

@@ -1,0 +1,44 @@
+"""How the images of a batch were reduced, as far as it is known: what turns a blur into the composite kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Grid
+from pipeline.model.fourier import spectrum, transfer_function
+from pipeline.reduction import REDUCTIONS, compose, mixed_reductions
+
+
+@dataclass(frozen=True)
+class Reducer:
+    """Compose blurs with the reduction that followed them."""
+
+    shares: Tensor | None  # (B, 4) of `REDUCTIONS`, how much each is believed; None: direct decimation
+    scale: int
+    grid: Grid
+
+    def compose(self, blur: Tensor) -> Tensor:
+        """Return composite kernels (B, k, k) of blurs (B, k, k); the blurs themselves where there is nothing to add."""
+        if self._is_plain:
+            return blur
+        return compose(blur, self._shares(blur), self.scale, self.grid)
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """Smooth periodic HR images (B, C, H, W) by the reductions alone, so that only the blur is left to explain."""
+        if self._is_plain:
+            return x
+        filters = mixed_reductions(self._shares(x), self.scale, self.grid)
+        size = x.shape[-2:]
+        return torch.fft.irfft2(spectrum(x) * transfer_function(filters, *size), s=size)
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.shares is None and self.grid == "corner"
+
+    def _shares(self, like: Tensor) -> Tensor:
+        if self.shares is not None:
+            return self.shares.to(like)
+        return torch.eye(len(REDUCTIONS), dtype=like.dtype, device=like.device)[:1].expand(len(like), -1)
