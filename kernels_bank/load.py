@@ -10,7 +10,7 @@ import numpy as np
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
 # How much of a kernel's sum may lie below zero: what resizing leaves is cut off, a filter with lobes is no blur.
-_NEGATIVE = 0.05
+_NEGATIVE = 0.4  # of the positive values: more than the lobes of any reduction
 
 
 def load_kernels(path: str | Path) -> np.ndarray:
@@ -24,7 +24,8 @@ def load_kernels(path: str | Path) -> np.ndarray:
     zeros at its end. Positions are kept: nothing is recentred.
 
     Returns:
-        (N, k, k) float32, k odd, >= 0, each of sum 1. Values are divided by their sum; slightly negative ones become 0.
+        (N, k, k) float32, k odd, each of sum 1: values are divided by their sum. They may have negative lobes, as a
+        blur that was followed by a bicubic or Lanczos reduction has.
 
     Raises:
         ArtefactError: the file is missing, unreadable or holds no kernels.
@@ -113,12 +114,15 @@ def _check(kernel: np.ndarray, where: str) -> None:
     if not 0 < total < np.inf:
         raise ArtefactError(f"{where}: has no positive value" if total <= 0 else f"{where}: its values are too large")
     if (negative := -values.clip(max=0).sum() / total) > _NEGATIVE:
-        raise ArtefactError(f"{where}: a blur kernel has no negative values; here {negative:.0%} of the sum")
+        raise ArtefactError(
+            f"{where}: negative values of {negative:.0%} of the positive ones; a blur has none, a reduction's lobes "
+            f"make up at most {_NEGATIVE:.0%}"
+        )
 
 
 def _normal(kernel: np.ndarray, side: int) -> np.ndarray:
     """Return the kernel in the middle of a (side, side) field, as float32 of sum 1."""
-    values = np.maximum(kernel.astype(np.float64), 0)
+    values = kernel.astype(np.float64)
     field = np.zeros((side, side))
     # An even side gets its extra row at the end first, so that its origin, row k // 2, stays the middle pixel.
     top, left = (side // 2 - length // 2 for length in values.shape)

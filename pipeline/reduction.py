@@ -29,6 +29,7 @@ _CUBIC = -0.5  # Keys (1981), as in MATLAB and Pillow
 _LOBES = 3  # of Lanczos, as in Pillow
 _REACH = 6  # pixels either side of the windowed sinc that shifts by a part of a pixel
 _NO_SHIFT = 0.02  # pixels
+_LOSS = 1e-3  # share of a shifted kernel that may be cut off
 
 
 def offset(scale: int, grid: Grid) -> float:
@@ -114,7 +115,8 @@ def place(kernel: np.ndarray, scale: int, grid: Grid) -> np.ndarray:
         grid: `corner` leaves the kernel as it is; `centre` moves its centroid to minus the grid's offset.
 
     Returns:
-        (k', k') float32, k' >= k odd, of sum 1; the kernel itself where it lies there already.
+        (k', k') float32, of sum 1, k' = k unless that would cut off more than a thousandth of it; the kernel itself
+        where it lies there already.
     """
     if grid == "corner":
         return kernel
@@ -129,6 +131,9 @@ def place(kernel: np.ndarray, scale: int, grid: Grid) -> np.ndarray:
     for axis, shift in enumerate(shifts):
         taps = shift_line(np.ones(1), shift)
         out = ndimage.convolve1d(out, taps, axis=axis, mode="constant")
+    inner = out[room:-room, room:-room]
+    if np.abs(inner).sum() >= (1 - _LOSS) * np.abs(out).sum():
+        out = inner
     return np.asarray(out / out.sum(), np.float32)
 
 

@@ -15,6 +15,7 @@ from PIL import Image, JpegImagePlugin
 from pipeline.images import BadImageError
 from pipeline.images.convert import from_opencv, orient, over_white, to_depth
 from pipeline.images.header import read_header
+from pipeline.images.jpeg_level import jpeg_error
 from pipeline.images.parts import Parts
 from pipeline.images.photograph import FORMAT_OF_KIND, JpegCoding, Photograph
 
@@ -32,13 +33,15 @@ def decode_photograph(data: bytes) -> Photograph:
         MemoryError: not enough memory for its pixels.
     """
     parts = read_header(data)
-    pixels = np.require(orient(_pixels(parts), parts.orientation), requirements=["C", "W"])
+    stored = _pixels(parts)
+    coding = _jpeg_coding(parts.stream) if parts.kind == "JPEG" else None
+    file_error = jpeg_error(stored, coding.tables, coding.subsampling) if coding else 0.0
+    pixels = np.require(orient(stored, parts.orientation), requirements=["C", "W"])
     if pixels.shape[:2] != (parts.height, parts.width):
         raise BadImageError(
             f"damaged: {pixels.shape[1]} x {pixels.shape[0]} pixels, its header says {parts.width} x {parts.height}"
         )
-    coding = _jpeg_coding(parts.stream) if parts.kind == "JPEG" else None
-    return Photograph(pixels, FORMAT_OF_KIND[parts.kind], parts.metadata, coding, parts.notes)
+    return Photograph(pixels, FORMAT_OF_KIND[parts.kind], parts.metadata, coding, file_error, parts.notes)
 
 
 def decode_image(data: bytes) -> np.ndarray:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_MOST_BLOCKS = 4096  # that are looked at
+_MOST_PIXELS = 1 << 20  # that are looked at, in bands across the picture
+_BAND = 16  # rows: blocks of subsampled chroma
 _TELLING = (0.02, 0.97)  # shares of zeros that tell a width
 _LAPLACE_EXCESS = 1.32  # by which the law overstates the error, as measured: real coefficients are peakier
 _ENOUGH = 6  # widths that give a slope of their own
@@ -32,6 +33,7 @@ def jpeg_error(pixels: np.ndarray, tables: Sequence[Sequence[int]], subsampling:
     Returns:
         on the [0, 1] scale, over all channels.
     """
+    pixels = _bands(pixels)
     if pixels.ndim == 2:
         return float(np.sqrt(_channel_error(pixels.astype(np.float32), tables[0])) / 255)
     red, green, blue = np.moveaxis(pixels.astype(np.float32), -1, 0)
@@ -96,11 +98,20 @@ def _laplace_error(rate: np.ndarray, steps: np.ndarray) -> np.ndarray:
     return np.asarray(inside + decay * spread)
 
 
+def _bands(pixels: np.ndarray) -> np.ndarray:
+    """The picture, or where it is large as many of its bands, evenly spread, one below the other."""
+    count = pixels.shape[0] // _BAND
+    step = -(-pixels.shape[0] * pixels.shape[1] // _MOST_PIXELS)
+    if step < 2 or count < 2:
+        return pixels
+    bands = pixels[: count * _BAND].reshape(count, _BAND, *pixels.shape[1:])[::step]
+    return bands.reshape(-1, *pixels.shape[1:])
+
+
 def _blocks(channel: np.ndarray) -> np.ndarray:
-    """(n, 8, 8) whole blocks, evenly spread where there are very many, without those that are clipped."""
+    """(n, 8, 8): the whole blocks."""
     height, width = (side - side % 8 for side in channel.shape)
-    blocks = channel[:height, :width].reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2).reshape(-1, 8, 8)
-    return blocks[:: max(1, len(blocks) // _MOST_BLOCKS)][:_MOST_BLOCKS] - 128.0
+    return channel[:height, :width].reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2).reshape(-1, 8, 8) - 128.0
 
 
 def _shrunk(channel: np.ndarray, down: int, right: int) -> np.ndarray:

@@ -28,7 +28,7 @@ def comparison(image: np.ndarray, restored: Restored) -> np.ndarray:
     lr = _rgb(image[top : top + side, left : left + side])
     sr = _rgb(restored.image[scale * top : scale * (top + side), scale * left : scale * (left + side)])
     planes = torch.from_numpy(lr).float().permute(2, 0, 1)[None] / 255
-    columns = [*(to_uint8(upsample(planes, scale, mode)[0]) for mode in ("nearest", "bicubic")), sr]
+    columns = [*(to_uint8(upsample(planes, scale, mode, "centre")[0]) for mode in ("nearest", "bicubic")), sr]
     height = sr.shape[0]
     kernel_side = min(height, max(64, height // 4))
     inset = np.full((height, kernel_side, 3), 255, np.uint8)

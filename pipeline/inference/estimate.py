@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pipeline.config import Grid
 from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.layout import torus_margin
 from pipeline.inference.texture import textured_crops
@@ -26,7 +27,7 @@ class Estimate(NamedTuple):
     spread: float | None  # mean sum of |k - k'| between it and the kernels of the other places, 0 to 2
 
 
-def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float) -> Estimate:
+def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float, grid: Grid) -> Estimate:
     """Estimate the kernel of a photograph.
 
     Each of up to three well-textured places gives a kernel, guarded; the one that is nearest to the others is taken,
@@ -37,11 +38,12 @@ def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float
         lr: (h, w, 3) float32 in [0, 1].
         scale: s.
         sigma: noise level.
+        grid: where the picture restored with the kernel will lie.
     """
     alone = max(lr.shape[:2]) <= _ALONE
     side = max(lr.shape[:2]) if alone else min(_CROP, max(_LEAST, min(lr.shape[:2]) // 2))
     crops = [lr[top : top + side, left : left + side] for top, left in textured_crops(lr, side, _PLACES)]
-    found = [_guarded(restorer, crop, scale, sigma) for crop in crops]
+    found = [_guarded(restorer, crop, scale, sigma, grid) for crop in crops]
     if len(found) == 1:
         return found[0]
     kernels = np.stack([estimate.kernel for estimate in found if estimate.kernel is not None])
@@ -50,7 +52,7 @@ def estimate_kernel(restorer: Restorer, lr: np.ndarray, scale: int, sigma: float
     return found[nearest]._replace(spread=float(distances[nearest].sum() / (len(found) - 1)))
 
 
-def _guarded(restorer: Restorer, crop: np.ndarray, scale: int, sigma: float) -> Estimate:
+def _guarded(restorer: Restorer, crop: np.ndarray, scale: int, sigma: float, grid: Grid) -> Estimate:
     extended = periodic_extension(crop, torus_margin(scale, restorer.kernel_side))
-    out = restorer.blind(restorer.tensor(extended), scale, sigma, observed=restorer.tensor(crop))
+    out = restorer.blind(restorer.tensor(extended), scale, sigma, observed=restorer.tensor(crop), grid=grid)
     return Estimate(out.kernel[0].cpu().numpy(), int(out.kernel_round[0]), None)

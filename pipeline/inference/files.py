@@ -126,6 +126,7 @@ def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
             x0=context.x0,
             self_ensemble=settings.self_ensemble,
             max_memory=settings.max_memory,
+            file_error=photograph.file_error,
             strength=settings.strength,
             kernel_field=settings.kernel_field,
         )
@@ -200,7 +201,7 @@ def _write(job: RestoreJob, photograph: Photograph, restored: Restored, encoded:
         storage.remove_file(job.result)
     values = io.BytesIO()
     np.save(values, restored.kernel)
-    peak = np.round(restored.kernel / restored.kernel.max() * 65535).astype(np.uint16)
+    peak = np.round(restored.kernel.clip(0) / restored.kernel.max() * 65535).astype(np.uint16)
     storage.write_bytes(job.report, (json.dumps(about, indent=1) + "\n").encode())
     storage.write_bytes(f"{job.target}-kernel.npy", values.getvalue())
     storage.write_bytes(f"{job.target}-kernel.png", encode_png(peak))

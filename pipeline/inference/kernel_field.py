@@ -19,11 +19,13 @@ import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from pipeline.config import Grid
 from pipeline.inference import layout
 from pipeline.inference.estimate import estimate_kernel
 from pipeline.inference.strength import told_kernel
 from pipeline.inference.texture import structure
 from pipeline.inference.windows import Result, Settings, border, restore_planes
+from pipeline.reduction import place
 
 if TYPE_CHECKING:
     from pipeline.inference.restorer import Restorer
@@ -85,13 +87,16 @@ class KernelField(NamedTuple):
         return self._replace(kernels=np.stack([told_kernel(kernel, strength) for kernel in self.kernels]))
 
 
-def estimate_field(restorer: Restorer, lr: np.ndarray, settings: Settings, *, item: int, channels: int) -> KernelField:
+def estimate_field(
+    restorer: Restorer, lr: np.ndarray, settings: Settings, grid: Grid, *, item: int, channels: int
+) -> KernelField:
     """Estimate the kernels of a photograph, window by window.
 
     Args:
         restorer: the model.
         lr: (h, w, 3) float32 in [0, 1].
         settings: of the whole image's restoration, at full strength.
+        grid: where the restored picture lies.
         item: bytes of a value of the file's image.
         channels: of the file's image.
 
@@ -106,8 +111,9 @@ def estimate_field(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
         crop = box.of(lr)
         if structure(crop).mean() < _FLAT + 3 * settings.sigma:
             continue
-        kernel = estimate_kernel(restorer, crop, settings.scale, settings.sigma).kernel
-        assert kernel is not None
+        found = estimate_kernel(restorer, crop, settings.scale, settings.sigma, grid).kernel
+        assert found is not None
+        kernel = _of_side(place(found, settings.scale, grid), settings.kernel.shape[0])
         domain = box.grown(neighbourhood, height, width)
         apart = [float(np.abs(kernel - other).sum()) for other in kernels]
         nearest = int(np.argmin(apart))
@@ -222,6 +228,13 @@ def _side(height: int, width: int) -> int:
 def _spacing(length: int, side: int) -> int:
     """LR pixels from one window to the next: a third overlaps, unless the image is so large that they lie apart."""
     return max(side * 2 // 3, -(-length // (2 * _ALONG)))
+
+
+def _of_side(kernel: np.ndarray, side: int) -> np.ndarray:
+    """(side, side) of sum 1: cut or padded around its middle."""
+    more = (side - kernel.shape[0]) // 2
+    kernel = np.pad(kernel, more) if more > 0 else kernel[-more : more or None, -more : more or None]
+    return (kernel / kernel.sum()).astype(np.float32)
 
 
 def _cut(settings: Settings, box: Box) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.config import Grid
 from pipeline.images.convert import grey_to_rgb, has_alpha, is_grey
 from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.kernel_field import KernelField, estimate_field, restore_field
@@ -22,6 +24,7 @@ from pipeline.inference.windows import Result, Settings, restore_planes, smalles
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
 from pipeline.model.weights import load_model, load_usrnet
 from pipeline.model_folder import MANIFEST, read_manifest
+from pipeline.reduction import place
 from pipeline.shipped import SCHEME, shipped_folder
 
 _DEFAULT_REACH = 25
@@ -35,7 +38,7 @@ class Restored:
     """Hold one restored image and what was assumed to make it."""
 
     image: np.ndarray  # (s*h, s*w) or (s*h, s*w, C), of the input's kind and type
-    kernel: np.ndarray  # (k, k) float32, >= 0, sum 1: estimated, or the one given
+    kernel: np.ndarray  # (k, k) float32, sum 1, on the grid of the image: estimated, or the one given
     sigma: float  # noise level, estimated or given, [0, 1] scale
     residual: float  # RMS of |(restored * kernel)down - input|, [0, 1] scale; far above sigma: not explained
     scale: int
@@ -122,6 +125,8 @@ class Restorer:
         max_memory: int = MAX_MEMORY,
         strength: float = 1.0,
         kernel_field: bool = False,
+        file_error: float = 0.0,
+        grid: Grid = "centre",
     ) -> Restored:
         """Restore a real photograph: estimate its kernel unless given, then restore it, in windows where it is large.
 
@@ -134,13 +139,17 @@ class Restorer:
                 (h, w, 4) RGBA; alpha is restored apart, with the same kernel.
             scale: one of `scales`.
             sigma: noise level on the [0, 1] scale, or `auto` to estimate it.
-            kernel: (k, k), k odd, >= 0, sum 1, if it is known.
+            kernel: (k, k), k odd, sum 1, if it is known.
             x0: where the unfoldings start, instead of what the model was made with: another model's restoration with
                 the same kernel, an image (s*h, s*w, 3) of the input's type, or an interpolation.
             self_ensemble: the mean over the eight flips and quarter turns; eight times the work.
             max_memory: bytes that this process (or the card's memory in it) may grow to.
             strength: how much of the blur is undone, from 0, close to a plain enlargement, to 1.
             kernel_field: whether every place has a kernel of its own, for blur that varies; many times the work.
+            file_error: RMS error on the [0, 1] scale that the image's file is known to have, as a JPEG has; `auto` adds
+                it to the noise that the pixels show.
+            grid: `centre` puts the restored picture where a bicubic enlargement lies, whatever the kernel; `corner`
+                puts LR pixel (i, j) on HR pixel (s*i, s*j) of a centred kernel, as the article does.
 
         Raises:
             BadRequestError: a scale the model was not made for, an image, kernel or x0 of the wrong shape, a
@@ -155,15 +164,16 @@ class Restorer:
         colour, alpha = _planes(image)
         if kernel is not None and (kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0):
             raise BadRequestError(f"kernel: (k, k) with an odd side is expected, got {kernel.shape}")
-        level = estimate_sigma(colour) if sigma == "auto" else float(sigma)
+        level = math.hypot(estimate_sigma(colour), file_error) if sigma == "auto" else float(sigma)
         lr = _to_float(colour)
-        found = Estimate(kernel, None, None) if kernel is not None else estimate_kernel(self, lr, scale, level)
+        found = Estimate(kernel, None, None) if kernel is not None else estimate_kernel(self, lr, scale, level, grid)
         assert found.kernel is not None
+        used = place(found.kernel, scale, grid)
         size = {"item": image.itemsize, "channels": _channels(image)}
-        settings = Settings(scale, level, found.kernel, self_ensemble, max_memory, *_start(x0, scale, lr))
-        field = estimate_field(self, lr, settings, **size) if kernel_field else None
+        settings = Settings(scale, level, used, self_ensemble, max_memory, *_start(x0, scale, lr))
+        field = estimate_field(self, lr, settings, grid, **size) if kernel_field else None
         estimated = time.perf_counter()
-        settings = settings._replace(sigma=told_sigma(level, strength), kernel=told_kernel(found.kernel, strength))
+        settings = settings._replace(sigma=told_sigma(level, strength), kernel=told_kernel(used, strength))
         told = None if field is None else field.weakened(strength)
         result = _restored(self, lr, settings, told, **size)
         restored = _to_type(result.image, image.dtype)
@@ -175,7 +185,7 @@ class Restorer:
             restored = np.concatenate([restored, self._alpha(alpha, own, told, image)], axis=-1)
         return Restored(
             image=restored,
-            kernel=np.asarray(found.kernel, np.float32),
+            kernel=np.asarray(used, np.float32),
             sigma=level,
             residual=result.residual,
             scale=scale,
@@ -197,7 +207,9 @@ class Restorer:
         result = _restored(self, planes, settings, field, item=image.itemsize, channels=4)
         return _to_type(result.image[..., :1], image.dtype)
 
-    def blind(self, lr: Tensor, scale: int, sigma: float, observed: Tensor | None = None) -> BlindOutput:
+    def blind(
+        self, lr: Tensor, scale: int, sigma: float, observed: Tensor | None = None, grid: Grid = "corner"
+    ) -> BlindOutput:
         """Run the network itself on a periodic image, (1, 3, h, w) in [0, 1] on `device`.
 
         Nothing is extended or clipped.
@@ -210,6 +222,7 @@ class Restorer:
             sigma: noise level.
             observed: its upper-left part that a camera saw, if not all. The initial kernel is read off that part, and
                 the guard judges that part: the smooth band of an extension has a spectrum of its own, and rings.
+            grid: where the LR pixels lie in their blocks.
 
         Raises:
             BadRequestError: the model is not blind.
@@ -219,7 +232,7 @@ class Restorer:
         with torch.inference_mode():
             first = self.network.initial(lr if observed is None else observed, scale, sigma)
             part = None if observed is None else (observed.shape[-2], observed.shape[-1])
-            out: BlindOutput = self.network.infer(lr, scale, sigma, initial=first, observed_size=part)
+            out: BlindOutput = self.network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid)
             return out
 
     def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:

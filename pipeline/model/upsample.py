@@ -1,4 +1,4 @@
-"""First estimates for the unfoldings, aligned with keep-the-upper-left decimation."""
+"""Plain enlargements: first estimates for the unfoldings, and what a restored picture is compared with."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.config import Grid
+
 _CUBIC = -0.75  # the free parameter of the cubic convolution kernel, as in OpenCV
 
 
-def upsample(lr: Tensor, scale: int, mode: str) -> Tensor:
+def upsample(lr: Tensor, scale: int, mode: str, grid: Grid = "corner") -> Tensor:
     """Upsample (B, C, h, w) to (B, C, s*h, s*w).
 
     `nearest` repeats pixels, as the published USRNet does. `bicubic` interpolates by the cubic convolution kernel
-    (Keys 1981, a = -0.75 as in OpenCV; edges replicated) with LR pixel (i, j) exactly at HR pixel (s*i, s*j), where
-    the decimation took it from: resizing functions that align the corners of the pixel grid shift the picture by
-    (s - 1) / 2.
+    (Keys 1981, a = -0.75 as in OpenCV; edges replicated). On the `corner` grid LR pixel (i, j) lies exactly at HR
+    pixel (s*i, s*j), where the decimation took it from. On the `centre` grid it lies (s - 1) / 2 further, in the middle
+    of its block, as all resizing functions have it.
 
     Raises:
         ValueError: another mode.
@@ -23,6 +25,8 @@ def upsample(lr: Tensor, scale: int, mode: str) -> Tensor:
     match mode:
         case "nearest":
             return F.interpolate(lr, scale_factor=scale, mode="nearest")
+        case "bicubic" if grid == "centre":
+            return F.interpolate(lr, scale_factor=scale, mode="bicubic", align_corners=False)
         case "bicubic":
             return _bicubic(lr, scale)
     raise ValueError(f"unknown first estimate '{mode}'; use nearest or bicubic")

@@ -62,6 +62,7 @@ def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
             None if order.wishes.kernel is None else np.array(order.wishes.kernel, np.float32),
             max_memory=max_memory,
             strength=order.wishes.strength,
+            file_error=photograph.file_error,
         )
     except BadRequestError as error:
         height, width = photograph.pixels.shape[:2]
@@ -127,13 +128,13 @@ def _pictures(pixels: np.ndarray, scale: int) -> dict[str, bytes]:
     shown = to_rgb(to_depth(pixels, np.dtype(np.uint8)))
     planes = torch.from_numpy(shown).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        bicubic = to_uint8(upsample(planes, scale, "bicubic")[0])
+        bicubic = to_uint8(upsample(planes, scale, "bicubic", "centre")[0])
     return {"input": encode_png(shown), "bicubic": encode_png(bicubic)}
 
 
 def _visible(kernel: np.ndarray) -> np.ndarray:
     """(k, k) uint16, its largest value white: what `jobs/restore.py --kernel` reads as well."""
-    return np.round(kernel / kernel.max() * 65535).astype(np.uint16)
+    return np.round(kernel.clip(0) / kernel.max() * 65535).astype(np.uint16)
 
 
 def _base64(data: bytes) -> str:

@@ -94,7 +94,7 @@ def test_two_blurs_are_told_apart_and_an_outlier_changes_nothing(monkeypatch):
         return Estimate(WIDE if box.left + box.right > 160 else NARROW, 0, None)
 
     monkeypatch.setattr(kernel_field, "estimate_kernel", estimate)
-    field = estimate_field(model, lr, settings(NARROW), **SIZE)
+    field = estimate_field(model, lr, settings(NARROW), "corner", **SIZE)
     of_wide = sum(w for k, w in zip(field.kernels, field.weights, strict=True) if np.array_equal(k, WIDE))
     by_column = of_wide.mean(0)
     assert by_column[right == 0][:-2].mean() < 0.25

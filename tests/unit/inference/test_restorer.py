@@ -70,8 +70,7 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
     restored = restorer.restore(photo, 2)
     assert restored.image.shape == (128, 144, 3)
     assert restored.image.dtype == np.uint8
-    assert restored.kernel.shape == (13, 13)
-    assert (restored.kernel >= 0).all()
+    assert restored.kernel.shape[0] == restored.kernel.shape[1] >= 13
     assert restored.kernel.sum() == pytest.approx(1, abs=1e-5)
     assert restored.sigma == estimate_sigma(photo)
     again = degrade(
@@ -156,7 +155,7 @@ def test_x0_of_another_model_is_that_models_restoration(restorer, lively, photo)
 
 
 def test_the_guard_decides_and_the_winning_round_is_told(restorer, photo):
-    restored = restorer.restore(photo, 2)
+    restored = restorer.restore(photo, 2, grid="corner")
     lr = photo / np.float32(255)
     extended = restorer.tensor(periodic_extension(lr, torus_margin(2, 13)))
     out = restorer.blind(extended, 2, restored.sigma, observed=restorer.tensor(lr))

@@ -39,13 +39,13 @@ def test_the_kernel_nearest_to_the_others_is_taken(restorer, monkeypatch):
     found = iter([Estimate(kernel, i, None) for i, kernel in enumerate(kernels)])
     monkeypatch.setattr(estimate, "_guarded", lambda *_: next(found))
     lr = np.random.default_rng(0).random((600, 600, 3)).astype(np.float32)
-    best = estimate_kernel(restorer, lr, 2, 0.0)
+    best = estimate_kernel(restorer, lr, 2, 0.0, "corner")
     assert best.kernel_round == 1
     np.testing.assert_allclose(best.spread, (2 + 0.2) / 2, rtol=1e-6)
 
 
 def test_a_small_image_is_one_place(restorer, photo):
-    found = estimate_kernel(restorer, photo / np.float32(255), 2, 0.0)
+    found = estimate_kernel(restorer, photo / np.float32(255), 2, 0.0, "corner")
     assert found.spread is None
     assert found.kernel_round in {0, 1}
     np.testing.assert_allclose(found.kernel.sum(), 1, atol=1e-5)

@@ -14,6 +14,7 @@ from scipy.sparse import csc_matrix
 
 from kernels_bank import load_kernels, sample_motion
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.reduction import reduction_line
 
 KERNELS = sample_motion(3, 9, rng=np.random.default_rng(0))
 
@@ -66,7 +67,16 @@ def test_values_become_a_kernel_of_float32(tmp_path):
     raw = KERNELS[0].astype(np.float64) * 255
     raw[0, 0] = -3
     np.save(tmp_path / "k.npy", raw)
-    np.testing.assert_allclose(load_kernels(tmp_path / "k.npy"), KERNELS[:1], atol=1e-7)
+    np.testing.assert_allclose(load_kernels(tmp_path / "k.npy")[0], raw / raw.sum(), atol=1e-7)
+
+
+@pytest.mark.parametrize("reduction", ["bicubic", "lanczos"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_kernel_of_blur_and_reduction_comes_back_with_its_lobes(tmp_path, reduction, scale):
+    line = reduction_line(reduction, scale, "centre")
+    made = np.outer(line, line).astype(np.float32)
+    np.save(tmp_path / "k.npy", made)
+    np.testing.assert_allclose(load_kernels(tmp_path / "k.npy")[0], made, atol=1e-7)
 
 
 def test_other_sides_keep_their_origin(tmp_path):
@@ -173,7 +183,7 @@ def huge_header(path: Path) -> None:
         (
             "lobes.npy",
             lambda path: np.save(path, np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]])),
-            "no negative",
+            "negative values of 80%",
         ),
         ("negative.npy", lambda path: np.save(path, -K), "has no positive value"),
         ("colour.png", lambda path: Image.new("RGB", (5, 5), (9, 0, 0)).save(path), "a grey picture is expected"),

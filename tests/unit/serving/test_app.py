@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -59,7 +60,7 @@ def test_json_says_the_same(live, photo, png, how):
     assert (found["sigma"], found["sigma_from"]) == (expected.sigma, "estimated")
     assert (found["width"], found["height"]) == (80, 96)
     drawn = decode_photograph(base64.b64decode(found["kernel_png"])).pixels
-    assert np.abs(drawn / 65535 - expected.kernel / expected.kernel.max()).max() < 1e-5
+    assert np.abs(drawn / 65535 - expected.kernel.clip(0) / expected.kernel.max()).max() < 1e-5
     assert "bicubic" not in found
 
 
@@ -82,9 +83,10 @@ def test_pictures_for_the_page_are_aligned_with_the_result(live, photo, png):
     found = ask(live, "POST", "/restore?format=json&pictures=true", png).json
     shown = {name: decode_photograph(base64.b64decode(found[name])).pixels for name in ("input", "bicubic", "image")}
     assert np.array_equal(shown["input"], photo)
-    # Keep-the-upper-left decimation: every second pixel of an interpolation is the input's own.
-    assert np.array_equal(shown["bicubic"][::2, ::2], photo)
+    # Both lie where every program puts an enlargement: what is left of them made small again is the input.
     assert shown["bicubic"].shape == shown["image"].shape
+    small = cv2.resize(shown["bicubic"], (photo.shape[1], photo.shape[0]), interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - photo)[2:-2, 2:-2].mean() < 1.5
 
 
 def test_depth_alpha_profile_and_orientation_are_kept(live, photo):
