@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,16 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.camera import JpegPass, Subsampling, quantisation_tables, sensor_noise, through_jpeg
 from pipeline.degrade import degrade, quantize
 from pipeline.evaluation.baselines import bicubic, bicubic_centred, bicubic_unaligned
 from pipeline.evaluation.dan_degradation import degrade_dan
 from pipeline.evaluation.memory import PeakMemory
 from pipeline.evaluation.metrics import compare_kernels, psnr, psnr_shifted, ssim
 from pipeline.evaluation.protocol import Protocol
+from pipeline.images.jpeg_level import jpeg_error
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
+from pipeline.inference.noise import estimate_sigma
 from pipeline.seeds import rng
 
+_CHROMA: Subsampling = "4:2:0"
 BICUBIC, UNALIGNED, NONBLIND, BLIND = "bicubic", "bicubic-unaligned", "nonblind", "blind"
 
 
@@ -62,6 +67,8 @@ def crop_hr(image: np.ndarray, scale: int, protocol: Protocol) -> np.ndarray:
 def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protocol: Protocol) -> np.ndarray:
     """Make the LR image (H/s, W/s, 3) float32 of an HR image: blur, shrink, quantise, add noise.
 
+    A camera's noise comes before the quantisation, and JPEG last.
+
     Computed in float64, so that flooring to 8 bit (the published script's) meets the same integers everywhere.
 
     Args:
@@ -71,6 +78,8 @@ def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protoc
         sigma: noise level on the [0, 1] scale.
         protocol: of the evaluation.
     """
+    if protocol.degradation == "camera":
+        return _camera_lr(hr, kernel, scale, sigma, protocol)
     if protocol.degradation == "dan":
         small = torch.from_numpy(degrade_dan(hr / 255, kernel, scale))
     else:
@@ -83,6 +92,36 @@ def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protoc
     return lr.astype(np.float32)
 
 
+def _camera_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protocol: Protocol) -> np.ndarray:
+    composite = protocol.told_kernel(kernel, scale)
+    around = -(-composite.shape[0] // scale)  # LR pixels of mirrored scene on every side
+    scene = np.pad(hr / 255, ((around * scale,) * 2, (around * scale,) * 2, (0, 0)), mode="symmetric")
+    image = torch.from_numpy(scene).permute(2, 0, 1)[None]
+    clean = degrade(image, torch.from_numpy(composite).double()[None], scale)[0, :, around:-around, around:-around]
+    lr = clean.numpy().astype(np.float32)
+    random = rng(protocol.noise_seed, epoch=0, key=f"{lr.shape}", purpose="evaluation-noise")
+    lr += sensor_noise(lr, sigma, random, shot=False)
+    if protocol.jpeg:
+        lr = through_jpeg(lr, (JpegPass(protocol.jpeg, _CHROMA),))
+    return np.ascontiguousarray(quantize(torch.from_numpy(lr), protocol.lr_quantize).permute(1, 2, 0).numpy())
+
+
+def told_sigma(lr: np.ndarray, sigma: float, protocol: Protocol) -> float:
+    """Return the noise level that models are told: the true one, or of a camera's image what its file shows.
+
+    Args:
+        lr: (h, w, 3) float32.
+        sigma: true noise level.
+        protocol: of the evaluation.
+    """
+    if protocol.degradation != "camera":
+        return sigma
+    error = 0.0
+    if protocol.jpeg:
+        error = jpeg_error((lr * 255).round().astype(np.uint8), quantisation_tables(protocol.jpeg), 2)
+    return math.hypot(estimate_sigma(lr), error)
+
+
 def restore_all(
     lr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, models: Mapping[str, Restorer], protocol: Protocol
 ) -> dict[str, Estimate]:
@@ -92,11 +131,12 @@ def restore_all(
         lr: float32.
         kernel: (k, k) true kernel, as `Protocol.told_kernel`; only `nonblind` and models that are not blind see it.
         scale: of the degradation.
-        sigma: true noise level, told to all models.
+        sigma: true noise level, told to all models by protocols without cameras.
         models: by the method's name: `blind`, `nonblind`, or a model's URI.
         protocol: which baselines fit its grid, and whether the image has to be made periodic first.
     """
-    mirrored = protocol.degradation == "dan"
+    mirrored = protocol.degradation != "usrnet"
+    sigma = told_sigma(lr, sigma, protocol)
     height, width = scale * lr.shape[0], scale * lr.shape[1]
     baselines = {BICUBIC: bicubic_centred} if mirrored else {BICUBIC: bicubic, UNALIGNED: bicubic_unaligned}
 
@@ -106,7 +146,7 @@ def restore_all(
     def restored(model: Restorer, *, blind: bool) -> Estimate:
         placed = model.tensor(periodic_extension(lr, -(-kernel.shape[0] // scale)) if mirrored else lr)
         if blind:
-            out = model.blind(placed, scale, sigma, observed=model.tensor(lr))
+            out = model.blind(placed, scale, sigma, observed=model.tensor(lr), grid=protocol.grid)
             sr, used, rounds = out.sr, out.kernel[0].cpu().numpy(), [r.sr for r in out.rounds]
         else:
             known = torch.as_tensor(kernel, dtype=torch.float32, device=model.device)[None]
@@ -179,7 +219,7 @@ def _residual(sr: np.ndarray, kernel: np.ndarray, lr: np.ndarray, scale: int, pr
     """RMS of (sr (*) kernel)down - lr; where the LR image is not circular, without the edges that the blur reaches."""
     image = torch.from_numpy(np.ascontiguousarray(sr.transpose(2, 0, 1)))[None]
     explained = degrade(image, torch.as_tensor(kernel, dtype=torch.float32)[None], scale)[0].permute(1, 2, 0).numpy()
-    edge = -(-kernel.shape[0] // (2 * scale)) if protocol.degradation == "dan" else 0
+    edge = -(-kernel.shape[0] // (2 * scale)) if protocol.degradation != "usrnet" else 0
     inside = slice(edge, -edge or None)
     return float(np.sqrt(np.mean((explained - lr)[inside, inside] ** 2)))
 

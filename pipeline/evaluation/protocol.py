@@ -8,11 +8,13 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
+from scipy import signal
 
 from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.config import Frozen, Scale, Sigma
+from pipeline.config import Frozen, Grid, JpegQuality, Reduction, Scale, Sigma
 from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
+from pipeline.reduction import reduction_line
 from pipeline.yaml_file import read_yaml
 
 
@@ -23,9 +25,13 @@ class Protocol(Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     multiple: int = Field(8, ge=1, description="images are cropped to multiples of lcm(scale, this)")
     crop: int | None = Field(None, ge=48, description="longest side kept, cut from the middle; none keeps whole images")
-    degradation: Literal["usrnet", "dan"] = Field(
-        "usrnet", description="usrnet: circular convolution, upper-left pixel; dan: mirrored correlation, bicubic"
+    degradation: Literal["usrnet", "dan", "camera"] = Field(
+        "usrnet",
+        description="usrnet: circular convolution, upper-left pixel; dan: mirrored correlation, bicubic; "
+        "camera: mirrored convolution, a reduction, noise, 8 bit, JPEG; the noise level is estimated",
     )
+    reduction: Reduction = Field("area", description="camera: how the picture becomes small")
+    jpeg: JpegQuality | None = Field(None, description="camera: quality of a JPEG with 4:2:0 chroma; none: no JPEG")
     gaussian_widths: dict[Scale, tuple[float, float]] | None = Field(
         None, description="by scale, from where to where the widths of its own 8 Gaussians go; none: kernels are given"
     )
@@ -50,9 +56,21 @@ class Protocol(Frozen):
             return benchmark_kernels()
         return gaussian8(self.gaussian_widths[scale])
 
+    @property
+    def grid(self) -> Grid:
+        """Return where LR pixels lie in their blocks: only direct decimation keeps the corner."""
+        return "corner" if self.degradation == "usrnet" else "centre"
+
     def told_kernel(self, kernel: np.ndarray, scale: int) -> np.ndarray:
         """Convert a kernel to its equivalent in y = (x (*) k) down_s, which restorers assume."""
-        return equivalent_kernel(kernel, scale) if self.degradation == "dan" else kernel
+        match self.degradation:
+            case "usrnet":
+                return kernel
+            case "dan":
+                return equivalent_kernel(kernel, scale)
+            case "camera":
+                line = reduction_line(self.reduction, scale, self.grid)
+                return signal.convolve2d(kernel.astype(np.float64), np.outer(line, line)).astype(np.float32)
 
     @model_validator(mode="after")
     def _kernels_for_all_scales(self) -> Protocol:
@@ -62,6 +80,8 @@ class Protocol(Frozen):
 
 
 _TABLE1: dict[int, tuple[float, ...]] = {1: (0.0,), 2: (0.0,), 3: (0.0, 2.55 / 255, 7.65 / 255), 4: (0.0,)}
+
+_CAMERA_REDUCTIONS: tuple[Reduction, ...] = ("area", "bicubic")
 
 PROTOCOLS = {
     # USRNet (CVPR 2020), Table 1, as its published script computes it: circular blur whose LR image is floored to
@@ -80,6 +100,20 @@ PROTOCOLS = {
         border="scale",
         headline="psnr_y",
     ),
+    # Pictures as cameras and web sites make them: seen without what lies beyond their edges, on the grid of every
+    # enlargement, with noise, 8 bit and JPEG; nobody tells the noise level.
+    **{
+        f"camera-{reduction}" + (f"-q{quality}" if quality else ""): Protocol(
+            name=f"camera-{reduction}" + (f"-q{quality}" if quality else ""),
+            degradation="camera",
+            reduction=reduction,
+            jpeg=quality,
+            lr_quantize="round",
+            sigmas=dict.fromkeys((2, 4), (0.0, 2 / 255, 5 / 255)),
+        )
+        for reduction in _CAMERA_REDUCTIONS
+        for quality in (None, 95, 85, 70)
+    },
 }
 
 
