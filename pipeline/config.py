@@ -168,6 +168,9 @@ class TrainConfig(Frozen):
     learn: Literal["all", "restorer", "kernel", "spectral"] = Field(
         "all", description="what is trained; restorer: with true kernels; spectral: the initial kernel alone"
     )
+    smallest_window: int | None = Field(
+        None, ge=16, description="learn 'spectral': LR images are cut to a random side from this up to their own"
+    )
     loss: LossConfig = LossConfig()
     learning_rate: float = Field(2e-4, gt=0, description="of the restorer")
     kernel_learning_rate: float = Field(2e-4, gt=0, description="of the estimator and the initial kernel's net")
@@ -237,6 +240,23 @@ class RunConfig(Frozen):
                     f"data.patch {self.data.patch} is not a multiple of scale {scale} in model.scales; "
                     "use a common multiple such as 96"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _cameras_fit(self) -> RunConfig:
+        camera, learn = self.data.camera, self.train.learn
+        if camera is None or learn == "restorer":
+            return self
+        if camera.centred:
+            raise ValueError(
+                f"data.camera.centred {camera.centred:g} with train.learn '{learn}': where pixels lie in their blocks "
+                "cannot be seen, so kernels are learned on one grid; set it to 0"
+            )
+        if set(camera.reductions) != {"direct"} and self.train.loss.code:
+            raise ValueError(
+                f"train.loss.code with data.camera.reductions {sorted(camera.reductions)}: the code is that of a blur "
+                "without its reduction; set train.loss.code to 0 and train.loss.kernel or inverse above"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,14 +6,17 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
 from pipeline.data.feed import Batch
+from pipeline.seeds import rng
 from pipeline.training.learner import Learner
 
 
@@ -36,6 +39,8 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
         NonFiniteLossError: on all ranks alike, before anything was changed.
     """
     learner.optimizer.zero_grad(set_to_none=True)
+    if config.learn == "spectral" and config.smallest_window is not None:
+        batch = windowed(batch, config.smallest_window, step)
     terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=batch.lr.device))
     count = len(batch.keys)
     size = config.micro_batch or count
@@ -61,6 +66,25 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
     metrics["grad_norm"] = float(norm)
     metrics["learning_rate"] = float(learner.schedule.get_last_lr()[0])
     return metrics
+
+
+def windowed(batch: Batch, smallest: int, step: int) -> Batch:
+    """Cut the LR images to one random window: small pictures show little of their spectrum, and look otherwise.
+
+    The corner lies on JPEG's 8 x 8 grid. A function of the step and the first sample alone.
+
+    Args:
+        batch: whose HR images then cover more than its LR images.
+        smallest: side of the window at least, LR pixels.
+        step: of the training.
+    """
+    random = rng(0, epoch=step, key=batch.keys[0], purpose="window")
+    sides = []
+    for length in batch.lr.shape[-2:]:
+        side = int(np.exp(random.uniform(np.log(min(smallest, length)), np.log(length + 1))))
+        first = int(random.integers(length - side + 1)) // 8 * 8
+        sides.append(slice(first, first + side))
+    return replace(batch, lr=batch.lr[..., sides[0], sides[1]])
 
 
 def agree(flag: Tensor | bool, device: torch.device | None = None) -> bool:
