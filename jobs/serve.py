@@ -1,6 +1,6 @@
 """Restore photographs over HTTP, and on a page, with a trained model.
 
-python jobs/serve.py [--model shipped:blind-sr|models:/NAME@ALIAS] [--host 127.0.0.1] [--port 8000]
+python jobs/serve.py [--model shipped:blind-sr-camera|models:/NAME@ALIAS] [--host 127.0.0.1] [--port 8000]
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def winners(residual: np.ndarray, sharpness: np.ndarray, sigma: float) -> np.nda
 
 
 def enlarged(weight: np.ndarray, height: int, width: int, scale: int) -> np.ndarray:
-    """Interpolate the weights of cells for every HR pixel, (s*h, s*w); weights of sum 1 keep it.
+    """Return the weights of cells for every HR pixel, (s*h, s*w); weights of sum 1 keep it.
 
     Args:
         weight: (rows, columns) of cells.

@@ -14,7 +14,7 @@ from pipeline.reduction import REDUCTIONS, compose, mixed_reductions
 
 @dataclass(frozen=True)
 class Reducer:
-    """Compose blurs with the reduction that followed them."""
+    """Join blurs with the reduction that followed them."""
 
     shares: Tensor | None  # (B, 4) of `REDUCTIONS`, how much each is believed; None: direct decimation
     scale: int
@@ -27,7 +27,7 @@ class Reducer:
         return compose(blur, self._shares(blur), self.scale, self.grid)
 
     def reduce(self, x: Tensor) -> Tensor:
-        """Smooth periodic HR images (B, C, H, W) by the reductions alone, so that only the blur is left to explain."""
+        """Apply the reductions alone to periodic HR images (B, C, H, W), so that only the blur is left to explain."""
         if self._is_plain:
             return x
         filters = mixed_reductions(self._shares(x), self.scale, self.grid)

@@ -19,6 +19,12 @@ def upsample(lr: Tensor, scale: int, mode: str, grid: Grid = "corner") -> Tensor
     pixel (s*i, s*j), where the decimation took it from. On the `centre` grid it lies (s - 1) / 2 further, in the middle
     of its block, as all resizing functions have it.
 
+    Args:
+        lr: (B, C, h, w) floating point.
+        scale: s.
+        mode: `nearest` or `bicubic`.
+        grid: where LR pixels lie.
+
     Raises:
         ValueError: another mode.
     """

@@ -13,7 +13,7 @@ class ServeSettings(Frozen):
     """Choose a model, an address, and what a single request may cost."""
 
     model: str = Field(
-        "shipped:blind-sr",
+        "shipped:blind-sr-camera",
         description="shipped:NAME, models:/NAME@ALIAS (followed when it is promoted), models:/NAME/VERSION, a folder",
     )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every network")

@@ -10,8 +10,8 @@ SCHEME = "shipped:"
 
 
 def shipped_for(scale: int) -> str:
-    """Return the model to restore photographs with at this scale: x2 has one of its own."""
-    return f"{SCHEME}blind-sr-x2" if scale == 2 else f"{SCHEME}blind-sr"
+    """Return the model to restore photographs as people have them with, at this scale: x2 has one of its own."""
+    return f"{SCHEME}blind-sr-camera-x2" if scale == 2 else f"{SCHEME}blind-sr-camera"
 
 
 def shipped_folder(uri: str) -> Path:
