@@ -25,7 +25,9 @@ hr = torch.from_numpy(sharp.copy()).permute(2, 0, 1)[None].float() / 255
 lr = quantize(degrade(hr, torch.from_numpy(kernel)[None], SCALE), "round")
 seen = (255 * lr[0].permute(1, 2, 0)).round().byte().numpy()
 
-restored = Restorer.load("shipped:blind-sr-x2").restore(seen, SCALE, sigma=0.0, kernel=kernel).image
+# `degrade` keeps the upper-left pixel of each block, so the sharp picture lies on the grid "corner".
+restorer = Restorer.load("shipped:blind-sr-x2")
+restored = restorer.restore(seen, SCALE, sigma=0.0, kernel=kernel, grid="corner").image
 bicubic = (255 * upsample(lr, SCALE, "bicubic")[0].permute(1, 2, 0)).clamp(0, 255).round().byte().numpy()
 inside = np.s_[16:-16, 16:-16]  # a photograph's edges were blurred with what lies outside of it
 for name, image in (("bicubic", bicubic), ("restored", restored)):

@@ -17,7 +17,7 @@ restored = Restorer.load("shipped:blind-sr-x2").restore(photograph, scale=2)
 
 OUT.mkdir(exist_ok=True)
 cv2.imwrite(str(OUT / "restored.png"), restored.image[..., ::-1])  # OpenCV writes BGR
-kernel = (255 * restored.kernel / restored.kernel.max()).astype("uint8")
+kernel = (255 * restored.kernel.clip(0) / restored.kernel.max()).astype("uint8")
 cv2.imwrite(str(OUT / "kernel.png"), cv2.resize(kernel, None, fx=8, fy=8, interpolation=cv2.INTER_NEAREST))
 print(f"{photograph.shape} -> {restored.image.shape}, noise level {255 * restored.sigma:.2f}/255")
 print(
