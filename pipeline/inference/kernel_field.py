@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
@@ -216,6 +215,8 @@ def enlarged(weight: np.ndarray, height: int, width: int, scale: int) -> np.ndar
         width: likewise.
         scale: s.
     """
+    import cv2  # a registered model restores without it
+
     size = (scale * CELL * weight.shape[1], scale * CELL * weight.shape[0])
     return cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)[: scale * height, : scale * width]
 
@@ -250,6 +251,8 @@ def _seen(result: Result, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     inside = tuple(slice(edge := border(length, settings), length - edge) for length in (height, width))
     counted[inside] = 1
     variation = np.zeros((height, width), np.float32)
+    import cv2
+
     for axis in (0, 1):
         steps = np.abs(np.diff(result.image, axis=axis, append=result.image.take([-1], axis))).mean(-1)
         variation += cv2.resize(steps, (width, height), interpolation=cv2.INTER_AREA)
