@@ -33,7 +33,7 @@ def initial_by_hand(net, lr, scale):
         case "spectral":
 
             def seen(view):
-                return net.codec.decode(net.spectral(view, scale, torch.full((len(lr),), 0.01)))
+                return net.codec.decode(net.spectral(view, scale, torch.full((len(lr),), 0.01))[0])
 
             shown = [seen(lr), seen(lr.mT).mT]
             for axes in ((-1,), (-2,), (-2, -1)):
