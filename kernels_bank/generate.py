@@ -18,7 +18,7 @@ from kernels_bank.codec_quality import draw_samples, measure
 from kernels_bank.runtime import cluster, storage
 from kernels_bank.runtime.errors import ArtefactError, JobFailedError
 from kernels_bank.runtime.lease import Lease
-from kernels_bank.runtime.output import note_files, own_output, remove_leftovers
+from kernels_bank.runtime.output import not_made_again, note_files, own_output, remove_leftovers
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.sampling import draw_range
 from kernels_bank.spec import KernelBankSpec
@@ -168,7 +168,8 @@ def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:
     else:
         kernels, parameters = draw_range(spec, shard.family, shard.start, shard.start + shard.rows)
         try:
-            record = write_shard(uri, shard, law, kernels, parameters)
+            with not_made_again(uri):
+                record = write_shard(uri, shard, law, kernels, parameters)
         except OSError as error:
             reason = error.strerror or " ".join(str(error).split())
             raise JobFailedError(f"{storage.join(uri, shard.name)}: cannot be written ({reason})") from error

@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
-# How much of a kernel's sum may lie below zero: what resizing leaves is cut off, a filter with lobes is no blur.
-_NEGATIVE = 0.4  # of the positive values: more than the lobes of any reduction
+# How much may lie below zero, of what lies above: more than the lobes of any reduction. A sharpening filter has more.
+_NEGATIVE = 0.4
 
 
 def load_kernels(path: str | Path) -> np.ndarray:

@@ -139,7 +139,7 @@ def write_shard(
     sink = pa.BufferOutputStream()
     parquet.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=["family"])
     data = sink.getvalue().to_pybytes()
-    storage.write_bytes(storage.join(uri, shard.name), data, parents=False)
+    storage.write_bytes(storage.join(uri, shard.name), data)
     return _record(shard, data, content)
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from kernels_bank.centring import centroid
 from pipeline.config import Grid, Reduction
 
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
@@ -59,7 +60,7 @@ def reduction_line(reduction: Reduction, scale: int, grid: Grid) -> np.ndarray:
         case "area":
             line = shift_line(_sampled(_box, 1, scale, middle), middle - behind)
         case "bicubic":
-            line = _sampled(_cubic, 2, scale, behind)
+            line = _sampled(cubic, 2, scale, behind)
         case "lanczos":
             line = _sampled(_lanczos, _LOBES, scale, behind)
     line.flags.writeable = False
@@ -120,10 +121,7 @@ def place(kernel: np.ndarray, scale: int, grid: Grid) -> np.ndarray:
     """
     if grid == "corner":
         return kernel
-    half = kernel.shape[0] // 2
-    line = np.arange(-half, half + 1)
-    wanted = -offset(scale, grid)
-    shifts = [wanted - float((kernel.sum(axis) * line).sum() / kernel.sum()) for axis in (1, 0)]
+    shifts = (-offset(scale, grid) - centroid(kernel[None])[0]).tolist()
     if max(map(abs, shifts)) < _NO_SHIFT:
         return kernel
     room = int(np.ceil(max(map(abs, shifts)))) + 1
@@ -150,7 +148,7 @@ def shift_line(line: np.ndarray, by: float) -> np.ndarray:
 
 def _sampled(shape: Callable[[np.ndarray], np.ndarray], support: int, scale: int, behind: float) -> np.ndarray:
     """The filter of `support` LR pixels either side, at the HR pixels around an LR pixel."""
-    reach = int(np.ceil(support * scale + behind))
+    reach = int(support * scale + behind)  # at that distance the filter is zero, or beyond it
     line = shape((np.arange(-reach, reach + 1) + behind) / scale)
     return np.asarray(line / line.sum())
 
@@ -160,7 +158,8 @@ def _box(t: np.ndarray) -> np.ndarray:
     return np.where(distance < 0.5, 1.0, np.where(distance == 0.5, 0.5, 0.0))
 
 
-def _cubic(t: np.ndarray) -> np.ndarray:
+def cubic(t: np.ndarray) -> np.ndarray:
+    """Return the cubic convolution filter (Keys, 1981, a = -0.5) at distances in pixels of the coarser grid."""
     d = np.abs(t)
     near = ((_CUBIC + 2) * d - (_CUBIC + 3)) * d**2 + 1
     far = _CUBIC * (((d - 5) * d + 8) * d - 4)

@@ -306,15 +306,10 @@ def _refuse_constant(name: str) -> Any:  # noqa: ANN401 - never returns
 
 
 @contextlib.contextmanager
-def atomic_writer(uri: str | Path, *, parents: bool = True) -> Iterator[BinaryIO]:
+def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
     """Yield a binary stream whose file appears under `uri` only when the block ends without an error.
 
     Locally: a temporary neighbour, fsync, rename. On S3: staged in a temporary file, sent at the end.
-
-    Args:
-        uri: path or URI of the file.
-        parents: make missing folders. A task that writes into a job's output makes none: when the output was deleted
-            under the job, a new folder would lack the mark that says whose it is.
     """
     if is_s3(uri):
         with tempfile.TemporaryFile() as staged:
@@ -323,8 +318,7 @@ def atomic_writer(uri: str | Path, *, parents: bool = True) -> Iterator[BinaryIO
         return
     target = Path(resolve(uri)[1])
     open_output.check(target)
-    if parents:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(temporary_name(target.name))
     try:
         with io.BufferedWriter(_NamedFile(temporary, target)) as stream:
@@ -375,15 +369,15 @@ def temporary_name(name: str) -> str:
     return f".{name}{end}"
 
 
-def write_bytes(uri: str | Path, data: bytes, *, parents: bool = True) -> None:
-    """Write the whole file atomically; `parents` as in `atomic_writer`."""
-    with atomic_writer(uri, parents=parents) as stream:
+def write_bytes(uri: str | Path, data: bytes) -> None:
+    """Write the whole file atomically."""
+    with atomic_writer(uri) as stream:
         stream.write(data)
 
 
-def write_json(uri: str | Path, value: object, *, parents: bool = True) -> None:
-    """Write JSON atomically, keys sorted: equal values give equal bytes; `parents` as in `atomic_writer`."""
-    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), parents=parents)
+def write_json(uri: str | Path, value: object) -> None:
+    """Write JSON atomically, keys sorted: equal values give equal bytes."""
+    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def sha256_of(uri: str | Path) -> str:

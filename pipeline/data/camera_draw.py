@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pipeline.camera import JpegPass, Subsampling, from_linear, sensor_noise, through_jpeg
-from pipeline.config import CameraConfig, Reduction
+from pipeline.config import CameraConfig, Grid, Reduction
+from pipeline.degrade import quantize
 from pipeline.seeds import rng
 
 _WORSE_BY = 25  # the most by which an earlier JPEG's quality lies below the last one's
@@ -20,7 +22,7 @@ class CameraDraw:
     """Hold what was drawn for a sample."""
 
     reduction: Reduction
-    centred: bool
+    grid: Grid
     shot: bool
     linear: bool
     rounded: bool
@@ -52,7 +54,7 @@ def draw_camera(camera: CameraConfig, key: str, *, epoch: int, seed: int) -> Cam
     passes = () if jpeg >= camera.jpeg else (before, last) if twice < camera.jpeg_twice else (last,)
     return CameraDraw(
         reduction=_chosen(camera, reduction),
-        centred=bool(centred < camera.centred),
+        grid="centre" if centred < camera.centred else "corner",
         shot=bool(shot < camera.shot),
         linear=bool(linear < camera.linear),
         rounded=bool(rounded < camera.rounded),
@@ -80,7 +82,7 @@ def through_camera(
     noisy = clean + sensor_noise(clean, sigma, random, shot=drawn.shot)
     if not drawn.passes:
         if drawn.rounded:
-            noisy = ((noisy * 255).round().clip(0, 255) / 255).astype(np.float32)
+            noisy = quantize(torch.from_numpy(noisy), "round").numpy()
         return noisy, sigma * drawn.level_factor
     stored = through_jpeg(noisy, drawn.passes)
     # Not noise and JPEG added up: coarse quantisation takes noise away.

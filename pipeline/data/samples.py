@@ -127,7 +127,7 @@ def _through_cameras(draws: Sequence[Draw], cameras: Sequence[CameraDraw], kerne
     # One by one: convolutions of many kernels at once give other last bits in other company.
     kernels = torch.cat(
         [
-            compose(kernel[None], one_hot([camera.reduction]), scale, "centre" if camera.centred else "corner")
+            compose(kernel[None], one_hot([camera.reduction]), scale, camera.grid)
             for kernel, camera in zip(kernels, cameras, strict=True)
         ]
     )

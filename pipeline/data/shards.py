@@ -16,7 +16,7 @@ import ray.data
 from kernels_bank.runtime import os_errors, storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from kernels_bank.runtime.output import check_own, note_files, own_output, remove_leftovers
+from kernels_bank.runtime.output import check_own, not_made_again, note_files, own_output, remove_leftovers
 from kernels_bank.runtime.progress import Progress
 from pipeline.data.manifest import (
     MANIFEST,
@@ -216,7 +216,7 @@ def _write(output: str, tasks: list[dict[str, Any]], settings: ShardSettings) ->
     items = [{"task": task} for task in tasks]
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
-        with os_errors.told():
+        with os_errors.told(), not_made_again(output):
             return {"note": _write_one(output, row["task"], settings)}
 
     notes = []
@@ -241,7 +241,7 @@ def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> di
         ):
             return dict(note)
     files = [Inspected(**file) for file in task["files"]]
-    with storage.atomic_writer(where, parents=False) as stream:
+    with storage.atomic_writer(where) as stream:
         hashed = _Hashed(stream)
         count = write_samples(_samples(files, settings), cast(BinaryIO, hashed))
     shard = {"name": task["name"], "samples": count, "bytes": hashed.bytes, "sha256": hashed.digest.hexdigest()}

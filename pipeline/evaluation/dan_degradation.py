@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from scipy import signal
 
-_CUBIC = -0.5  # Keys (1981), as in MATLAB
+from pipeline.reduction import cubic, reduction_line
+
 _SIZE, _COUNT = 21, 8
 
 
@@ -39,10 +40,7 @@ def equivalent_kernel(kernel: np.ndarray, scale: int) -> np.ndarray:
     Away from the edges, that is, where mirrored and wrapped images differ. It sums to 1 and has the bicubic's
     negative lobes.
     """
-    reach = int(2 * scale + (scale - 1) / 2)
-    place = np.arange(-reach, reach + 1)
-    line = _cubic((place + (scale - 1) / 2) / scale)
-    line /= line.sum()
+    line = reduction_line("bicubic", scale, "centre")
     # Correlation with k is convolution with k turned by 180 degrees.
     return signal.convolve2d(kernel[::-1, ::-1].astype(np.float64), np.outer(line, line)).astype(np.float32)
 
@@ -60,17 +58,10 @@ def _resampling(count: int, to: int) -> np.ndarray:
     reach = int(np.ceil(2 / sharpness)) + 1
     centre = (np.arange(to) + 0.5) / ratio - 0.5
     taps = np.floor(centre).astype(int)[:, None] + np.arange(-reach, reach + 1)
-    weights = _cubic(sharpness * (centre[:, None] - taps))
+    weights = cubic(sharpness * (centre[:, None] - taps))
     weights /= weights.sum(1, keepdims=True)
     mirrored = taps % (2 * count)
     mirrored = np.where(mirrored < count, mirrored, 2 * count - 1 - mirrored)
     matrix = np.zeros((to, count))
     np.add.at(matrix, (np.arange(to)[:, None], mirrored), weights)
     return matrix
-
-
-def _cubic(distance: np.ndarray) -> np.ndarray:
-    d = np.abs(distance)
-    near = ((_CUBIC + 2) * d - (_CUBIC + 3)) * d**2 + 1
-    far = _CUBIC * (((d - 5) * d + 8) * d - 4)
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))

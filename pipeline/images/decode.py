@@ -34,13 +34,9 @@ def decode_photograph(data: bytes) -> Photograph:
     """
     parts = read_header(data)
     stored = _pixels(parts)
+    pixels = _upright(stored, parts)
     coding = _jpeg_coding(parts.stream) if parts.kind == "JPEG" else None
     file_error = jpeg_error(stored, coding.tables, coding.subsampling) if coding else 0.0
-    pixels = np.require(orient(stored, parts.orientation), requirements=["C", "W"])
-    if pixels.shape[:2] != (parts.height, parts.width):
-        raise BadImageError(
-            f"damaged: {pixels.shape[1]} x {pixels.shape[0]} pixels, its header says {parts.width} x {parts.height}"
-        )
     return Photograph(pixels, FORMAT_OF_KIND[parts.kind], parts.metadata, coding, file_error, parts.notes)
 
 
@@ -54,7 +50,8 @@ def decode_image(data: bytes) -> np.ndarray:
         BadImageError: as `decode_photograph`.
         MemoryError: as `decode_photograph`.
     """
-    return over_white(to_depth(decode_photograph(data).pixels, np.dtype(np.uint8)))
+    parts = read_header(data)
+    return over_white(to_depth(_upright(_pixels(parts), parts), np.dtype(np.uint8)))
 
 
 def decode_tile(data: bytes) -> np.ndarray:
@@ -69,6 +66,16 @@ def decode_tile(data: bytes) -> np.ndarray:
 def picture_digest(image: np.ndarray) -> str:
     """Return an identity of the pixels of a uint8 image, whatever file they came in."""
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def _upright(stored: np.ndarray, parts: Parts) -> np.ndarray:
+    """Return the pixels turned as a person sees them. Raises BadImageError for another size than the header's."""
+    pixels = np.require(orient(stored, parts.orientation), requirements=["C", "W"])
+    if pixels.shape[:2] != (parts.height, parts.width):
+        raise BadImageError(
+            f"damaged: {pixels.shape[1]} x {pixels.shape[0]} pixels, its header says {parts.width} x {parts.height}"
+        )
+    return pixels
 
 
 def _pixels(parts: Parts) -> np.ndarray:

@@ -91,7 +91,7 @@ def test_a_place_that_takes_no_files_is_a_wrong_request(ended, tmp_path: Path, s
 @pytest.mark.parametrize("job", sorted(EARLY))
 def test_a_full_disk_is_a_failed_run(ended, tmp_path: Path, source: str, monkeypatch, job: str):
     @contextlib.contextmanager
-    def full(uri: str | Path, *, parents: bool = True) -> Iterator[None]:
+    def full(uri: str | Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(uri))
         yield
 

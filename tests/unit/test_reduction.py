@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kernels_bank import sample_gaussian, sample_motion
+from kernels_bank.centring import centroid
 from pipeline.degrade import degrade
 from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
 from pipeline.inference.comparison import upsample
@@ -19,11 +20,6 @@ from pipeline.seeds import rng
 
 SCALES = [2, 3, 4]
 GRIDS = ["corner", "centre"]
-
-
-def centroid(kernel: np.ndarray) -> np.ndarray:
-    line = np.arange(kernel.shape[0]) - kernel.shape[0] // 2
-    return np.array([(kernel.sum(axis) * line).sum() / kernel.sum() for axis in (1, 0)])
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -117,7 +113,7 @@ def test_a_kernel_is_placed_once_and_where_an_enlargement_lies(scale):
     kernel[6:14, 10:15] = np.random.default_rng(scale).random((8, 5))
     kernel = (kernel / kernel.sum()).astype(np.float32)
     placed = place(kernel, scale, "centre")
-    np.testing.assert_allclose(centroid(placed), -(scale - 1) / 2, atol=0.02)
+    np.testing.assert_allclose(centroid(placed[None])[0], -(scale - 1) / 2, atol=0.02)
     assert placed.sum() == pytest.approx(1, abs=1e-5)
     assert place(placed, scale, "centre") is placed
     assert place(kernel, scale, "corner") is kernel

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from kernels_bank.generate import KIND, build_shard
+from kernels_bank.runtime.errors import JobFailedError
+from kernels_bank.runtime.output import own_output
 from kernels_bank.sampling import draw_range
 from kernels_bank.spec import KernelBankSpec
-from kernels_bank.store import Shard, write_shard
+from kernels_bank.store import Shard, plan, write_shard
 
 READ = """
 import json, os, sys
@@ -33,3 +37,16 @@ def test_reading_a_shard_leaves_no_thread_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-c", READ, str(tmp_path), record.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_a_bank_that_was_deleted_is_not_made_again_by_its_tasks(tmp_path: Path):
+    spec = KernelBankSpec(gaussian=20, motion=0, size=9)
+    (shard,) = plan(spec)
+    row = {"spec": spec.model_dump_json(), "shard": shard.model_dump_json(), "position": 0}
+    place = tmp_path / "gone"
+    with own_output(str(place), KIND):
+        assert build_shard(row, str(place))["position"] == 0
+    shutil.rmtree(place)  # a task runs in a process of its own, which only knows the place's name
+    with pytest.raises(JobFailedError, match="was deleted while this command wrote to it"):
+        build_shard(row, str(place))
+    assert not place.exists()

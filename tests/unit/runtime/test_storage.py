@@ -12,13 +12,6 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError
 
 
-def test_a_folder_that_was_deleted_is_not_made_again_by_its_tasks(tmp_path: Path):
-    gone = tmp_path / "gone" / "train-000000.tar"
-    with pytest.raises(FileNotFoundError, match="gone"), storage.atomic_writer(gone, parents=False):
-        pytest.fail("the block must not begin")
-    assert not gone.parent.exists()
-
-
 def test_local_paths_and_file_uris_are_the_same_place(tmp_path: Path):
     storage.write_bytes(f"file://{tmp_path}/a/b.bin", b"xyz")
     assert storage.read_bytes(tmp_path / "a" / "b.bin") == b"xyz"

@@ -61,7 +61,15 @@ def test_cameras_that_cannot_be_learned_from_are_refused(learn, code, camera, me
         config(learn, code, **camera)
 
 
-def test_cameras_that_can_be_learned_from():
-    config("restorer", 0.1, centred=0.5, reductions={"area": 0.5, "bicubic": 0.5})
-    config("spectral", 0.0, centred=0.0, reductions={"area": 0.5, "bicubic": 0.5})
-    config("all", 0.1, centred=0.0, jpeg=0.5)
+@pytest.mark.parametrize(
+    ("learn", "code", "camera"),
+    [
+        ("restorer", 0.1, {"centred": 0.5, "reductions": {"area": 0.5, "bicubic": 0.5}}),
+        ("spectral", 0.0, {"centred": 0.0, "reductions": {"area": 0.5, "bicubic": 0.5}}),
+        ("all", 0.1, {"centred": 0.0, "jpeg": 0.5}),
+    ],
+)
+def test_cameras_that_can_be_learned_from(learn, code, camera):
+    taken = config(learn, code, **camera).data.camera
+    assert taken is not None
+    assert taken.model_dump(include=set(camera)) == camera
