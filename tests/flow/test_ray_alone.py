@@ -34,6 +34,8 @@ _CALLS = (
     "/ray.rpc.ReporterService/HealthCheck",
     "/ray.rpc.LogService/ListLogs",
 )
+# The last line of a process that got into a Ray.
+_IN = "the Ray is open to me"
 _CLOSED_PATHS = ("/api/jobs/", "/api/job_agent/jobs/", "/logs", "/worker/traceback", "/get_or_create_runtime_env")
 
 
@@ -85,8 +87,13 @@ def test_a_stranger_is_refused_and_sigterm_to_all_ends_the_job_in_order(tmp_path
         head = next(port for port, name in ports.items() if name == "gcs_server")
         token = token_of(job.below)
         assert not any(token in part for process in job.below for part in command_line(process))
-        tokens = (token, None, "a" * 64, "")
-        assert joined(head, tmp_path, tokens) == [True, False, False, False]
+        guest = enter(head, tmp_path, token)
+        said = ended(guest, within=180)
+        assert said.splitlines()[-1:] == [_IN], f"{said}\n{job.said()}"
+        # None: as Ray does by itself; empty: with authentication turned off.
+        strangers = [enter(head, tmp_path, other, patience="5") for other in (None, "a" * 64, "")]
+        for stranger in strangers:
+            assert ended(stranger, within=60).splitlines()[-1:] != [_IN]
         assert job.process.poll() is None, job.said()
     finally:
         # What systemd sends: SIGTERM to every process of the job, Ray's too.
@@ -179,34 +186,32 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def joined(port: int, home: Path, tokens: tuple[str | None, ...]) -> list[bool]:
-    """Whether a process of another environment and home gets into the Ray of a job, with each of these tokens.
+def enter(port: int, home: Path, token: str | None, *, patience: str = "60") -> subprocess.Popen[str]:
+    """Start a process of another environment and home that tries to get into the Ray of a job.
 
     Args:
         port: of the job's `gcs_server`.
-        home: home folder of those processes.
-        tokens: None: as Ray does by itself; empty: with authentication turned off.
+        home: home folder of the process.
+        token: None leaves out every setting of authentication, an empty one turns it off.
+        patience: seconds for which Ray tries again before it gives up; a busy machine needs many to answer a guest.
     """
-    code = f"import ray; ray.init(address='127.0.0.1:{port}', logging_level='CRITICAL'); print('I' + 'N')"
-    strangers = []
-    for token in tokens:
-        variables = {"PATH": os.environ["PATH"], "HOME": str(home), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-        variables["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # a refused Ray tries that long, a minute by default
-        if token is not None:
-            variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
-        command = [sys.executable, "-c", code]
-        strangers.append(
-            subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        )
-    got_in = []
-    for stranger in strangers:
-        try:
-            said = stranger.communicate(timeout=60)[0]
-        except subprocess.TimeoutExpired:  # it was refused, and asks again
-            stranger.kill()
-            said = stranger.communicate()[0]
-        got_in.append("IN" in said)
-    return got_in
+    code = f"import ray; ray.init(address='127.0.0.1:{port}', logging_level='CRITICAL'); print({_IN!r})"
+    variables = {"PATH": os.environ["PATH"], "HOME": str(home), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    variables["RAY_gcs_rpc_server_reconnect_timeout_s"] = patience
+    if token is not None:
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def ended(process: subprocess.Popen[str], within: float) -> str:
+    """What a process says until it ends, or until it is killed because it still tries to get in."""
+    try:
+        return process.communicate(timeout=within)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
 
 
 def test_the_machines_own_address_is_closed(tmp_path: Path, cluster: None):
