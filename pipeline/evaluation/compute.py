@@ -32,7 +32,7 @@ from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image
 from pipeline.inference import Restorer
-from pipeline.inference.restorer import default_device
+from pipeline.inference.network import default_device
 
 # Ray needs a tenth of a second from the end of a task to the start of the next on the same core.
 _CASES_A_TASK = 4

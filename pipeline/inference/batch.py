@@ -18,8 +18,8 @@ from pipeline.images import BadImageError
 from pipeline.images.header import read_header
 from pipeline.inference import memory
 from pipeline.inference.files import RestoreContext, RestoreResult, load_context, restore_job
+from pipeline.inference.network import default_device
 from pipeline.inference.restore_jobs import RestoreJob, list_jobs, split_done
-from pipeline.inference.restorer import default_device
 from pipeline.inference.settings import RestoreSettings
 
 
@@ -84,7 +84,7 @@ def planned(settings: RestoreSettings) -> str:
     largest = f"; the largest is {max(sizes)[1]}" if sizes else ""
     lines = [
         f"{len(todo) - len(broken)} images would be restored at x{settings.scale} to {settings.output}{largest}",
-        f"model          {context.model}, weights {context.restorer.digest[:12]}",
+        f"model          {context.restorer.uri}, weights {context.restorer.digest[:12]}",
         f"kernel         {kernel}",
         f"sigma          {'estimated' if settings.sigma == 'auto' else settings.sigma}",
         f"strength       {settings.strength:g}",

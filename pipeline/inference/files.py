@@ -15,6 +15,7 @@ import torch
 from kernels_bank import KernelBank, load_kernels
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
+from pipeline.catalogue import locate
 from pipeline.data.sources import read_source
 from pipeline.images import BadImageError
 from pipeline.images.convert import to_depth
@@ -54,14 +55,13 @@ class RestoreContext:
     restorer: Restorer
     kernel: np.ndarray | None
     x0: Restorer | Literal["nearest", "bicubic"] | None
-    model: str  # its name in reports: the version that an alias meant
     request: str  # digest of everything but the image that the result depends on
 
     def on(self, device: torch.device) -> RestoreContext:
         """Return the same with its networks on a device."""
         x0 = self.x0.on(device) if isinstance(self.x0, Restorer) else self.x0
         restorer = self.restorer.on(device)
-        return RestoreContext(self.settings, restorer, self.kernel, x0, self.model, self.request)
+        return RestoreContext(self.settings, restorer, self.kernel, x0, self.request)
 
 
 def load_context(settings: RestoreSettings, device: torch.device | None = None) -> RestoreContext:
@@ -70,8 +70,8 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
     Raises:
         BadRequestError: no such model or kernel, or they do not fit the scale.
     """
-    model = _pinned(settings.model or shipped_for(settings.scale))
-    restorer = Restorer.load(model, device)
+    # An alias is followed once, so that the report names the version that was used.
+    restorer = Restorer.load(locate(settings.model or shipped_for(settings.scale)), device)
     kernel = load_kernel(settings.kernel) if settings.kernel else None
     restorer.check(settings.scale, kernel_given=kernel is not None)
     x0: Restorer | Literal["nearest", "bicubic"] | None
@@ -79,7 +79,7 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
         case None | "nearest" | "bicubic":
             x0 = settings.x0
         case uri:
-            x0 = Restorer.load(_pinned(uri), device)
+            x0 = Restorer.load(locate(uri), device)
             x0.check(settings.scale, kernel_given=True)
     request = {
         "schema": 1,
@@ -89,7 +89,7 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
         **settings.model_dump(include=_DECIDING),
         **settings.model_dump(include=_DECIDING_IF_SET, exclude_defaults=True),
     }
-    return RestoreContext(settings, restorer, kernel, x0, model, storage.digest_of(request))
+    return RestoreContext(settings, restorer, kernel, x0, storage.digest_of(request))
 
 
 def load_kernel(given: str) -> np.ndarray:
@@ -156,16 +156,6 @@ def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
     return RestoreResult(job.source.name, job.result, "; ".join([_note(photograph.pixels, restored), *found]))
 
 
-def _pinned(model: str) -> str:
-    """An alias as the version it means now, so that the report says what was used."""
-    if not model.startswith("models:/"):
-        return model
-    from pipeline.tracking.registry import resolve
-
-    name, number = resolve(model)
-    return f"models:/{name}/{number}"
-
-
 def _about(
     job: RestoreJob, context: RestoreContext, restored: Restored, data: bytes, found: list[str]
 ) -> dict[str, Any]:
@@ -174,7 +164,7 @@ def _about(
         "input": job.source.name,
         "input_sha256": hashlib.sha256(data).hexdigest(),
         "request": context.request,
-        "model": context.model,
+        "model": context.restorer.uri,
         "weights_sha256": context.restorer.digest,
         "scale": restored.scale,
         "sigma": restored.sigma,

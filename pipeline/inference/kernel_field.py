@@ -13,7 +13,7 @@ Every restoration is a whole one with one kernel, so its data steps are exact an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -21,13 +21,11 @@ from scipy.ndimage import gaussian_filter
 from pipeline.config import Grid
 from pipeline.inference import layout
 from pipeline.inference.estimate import estimate_kernel
+from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.strength import told_kernel
 from pipeline.inference.texture import structure
 from pipeline.inference.windows import Result, Settings, border, restore_planes
 from pipeline.reduction import place
-
-if TYPE_CHECKING:
-    from pipeline.inference.restorer import Restorer
 
 CELL = 8  # LR pixels a side: what is decided at once
 _SIDES = 64, 192  # LR pixels of a window that a kernel is estimated from, in small and in large images
@@ -87,12 +85,12 @@ class KernelField(NamedTuple):
 
 
 def estimate_field(
-    restorer: Restorer, lr: np.ndarray, settings: Settings, grid: Grid, *, item: int, channels: int
+    network: LoadedNetwork, lr: np.ndarray, settings: Settings, grid: Grid, *, item: int, channels: int
 ) -> KernelField:
     """Estimate the kernels of a photograph, window by window.
 
     Args:
-        restorer: the model.
+        network: the model.
         lr: (h, w, 3) float32 in [0, 1].
         settings: of the whole image's restoration, at full strength.
         grid: where the restored picture lies.
@@ -110,7 +108,7 @@ def estimate_field(
         crop = box.of(lr)
         if structure(crop).mean() < _FLAT + 3 * settings.sigma:
             continue
-        found = estimate_kernel(restorer, crop, settings.scale, settings.sigma, grid).kernel
+        found = estimate_kernel(network, crop, settings.scale, settings.sigma, grid).kernel
         assert found is not None
         kernel = _of_side(place(found, settings.scale, grid), settings.kernel.shape[0])
         domain = box.grown(neighbourhood, height, width)
@@ -125,19 +123,19 @@ def estimate_field(
     residual, sharpness = (np.full((len(kernels), *shape), value, np.float32) for value in (np.inf, 0.0))
     for number, (kernel, domain) in enumerate(zip(kernels, domains, strict=True) if len(kernels) > 1 else ()):
         own = _cut(settings, domain)._replace(kernel=kernel, self_ensemble=False)
-        result = restore_planes(restorer, domain.of(lr), own, item=item, channels=channels)
+        result = restore_planes(network, domain.of(lr), own, item=item, channels=channels)
         domain.cells(residual[number])[:], domain.cells(sharpness[number])[:] = _seen(result, own)
     winner = winners(residual, sharpness, settings.sigma) if len(kernels) > 1 else np.zeros(shape, np.int64)
     return KernelField(np.stack(kernels), _weights(winner, len(kernels)), len(boxes))
 
 
 def restore_field(
-    restorer: Restorer, lr: np.ndarray, settings: Settings, field: KernelField, *, item: int, channels: int
+    network: LoadedNetwork, lr: np.ndarray, settings: Settings, field: KernelField, *, item: int, channels: int
 ) -> Result:
     """Restore (h, w, 3) float32 in [0, 1] with a kernel for every place.
 
     Args:
-        restorer: the model.
+        network: the model.
         lr: the image; three equal planes for a grey one.
         settings: what else is known; its kernel is not used.
         field: the kernels, as the network is to be told them.
@@ -152,7 +150,7 @@ def restore_field(
     used = [number for number, weight in enumerate(field.weights) if weight.max() > 0]
     if len(used) == 1:
         own = settings._replace(kernel=field.kernels[used[0]])
-        return restore_planes(restorer, lr, own, item=item, channels=channels)
+        return restore_planes(network, lr, own, item=item, channels=channels)
     image = np.zeros((scale * height, scale * width, 3), np.float32)
     unexplained, count = np.zeros((height, width), np.float32), 0
     for number in used:
@@ -161,11 +159,11 @@ def restore_field(
         # One cell more: weights are interpolated between the middles of cells.
         part = Box(*(CELL * int(i) for i in (rows[0] - 1, columns[0] - 1, rows[-1] + 2, columns[-1] + 2)))
         part = part.grown(0, height, width)
-        nets = [restorer, *([settings.x0_model] if settings.x0_model else [])]
-        around = sum(layout.context(kernel, net.alpha(scale, settings.sigma), scale) for net in nets)
+        nets = [network, *([settings.x0_model] if settings.x0_model else [])]
+        around = sum(layout.context(kernel, net.smallest_alpha(scale, settings.sigma), scale) for net in nets)
         box = part.grown(around, height, width)
         own = _cut(settings, box)._replace(kernel=kernel)
-        result = restore_planes(restorer, box.of(lr), own, item=item, channels=channels)
+        result = restore_planes(network, box.of(lr), own, item=item, channels=channels)
         share = enlarged(box.cells(weight), box.bottom - box.top, box.right - box.left, scale)
         box.of(image, scale)[:] += result.image * share[..., None]
         box.of(unexplained)[:] += result.unexplained * share[::scale, ::scale]

@@ -5,29 +5,22 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from kernels_bank.runtime import storage
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import Grid
-from pipeline.images.convert import grey_to_rgb, has_alpha, is_grey
+from pipeline.images.convert import grey_to_rgb, is_grey
 from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.kernel_field import KernelField, estimate_field, restore_field
+from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.noise import estimate_sigma
+from pipeline.inference.planes import channel_count, split_alpha, to_float, to_type
 from pipeline.inference.strength import check_strength, told_kernel, told_sigma
-from pipeline.inference.windows import Result, Settings, restore_planes, smallest_alpha
-from pipeline.model import BlindOutput, BlindUSRNet, USRNet
-from pipeline.model.weights import load_model, load_usrnet
-from pipeline.model_folder import MANIFEST, read_manifest
+from pipeline.inference.windows import Result, Settings, restore_planes
 from pipeline.reduction import place
-from pipeline.shipped import SCHEME, shipped_folder
 
-_DEFAULT_REACH = 25
 MAX_MEMORY = 2 * 2**30
 
 FirstEstimate = Literal["nearest", "bicubic"] | np.ndarray | None
@@ -51,67 +44,8 @@ class Restored:
     strength: float = 1.0  # below 1, kernel and noise level were told weaker than they are said here
 
 
-def default_device() -> torch.device:
-    """Return the CUDA card of this process if it has one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class Restorer:
-    """Restore images with a network of known identity, on one device, in eval mode."""
-
-    def __init__(self, network: BlindUSRNet | USRNet, *, uri: str, digest: str, device: torch.device) -> None:
-        self.network = network.to(device).eval()
-        self.uri, self.digest, self.device = uri, digest, device
-
-    @classmethod
-    def load(cls, uri: str | Path, device: torch.device | None = None) -> Restorer:
-        """Load a model.
-
-        Args:
-            uri: `shipped:blind-sr`, `models:/name@alias`, `models:/name/3`, a model or checkpoint directory (local
-                or s3://), or the `.pth` of a published USRNet, which restores with given kernels only.
-            device: where it runs; the CUDA card of this process if it has one, else the CPU.
-
-        Raises:
-            BadRequestError: no such model.
-            ArtefactError: its files are missing, damaged or of another program version.
-        """
-        text, device = str(uri), device or default_device()
-        if text.endswith((".pth", ".pt")):
-            return cls(load_usrnet(text), uri=text, digest=storage.sha256_of(text), device=device)
-        directory = text
-        if text.startswith(SCHEME):
-            directory = str(shipped_folder(text))
-        elif text.startswith("models:/"):
-            from pipeline.tracking.registry import download
-
-            directory = str(download(text))
-        if not storage.exists(storage.join(directory, MANIFEST)):
-            raise ArtefactError(
-                f"{text}: holds no {MANIFEST}; give shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, "
-                "a model or checkpoint directory, or the .pth of a published USRNet"
-            )
-        network, manifest = load_model(directory), read_manifest(directory)
-        return cls(network, uri=text, digest=manifest.sha256[manifest.used], device=device)
-
-    def on(self, device: torch.device) -> Restorer:
-        """Return the same model on another device."""
-        return Restorer(self.network, uri=self.uri, digest=self.digest, device=device)
-
-    @property
-    def is_blind(self) -> bool:
-        """Tell whether it can estimate the kernel."""
-        return isinstance(self.network, BlindUSRNet)
-
-    @property
-    def kernel_side(self) -> int:
-        """Return the side of the kernels it estimates; of a model that does not say, of the widest expected."""
-        return self.network.kernel_size if isinstance(self.network, BlindUSRNet) else _DEFAULT_REACH
-
-    @property
-    def scales(self) -> tuple[int, ...]:
-        """Return the scale factors it was made for."""
-        return tuple(self.network.config.scales)
+class Restorer(LoadedNetwork):
+    """Restore photographs with a network of known identity, on one device."""
 
     def restore(
         self,
@@ -120,7 +54,7 @@ class Restorer:
         sigma: float | Literal["auto"] = "auto",
         kernel: np.ndarray | None = None,
         *,
-        x0: FirstEstimate | Restorer = None,
+        x0: FirstEstimate | LoadedNetwork = None,
         self_ensemble: bool = False,
         max_memory: int = MAX_MEMORY,
         strength: float = 1.0,
@@ -161,24 +95,23 @@ class Restorer:
         check_strength(strength)
         if kernel is not None and kernel_field:
             raise BadRequestError("kernel_field estimates the kernels; leave out the given one")
-        colour, alpha = _planes(image)
+        colour, alpha = split_alpha(image)
         if kernel is not None and (kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0):
             raise BadRequestError(f"kernel: (k, k) with an odd side is expected, got {kernel.shape}")
         level = math.hypot(estimate_sigma(colour), file_error) if sigma == "auto" else float(sigma)
-        lr = _to_float(colour)
-        found = Estimate(kernel, None, None) if kernel is not None else estimate_kernel(self, lr, scale, level, grid)
-        assert found.kernel is not None
-        used = place(found.kernel, scale, grid)
-        size = {"item": image.itemsize, "channels": _channels(image)}
+        lr = to_float(colour)
+        estimate = Estimate(kernel, None, None) if kernel is not None else estimate_kernel(self, lr, scale, level, grid)
+        used = place(estimate.kernel, scale, grid)
+        size = {"item": image.itemsize, "channels": channel_count(image)}
         settings = Settings(scale, level, used, self_ensemble, max_memory, *_start(x0, scale, lr))
         field = estimate_field(self, lr, settings, grid, **size) if kernel_field else None
         estimated = time.perf_counter()
         settings = settings._replace(sigma=told_sigma(level, strength), kernel=told_kernel(used, strength))
         told = None if field is None else field.weakened(strength)
         result = _restored(self, lr, settings, told, **size)
-        restored = _to_type(result.image, image.dtype)
+        restored = to_type(result.image, image.dtype)
         if is_grey(image):
-            grey = _to_type(result.image.mean(-1, keepdims=True), image.dtype)
+            grey = to_type(result.image.mean(-1, keepdims=True), image.dtype)
             restored = grey if alpha is not None else grey[..., 0]
         if alpha is not None:
             own = settings._replace(x0=None, x0_model=None, sigma=told_sigma(0.0, strength))
@@ -190,8 +123,8 @@ class Restorer:
             residual=result.residual,
             scale=scale,
             seconds=time.perf_counter() - started,
-            kernel_round=found.kernel_round,
-            spread=found.spread,
+            kernel_round=estimate.kernel_round,
+            spread=estimate.spread,
             windows=result.windows,
             estimate_seconds=estimated - started,
             field=field,
@@ -203,128 +136,30 @@ class Restorer:
         height, width = (settings.scale * side for side in alpha.shape)
         if (alpha == alpha.flat[0]).all():
             return np.full((height, width, 1), alpha.flat[0])
-        planes = grey_to_rgb(_to_float(alpha))
+        planes = grey_to_rgb(to_float(alpha))
         result = _restored(self, planes, settings, field, item=image.itemsize, channels=4)
-        return _to_type(result.image[..., :1], image.dtype)
-
-    def blind(
-        self, lr: Tensor, scale: int, sigma: float, observed: Tensor | None = None, grid: Grid = "corner"
-    ) -> BlindOutput:
-        """Run the network itself on a periodic image, (1, 3, h, w) in [0, 1] on `device`.
-
-        Nothing is extended or clipped.
-
-        A kernel estimate stands only where it scores no worse than the one before (`pipeline/model/guard.py`).
-
-        Args:
-            lr: the image, made periodic.
-            scale: one of `scales`.
-            sigma: noise level.
-            observed: its upper-left part that a camera saw, if not all. The initial kernel is read off that part, and
-                the guard judges that part: the smooth band of an extension has a spectrum of its own, and rings.
-            grid: where the LR pixels lie in their blocks.
-
-        Raises:
-            BadRequestError: the model is not blind.
-        """
-        if not isinstance(self.network, BlindUSRNet):
-            raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
-        with torch.inference_mode():
-            first = self.network.initial(lr if observed is None else observed, scale, sigma)
-            part = None if observed is None else (observed.shape[-2], observed.shape[-1])
-            out: BlindOutput = self.network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid)
-            return out
-
-    def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:
-        """Run the restorer with a known kernel on a periodic image, to (1, 3, s*h, s*w), not clipped.
-
-        Args:
-            lr: (1, 3, h, w) in [0, 1] on `device`.
-            kernel: (1, k, k).
-            scale: one of `scales`.
-            sigma: noise level.
-            x0: (1, 3, s*h, s*w) first estimate; None for the model's own.
-        """
-        with torch.inference_mode():
-            if isinstance(self.network, BlindUSRNet):
-                return self.network.restore(lr, kernel, scale, sigma, x0)
-            sr: Tensor = self.network(lr, kernel, scale, sigma, x0)
-            return sr
-
-    def alpha(self, scale: int, sigma: float) -> float:
-        """Return the smallest of the network's data weights: the smaller, the further the inverse filter reaches."""
-        return smallest_alpha(self.network, scale, sigma, self.device)
-
-    def tensor(self, image: np.ndarray) -> Tensor:
-        """Convert (h, w, 3) floating point in [0, 1] to (1, 3, h, w) float32 on the model's device."""
-        return torch.from_numpy(np.ascontiguousarray(image, np.float32)).permute(2, 0, 1)[None].to(self.device)
-
-    def check(self, scale: int, *, kernel_given: bool) -> None:
-        """Refuse what the model cannot do. Raises BadRequestError that says what it can."""
-        if scale not in self.scales:
-            raise BadRequestError(
-                f"{self.uri} was not made for scale {scale}; it restores {', '.join(map(str, self.scales))}"
-            )
-        if not kernel_given and not self.is_blind:
-            raise BadRequestError(f"{self.uri} cannot estimate a kernel; give one (--kernel FILE) or use a blind model")
+        return to_type(result.image[..., :1], image.dtype)
 
 
 def _restored(
-    restorer: Restorer, lr: np.ndarray, settings: Settings, field: KernelField | None, *, item: int, channels: int
+    network: LoadedNetwork, lr: np.ndarray, settings: Settings, field: KernelField | None, *, item: int, channels: int
 ) -> Result:
     """Restore with the settings' kernel, or with a field of them."""
     if field is None:
-        return restore_planes(restorer, lr, settings, item=item, channels=channels)
-    return restore_field(restorer, lr, settings, field, item=item, channels=channels)
+        return restore_planes(network, lr, settings, item=item, channels=channels)
+    return restore_field(network, lr, settings, field, item=item, channels=channels)
 
 
 def _start(
-    x0: FirstEstimate | Restorer, scale: int, lr: np.ndarray
-) -> tuple[np.ndarray | Literal["nearest", "bicubic"] | None, Restorer | None]:
+    x0: FirstEstimate | LoadedNetwork, scale: int, lr: np.ndarray
+) -> tuple[np.ndarray | Literal["nearest", "bicubic"] | None, LoadedNetwork | None]:
     """x0 as an image or interpolation, or as a model."""
-    if isinstance(x0, Restorer):
+    if isinstance(x0, LoadedNetwork):
         x0.check(scale, kernel_given=True)
         return None, x0
     if isinstance(x0, np.ndarray):
         expected = (scale * lr.shape[0], scale * lr.shape[1], 3)
         if x0.shape != expected:
             raise BadRequestError(f"x0: {expected} is expected, got {x0.shape}")
-        return _to_float(x0), None
+        return to_float(x0), None
     return x0, None
-
-
-def _planes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colour (h, w, 3) and alpha (h, w) of an image."""
-    if image.dtype not in (np.uint8, np.uint16, np.float32):
-        raise BadRequestError(f"image: uint8, uint16 or float32 is expected, got {image.dtype}")
-    if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (2, 3, 4))):
-        raise BadRequestError(
-            "image: (h, w) grey, (h, w, 2) grey with alpha, (h, w, 3) RGB or (h, w, 4) RGBA is expected, "
-            f"got {image.shape}"
-        )
-    alpha = image[..., -1] if has_alpha(image) else None
-    if is_grey(image):
-        return grey_to_rgb(image if alpha is None else image[..., 0]), alpha
-    return image[..., :3], alpha
-
-
-def _channels(image: np.ndarray) -> int:
-    return 1 if image.ndim == 2 else image.shape[2]
-
-
-def _to_float(values: np.ndarray) -> np.ndarray:
-    """To float32 in [0, 1]."""
-    if values.dtype == np.float32:
-        return values
-    return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
-
-
-def _to_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """From float32 in [0, 1], rounded; strip by strip, since the image may fill most of the memory."""
-    if dtype == np.float32:
-        return values
-    peak = np.float32(np.iinfo(dtype).max)
-    out = np.empty(values.shape, dtype)
-    for top in range(0, values.shape[0], 256):
-        out[top : top + 256] = np.rint(values[top : top + 256] * peak)
-    return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from pipeline.inference import layout, memory
 from pipeline.inference.boundary import extend_to
 from pipeline.inference.ensemble import TURNS, Turn
 from pipeline.inference.fill import explained_band
-from pipeline.model import BlindUSRNet, USRNet, upsample
-
-if TYPE_CHECKING:
-    from pipeline.inference.restorer import Restorer
+from pipeline.inference.network import LoadedNetwork
+from pipeline.model import upsample
 
 
 class Settings(NamedTuple):
@@ -31,7 +29,7 @@ class Settings(NamedTuple):
     self_ensemble: bool
     max_memory: int
     x0: np.ndarray | str | None  # (s*h, s*w, 3) float32 in [0, 1], or an interpolation
-    x0_model: Restorer | None  # whose restoration is x0; with neither, x0 is the model's own
+    x0_model: LoadedNetwork | None  # whose restoration is x0; with neither, x0 is the model's own
 
 
 class Result(NamedTuple):
@@ -43,11 +41,11 @@ class Result(NamedTuple):
     unexplained: np.ndarray  # (h, w) float32: what is left of each LR pixel, squared, mean over the channels
 
 
-def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, item: int, channels: int) -> Result:
+def restore_planes(network: LoadedNetwork, lr: np.ndarray, settings: Settings, *, item: int, channels: int) -> Result:
     """Restore (h, w, 3) float32 in [0, 1] with a known kernel.
 
     Args:
-        restorer: the model.
+        network: the model.
         lr: the image; three equal planes for a grey one.
         settings: what else is known.
         item: bytes of a value of the file's image, and
@@ -57,10 +55,10 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
         BadRequestError: the limit is too small for any window.
     """
     scale = settings.scale
-    plan = plan_windows(restorer, lr.shape[0], lr.shape[1], settings, item=item, channels=channels)
+    plan = plan_windows(network, lr.shape[0], lr.shape[1], settings, item=item, channels=channels)
     around = layout.torus_margin(scale, settings.kernel.shape[0])
     height, width = (layout.torus_length(length, around) for length in lr.shape[:2])
-    kernel = torch.as_tensor(settings.kernel, dtype=torch.float32, device=restorer.device)[None]
+    kernel = torch.as_tensor(settings.kernel, dtype=torch.float32, device=network.device)[None]
     torus = extend_to(lr, height, width)
     start = settings.x0
     if isinstance(start, np.ndarray):
@@ -71,9 +69,9 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
     for row, column in itertools.product(plan.rows, plan.columns):
         # Filled window by window: over the whole torus at once it would take more memory than a window may.
         known = layout.known(row, column, lr.shape[:2], (height, width))
-        window = restorer.tensor(explained_band(layout.cut(torus, row, column), known, kernel, scale))
-        x0 = _first_estimate(restorer, window, start, row, column, kernel, settings)
-        sr = _restored(restorer, window, kernel, x0, settings).clamp_(0, 1)
+        window = network.tensor(explained_band(layout.cut(torus, row, column), known, kernel, scale))
+        x0 = _first_estimate(network, window, start, row, column, kernel, settings)
+        sr = _restored(network, window, kernel, x0, settings).clamp_(0, 1)
         unexplained = degrade(sr, kernel, scale) - window
         weights = [torch.from_numpy(span.weight(scale)).to(sr.device) for span in (row, column)]
         part = layout.inner(sr, row, column, scale) * weights[0][:, None] * weights[1]
@@ -87,12 +85,12 @@ def restore_planes(restorer: Restorer, lr: np.ndarray, settings: Settings, *, it
 
 
 def plan_windows(
-    restorer: Restorer, height: int, width: int, settings: Settings, *, item: int, channels: int
+    network: LoadedNetwork, height: int, width: int, settings: Settings, *, item: int, channels: int
 ) -> layout.Layout:
     """Place the windows of an LR image of this size. Raises BadRequestError when not even the smallest fits.
 
     Args:
-        restorer: the model.
+        network: the model.
         height: of the image, LR pixels.
         width: of the image, LR pixels.
         settings: scale, kernel and memory limit among them.
@@ -101,17 +99,17 @@ def plan_windows(
     """
     scale, kernel = settings.scale, settings.kernel
     around = layout.torus_margin(scale, kernel.shape[0])
-    nets = [restorer, *([settings.x0_model] if settings.x0_model else [])]
+    nets = [network, *([settings.x0_model] if settings.x0_model else [])]
     config = max((net.network.config for net in nets), key=memory.window_bytes)
-    fixed = memory.in_use(restorer.device) + memory.RESERVE
-    if restorer.device.type == "cpu":
+    fixed = memory.in_use(network.device) + memory.RESERVE
+    if network.device.type == "cpu":
         fixed += int(height * width * memory.image_bytes(scale, channels, item))
     most = (settings.max_memory - fixed) / (memory.window_bytes(config) * scale**2)
     found = layout.whole(height, width, around)
     if found.largest <= most:
         return found
     # With another model's x0, what that depends on lies further out by as much again.
-    reach = sum(layout.context(kernel, net.alpha(scale, settings.sigma), scale) for net in nets)
+    reach = sum(layout.context(kernel, net.smallest_alpha(scale, settings.sigma), scale) for net in nets)
     split = layout.layout(height, width, around, reach, most)
     if split is None:
         least = fixed + (2 * reach + 64) ** 2 * memory.window_bytes(config) * scale**2
@@ -120,21 +118,6 @@ def plan_windows(
             f"{least / 2**30:.2f} GiB are needed; raise --max-memory"
         )
     return split
-
-
-def smallest_alpha(network: BlindUSRNet | USRNet, scale: int, sigma: float, device: torch.device) -> float:
-    """Return the smallest of the network's K data weights at this noise level.
-
-    Args:
-        network: with its hyper-parameter net.
-        scale: s.
-        sigma: noise level.
-        device: of the network.
-    """
-    restorer = network.restorer if isinstance(network, BlindUSRNet) else network
-    with torch.inference_mode():
-        alphas, _ = restorer.h(torch.tensor([sigma], dtype=torch.float32, device=device), scale)
-    return float(alphas.min())
 
 
 def border(length: int, settings: Settings) -> int:
@@ -170,7 +153,7 @@ def _sum_of_squares(
 
 
 def _first_estimate(
-    restorer: Restorer,
+    network: LoadedNetwork,
     window: Tensor,
     start: np.ndarray | str | None,
     row: layout.Span,
@@ -185,17 +168,17 @@ def _first_estimate(
     if isinstance(start, str):
         return upsample(window, scale, start)
     if isinstance(start, np.ndarray):
-        return restorer.tensor(layout.cut(start, row.enlarged(scale), column.enlarged(scale)))
+        return network.tensor(layout.cut(start, row.enlarged(scale), column.enlarged(scale)))
     return None
 
 
-def _restored(restorer: Restorer, lr: Tensor, kernel: Tensor, x0: Tensor | None, settings: Settings) -> Tensor:
+def _restored(network: LoadedNetwork, lr: Tensor, kernel: Tensor, x0: Tensor | None, settings: Settings) -> Tensor:
     scale, sigma = settings.scale, settings.sigma
     turns = TURNS if settings.self_ensemble else (Turn(False, False, False),)
     total: Tensor | None = None
     for turn in turns:
         turned = None if x0 is None else turn.hr(x0, scale).contiguous()
-        sr = restorer.nonblind(turn.lr(lr).contiguous(), turn.lr(kernel).contiguous(), scale, sigma, turned)
+        sr = network.nonblind(turn.lr(lr).contiguous(), turn.lr(kernel).contiguous(), scale, sigma, turned)
         back = turn.hr_back(sr, scale)
         total = back if total is None else total + back
     assert total is not None

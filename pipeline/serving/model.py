@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.catalogue import REGISTRY, locate
 from pipeline.inference import Restorer
 from pipeline.model_folder import read_manifest
-from pipeline.shipped import SCHEME, shipped_folder
 
-_REGISTRY = "models:/"
 _RETRY_S = 60.0  # after a version could not be loaded: storage may have been away
 
 
@@ -55,20 +54,11 @@ def load(uri: str) -> Served:
     Raises:
         BadRequestError: no such model, damaged, or it cannot estimate a kernel.
     """
-    version, directory, name = None, uri, uri.rstrip("/").rpartition("/")[2]  # of a folder: not where it lies
-    if uri.startswith(_REGISTRY):
-        from pipeline.tracking.registry import download, resolve
-
-        registered, version = resolve(uri)
-        name = f"{_REGISTRY}{registered}/{version}"
-        directory = str(download(name))
-    elif uri.startswith(SCHEME):
-        name, directory = uri, str(shipped_folder(uri))
-    restorer = Restorer.load(directory)
+    location = locate(uri)
+    restorer = Restorer.load(location)
     if not restorer.is_blind:
         raise BadRequestError(f"{uri} cannot estimate a kernel; serve a blind model")
-    digests = read_manifest(directory).sha256
-    return Served(restorer, name, version, dict(digests))
+    return Served(restorer, location.title, location.version, dict(read_manifest(location.folder).sha256))
 
 
 def _to_stderr(line: str) -> None:
@@ -89,16 +79,15 @@ class LiveModel:
     @property
     def follows(self) -> bool:
         """Tell whether the URI can mean another model later."""
-        return self.uri.startswith(_REGISTRY) and "@" in self.uri
+        return self.uri.startswith(REGISTRY) and "@" in self.uri
 
     def refresh(self) -> None:
         """Look up the alias; load and take over what it means if that is new. Never raises: the old model stays."""
         wanted = self.uri
         try:
-            from pipeline.tracking.registry import resolve
+            from pipeline.tracking.registry import find
 
-            name, version = resolve(self.uri)
-            wanted = f"{_REGISTRY}{name}/{version}"
+            wanted = find(self.uri).uri
             if wanted == self.current.name:
                 self.refused = None
                 return
@@ -109,7 +98,7 @@ class LiveModel:
             self._refuse(wanted, error)
             return
         self.refused = None
-        self._log(f"{self.uri} is now version {version}; {before} is no longer served")
+        self._log(f"{self.uri} is now version {self.current.version}; {before} is no longer served")
 
     def _failed_just_now(self, wanted: str) -> bool:
         seen = self.refused

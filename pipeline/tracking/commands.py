@@ -118,8 +118,10 @@ class Export(Request):
 
     def answer(self) -> Answer:
         """Say where it is."""
+        from pipeline.tracking.fetch import export
+
         store = self.store()
-        registry.export(self.model, self.output, store)
+        export(self.model, self.output, store)
         return {"model": registry.find(self.model, store).uri, "output": str(self.output)}
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import mask_text
 from pipeline.tracking import registry
+from pipeline.tracking.fetch import download
 from pipeline.tracking.lease import Lease, exclusive
 from pipeline.tracking.package import PROMOTED
 from pipeline.tracking.registry import Version
@@ -64,7 +65,7 @@ def promote(
     if force is not None and not force.strip():
         raise BadRequestError("--force needs a reason; it is stored with the version")
     registry.check_names(name, alias)
-    registry.download(f"models:/{name}/{version}", uri)
+    download(f"models:/{name}/{version}", uri)
     with exclusive(uri, name) as lease:
         versions = {v.number: v for v in registry.list_versions(name, uri)}
         if version not in versions:

@@ -9,20 +9,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels_bank.runtime import scratch, storage
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime import scratch
+from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import mask
-from pipeline.model_folder import CODEC, MANIFEST, check_folder, read_manifest
+from pipeline.model_folder import CODEC, check_folder, read_manifest
 from pipeline.names import LEASE, check_alias, check_model_name
 from pipeline.tracking import package
-from pipeline.tracking.package import CONFIG, DIGEST, FILES, INPUT, METRIC, MODEL, PICTURE
+from pipeline.tracking.package import CONFIG, DIGEST, FILES, INPUT, METRIC
 from pipeline.tracking.store import (
     RunRef,
     checked_uri,
@@ -31,7 +29,6 @@ from pipeline.tracking.store import (
     is_final,
     plain_errors,
     sqlite_path,
-    without_login,
 )
 
 if TYPE_CHECKING:
@@ -158,16 +155,6 @@ def add_metrics(uri: str, name: str, version: int, metrics: Mapping[str, float])
             api.set_model_version_tag(name, str(version), f"{METRIC}{key}", repr(float(value)))
 
 
-def resolve(uri: str, tracking_uri: str | None = None) -> tuple[str, int]:
-    """Resolve `models:/name@alias` or `models:/name/3` to (name, version); `name@alias` and `name/3` mean the same.
-
-    Raises:
-        BadRequestError: not of that form, or no such model, alias or version; the error lists what there is.
-    """
-    found = find(uri, tracking_uri)
-    return found.name, found.number
-
-
 def find(uri: str, tracking_uri: str | None = None) -> Version:
     """Find the version that a `models:/` URI names. Raises BadRequestError when there is none."""
     form = re.fullmatch(r"(?:models:/)?([^/@:]+)(?:@([^/@]+)|/(\d+))", uri)
@@ -221,89 +208,6 @@ def aliases_of(name: str, tracking_uri: str) -> dict[str, int]:
             known = ", ".join(list_models(tracking_uri)) or "none"
             raise BadRequestError(f"no model '{name}' in the registry; it has: {known}") from error
         raise
-
-
-def download(uri: str, tracking_uri: str | None = None) -> Path:
-    """Fetch the model folder of a version to this machine, every file's digest checked.
-
-    Folders are kept under `$XDG_CACHE_HOME/blind-sr/models/<digest>` and taken from there the next time.
-
-    Raises:
-        BadRequestError: no such model, alias or version, or the store cannot be reached.
-        ArtefactError: the stored files are not those that were registered.
-    """
-    where = store_uri(tracking_uri)
-    version = find(uri, where)
-    digest = _registered_digest(version)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blind-sr" / "models"
-    kept = cache / digest
-    if kept.exists():
-        try:
-            if check_folder(kept) == digest:
-                return kept
-        except ArtefactError as error:
-            print(f"{error}; it is fetched again", file=sys.stderr, flush=True)
-        shutil.rmtree(kept)
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with scratch.temporary("incoming", cache) as incoming:
-        folder = _fetch(version, where, incoming) / MODEL
-        storage.sync_files(folder)
-        try:
-            folder.rename(kept)
-        except OSError:
-            if not kept.exists():  # else another process fetched the same just now
-                raise
-    storage.sync_folder(cache)
-    return kept
-
-
-def export(uri: str, output: Path, tracking_uri: str | None = None) -> None:
-    """Write the model folder of a version, its model card and its picture to `output`; digests are checked.
-
-    Raises:
-        BadRequestError: `output` exists and is not empty, no such version, or the store cannot be reached.
-        ArtefactError: the stored files are not those that were registered.
-    """
-    where = store_uri(tracking_uri)
-    version = find(uri, where)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadRequestError(f"{output} is there already; nothing is overwritten, choose another --output")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.temporary("export", output.parent) as incoming:
-            stored = _fetch(version, where, incoming)
-            for name in ("README.md", PICTURE):
-                if (stored / name).exists():
-                    (stored / name).rename(stored / MODEL / name)
-            (stored / MODEL).rename(output)
-    except OSError as error:
-        raise BadRequestError(f"cannot write {output}: {error.strerror}") from error
-
-
-def _registered_digest(version: Version) -> str:
-    if (digest := version.tags.get(DIGEST)) is None:
-        raise ArtefactError(f"{version.uri}: not one of this program's models, it has no tag '{DIGEST}'")
-    return digest
-
-
-def _fetch(version: Version, tracking_uri: str, target: Path) -> Path:
-    """Everything stored with a version, under `target`, the model folder in it checked."""
-    from mlflow.artifacts import download_artifacts
-
-    digest = _registered_digest(version)
-    try:
-        with plain_errors(tracking_uri, f"cannot fetch {version.uri}"):
-            # Not by its models:/ URI: MLflow would look that up in its global store, not in this one.
-            source = client(tracking_uri).get_model_version_download_uri(version.name, str(version.number))
-            stored = Path(download_artifacts(source, dst_path=str(target), tracking_uri=without_login(tracking_uri)))
-    except OSError as error:
-        raise BadRequestError(f"cannot fetch {version.uri}: {error}") from error
-    if (found := check_folder(stored / MODEL)) != digest:
-        raise ArtefactError(
-            f"{version.uri}: {MANIFEST} has sha256 {found[:12]}, registered was {digest[:12]}; "
-            "the stored files were changed"
-        )
-    return stored
 
 
 def pages(search: Any) -> list[Any]:  # noqa: ANN401 - MLflow's searches share no type

@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kernels_bank import KernelBank, KernelCodec
 from kernels_bank.runtime.errors import BadRequestError
+from pipeline.catalogue import locate, open_network
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.inference import Restorer
 from pipeline.model import BlindUSRNet
 from pipeline.seeds import torch_seed
 from pipeline.training.objective import TrainingObjective, learns
@@ -93,7 +93,7 @@ def starting_point(config: RunConfig) -> InitialWeights:
     bank, train = KernelBank.open(config.data.bank), config.train
     if train.start_from is None:
         return InitialWeights(bank.codec, {})
-    found = Restorer.load(train.start_from, device=torch.device("cpu")).network
+    found = open_network(locate(train.start_from))[0]
     if found.config.global_skip != config.model.global_skip:
         # The tensors would fit, and mean another function.
         how = "with" if found.config.global_skip else "without"

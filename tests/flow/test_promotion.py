@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.tracking import registry
+from pipeline.tracking import fetch, registry
 from pipeline.tracking.lease import exclusive
 from pipeline.tracking.promotion import history, promote, rollback
 from pipeline.tracking.registry import LEASE
@@ -162,4 +162,4 @@ def test_clean_up_keeps_what_is_used(sqlite_store: str, model_name: str, add_ver
     delete_spare(sqlite_store, model_name, keep=2, older_than_days=0)
     assert [v.number for v in registry.list_versions(model_name, sqlite_store)] == [7, 6, 3, 2]
     assert rollback(sqlite_store, model_name).version == 2
-    assert registry.download(f"{model_name}@champion", sqlite_store)
+    assert fetch.download(f"{model_name}@champion", sqlite_store)

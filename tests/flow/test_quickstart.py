@@ -15,7 +15,7 @@ from pipeline import quickstart as whole_way
 from pipeline.config import RunConfig
 from pipeline.data import manifest as shards
 from pipeline.images.decode import decode_image
-from pipeline.tracking import registry
+from pipeline.tracking import fetch, registry
 
 pytestmark = pytest.mark.flow
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -45,7 +45,7 @@ def test_photographs_in_a_registered_model_out(tmp_path: Path, monkeypatch, caps
     version = registry.find(result.model)
     assert version.number == result.version == 1
     assert version.aliases == ("candidate",)
-    looked_up = load_file(registry.download(result.model) / "weights.safetensors")
+    looked_up = load_file(fetch.download(result.model) / "weights.safetensors")
     trained = load_file(result.home / "model" / "weights.safetensors")
     assert looked_up.keys() == trained.keys()
     assert all(torch.equal(looked_up[name], trained[name]) for name in trained)

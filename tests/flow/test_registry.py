@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.inference import Restorer
-from pipeline.tracking import registry, runs
+from pipeline.tracking import fetch, registry, runs
 from pipeline.tracking.store import client
 
 pytestmark = pytest.mark.flow
@@ -41,9 +41,9 @@ def test_lookup_gives_back_what_was_registered(
 ):
     one, two = add_version(store, 1), add_version(store, 2)
     client(store).set_registered_model_alias(model_name, "champion", str(one))
-    assert contents(registry.download(f"models:/{model_name}@champion", store)) == contents(model_folder(1))
-    assert contents(registry.download(f"models:/{model_name}/{two}", store)) == contents(model_folder(2))
-    assert registry.resolve(f"models:/{model_name}@candidate", store) == (model_name, two)
+    assert contents(fetch.download(f"models:/{model_name}@champion", store)) == contents(model_folder(1))
+    assert contents(fetch.download(f"models:/{model_name}/{two}", store)) == contents(model_folder(2))
+    assert registry.find(f"models:/{model_name}@candidate", store).uri == f"models:/{model_name}/{two}"
     assert [v.number for v in registry.list_versions(model_name, store)] == [two, one]
 
     registry.add_metrics(store, model_name, one, {"psnr.float.x2.blind": 30.123456789012345})
@@ -100,7 +100,7 @@ def test_a_wrong_reference_is_told_what_there_is(
 ):
     add_version(sqlite_store)
     with pytest.raises(BadRequestError, match=message.format(model_name)):
-        registry.download(uri.format(model_name), sqlite_store)
+        fetch.download(uri.format(model_name), sqlite_store)
 
 
 @pytest.mark.parametrize("name", ["O'Brien", "a'b\"c", "100%", "a\\b", "modèle 2.1"])
@@ -232,9 +232,9 @@ def test_changed_files_are_refused_by_every_way_in(
     add_version(sqlite_store)
     change(stored_files(tmp_path))
     with pytest.raises(ArtefactError, match=message):
-        registry.download(f"models:/{model_name}@candidate", sqlite_store)
+        fetch.download(f"models:/{model_name}@candidate", sqlite_store)
     with pytest.raises(ArtefactError, match=message):
-        registry.export(f"models:/{model_name}@candidate", tmp_path / "out", sqlite_store)
+        fetch.export(f"models:/{model_name}@candidate", tmp_path / "out", sqlite_store)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ArtefactError, match=message):
         mlflow.pyfunc.load_model(str(stored_files(tmp_path).parents[1]))
@@ -285,11 +285,11 @@ def test_fetched_models_are_kept_and_a_damaged_one_is_fetched_again(
 ):
     add_version(sqlite_store, 1)
     uri = f"models:/{model_name}@candidate"
-    kept = registry.download(uri, sqlite_store)
+    kept = fetch.download(uri, sqlite_store)
     flip_a_weight(kept)
-    assert contents(registry.download(uri, sqlite_store)) == contents(model_folder(1))
+    assert contents(fetch.download(uri, sqlite_store)) == contents(model_folder(1))
     shutil.rmtree(tmp_path / "mlartifacts")
-    assert registry.download(uri, sqlite_store) == kept
+    assert fetch.download(uri, sqlite_store) == kept
     flip_a_weight(kept)
     with pytest.raises(BadRequestError, match=rf"cannot fetch models:/{model_name}/1"):
-        registry.download(uri, sqlite_store)
+        fetch.download(uri, sqlite_store)

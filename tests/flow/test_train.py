@@ -28,14 +28,14 @@ def but(config: RunConfig, **train: object) -> RunConfig:
 def test_a_run_ends_with_a_registered_model_and_is_recorded_whole(config: RunConfig, tmp_path: Path):
     import mlflow
 
-    from pipeline.tracking import registry
+    from pipeline.tracking import fetch
     from pipeline.training.fit import data_digests, fit
 
     copies = set(Path(tempfile.gettempdir()).glob("checkpoint_tmp_*"))
     fitted = fit(config)
     assert not fitted.reused
     assert set(Path(tempfile.gettempdir()).glob("checkpoint_tmp_*")) == copies  # Ray would leave one of each run
-    folder = registry.download("models:/small-x2@candidate", tracking_uri=fitted.run.tracking_uri)
+    folder = fetch.download("models:/small-x2@candidate", tracking_uri=fitted.run.tracking_uri)
     assert same(load_file(folder / "weights.safetensors"), final_weights(config.output))
     client = mlflow.MlflowClient(tracking_uri=fitted.run.tracking_uri)
     run = client.get_run(fitted.run.run_id)

@@ -12,6 +12,7 @@ from pipeline.model.weights import save_model
 from pipeline.serving import model
 from pipeline.serving.model import LiveModel, Served
 from pipeline.tracking import registry
+from pipeline.tracking.registry import Version
 
 
 class Registry:
@@ -21,24 +22,26 @@ class Registry:
         self.served, self.champion, self.broken, self.loads = served, 1, set(), []
         self.away = False
 
-    def resolve(self, uri: str) -> tuple[str, int]:
+    def find(self, uri: str) -> Version:
         if self.away:
             raise BadRequestError("the registry cannot be reached")
-        return "m", self.champion if uri.endswith("@champion") else int(uri.rpartition("/")[2])
+        number = self.champion if uri.endswith("@champion") else int(uri.rpartition("/")[2])
+        return Version("m", number, (), 0, "", {}, "")
 
     def load(self, uri: str) -> Served:
-        name, number = self.resolve(uri)
+        version = self.find(uri)
+        number = version.number
         self.loads.append(number)
         if number in self.broken:
             raise ArtefactError(f"version {number} is\ndamaged")
-        return dataclasses.replace(self.served, name=f"models:/{name}/{number}", version=number)
+        return dataclasses.replace(self.served, name=version.uri, version=number)
 
 
 @pytest.fixture
 def store(monkeypatch, live) -> Registry:
     fake = Registry(live.current)
     monkeypatch.setattr(model, "load", fake.load)
-    monkeypatch.setattr(registry, "resolve", fake.resolve)
+    monkeypatch.setattr(registry, "find", fake.find)
     return fake
 
 

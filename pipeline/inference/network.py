@@ -1,0 +1,142 @@
+"""A trained network on a device, run on periodic images as it was trained: what every restoration stands on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.catalogue import ModelLocation, locate, open_network
+from pipeline.config import Grid
+from pipeline.model import BlindOutput, BlindUSRNet, USRNet
+
+_DEFAULT_REACH = 25
+
+
+def default_device() -> torch.device:
+    """Return the CUDA card of this process if it has one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class LoadedNetwork:
+    """Run a network of known identity, on one device, in eval mode.
+
+    Args:
+        network: with its weights.
+        uri: what people call it.
+        digest: sha256 of its weights.
+        device: that it is moved to.
+    """
+
+    def __init__(self, network: BlindUSRNet | USRNet, *, uri: str, digest: str, device: torch.device) -> None:
+        self.network = network.to(device).eval()
+        self.uri, self.digest, self.device = uri, digest, device
+
+    @classmethod
+    def load(cls, uri: str | Path | ModelLocation, device: torch.device | None = None) -> Self:
+        """Load a model.
+
+        Args:
+            uri: `shipped:blind-sr`, `models:/name@alias`, `models:/name/3`, a model or checkpoint directory (local
+                or s3://), or the `.pth` of a published USRNet, which restores with given kernels only; or what
+                `pipeline.catalogue.locate` found.
+            device: where it runs; the CUDA card of this process if it has one, else the CPU.
+
+        Raises:
+            BadRequestError: no such model.
+            ArtefactError: its files are missing, damaged or of another program version.
+        """
+        location = uri if isinstance(uri, ModelLocation) else locate(str(uri))
+        network, digest = open_network(location)
+        name = location.name if isinstance(uri, ModelLocation) else str(uri)
+        return cls(network, uri=name, digest=digest, device=device or default_device())
+
+    def on(self, device: torch.device) -> Self:
+        """Return the same model on another device."""
+        return type(self)(self.network, uri=self.uri, digest=self.digest, device=device)
+
+    @property
+    def is_blind(self) -> bool:
+        """Tell whether it can estimate the kernel."""
+        return isinstance(self.network, BlindUSRNet)
+
+    @property
+    def kernel_side(self) -> int:
+        """Return the side of the kernels it estimates; of a model that does not say, of the widest expected."""
+        return self.network.kernel_size if isinstance(self.network, BlindUSRNet) else _DEFAULT_REACH
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Return the scale factors it was made for."""
+        return tuple(self.network.config.scales)
+
+    def check(self, scale: int, *, kernel_given: bool) -> None:
+        """Refuse what the model cannot do. Raises BadRequestError that says what it can."""
+        if scale not in self.scales:
+            raise BadRequestError(
+                f"{self.uri} was not made for scale {scale}; it restores {', '.join(map(str, self.scales))}"
+            )
+        if not kernel_given and not self.is_blind:
+            raise BadRequestError(f"{self.uri} cannot estimate a kernel; give one (--kernel FILE) or use a blind model")
+
+    def tensor(self, image: np.ndarray) -> Tensor:
+        """Convert (h, w, 3) floating point in [0, 1] to (1, 3, h, w) float32 on the model's device."""
+        return torch.from_numpy(np.ascontiguousarray(image, np.float32)).permute(2, 0, 1)[None].to(self.device)
+
+    def blind(
+        self, lr: Tensor, scale: int, sigma: float, observed: Tensor | None = None, grid: Grid = "corner"
+    ) -> BlindOutput:
+        """Estimate the kernel of a periodic image and restore it; nothing is extended or clipped.
+
+        A kernel estimate stands only where it scores no worse than the one before (`pipeline/model/guard.py`).
+
+        Args:
+            lr: the image, made periodic, (1, 3, h, w) in [0, 1] on `device`.
+            scale: one of `scales`.
+            sigma: noise level.
+            observed: its upper-left part that a camera saw, if not all. The initial kernel is read off that part, and
+                the guard judges that part: the smooth band of an extension has a spectrum of its own, and rings.
+            grid: where the LR pixels lie in their blocks.
+
+        Raises:
+            BadRequestError: the model is not blind.
+        """
+        if not isinstance(self.network, BlindUSRNet):
+            raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
+        with torch.inference_mode():
+            first = self.network.initial(lr if observed is None else observed, scale, sigma)
+            part = None if observed is None else (observed.shape[-2], observed.shape[-1])
+            out: BlindOutput = self.network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid)
+            return out
+
+    def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:
+        """Restore a periodic image with a known kernel, to (1, 3, s*h, s*w), not clipped.
+
+        Args:
+            lr: (1, 3, h, w) in [0, 1] on `device`.
+            kernel: (1, k, k).
+            scale: one of `scales`.
+            sigma: noise level.
+            x0: (1, 3, s*h, s*w) first estimate; None for the model's own.
+        """
+        with torch.inference_mode():
+            if isinstance(self.network, BlindUSRNet):
+                return self.network.restore(lr, kernel, scale, sigma, x0)
+            sr: Tensor = self.network(lr, kernel, scale, sigma, x0)
+            return sr
+
+    def smallest_alpha(self, scale: int, sigma: float) -> float:
+        """Return the smallest of the network's K data weights: the smaller, the further the inverse filter reaches.
+
+        Args:
+            scale: one of `scales`.
+            sigma: noise level.
+        """
+        restorer = self.network.restorer if isinstance(self.network, BlindUSRNet) else self.network
+        with torch.inference_mode():
+            alphas, _ = restorer.h(torch.tensor([sigma], dtype=torch.float32, device=self.device), scale)
+        return float(alphas.min())

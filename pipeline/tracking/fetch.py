@@ -1,0 +1,111 @@
+"""Fetch the files of a registered version to this machine, each checked against the digest that was registered."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.model_folder import MANIFEST, check_folder
+from pipeline.tracking.package import DIGEST, MODEL, PICTURE
+from pipeline.tracking.registry import Version, find, store_uri
+from pipeline.tracking.store import client, plain_errors, without_login
+
+
+def download(uri: str, tracking_uri: str | None = None) -> Path:
+    """Fetch the model folder that a `models:/` URI names.
+
+    Args:
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        tracking_uri: of the store; None for the one of the environment.
+
+    Raises:
+        BadRequestError: no such model, alias or version, or the store cannot be reached.
+        ArtefactError: the stored files are not those that were registered.
+    """
+    where = store_uri(tracking_uri)
+    return fetch(find(uri, where), where)
+
+
+def fetch(version: Version, tracking_uri: str) -> Path:
+    """Fetch the model folder of a version, every file's digest checked.
+
+    Folders are kept under `$XDG_CACHE_HOME/blind-sr/models/<digest>` and taken from there the next time.
+
+    Raises:
+        BadRequestError: the store cannot be reached.
+        ArtefactError: the stored files are not those that were registered.
+    """
+    digest = _registered_digest(version)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blind-sr" / "models"
+    kept = cache / digest
+    if kept.exists():
+        try:
+            if check_folder(kept) == digest:
+                return kept
+        except ArtefactError as error:
+            print(f"{error}; it is fetched again", file=sys.stderr, flush=True)
+        shutil.rmtree(kept)
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with scratch.temporary("incoming", cache) as incoming:
+        folder = _fetch(version, tracking_uri, incoming) / MODEL
+        storage.sync_files(folder)
+        try:
+            folder.rename(kept)
+        except OSError:
+            if not kept.exists():  # else another process fetched the same just now
+                raise
+    storage.sync_folder(cache)
+    return kept
+
+
+def export(uri: str, output: Path, tracking_uri: str | None = None) -> None:
+    """Write the model folder of a version, its model card and its picture to `output`; digests are checked.
+
+    Raises:
+        BadRequestError: `output` exists and is not empty, no such version, or the store cannot be reached.
+        ArtefactError: the stored files are not those that were registered.
+    """
+    where = store_uri(tracking_uri)
+    version = find(uri, where)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadRequestError(f"{output} is there already; nothing is overwritten, choose another --output")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.temporary("export", output.parent) as incoming:
+            stored = _fetch(version, where, incoming)
+            for name in ("README.md", PICTURE):
+                if (stored / name).exists():
+                    (stored / name).rename(stored / MODEL / name)
+            (stored / MODEL).rename(output)
+    except OSError as error:
+        raise BadRequestError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _registered_digest(version: Version) -> str:
+    if (digest := version.tags.get(DIGEST)) is None:
+        raise ArtefactError(f"{version.uri}: not one of this program's models, it has no tag '{DIGEST}'")
+    return digest
+
+
+def _fetch(version: Version, tracking_uri: str, target: Path) -> Path:
+    """Everything stored with a version, under `target`, the model folder in it checked."""
+    from mlflow.artifacts import download_artifacts
+
+    digest = _registered_digest(version)
+    try:
+        with plain_errors(tracking_uri, f"cannot fetch {version.uri}"):
+            # Not by its models:/ URI: MLflow would look that up in its global store, not in this one.
+            source = client(tracking_uri).get_model_version_download_uri(version.name, str(version.number))
+            stored = Path(download_artifacts(source, dst_path=str(target), tracking_uri=without_login(tracking_uri)))
+    except OSError as error:
+        raise BadRequestError(f"cannot fetch {version.uri}: {error}") from error
+    if (found := check_folder(stored / MODEL)) != digest:
+        raise ArtefactError(
+            f"{version.uri}: {MANIFEST} has sha256 {found[:12]}, registered was {digest[:12]}; "
+            "the stored files were changed"
+        )
+    return stored
