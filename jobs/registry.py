@@ -19,7 +19,7 @@ from pydantic_settings import CliSubCommand
 
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.cli import Command, run
-from pipeline.tracking import commands
+from pipeline.registry import commands
 
 
 class Registry(Command):
@@ -40,7 +40,7 @@ def main(command: Registry) -> None:
     request = next((value for _, value in command if value is not None), None)
     if request is None:
         raise BadRequestError("say what to do: list, show, promote, rollback, compare, export, import-weights or gc")
-    from pipeline.tracking.report import render
+    from pipeline.registry.report import render
 
     render(request, request.answer())
 

@@ -51,11 +51,11 @@ def locate(uri: str) -> ModelLocation:
         return ModelLocation(uri, str(shipped_folder(uri)))
     if uri.startswith(REGISTRY):
         # Late: MLflow takes a second to import, and a folder needs none.
-        from pipeline.tracking import registry
-        from pipeline.tracking.fetch import fetch
+        from pipeline.registry import versions
+        from pipeline.registry.fetch import fetch
 
-        store = registry.store_uri()
-        version = registry.find(uri, store)
+        store = versions.store_uri()
+        version = versions.find(uri, store)
         return ModelLocation(version.uri, str(fetch(version, store)), version.name, version.number)
     if not storage.exists(storage.join(uri, MANIFEST)):
         raise ArtefactError(

@@ -61,10 +61,10 @@ def _names(place: str) -> tuple[str, ...]:
 
 
 def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, float]:
-    from pipeline.tracking import registry
+    from pipeline.registry import versions
     from pipeline.tracking.runs import RunRef, log_evaluation
 
-    version = registry.find(settings.model) if settings.model.startswith("models:/") else None
+    version = versions.find(settings.model) if settings.model.startswith("models:/") else None
     if version is not None:
         # By number: an alias may move while we work.
         settings = settings.model_copy(update={"model": version.uri})
@@ -85,8 +85,8 @@ def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, 
         save(rows, summary, output)
     if version is not None:
         # Also when it was computed before: a kill may have come between the results and this.
-        uri = registry.store_uri()
-        registry.add_metrics(uri, version.name, version.number, headline)
+        uri = versions.store_uri()
+        versions.add_metrics(uri, version.name, version.number, headline)
         folder = f"evaluation/{protocol.name}/{plan.about['test_set']}"
         log_evaluation(RunRef(version.run_id, uri), headline, output, folder)
     return headline

@@ -23,7 +23,7 @@ class BlindSuperResolution(PythonModel):
             ArtefactError: a file is missing, or not the one that was registered.
         """
         from pipeline.inference import Restorer
-        from pipeline.tracking.package import check_version
+        from pipeline.registry.package import check_version
 
         folder = Path(context.artifacts["model"])
         check_version(folder.parents[1])

@@ -85,7 +85,7 @@ class LiveModel:
         """Look up the alias; load and take over what it means if that is new. Never raises: the old model stays."""
         wanted = self.uri
         try:
-            from pipeline.tracking.registry import find
+            from pipeline.registry.versions import find
 
             wanted = find(self.uri).uri
             if wanted == self.current.name:

@@ -85,7 +85,7 @@ def _connect(settings: ServeSettings) -> None:
     """Connect to Ray, whose processes learn from their environment what Serve's proxy needs to know."""
     os.environ |= (environment := proxy.environment(settings))
     if settings.model.startswith("models:/"):
-        from pipeline.tracking.registry import store_uri
+        from pipeline.registry.versions import store_uri
 
         os.environ["MLFLOW_TRACKING_URI"] = store_uri()  # replicas inherit it; an SQLite file by its whole path
     connect(min_cpus=settings.replicas + 1, verbose=True, environment=environment)

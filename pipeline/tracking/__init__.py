@@ -1,1 +1,1 @@
-"""MLflow: runs and the model registry. Only this package and the registered model's wrapper import mlflow."""
+"""MLflow runs: metrics, pictures, lineage. Only this package, the registry and the registered model import mlflow."""

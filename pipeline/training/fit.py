@@ -20,9 +20,10 @@ from pipeline.data.manifest import read_manifest
 from pipeline.images.encode import encode_png
 from pipeline.model.weights import load_model
 from pipeline.model_folder import MANIFEST, check_folder
-from pipeline.tracking import registry, runs
+from pipeline.registry import versions
+from pipeline.registry.package import PICTURE
+from pipeline.tracking import runs
 from pipeline.tracking.bank import log_bank
-from pipeline.tracking.package import PICTURE
 from pipeline.training import checkpoint, commit
 from pipeline.training.launch import run_workers
 from pipeline.training.learner import InitialWeights, learning_rate_factor, starting_point
@@ -212,7 +213,7 @@ def _export(config: RunConfig, run: runs.RunRef, digests: dict[str, str], folder
         if name is None:
             return None
         (local / PICTURE).write_bytes(encode_png(card_picture(load_model(local), fixed_batch(config))))
-        return registry.register(run, local, name, config.tracking.alias, metrics={}, tags=digests)
+        return versions.register(run, local, name, config.tracking.alias, metrics={}, tags=digests)
 
 
 def _is_whole(model: str) -> bool:

@@ -163,7 +163,8 @@ def add_version(
     model_name: str, model_folder: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
     """Registers a version from a run of its own; fetched models are kept in this test's folder."""
-    from pipeline.tracking import registry, runs
+    from pipeline.registry import versions
+    from pipeline.tracking import runs
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -171,7 +172,7 @@ def add_version(
         run = runs.open_run("registry", "a", store, {"data": {"sigma": [0.0, 0.02]}}, {}, key=f"{model_name}{number}")
         runs.finish(run, "FINISHED")
         folder = folder or model_folder(number)
-        return registry.register(run, folder, model_name, "candidate", metrics or {}, {"shards": "s" * 64})
+        return versions.register(run, folder, model_name, "candidate", metrics or {}, {"shards": "s" * 64})
 
     return add
 

@@ -20,9 +20,9 @@ from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.storage import join, sha256_of
 from pipeline.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
-from pipeline.tracking import registry
-from pipeline.tracking.imports import import_weights
-from pipeline.tracking.promotion import promote, rollback
+from pipeline.registry import versions
+from pipeline.registry.imports import import_weights
+from pipeline.registry.promotion import promote, rollback
 
 pytestmark = pytest.mark.flow
 
@@ -93,7 +93,7 @@ def test_from_training_to_rollback(
         return run_evaluation(settings, tmp_path / f"evaluation-{version}")
 
     headline = evaluate(1)
-    assert registry.find(f"{model_name}/1", store).metrics == headline
+    assert versions.find(f"{model_name}/1", store).metrics == headline
     promote(store, model_name, 1)
     with pytest.raises(BadRequestError, match="not evaluated for the candidate"):
         promote(store, model_name, 2)

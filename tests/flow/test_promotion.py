@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.tracking import fetch, registry
-from pipeline.tracking.lease import exclusive
-from pipeline.tracking.promotion import history, promote, rollback
-from pipeline.tracking.registry import LEASE
-from pipeline.tracking.retention import delete_spare, spare
+from pipeline.registry import fetch, versions
+from pipeline.registry.lease import exclusive
+from pipeline.registry.promotion import history, promote, rollback
+from pipeline.registry.retention import delete_spare, spare
+from pipeline.registry.versions import LEASE
 from pipeline.tracking.store import client
 
 pytestmark = pytest.mark.flow
@@ -22,7 +22,7 @@ KEY = "psnr.float.x2.blind"
 
 
 def champion(name: str, store: str) -> int | None:
-    return registry.aliases_of(name, store).get("champion")
+    return versions.aliases_of(name, store).get("champion")
 
 
 def in_threads(count: int, work: Callable[[int], None]) -> None:
@@ -63,7 +63,7 @@ def test_the_gate_and_the_way_back(store: str, model_name: str, add_version: Cal
     promote(store, model_name, worse, force="sharper, see ticket 7; token=https://me:hunter22@host/")
     assert champion(model_name, store) == worse
 
-    stored = history(registry.list_versions(model_name, store), "champion")
+    stored = history(versions.list_versions(model_name, store), "champion")
     assert [(m.action, m.version, m.previous) for m in stored] == [
         ("promote", one, None),
         ("promote", worse, one),
@@ -89,10 +89,10 @@ def test_a_candidate_whose_files_were_changed_is_not_promoted(
 
 
 def test_promotions_at_once_follow_one_another(store: str, model_name: str, add_version: Callable[..., int]):
-    versions = [add_version(store, number, {KEY: 30.0}) for number in range(4)]
-    in_threads(4, lambda number: promote(store, model_name, versions[number]))
-    moves = history(registry.list_versions(model_name, store), "champion")
-    assert sorted(m.version for m in moves) == sorted(versions)  # none is lost
+    added = [add_version(store, number, {KEY: 30.0}) for number in range(4)]
+    in_threads(4, lambda number: promote(store, model_name, added[number]))
+    moves = history(versions.list_versions(model_name, store), "champion")
+    assert sorted(m.version for m in moves) == sorted(added)  # none is lost
     assert [m.number for m in moves] == [1, 2, 3, 4]
     # Each knows its predecessor, so the way back leads through all of them.
     assert [m.previous for m in moves] == [None, *(m.version for m in moves[:-1])]
@@ -122,7 +122,7 @@ def test_a_dead_holder_is_replaced_by_one_waiter_at_a_time(store: str, model_nam
     assert (most, sorted(order)) == (1, [0, 1, 2, 3, 4])
     assert time.monotonic() - started > 1.5
     # No trace of a lock looks like a model.
-    assert not [name for name in registry.list_models(store) if name.startswith(model_name)]
+    assert not [name for name in versions.list_models(store) if name.startswith(model_name)]
 
 
 def test_waiting_ends_and_says_who_holds(sqlite_store: str, model_name: str):
@@ -158,8 +158,8 @@ def test_clean_up_keeps_what_is_used(sqlite_store: str, model_name: str, add_ver
     found = spare(sqlite_store, model_name, keep=2, older_than_days=0)
     # Not 7 (candidate), 3 (champion), 2 (the way back), 6 (among the newest two).
     assert [v.number for v in found] == [5, 4, 1]
-    assert len(registry.list_versions(model_name, sqlite_store)) == 7
+    assert len(versions.list_versions(model_name, sqlite_store)) == 7
     delete_spare(sqlite_store, model_name, keep=2, older_than_days=0)
-    assert [v.number for v in registry.list_versions(model_name, sqlite_store)] == [7, 6, 3, 2]
+    assert [v.number for v in versions.list_versions(model_name, sqlite_store)] == [7, 6, 3, 2]
     assert rollback(sqlite_store, model_name).version == 2
     assert fetch.download(f"{model_name}@champion", sqlite_store)

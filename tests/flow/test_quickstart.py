@@ -15,7 +15,7 @@ from pipeline import quickstart as whole_way
 from pipeline.config import RunConfig
 from pipeline.data import manifest as shards
 from pipeline.images.decode import decode_image
-from pipeline.tracking import fetch, registry
+from pipeline.registry import fetch, versions
 
 pytestmark = pytest.mark.flow
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -42,7 +42,7 @@ def test_photographs_in_a_registered_model_out(tmp_path: Path, monkeypatch, caps
     assert sum(record.rows for record in store.verify(config.data.bank)) == 2000
     assert shards.verify(config.data.shards).images == 4
 
-    version = registry.find(result.model)
+    version = versions.find(result.model)
     assert version.number == result.version == 1
     assert version.aliases == ("candidate",)
     looked_up = load_file(fetch.download(result.model) / "weights.safetensors")
@@ -59,7 +59,7 @@ def test_photographs_in_a_registered_model_out(tmp_path: Path, monkeypatch, caps
     lr, restored = (decode_image(p.read_bytes()) for p in (result.lr, result.restored / "chelsea-x2.png"))
     assert restored.shape == (2 * lr.shape[0], 2 * lr.shape[1], 3)
 
-    api = registry.client(result.tracking_uri)
+    api = versions.client(result.tracking_uri)
     run = api.get_run(version.run_id)
     assert run.info.status == "FINISHED"
     (folder,) = (f.path for f in api.list_artifacts(version.run_id, "evaluation/tiny"))
@@ -74,4 +74,4 @@ def test_photographs_in_a_registered_model_out(tmp_path: Path, monkeypatch, caps
     shown = capsys.readouterr().out
     assert shown.count("reused") == 3
     assert "nothing was computed" in shown
-    assert len(registry.list_versions("blind-sr-x2", result.tracking_uri)) == 1
+    assert len(versions.list_versions("blind-sr-x2", result.tracking_uri)) == 1

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.inference import Restorer
-from pipeline.tracking import fetch, registry, runs
+from pipeline.registry import fetch, versions
+from pipeline.tracking import runs
 from pipeline.tracking.store import client
 
 pytestmark = pytest.mark.flow
@@ -43,11 +44,11 @@ def test_lookup_gives_back_what_was_registered(
     client(store).set_registered_model_alias(model_name, "champion", str(one))
     assert contents(fetch.download(f"models:/{model_name}@champion", store)) == contents(model_folder(1))
     assert contents(fetch.download(f"models:/{model_name}/{two}", store)) == contents(model_folder(2))
-    assert registry.find(f"models:/{model_name}@candidate", store).uri == f"models:/{model_name}/{two}"
-    assert [v.number for v in registry.list_versions(model_name, store)] == [two, one]
+    assert versions.find(f"models:/{model_name}@candidate", store).uri == f"models:/{model_name}/{two}"
+    assert [v.number for v in versions.list_versions(model_name, store)] == [two, one]
 
-    registry.add_metrics(store, model_name, one, {"psnr.float.x2.blind": 30.123456789012345})
-    found = registry.find(f"{model_name}@champion", store)
+    versions.add_metrics(store, model_name, one, {"psnr.float.x2.blind": 30.123456789012345})
+    found = versions.find(f"{model_name}@champion", store)
     assert found.metrics == {"psnr.float.x2.blind": 30.123456789012345}
     assert found.aliases == ("champion",)
     assert found.tags["shards"] == "s" * 64
@@ -77,12 +78,12 @@ def test_registering_again_after_a_kill_makes_no_second_version(
     store: str, model_name: str, model_folder: Callable[[int], Path]
 ):
     run_ = runs.open_run("registry", "a", store, {}, {}, key=model_name)
-    first = registry.register(run_, model_folder(1), model_name, "candidate", {}, {})
+    first = versions.register(run_, model_folder(1), model_name, "candidate", {}, {})
     client(store).delete_registered_model_alias(model_name, "candidate")  # as if killed before the alias
-    assert registry.register(run_, model_folder(1), model_name, "candidate", {}, {}) == first
-    assert registry.aliases_of(model_name, store) == {"candidate": first}
-    assert registry.register(run_, model_folder(2), model_name, "candidate", {}, {}) != first
-    assert len(registry.list_versions(model_name, store)) == 2
+    assert versions.register(run_, model_folder(1), model_name, "candidate", {}, {}) == first
+    assert versions.aliases_of(model_name, store) == {"candidate": first}
+    assert versions.register(run_, model_folder(2), model_name, "candidate", {}, {}) != first
+    assert len(versions.list_versions(model_name, store)) == 2
 
 
 @pytest.mark.parametrize(
@@ -112,10 +113,10 @@ def test_a_name_with_odd_characters_is_found_again(
     assert runs.open_run(f"experiment {name}", name, sqlite_store, {}, {}, key=home) == run  # as after a kill
     for other in ("another", f"{name}2"):
         client(sqlite_store).create_registered_model(other)
-    assert registry.register(run, model_folder(0), name, "candidate", {}, {}) == 1
-    assert registry.register(run, model_folder(0), name, "candidate", {}, {}) == 1
-    (version,) = registry.list_versions(name, sqlite_store)
-    assert version == registry.find(f"{name}@candidate", sqlite_store) == registry.find(f"{name}/1", sqlite_store)
+    assert versions.register(run, model_folder(0), name, "candidate", {}, {}) == 1
+    assert versions.register(run, model_folder(0), name, "candidate", {}, {}) == 1
+    (version,) = versions.list_versions(name, sqlite_store)
+    assert version == versions.find(f"{name}@candidate", sqlite_store) == versions.find(f"{name}/1", sqlite_store)
 
 
 def test_what_the_registry_refuses_leaves_no_empty_model(
@@ -130,10 +131,10 @@ def test_what_the_registry_refuses_leaves_no_empty_model(
     run = runs.open_run("registry", "a", sqlite_store, {}, {})
     for name, alias in (("a/b", "candidate"), ("ab", "v1"), ("ab", "latest"), ("", "candidate")):
         with pytest.raises(BadRequestError, match="alias" if name == "ab" else "model name"):
-            registry.register(run, model_folder(0), name, alias, {}, {})
+            versions.register(run, model_folder(0), name, alias, {}, {})
     monkeypatch.setattr(MlflowClient, "create_model_version", refuse)
     with pytest.raises(BadRequestError, match="a rule that we do not know of"):
-        registry.register(run, model_folder(0), "ab", "candidate", {}, {})
+        versions.register(run, model_folder(0), "ab", "candidate", {}, {})
     assert client(sqlite_store).search_registered_models() == []
 
 
@@ -277,7 +278,7 @@ def test_weights_that_are_not_finite_are_not_registered(
     (folder / "model.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtefactError, match="is not finite"):
         add_version(sqlite_store, folder=folder)
-    assert registry.list_models(sqlite_store) == []
+    assert versions.list_models(sqlite_store) == []
 
 
 def test_fetched_models_are_kept_and_a_damaged_one_is_fetched_again(

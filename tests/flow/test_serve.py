@@ -69,14 +69,15 @@ class Server:
 @pytest.fixture(scope="module")
 def versions(empty_store: Path, model_folder: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A registry on SQLite with three versions, the first being champion and the third's weights changed since."""
-    from pipeline.tracking import registry, runs
+    from pipeline.registry import versions
+    from pipeline.tracking import runs
 
     folder = tmp_path_factory.mktemp("registry")
     store = f"sqlite:///{shutil.copy(empty_store, folder / 'mlflow.db')}"
     for number in range(3):
         run = runs.open_run("serve", "a", store, {"data": {"sigma": [0.0, 0.02]}}, {}, key=f"serve{number}")
         runs.finish(run, "FINISHED")
-        registry.register(run, model_folder(number), NAME, "candidate", {}, {"shards": "s" * 64})
+        versions.register(run, model_folder(number), NAME, "candidate", {}, {"shards": "s" * 64})
     third = (model_folder(2) / "weights.safetensors").read_bytes()
     (stored,) = [path for path in folder.rglob("weights.safetensors") if path.read_bytes() == third]
     stored.write_bytes(third[:-1] + b"!")

@@ -28,7 +28,7 @@ def but(config: RunConfig, **train: object) -> RunConfig:
 def test_a_run_ends_with_a_registered_model_and_is_recorded_whole(config: RunConfig, tmp_path: Path):
     import mlflow
 
-    from pipeline.tracking import fetch
+    from pipeline.registry import fetch
     from pipeline.training.fit import data_digests, fit
 
     copies = set(Path(tempfile.gettempdir()).glob("checkpoint_tmp_*"))

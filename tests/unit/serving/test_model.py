@@ -9,10 +9,10 @@ import pytest
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
+from pipeline.registry import versions
+from pipeline.registry.versions import Version
 from pipeline.serving import model
 from pipeline.serving.model import LiveModel, Served
-from pipeline.tracking import registry
-from pipeline.tracking.registry import Version
 
 
 class Registry:
@@ -41,7 +41,7 @@ class Registry:
 def store(monkeypatch, live) -> Registry:
     fake = Registry(live.current)
     monkeypatch.setattr(model, "load", fake.load)
-    monkeypatch.setattr(registry, "find", fake.find)
+    monkeypatch.setattr(versions, "find", fake.find)
     return fake
 
 

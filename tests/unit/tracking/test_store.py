@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import MASK
-from pipeline.tracking.registry import store_uri
+from pipeline.registry.versions import store_uri
 from pipeline.tracking.runs import flatten
 from pipeline.tracking.store import (
     RunRef,

@@ -16,9 +16,9 @@ from pydantic_settings import CliPositionalArg
 
 from pipeline.config import Frozen
 from pipeline.names import Alias, ModelName
-from pipeline.tracking import registry
-from pipeline.tracking.package import CONFIG, DIGEST, INPUT, PROMOTED, is_origin
-from pipeline.tracking.registry import Version
+from pipeline.registry import versions
+from pipeline.registry.package import CONFIG, DIGEST, INPUT, PROMOTED, is_origin
+from pipeline.registry.versions import Version
 from pipeline.tracking.store import checked_uri, prepare_store, tracking_uri
 
 Answer = dict[str, Any] | list[dict[str, Any]]
@@ -35,7 +35,7 @@ class Request(Frozen):
 
     def store(self) -> str:
         """Return the tracking URI to use. Raises BadRequestError when there is no store."""
-        return registry.store_uri(self.tracking_uri)
+        return versions.store_uri(self.tracking_uri)
 
 
 class ListModels(Request):
@@ -45,16 +45,16 @@ class ListModels(Request):
         """List one entry for each model."""
         store = self.store()
         found = []
-        for name in registry.list_models(store):
-            versions = registry.list_versions(name, store)
-            newest = versions[0] if versions else None
+        for name in versions.list_models(store):
+            of_model = versions.list_versions(name, store)
+            newest = of_model[0] if of_model else None
             found.append(
                 {
                     "name": name,
-                    "versions": len(versions),
+                    "versions": len(of_model),
                     "newest": newest.number if newest else None,
                     "created": _date(newest) if newest else None,
-                    "aliases": registry.aliases_of(name, store),
+                    "aliases": versions.aliases_of(name, store),
                     "description": newest.description if newest else "",
                 }
             )
@@ -70,12 +70,11 @@ class Show(Request):
         """Describe the model, or the version."""
         store = self.store()
         if set("@/") & set(self.model):
-            return described(registry.find(self.model, store))
-        versions = registry.list_versions(self.model, store)
+            return described(versions.find(self.model, store))
         return {
             "name": self.model,
-            "aliases": registry.aliases_of(self.model, store),
-            "versions": [described(version) for version in versions],
+            "aliases": versions.aliases_of(self.model, store),
+            "versions": [described(version) for version in versions.list_versions(self.model, store)],
         }
 
 
@@ -90,7 +89,7 @@ class Promote(Request):
 
     def answer(self) -> Answer:
         """Return the recorded move, or that there was nothing to do."""
-        from pipeline.tracking.promotion import promote
+        from pipeline.registry.promotion import promote
 
         move = promote(self.store(), self.name, self.version, self.alias, tolerance=self.tolerance, force=self.force)
         where = {"name": self.name, "alias": self.alias, "version": self.version}
@@ -105,7 +104,7 @@ class Rollback(Request):
 
     def answer(self) -> Answer:
         """Return the recorded move."""
-        from pipeline.tracking.promotion import rollback
+        from pipeline.registry.promotion import rollback
 
         return {"name": self.name, "alias": self.alias} | asdict(rollback(self.store(), self.name, self.alias))
 
@@ -118,11 +117,11 @@ class Export(Request):
 
     def answer(self) -> Answer:
         """Say where it is."""
-        from pipeline.tracking.fetch import export
+        from pipeline.registry.fetch import export
 
         store = self.store()
         export(self.model, self.output, store)
-        return {"model": registry.find(self.model, store).uri, "output": str(self.output)}
+        return {"model": versions.find(self.model, store).uri, "output": str(self.output)}
 
 
 class ImportWeights(Request):
@@ -140,11 +139,11 @@ class ImportWeights(Request):
 
     def answer(self) -> Answer:
         """Return the version, and whether it is new."""
-        from pipeline.tracking.imports import import_weights
+        from pipeline.registry.imports import import_weights
 
         store = self.store()
         version, is_new = import_weights(self.file, self.name, self.alias, store)
-        return {"new": is_new} | described(registry.find(f"{self.name}/{version}", store))
+        return {"new": is_new} | described(versions.find(f"{self.name}/{version}", store))
 
 
 class Compare(Request):
@@ -156,7 +155,7 @@ class Compare(Request):
     def answer(self) -> Answer:
         """Compare both versions: all metrics with differences, and what else differs."""
         store = self.store()
-        one, other = described(registry.find(self.one, store)), described(registry.find(self.other, store))
+        one, other = described(versions.find(self.one, store)), described(versions.find(self.other, store))
         metrics = {}
         for key in sorted(one["metrics"].keys() | other["metrics"].keys()):
             values = [one["metrics"].get(key), other["metrics"].get(key)]
@@ -183,10 +182,10 @@ class Gc(Request):
 
     def answer(self) -> Answer:
         """Return the versions found and whether they are gone."""
-        from pipeline.tracking.retention import delete_spare, spare
+        from pipeline.registry.retention import delete_spare, spare
 
         store, find = self.store(), delete_spare if self.delete else spare
-        names = [self.name] if self.name else registry.list_models(store)
+        names = [self.name] if self.name else versions.list_models(store)
         return [
             {"name": v.name, "version": v.number, "created": _date(v), "run_id": v.run_id, "deleted": self.delete}
             for name in names

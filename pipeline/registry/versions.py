@@ -19,8 +19,8 @@ from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import mask
 from pipeline.model_folder import CODEC, check_folder, read_manifest
 from pipeline.names import LEASE, check_alias, check_model_name
-from pipeline.tracking import package
-from pipeline.tracking.package import CONFIG, DIGEST, FILES, INPUT, METRIC
+from pipeline.registry import package
+from pipeline.registry.package import CONFIG, DIGEST, FILES, INPUT, METRIC
 from pipeline.tracking.store import (
     RunRef,
     checked_uri,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tracking.promotion import Move, earlier_holder, objections_to
-from pipeline.tracking.registry import Version
-from pipeline.tracking.retention import outdated
+from pipeline.registry.promotion import Move, earlier_holder, objections_to
+from pipeline.registry.retention import outdated
+from pipeline.registry.versions import Version
 
 BLIND, NONBLIND, BICUBIC = "psnr.p.x2.blind", "psnr.p.x2.nonblind", "psnr.p.x2.bicubic"
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.tracking.package import DIGEST, INPUT, RAW, card, requirements
+from pipeline.registry.package import DIGEST, INPUT, RAW, card, requirements
 
 MANIFEST = {
     "kind": "blind",

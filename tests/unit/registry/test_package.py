@@ -11,7 +11,7 @@ import pytest
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import ModelConfig
 from pipeline.model_folder import ModelManifest, check_folder, write_manifest
-from pipeline.tracking.package import CONFIG, DIGEST, INPUT, METRIC, PROMOTED, is_origin, requirements
+from pipeline.registry.package import CONFIG, DIGEST, INPUT, METRIC, PROMOTED, is_origin, requirements
 
 BLIND = {"kind": "blind", "kernel_size": 21, "config": {"scales": [2, 4], "unfoldings": 6}}
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.tracking import commands
+from pipeline.registry import commands
 
 
 def render(request: commands.Request, answer: Any) -> None:  # noqa: ANN401 - plain data, of a shape for each command

@@ -16,11 +16,11 @@ from typing import Literal
 
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import mask_text
-from pipeline.tracking import registry
-from pipeline.tracking.fetch import download
-from pipeline.tracking.lease import Lease, exclusive
-from pipeline.tracking.package import PROMOTED
-from pipeline.tracking.registry import Version
+from pipeline.registry import versions
+from pipeline.registry.fetch import download
+from pipeline.registry.lease import Lease, exclusive
+from pipeline.registry.package import PROMOTED
+from pipeline.registry.versions import Version
 from pipeline.tracking.store import client, plain_errors
 
 _ROUNDING = 1e-9  # dB; decimal tolerances are not exact in binary
@@ -64,17 +64,17 @@ def promote(
     """
     if force is not None and not force.strip():
         raise BadRequestError("--force needs a reason; it is stored with the version")
-    registry.check_names(name, alias)
+    versions.check_names(name, alias)
     download(f"models:/{name}/{version}", uri)
     with exclusive(uri, name) as lease:
-        versions = {v.number: v for v in registry.list_versions(name, uri)}
-        if version not in versions:
+        by_number = {v.number: v for v in versions.list_versions(name, uri)}
+        if version not in by_number:
             raise BadRequestError(f"model '{name}' has no version {version} any more")
-        previous = registry.aliases_of(name, uri).get(alias)
+        previous = versions.aliases_of(name, uri).get(alias)
         if previous == version:
             return None
-        champion = versions[previous].metrics if previous in versions else {}
-        objections = objections_to(versions[version].metrics, champion, tolerance)
+        champion = by_number[previous].metrics if previous in by_number else {}
+        objections = objections_to(by_number[version].metrics, champion, tolerance)
         if objections and force is None:
             raise BadRequestError(
                 f"{name} version {version} is not promoted over {alias} version {previous}: {'; '.join(objections)}; "
@@ -82,7 +82,7 @@ def promote(
                 "or give a reason with --force"
             )
         reason = mask_text(force.strip()) if force is not None else None
-        return _move(lease, uri, alias, versions.values(), _record("promote", version, previous, objections, reason))
+        return _move(lease, uri, alias, by_number.values(), _record("promote", version, previous, objections, reason))
 
 
 def rollback(uri: str, name: str, alias: str = "champion") -> Move:
@@ -92,16 +92,16 @@ def rollback(uri: str, name: str, alias: str = "champion") -> Move:
         BadRequestError: nothing has the alias, no earlier version is recorded or left, or the store cannot be reached.
     """
     with exclusive(uri, name) as lease:
-        versions = {v.number: v for v in registry.list_versions(name, uri)}
-        current = registry.aliases_of(name, uri).get(alias)
+        by_number = {v.number: v for v in versions.list_versions(name, uri)}
+        current = versions.aliases_of(name, uri).get(alias)
         if current is None:
             raise BadRequestError(
                 f"no version of model '{name}' has the alias '{alias}'; there is nothing to roll back"
             )
-        earlier = earlier_holder(history(versions.values(), alias), current, versions)
+        earlier = earlier_holder(history(by_number.values(), alias), current, by_number)
         if earlier is None:
             raise BadRequestError(f"no version is recorded to have had the alias '{alias}' before version {current}")
-        return _move(lease, uri, alias, versions.values(), _record("rollback", earlier, current, (), None))
+        return _move(lease, uri, alias, by_number.values(), _record("rollback", earlier, current, (), None))
 
 
 def objections_to(candidate: Mapping[str, float], champion: Mapping[str, float], tolerance: float) -> tuple[str, ...]:

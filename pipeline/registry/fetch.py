@@ -10,8 +10,8 @@ from pathlib import Path
 from kernels_bank.runtime import scratch, storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.model_folder import MANIFEST, check_folder
-from pipeline.tracking.package import DIGEST, MODEL, PICTURE
-from pipeline.tracking.registry import Version, find, store_uri
+from pipeline.registry.package import DIGEST, MODEL, PICTURE
+from pipeline.registry.versions import Version, find, store_uri
 from pipeline.tracking.store import client, plain_errors, without_login
 
 

@@ -8,8 +8,9 @@ from typing import Literal
 from kernels_bank.runtime import scratch, storage
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.model_folder import AVERAGED, MANIFEST, RAW, WEIGHTS, read_manifest
-from pipeline.tracking import registry, runs
-from pipeline.tracking.package import DIGEST
+from pipeline.registry import versions
+from pipeline.registry.package import DIGEST
+from pipeline.tracking import runs
 
 _EXPERIMENT = "imported-weights"
 
@@ -54,7 +55,7 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
         run = runs.open_run(_EXPERIMENT, name, uri, params={}, tags=facts | runs.code_revision())
         status: Literal["FINISHED", "FAILED"] = "FAILED"
         try:
-            version = registry.register(run, folder, name, alias, metrics={}, tags=facts)
+            version = versions.register(run, folder, name, alias, metrics={}, tags=facts)
             status = "FINISHED"
         finally:
             runs.finish(run, status)
@@ -63,6 +64,6 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
 
 def _known(uri: str, name: str, digest: str) -> int | None:
     """The version that holds the same model folder."""
-    if name not in registry.list_models(uri):
+    if name not in versions.list_models(uri):
         return None
-    return next((v.number for v in registry.list_versions(name, uri) if v.tags.get(DIGEST) == digest), None)
+    return next((v.number for v in versions.list_versions(name, uri) if v.tags.get(DIGEST) == digest), None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 
-from pipeline.tracking import registry
-from pipeline.tracking.lease import exclusive
-from pipeline.tracking.package import FILES
-from pipeline.tracking.promotion import earlier_holder, history
-from pipeline.tracking.registry import Version
+from pipeline.registry import versions
+from pipeline.registry.lease import exclusive
+from pipeline.registry.package import FILES
+from pipeline.registry.promotion import earlier_holder, history
+from pipeline.registry.versions import Version
 from pipeline.tracking.store import client, plain_errors
 
 _DAY_MS = 86_400_000
@@ -27,23 +27,23 @@ def spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Ver
     Raises:
         BadRequestError: no such model, or the store cannot be reached.
     """
-    versions, aliases = registry.list_versions(name, uri), registry.aliases_of(name, uri)
-    numbers = [v.number for v in versions]
-    wanted = {earlier_holder(history(versions, alias), held, numbers) for alias, held in aliases.items()}
+    listed, aliases = versions.list_versions(name, uri), versions.aliases_of(name, uri)
+    numbers = [v.number for v in listed]
+    wanted = {earlier_holder(history(listed, alias), held, numbers) for alias, held in aliases.items()}
     before = int(time.time() * 1000 - older_than_days * _DAY_MS)
-    return outdated(versions, wanted | set(aliases.values()), keep, before)
+    return outdated(listed, wanted | set(aliases.values()), keep, before)
 
 
-def outdated(versions: Sequence[Version], wanted: Collection[int | None], keep: int, before: int) -> list[Version]:
+def outdated(listed: Sequence[Version], wanted: Collection[int | None], keep: int, before: int) -> list[Version]:
     """Find versions behind the first `keep`, made before a time, and not wanted.
 
     Args:
-        versions: newest first.
+        listed: newest first.
         wanted: numbers that stay.
         keep: how many of the newest stay.
         before: ms since 1970.
     """
-    return [v for v in versions[keep:] if v.created < before and v.number not in wanted]
+    return [v for v in listed[keep:] if v.created < before and v.number not in wanted]
 
 
 def delete_spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Version]:

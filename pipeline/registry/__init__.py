@@ -1,0 +1,1 @@
+"""Registered models: versions made of model folders, found by name and alias, promoted, compared and removed."""
