@@ -32,8 +32,8 @@ from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
 
-from marked import end, of_role, processes
-from parts import (
+from processes import end, of_role, processes
+from servers import (
     BUCKET,
     HOST,
     ClusterError,

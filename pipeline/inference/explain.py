@@ -13,7 +13,7 @@ APART = 0.4  # sum of |k - k'| between places
 CLIPPED = 0.01  # share of pixels with a channel at its upper end
 
 
-def warnings(image: np.ndarray, restored: Restored) -> list[str]:
+def diagnose(image: np.ndarray, restored: Restored) -> list[str]:
     """Write one line for each sign that the image was not made by one blur and white noise.
 
     Args:

@@ -24,7 +24,7 @@ from pipeline.images.encode import encode_photograph, encode_png
 from pipeline.images.metadata import carried
 from pipeline.images.photograph import Photograph
 from pipeline.inference.comparison import comparison
-from pipeline.inference.explain import APART, warnings
+from pipeline.inference.explain import APART, diagnose
 from pipeline.inference.field_picture import described, mosaic
 from pipeline.inference.restore_jobs import RestoreJob
 from pipeline.inference.restorer import Restored, Restorer
@@ -138,7 +138,7 @@ def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
             Photograph(pixels, job.kind, metadata, photograph.jpeg if as_before else None),
             settings.quality or DEFAULT_QUALITY,
         )
-        found = [*photograph.notes, *lost, *warnings(photograph.pixels, restored)]
+        found = [*photograph.notes, *lost, *diagnose(photograph.pixels, restored)]
         if restored.field is None and restored.spread is not None and restored.spread > APART:
             found.append("--kernel-field estimates a kernel for every place")
         about = _about(job, context, restored, data, found) | {

@@ -1,4 +1,4 @@
-"""An order carried out, as a PNG with headers or as JSON."""
+"""A request carried out, as a PNG with headers or as JSON."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph, encode_png
 from pipeline.images.metadata import carried
 from pipeline.images.photograph import Photograph
-from pipeline.inference.explain import warnings
+from pipeline.inference.explain import diagnose
 from pipeline.inference.restorer import Restored
 from pipeline.model import upsample
 from pipeline.serving.errors import RequestError, TooLargeError
 from pipeline.serving.model import Served
-from pipeline.serving.order import Order
+from pipeline.serving.request import RestoreRequest
 
 _PLAIN = "".join(map(chr, range(32, 127)))
 
@@ -39,8 +39,8 @@ class Answer:
     headers: dict[str, str]
 
 
-def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
-    """Restore the image of an order.
+def carry_out(request: RestoreRequest, served: Served, max_memory: int) -> Answer:
+    """Restore the image of a request.
 
     Raises:
         BadImageError: it cannot be decoded.
@@ -48,20 +48,20 @@ def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
         TooLargeError: no window of it fits into the memory.
     """
     scales = served.restorer.scales
-    scale = order.wishes.scale or scales[0]
+    scale = request.options.scale or scales[0]
     if scale not in scales:
         raise RequestError(f"{served.name} was not made for scale {scale}; it restores {', '.join(map(str, scales))}")
     started = time.perf_counter()
-    photograph = decode_photograph(order.image)
+    photograph = decode_photograph(request.image)
     decoded = time.perf_counter()
     try:
         restored = served.restorer.restore(
             photograph.pixels,
             scale,
-            order.wishes.sigma,
-            None if order.wishes.kernel is None else np.array(order.wishes.kernel, np.float32),
+            request.options.sigma,
+            None if request.options.kernel is None else np.array(request.options.kernel, np.float32),
             max_memory=max_memory,
-            strength=order.wishes.strength,
+            strength=request.options.strength,
             file_error=photograph.file_error,
         )
     except BadRequestError as error:
@@ -77,12 +77,12 @@ def carry_out(order: Order, served: Served, max_memory: int) -> Answer:
         "restore": finished - decoded - restored.estimate_seconds,
         "encode": time.perf_counter() - finished,
     }
-    if order.wishes.format == "json":
-        pictures = _pictures(photograph.pixels, scale) if order.wishes.pictures else {}
+    if request.options.format == "json":
+        pictures = _pictures(photograph.pixels, scale) if request.options.pictures else {}
         content = {
             **about,
-            "sigma_from": "estimated" if order.wishes.sigma == "auto" else "given",
-            "kernel_from": "estimated" if order.wishes.kernel is None else "given",
+            "sigma_from": "estimated" if request.options.sigma == "auto" else "given",
+            "kernel_from": "estimated" if request.options.kernel is None else "given",
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "kernel": restored.kernel.tolist(),
             "kernel_png": _base64(encode_png(_visible(restored.kernel))),
@@ -106,7 +106,7 @@ def _about(restored: Restored, served: Served, photograph: Photograph, lost: lis
         "kernel_round": restored.kernel_round,
         "kernel_spread": restored.spread,
         "windows": restored.windows,
-        "warnings": [*photograph.notes, *lost, *warnings(photograph.pixels, restored)],
+        "warnings": [*photograph.notes, *lost, *diagnose(photograph.pixels, restored)],
     }
 
 

@@ -20,17 +20,17 @@ from pipeline.serving.answer import carry_out
 from pipeline.serving.describe import ABOUT, RESTORE
 from pipeline.serving.errors import TOLD, error_body, retry_headers, status_of
 from pipeline.serving.model import LiveModel
-from pipeline.serving.order import read_order
 from pipeline.serving.pages import POLICY, docs_page, main_page
-from pipeline.serving.places import Places
+from pipeline.serving.request import read_request
 from pipeline.serving.settings import ServeSettings
+from pipeline.serving.work_queue import WorkQueue
 
 _log = logging.getLogger("pipeline.serving")
 
 
 def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
     """Build the application around a loaded model."""
-    places, started = Places(settings.queue, settings.timeout), time.monotonic()
+    queue, started = WorkQueue(settings.queue, settings.timeout), time.monotonic()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -46,9 +46,9 @@ def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
 
     @app.post("/restore", summary="Restore a photograph", openapi_extra=RESTORE, response_class=Response)
     async def restore(request: Request) -> Response:
-        order = await read_order(request, settings)
-        async with places.place() as place:
-            answer = await place.run(lambda: carry_out(order, live.current, settings.max_memory))
+        asked = await read_request(request, settings)
+        async with queue.place() as place:
+            answer = await place.run(lambda: carry_out(asked, live.current, settings.max_memory))
         return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
 
     @app.head("/healthz", include_in_schema=False)
@@ -60,7 +60,7 @@ def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
             "model": live.current.about(),
             "alias": live.uri if live.follows else None,
             "refused": {"model": refused.name, "error": refused.error} if refused else None,
-            "places": {"taken": places.taken, "most": places.most},
+            "places": {"taken": queue.taken, "most": queue.most},
             "limits": settings.model_dump(include={"max_upload", "max_pixels", "timeout"}),
             "up_seconds": round(time.monotonic() - started, 1),
         }

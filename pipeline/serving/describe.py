@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.serving.order import Wishes
+from pipeline.serving.request import RestoreOptions
 
 ABOUT = (
     "Blind super-resolution: a photograph's blur kernel is estimated, and the photograph made sharp and larger. "
@@ -14,7 +14,7 @@ _IMAGE = {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP,
 
 
 def _parameters() -> list[dict[str, Any]]:
-    properties = Wishes.model_json_schema()["properties"]
+    properties = RestoreOptions.model_json_schema()["properties"]
     return [
         {
             "name": name,
@@ -50,7 +50,7 @@ RESTORE: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
-                    "properties": {"image": _IMAGE, **Wishes.model_json_schema()["properties"]},
+                    "properties": {"image": _IMAGE, **RestoreOptions.model_json_schema()["properties"]},
                 }
             },
         },

@@ -175,7 +175,7 @@ def codec_of(folder: Path, bank: KernelCodec) -> KernelCodec:
     return codec
 
 
-def restore(
+def load_into(
     folder: Path,
     model: BlindUSRNet,
     ema: AveragedModel,

@@ -20,7 +20,7 @@ from kernels_bank.runtime import open_output, scratch, storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError, UnavailableError
 from kernels_bank.runtime.output import not_made_again
 from pipeline.training import checkpoint
-from pipeline.training.board import say
+from pipeline.training.channel import say
 from pipeline.training.learner import Learner
 
 SNAPSHOT, COPY = "checkpoint_manager_snapshot.json", "snapshot-copy.json"
@@ -28,7 +28,13 @@ SNAPSHOT, COPY = "checkpoint_manager_snapshot.json", "snapshot-copy.json"
 _SAY_AFTER_S = 30.0
 
 
-def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float], rank: int, board: Any) -> None:  # noqa: ANN401
+def submit_checkpoint(
+    state: checkpoint.State,
+    learner: Learner,
+    metrics: dict[str, float],
+    rank: int,
+    channel: Any,  # noqa: ANN401 - an actor handle
+) -> None:
     """Submit a checkpoint to Ray Train. Every rank reports (Ray Train counts them); only rank 0 writes.
 
     It is written to this machine's temporary folder at once and copied from there while training goes on; the end of
@@ -39,12 +45,13 @@ def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float],
         learner: what is saved.
         metrics: of the step.
         rank: of this worker.
-        board: where the user is told.
+        channel: where the user is told.
     """
     config, values = state.config, metrics | {"step": state.step, "score": state.score}
     if rank != 0:
         ray.train.report(values, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
+    home = storage.join(config.output, config.name)
     folder = scratch.folder("checkpoint")  # deleted once it is copied
     checkpoint.save(folder, state, learner.network, learner.ema, learner.optimizer, learner.schedule)
     ray.train.report(
@@ -52,15 +59,15 @@ def report(state: checkpoint.State, learner: Learner, metrics: dict[str, float],
         checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
         checkpoint_dir_name=f"step-{state.step:08d}",
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        checkpoint_upload_fn=lambda local, name: _upload(local, name, storage.join(config.output, config.name), board),
+        checkpoint_upload_fn=lambda local, name: _upload(local, name, home, channel),
     )
 
 
-def _upload(local: ray.train.Checkpoint, name: str, home: str, board: Any) -> ray.train.Checkpoint:  # noqa: ANN401
+def _upload(local: ray.train.Checkpoint, name: str, home: str, channel: Any) -> ray.train.Checkpoint:  # noqa: ANN401
     """Copy a checkpoint to the run's folder, however long its storage takes. Raises JobFailedError."""
     where = ray.train.get_context().get_storage()
     waiting = f"checkpoint {name} waits for its storage for {_SAY_AFTER_S:g} s now; training goes on"
-    timer = threading.Timer(_SAY_AFTER_S, say, (board, waiting))
+    timer = threading.Timer(_SAY_AFTER_S, say, (channel, waiting))
     timer.start()
     try:
         with not_made_again(home):
@@ -69,7 +76,7 @@ def _upload(local: ray.train.Checkpoint, name: str, home: str, board: Any) -> ra
     except OSError as error:
         reason = str(error).strip().splitlines()[-1]
         reason = f"checkpoint {name} cannot be written to {where.experiment_fs_path}: {reason}"
-        ray.get(board.give_up.remote(reason, "make its storage well, then the same command goes on"))
+        ray.get(channel.report_fatal.remote(reason, "make its storage well, then the same command goes on"))
         raise JobFailedError(reason) from error
     finally:
         timer.cancel()

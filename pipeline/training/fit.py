@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 
@@ -29,6 +29,7 @@ from pipeline.training.launch import run_workers
 from pipeline.training.learner import InitialWeights, learning_rate_factor, starting_point
 from pipeline.training.pictures import card_picture, fixed_batch
 from pipeline.training.record import KIND, RECORD, earlier, names_without_mark, put_aside
+from pipeline.training.training_run import TrainingRun
 
 Resume = Literal["auto", "changed", "never"]
 
@@ -77,7 +78,8 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
         if step is not None:
             say_schedule(config, record, step)
         connect(min_cpus=cpus_needed(config), verbose=verbose)
-        return _train(config, digests, home, record.get("run_id"), start, lease, changed=resume == "changed")
+        run = TrainingRun(config, digests, home, start, resume == "changed")
+        return _train(run, record.get("run_id"), lease)
 
 
 def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
@@ -89,49 +91,40 @@ def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
     return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
 
 
-def _train(
-    config: RunConfig,
-    digests: dict[str, str],
-    home: str,
-    run_id: str | None,
-    start: InitialWeights,
-    lease: Lease,
-    *,
-    changed: bool,
-) -> Fitted:
+def _train(run: TrainingRun, run_id: str | None, lease: Lease) -> Fitted:
     """Train and register in one tracking run, the one of `run_id` when there is one; its status tells how it ended."""
+    config, home = run.config, run.home
     data_cpus = check_cluster(config)
     uri, model = runs.tracking_uri(config.output), storage.join(home, "model")
-    run = runs.open_run(
+    tracked = runs.open_run(
         experiment=config.tracking.experiment,
         name=config.name,
         uri=uri,
         params=config.model_dump(mode="json"),
-        tags={**digests, **runs.code_revision()},
+        tags={**run.digests, **runs.code_revision()},
         resume_id=run_id,
         key=home,
     )
-    record: dict[str, Any] = {"config": config.model_dump(mode="json"), "digests": digests, "run_id": run.run_id}
+    record = {"config": config.model_dump(mode="json"), "digests": run.digests, "run_id": tracked.run_id}
     storage.write_json(storage.join(home, RECORD), record)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        log_bank(run, config.data.bank)
-        for name, digest in digests.items():
-            runs.log_input(run, name, digest, getattr(config.data, name))
-        last = run_workers(config, run, digests, home, data_cpus, start, changed=changed)
+        log_bank(tracked, config.data.bank)
+        for name, digest in run.digests.items():
+            runs.log_input(tracked, name, digest, getattr(config.data, name))
+        last = run_workers(run, tracked, data_cpus)
         with last.as_directory() as folder:
             lease.check()
-            version = _export(config, run, digests, Path(folder), model)
-        runs.send_unsent(run, home, _say)
-        record |= {"finished": config.train.steps, "version": version}
-        storage.write_json(storage.join(home, RECORD), record)
+            version = _export_model(run, tracked, Path(folder), model)
+        runs.send_unsent(tracked, home, _say)
+        storage.write_json(storage.join(home, RECORD), record | {"finished": config.train.steps, "version": version})
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        runs.finish(run, status)
-    return Fitted(model, run, version, reused=False)
+        runs.finish(tracked, status)
+    return Fitted(model, tracked, version, reused=False)
 
 
 def _say(line: str) -> None:
@@ -202,9 +195,9 @@ def check_cluster(config: RunConfig) -> float:
     return left
 
 
-def _export(config: RunConfig, run: runs.RunRef, digests: dict[str, str], folder: Path, model: str) -> int | None:
+def _export_model(run: TrainingRun, tracked: runs.RunRef, folder: Path, model: str) -> int | None:
     """The checkpoint's averaged weights as the run's model folder, and as a version of the registered model."""
-    name = config.tracking.model_name
+    config, name = run.config, run.config.tracking.model_name
     with scratch.temporary("export") as local:  # the registry reads a local folder; `model` may be on S3
         checkpoint.export(folder, local)
         # The manifest last: it says that all other files are there.
@@ -213,7 +206,7 @@ def _export(config: RunConfig, run: runs.RunRef, digests: dict[str, str], folder
         if name is None:
             return None
         (local / PICTURE).write_bytes(encode_png(card_picture(load_model(local), fixed_batch(config))))
-        return versions.register(run, local, name, config.tracking.alias, metrics={}, tags=digests)
+        return versions.register(tracked, local, name, config.tracking.alias, metrics={}, tags=run.digests)
 
 
 def _is_whole(model: str) -> bool:

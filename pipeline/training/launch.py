@@ -17,55 +17,43 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from kernels_bank.runtime import end_request, storage, watch
 from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.s3 import PATIENT
-from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
-from pipeline.training.board import LiveLine, TellFailures, failure_reason
+from pipeline.training.channel import LiveLine, ReportWorkerFailures, failure_reason
 from pipeline.training.commit import KeepSnapshot, last_good, newest
 from pipeline.training.gloo import GlooConfig
-from pipeline.training.learner import InitialWeights
-from pipeline.training.loop import Job, train_worker
+from pipeline.training.loop import train_worker
+from pipeline.training.training_run import TrainingRun, WorkerContext
 
 
 class StoppedError(KeyboardInterrupt):
     """Report that the run ended early, with a checkpoint, because a signal asked for it."""
 
 
-def run_workers(
-    config: RunConfig,
-    run: RunRef,
-    digests: dict[str, str],
-    home: str,
-    data_cpus: float,
-    start: InitialWeights,
-    *,
-    changed: bool = False,
-) -> ray.train.Checkpoint:
-    """Train on the cluster, from the newest checkpoint under `home`, which is checked; return the last checkpoint.
+def run_workers(run: TrainingRun, tracked: RunRef, data_cpus: float) -> ray.train.Checkpoint:
+    """Train on the cluster, from the newest checkpoint of the run, which is checked; return the last checkpoint.
 
     SIGINT and SIGTERM make the workers write a checkpoint and end; a second one ends at once.
 
     Args:
-        config: of the run.
-        run: where rank 0 records it.
-        digests: of shards and bank.
-        home: URI of the run's folder.
+        run: what to train.
+        tracked: where rank 0 records it.
         data_cpus: logical CPUs for the data tasks of all workers together.
-        start: what a new run starts from.
-        changed: go on from a checkpoint that was made from other data.
 
     Raises:
         JobFailedError: the workers failed more often than `max_failures`, or in a way that a restart does not mend.
         StoppedError: after a signal.
     """
-    train = config.train
+    config, train = run.config, run.config.train
     # What Ray Train writes itself, its snapshot above all, would end the run if it failed.
-    filesystem, path = storage.resolve(home, PATIENT)
-    checkpoints = storage.join(home, "checkpoints")
+    filesystem, path = storage.resolve(run.home, PATIENT)
+    checkpoints = storage.join(run.home, "checkpoints")
     with LiveLine(train.steps, lambda: last_good(checkpoints)) as line:
-        job = Job(config, run, line.board, digests, data_cpus, ray.put(start), changed)
+        context = WorkerContext(
+            config, run.digests, run.home, ray.put(run.start), run.changed, tracked, line.channel, data_cpus
+        )
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"job": job},
+            train_loop_config={"context": context},
             torch_config=TorchConfig(backend="nccl") if train.gpu else GlooConfig(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(train.fewest_workers, train.workers) if train.min_workers else train.workers,  # type: ignore[arg-type]
@@ -76,7 +64,7 @@ def run_workers(
                 name="checkpoints",
                 storage_path=path,
                 storage_filesystem=filesystem,
-                callbacks=[TellFailures(line.board), KeepSnapshot(checkpoints)],  # type: ignore[list-item]
+                callbacks=[ReportWorkerFailures(line.channel), KeepSnapshot(checkpoints)],  # type: ignore[list-item]
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=2, checkpoint_score_attribute="score", checkpoint_score_order="max"
@@ -89,7 +77,7 @@ def run_workers(
                 result = _in_thread(trainer.fit)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, watch.RayDiedError) as error:
             failed = error
-        reason, advice = line.hopeless() or ("", "")
+        reason, advice = line.fatal() or ("", "")
         if failed or reason:
             reason = reason or _reason(failed)
             advice = (

@@ -7,17 +7,14 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
 
-from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError, UnavailableError
 from kernels_bank.runtime.gauges import TRAINING, set_gauge
 from kernels_bank.runtime.output import not_made_again
@@ -25,80 +22,71 @@ from pipeline.config import RunConfig
 from pipeline.data.feed import Batch, Feed
 from pipeline.data.plan import Stage
 from pipeline.data.validation import validation_batches
-from pipeline.tracking.runs import RunLogger, RunRef
+from pipeline.tracking.runs import RunLogger
 from pipeline.training import checkpoint
-from pipeline.training.board import StopWish, say
-from pipeline.training.commit import report
+from pipeline.training.channel import StopFlag, say
+from pipeline.training.commit import submit_checkpoint
 from pipeline.training.learner import InitialWeights, Learner, build_learner
 from pipeline.training.pictures import fixed_batch, sample_rows
 from pipeline.training.step import NonFiniteLossError, agree, train_step
+from pipeline.training.training_run import WorkerContext
 from pipeline.training.validate import score_of, validate
 
 _UNSCORED = -1e9  # before the first validation: any checkpoint with a score is better
 
 
-@dataclass(frozen=True)
-class Job:
-    """Hold what the driver hands to every worker."""
-
-    config: RunConfig
-    run: RunRef
-    board: Any  # handle of training.board.Board
-    digests: dict[str, str]
-    data_cpus: float  # logical CPUs all workers' data tasks may use together
-    start: Any  # reference to the learner.InitialWeights of a new run
-    changed: bool  # a checkpoint made from other data is welcome
-
-
-def train_worker(loop_config: dict[str, Job]) -> None:
+def train_worker(loop_config: dict[str, WorkerContext]) -> None:
     """Call `train_run` for Ray Train, unless what ended it before would end it again."""
-    job = loop_config["job"]
-    if ray.get(job.board.hopeless.remote()):
+    context = loop_config["context"]
+    if ray.get(context.channel.fatal.remote()):
         return
-    first = ray.train.get_context().get_world_rank() == 0
-    home = storage.join(job.config.output, job.config.name)
-    recorder = RunLogger(job.run, home=home, tell=partial(say, job.board)) if first else contextlib.nullcontext()
-    with not_made_again(home), recorder as logger:
+    is_first = ray.train.get_context().get_world_rank() == 0
+    recorder = (
+        RunLogger(context.tracked, home=context.home, tell=partial(say, context.channel))
+        if is_first
+        else contextlib.nullcontext()
+    )
+    with not_made_again(context.home), recorder as logger:
         try:
-            train_run(job, logger)
+            train_run(context, logger)
         except NonFiniteLossError as error:
-            if first:
+            if is_first:
                 advice = "go on from it with --resume changed and lower learning rates"
-                ray.get(job.board.give_up.remote(str(error), advice))
+                ray.get(context.channel.report_fatal.remote(str(error), advice))
         except UnavailableError:
             raise  # the workers' next start may find it
         except BadRequestError as error:
             # Wrong settings, damaged shards or a damaged checkpoint: the next start would meet the same. Raised all
             # the same, because other ranks may wait for this one; their next start ends at once.
-            ray.get(job.board.give_up.remote(str(error), "mend that, then give the same command"))
+            ray.get(context.channel.report_fatal.remote(str(error), "mend that, then give the same command"))
             raise
 
 
-def train_run(job: Job, logger: RunLogger | None) -> None:
+def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
     """Train from the newest committed checkpoint, or from the start, to `config.train.steps`.
 
     Args:
-        job: what to train.
+        context: what to train, and how to reach the driver.
         logger: of rank 0.
 
     Raises:
         NonFiniteLossError: on all ranks alike.
     """
-    config, train = job.config, job.config.train
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
+    config, train = context.config, context.config.train
+    ranks = ray.train.get_context()
+    rank, workers = ranks.get_world_rank(), ranks.get_world_size()
     device = ray.train.torch.get_device()
     _set_up(config, device)
 
-    learner, step, stages, score = _learner(job, device)
+    learner, step, stages, score = _learner(context, device)
     feed = Feed(config, stages=stages, workers=workers, rank=rank)
     held_out = validation_batches(config, rank=rank, workers=workers, limit=train.validation_tiles)
     fixed = fixed_batch(config).to(device) if rank == 0 else None
-    wish = StopWish(job.board) if rank == 0 else False
-    first, saved_at, clock = step, time.monotonic(), Clock()
+    stop_flag = StopFlag(context.channel) if rank == 0 else False
+    resumed_at, saved_at, clock = step, time.monotonic(), Clock()
     damaged: set[str] = set()
     recent: list[dict[str, float]] = []  # metrics since the last log line, whose mean it shows
-    for batch in _timed(feed.batches(train.steps - step, cpus=job.data_cpus / workers, device=str(device)), clock):
+    for batch in _timed(feed.batches(train.steps - step, cpus=context.data_cpus / workers, device=str(device)), clock):
         step += 1
         recent.append(train_step(learner, batch, train, step) | {"replaced_samples": float(batch.replaced)})
         clock.worked(images=train.batch_size)
@@ -113,26 +101,26 @@ def train_run(job: Job, logger: RunLogger | None) -> None:
                 metrics |= clock.rates() | _memory(device)
                 logger.metrics(step, metrics)
                 logger.system(step)
-                _export(config.name, step, metrics)
-                job.board.put.remote(step, note(metrics))
+                _publish_gauges(config.name, step, metrics)
+                context.channel.put.remote(step, note(metrics))
         if step % train.validate_every == 0 or last:
-            found = validate(learner.ema.module, held_out, train, device)
-            score = score_of(found, step)
+            scores = validate(learner.ema.module, held_out, train, device)
+            score = score_of(scores, step)
             if logger:
-                logger.metrics(step, found)
-                _export(config.name, step, found)
+                logger.metrics(step, scores)
+                _publish_gauges(config.name, step, scores)
         if logger and fixed and (step % train.image_every == 0 or last):
             logger.image("samples", sample_rows(learner.ema.module, fixed), step)
         # Rank 0's clock and the driver's wish decide for all: every rank must report equally often.
         overdue = train.checkpoint_minutes and time.monotonic() - saved_at > 60 * train.checkpoint_minutes
-        stop = not agree(not wish, device)
+        stop = not agree(not stop_flag, device)
         if step % train.checkpoint_every == 0 or last or stop or not agree(not overdue, device):
             state = checkpoint.State(
-                step=step, stages=feed.after(step - first), score=score, config=config, digests=job.digests
+                step=step, stages=feed.after(step - resumed_at), score=score, config=config, digests=context.digests
             )
             if logger:
                 logger.flush()  # the run goes on after this step, so what it recorded until here must be there
-            report(state, learner, metrics, rank, job.board)
+            submit_checkpoint(state, learner, metrics, rank, context.channel)
             saved_at = time.monotonic()
         clock.rested()
         if stop:
@@ -151,26 +139,26 @@ def _set_up(config: RunConfig, device: torch.device) -> None:
     torch.use_deterministic_algorithms(train.deterministic)
 
 
-def _learner(job: Job, device: torch.device) -> tuple[Learner, int, tuple[Stage, ...], float]:
+def _learner(context: WorkerContext, device: torch.device) -> tuple[Learner, int, tuple[Stage, ...], float]:
     """The learner with step, stages and score: of the newest committed checkpoint, else of a new run."""
-    start: InitialWeights = ray.get(job.start)
+    start: InitialWeights = ray.get(context.start)
     if (last := ray.train.get_checkpoint()) is None:
         if start.tensors is None:
             raise JobFailedError("the checkpoint that this run resumes from is gone")
-        learner = build_learner(job.config, start.codec, device)
+        learner = build_learner(context.config, start.codec, device)
         for module in (learner.network, learner.ema.module):
             module.load_state_dict(start.tensors, strict=False)  # the driver has checked that they fit
         return learner, 0, (), _UNSCORED
     with last.as_directory() as folder:
         checkpoint.check(folder)
-        state = checkpoint.load_state(Path(folder), {} if job.changed else job.digests)
+        state = checkpoint.load_state(Path(folder), {} if context.changed else context.digests)
         # The weights speak the code that they were trained with, whatever bank the run now learns from.
-        learner = build_learner(job.config, checkpoint.codec_of(Path(folder), start.codec), device)
-        checkpoint.restore(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
+        learner = build_learner(context.config, checkpoint.codec_of(Path(folder), start.codec), device)
+        checkpoint.load_into(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
     return learner, state.step, state.stages, state.score
 
 
-def _export(run: str, step: int, metrics: dict[str, float]) -> None:
+def _publish_gauges(run: str, step: int, metrics: dict[str, float]) -> None:
     """The newest numbers, for Prometheus."""
     for name, value in ({"step": float(step)} | metrics).items():
         set_gauge(TRAINING, value, {"run": run, "metric": name})

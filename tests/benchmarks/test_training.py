@@ -124,16 +124,16 @@ class Trained:
 
 
 def trained(config: RunConfig, workers: int) -> Trained:
-    from pipeline.training import board
+    from pipeline.training import channel
     from pipeline.training.fit import fit
 
-    watched, shown = Watched(), board.Progress
-    board.Progress = watched  # type: ignore[misc, assignment]
+    watched, shown = Watched(), channel.Progress
+    channel.Progress = watched  # type: ignore[misc, assignment]
     try:
         train = config.train.model_copy(update={"workers": workers})
         fitted = fit(config.model_copy(update={"name": f"workers-{workers}-{time.time_ns()}", "train": train}))
     finally:
-        board.Progress = shown  # type: ignore[misc]
+        channel.Progress = shown  # type: ignore[misc]
     history = client(fitted.run.tracking_uri).get_metric_history(fitted.run.run_id, "data_wait")
     waits = [m.value for m in history if m.step > WARM]
     return Trained(*watched.per_step(), sum(waits) / len(waits))

@@ -109,7 +109,7 @@ def lose_a_node(local: Local, run: RunConfig, file: Path, node: int) -> subproce
     wait_for(lambda: newest(run) >= run.train.checkpoint_every or job.poll() is not None, "no checkpoint")
     assert job.poll() is None
     assert node in nodes_with(local, "RayTrainWorker")
-    assert nodes_with(local, "ray::Board") == {0}  # on another node it would be lost, and the run with it
+    assert nodes_with(local, "ray::DriverChannel") == {0}  # on another node it would be lost, and the run with it
     assert local("kill-node", str(node)).returncode == 0
     return job
 

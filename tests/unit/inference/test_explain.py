@@ -11,7 +11,7 @@ from skimage import data
 
 from kernels_bank import benchmark_kernels
 from pipeline.degrade import degrade
-from pipeline.inference.explain import warnings
+from pipeline.inference.explain import diagnose
 from pipeline.inference.restorer import Restored
 
 KERNEL = benchmark_kernels(21)
@@ -26,7 +26,7 @@ GREY = np.full((20, 20, 3), 128, np.uint8)
 
 
 def test_an_image_of_the_model_is_not_spoken_against():
-    assert warnings(GREY, answer(spread=0.3)) == []
+    assert diagnose(GREY, answer(spread=0.3)) == []
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_an_image_of_the_model_is_not_spoken_against():
     ],
 )
 def test_each_sign_is_one_line(image, more, message):
-    (line,) = warnings(image, answer(**more))
+    (line,) = diagnose(image, answer(**more))
     assert re.search(message, line)
 
 
@@ -48,6 +48,6 @@ def test_a_true_kernel_explains_and_a_far_too_wide_one_does_not(restorer):
     hr = torch.from_numpy(data.astronaut()[:, :400]).permute(2, 0, 1)[None].float() / 255
     lr = degrade(hr, torch.from_numpy(KERNEL[0])[None], 2)[0, :, 100:196, 40:150].permute(1, 2, 0).numpy()
     image = (lr * 255).round().astype(np.uint8)
-    assert warnings(image, restorer.restore(image, 2, 0.0, KERNEL[0])) == []
-    (line,) = warnings(image, restorer.restore(image, 2, 0.0, KERNEL[3]))
+    assert diagnose(image, restorer.restore(image, 2, 0.0, KERNEL[0])) == []
+    (line,) = diagnose(image, restorer.restore(image, 2, 0.0, KERNEL[3]))
     assert "the model does not explain this image" in line

@@ -19,7 +19,7 @@ from pipeline.images.parts import Metadata
 from pipeline.images.photograph import Photograph
 from pipeline.serving import app as app_module
 from pipeline.serving.errors import STATUS
-from pipeline.serving.order import Wishes
+from pipeline.serving.request import RestoreOptions
 from tests.unit.serving.asgi import ask, form
 
 
@@ -176,7 +176,7 @@ def test_the_description_is_of_what_there_is(live):
     schema = ask(live, "GET", "/openapi.json").json
     assert set(schema["paths"]) == {"/restore", "/healthz"}
     restore = schema["paths"]["/restore"]["post"]
-    assert [one["name"] for one in restore["parameters"]] == list(Wishes.model_fields)
+    assert [one["name"] for one in restore["parameters"]] == list(RestoreOptions.model_fields)
     assert {"200", *(str(status) for status in STATUS.values())} <= set(restore["responses"])
     json.dumps(schema)
 

@@ -76,7 +76,7 @@ def test_on_s3_no_request_is_made_for_a_copy(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def board() -> MagicMock:
+def channel() -> MagicMock:
     return MagicMock()
 
 
@@ -89,40 +89,40 @@ def storage_that(monkeypatch: pytest.MonkeyPatch, answer: Any) -> MagicMock:
     return where
 
 
-def test_storage_that_takes_long_is_told_once(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+def test_storage_that_takes_long_is_told_once(monkeypatch: pytest.MonkeyPatch, channel: MagicMock):
     told = threading.Event()
-    board.say.remote.side_effect = lambda line: told.set()
+    channel.say.remote.side_effect = lambda line: told.set()
     storage_that(monkeypatch, lambda local, name: f"{name} {told.wait(timeout=20)}")
     monkeypatch.setattr(commit, "_SAY_AFTER_S", 0.0)
-    assert commit._upload("local", "step-00000004", "s3://bucket/run", board) == "step-00000004 True"
-    (said,) = [call.args[0] for call in board.say.remote.call_args_list]
+    assert commit._upload("local", "step-00000004", "s3://bucket/run", channel) == "step-00000004 True"
+    (said,) = [call.args[0] for call in channel.say.remote.call_args_list]
     assert said.startswith("checkpoint step-00000004 waits for its storage")
 
 
-def test_storage_that_answers_is_not_told(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+def test_storage_that_answers_is_not_told(monkeypatch: pytest.MonkeyPatch, channel: MagicMock):
     before = threading.active_count()
     storage_that(monkeypatch, ["the checkpoint"])
-    assert commit._upload("local", "step-00000004", "s3://bucket/run", board) == "the checkpoint"
+    assert commit._upload("local", "step-00000004", "s3://bucket/run", channel) == "the checkpoint"
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):
             thread.join(timeout=20)
     assert threading.active_count() == before
-    board.say.remote.assert_not_called()
+    channel.say.remote.assert_not_called()
 
 
-def test_storage_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+def test_storage_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, channel: MagicMock):
     storage_that(monkeypatch, [OSError(errno.ENOSPC, "No space left on device")])
     with pytest.raises(JobFailedError, match=r"^checkpoint step-00000004 cannot be written to bucket/run: .*No space"):
-        commit._upload("local", "step-00000004", "s3://bucket/run", board)
-    reason, _ = board.give_up.remote.call_args.args
+        commit._upload("local", "step-00000004", "s3://bucket/run", channel)
+    reason, _ = channel.report_fatal.remote.call_args.args
     assert reason.startswith("checkpoint step-00000004 cannot be written")
 
 
-def test_a_run_that_was_deleted_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, board: MagicMock):
+def test_a_run_that_was_deleted_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channel: MagicMock):
     """Ray Train makes whatever folder it writes to."""
     where = storage_that(monkeypatch, ["the checkpoint"])
     where.experiment_fs_path = str(tmp_path / "small" / "checkpoints")
     with pytest.raises(JobFailedError, match=f"was deleted while this command wrote to it: '{tmp_path}/small'"):
-        commit._upload("local", "step-00000004", str(tmp_path / "small"), board)
+        commit._upload("local", "step-00000004", str(tmp_path / "small"), channel)
     where.persist_current_checkpoint.assert_not_called()
     assert not list(tmp_path.iterdir())

@@ -115,7 +115,7 @@ def test_a_checkpoint_continues_bit_equal(codec, batch, tmp_path: Path):
     state = checkpoint.State(step=3, stages=(Stage(workers=1, consumed=12),), score=1.5, config=CONFIG, digests=DIGESTS)
     checkpoint.save(tmp_path, state, first.network, first.ema, first.optimizer, first.schedule)
     assert checkpoint.load_state(tmp_path, DIGESTS) == state
-    checkpoint.restore(tmp_path, second.network, second.ema, second.optimizer, second.schedule)
+    checkpoint.load_into(tmp_path, second.network, second.ema, second.optimizer, second.schedule)
     for step in range(3, 6):
         train_step(second, batch, TRAIN, step)
     assert same(weights(second), weights(undisturbed))
@@ -129,7 +129,7 @@ def test_a_learning_rate_changed_between_two_sittings_counts(codec, batch, tmp_p
     state = checkpoint.State(step=3, stages=(), score=0.0, config=CONFIG, digests=DIGESTS)
     checkpoint.save(tmp_path, state, before.network, before.ema, before.optimizer, before.schedule)
     after = make_learner(codec, TRAIN.model_copy(update={"learning_rate": 1e-4}))
-    checkpoint.restore(tmp_path, after.network, after.ema, after.optimizer, after.schedule)
+    checkpoint.load_into(tmp_path, after.network, after.ema, after.optimizer, after.schedule)
     factor = 1 / (1 + 3 / 100)
     assert [group["lr"] for group in after.optimizer.param_groups] == pytest.approx([1e-4 * factor, 2e-3 * factor])
     train_step(after, batch, TRAIN, 4)

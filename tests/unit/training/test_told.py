@@ -6,7 +6,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.training.board import failure_reason
+from pipeline.training.channel import failure_reason
 from pipeline.training.loop import note
 
 RATES = {"images_per_s": 13.268, "data_wait": 0.0126, "grad_norm": 1.0}

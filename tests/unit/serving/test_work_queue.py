@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.serving.errors import BusyError, LateError
-from pipeline.serving.places import Places
+from pipeline.serving.work_queue import WorkQueue
 
 
-async def in_place(places: Places, work: Callable[[], object]) -> object:
-    async with places.place() as place:
+async def in_place(queue: WorkQueue, work: Callable[[], object]) -> object:
+    async with queue.place() as place:
         return await place.run(work)
 
 
@@ -35,10 +35,10 @@ def test_work_never_overlaps_and_each_gets_its_own_result():
         return number
 
     async def scenario() -> None:
-        places = Places(waiting=9, timeout=10)
-        found = await asyncio.gather(*(in_place(places, lambda n=n: work(n)) for n in range(10)))
+        queue = WorkQueue(waiting=9, timeout=10)
+        found = await asyncio.gather(*(in_place(queue, lambda n=n: work(n)) for n in range(10)))
         assert found == list(range(10))
-        assert places.taken == 0
+        assert queue.taken == 0
 
     asyncio.run(scenario())
     assert most == 1
@@ -46,30 +46,30 @@ def test_work_never_overlaps_and_each_gets_its_own_result():
 
 def test_one_more_than_there_are_places_is_refused_until_one_is_free():
     async def scenario() -> None:
-        places, gate = Places(waiting=1, timeout=10), threading.Event()
-        tasks = [asyncio.create_task(in_place(places, gate.wait)) for _ in range(2)]
-        await until(lambda: places.taken == 2)
+        queue, gate = WorkQueue(waiting=1, timeout=10), threading.Event()
+        tasks = [asyncio.create_task(in_place(queue, gate.wait)) for _ in range(2)]
+        await until(lambda: queue.taken == 2)
         with pytest.raises(BusyError, match="try again in") as refusal:
-            await in_place(places, gate.wait)
+            await in_place(queue, gate.wait)
         assert refusal.value.retry_after >= 1
         gate.set()
         await asyncio.gather(*tasks)
-        assert await in_place(places, lambda: "again") == "again"
+        assert await in_place(queue, lambda: "again") == "again"
 
     asyncio.run(scenario())
 
 
 def test_late_work_keeps_its_place_to_its_end_and_waiting_work_never_begins():
     async def scenario() -> None:
-        places, gate, begun = Places(waiting=1, timeout=0.05), threading.Event(), []
+        queue, gate, begun = WorkQueue(waiting=1, timeout=0.05), threading.Event(), []
         with pytest.raises(LateError, match=r"0\.05 s"):
-            await in_place(places, gate.wait)
-        assert places.taken == 1, "the processor is still busy with it"
+            await in_place(queue, gate.wait)
+        assert queue.taken == 1, "the processor is still busy with it"
         with pytest.raises(LateError):
-            await in_place(places, lambda: begun.append(1))
-        assert places.taken == 1, "what never began holds nothing"
+            await in_place(queue, lambda: begun.append(1))
+        assert queue.taken == 1, "what never began holds nothing"
         gate.set()
-        await until(lambda: places.taken == 0)
+        await until(lambda: queue.taken == 0)
         assert begun == []
 
     asyncio.run(scenario())
@@ -77,15 +77,15 @@ def test_late_work_keeps_its_place_to_its_end_and_waiting_work_never_begins():
 
 def test_a_client_that_leaves_gives_its_place_back():
     async def scenario() -> None:
-        places, gate, begun = Places(waiting=1, timeout=10), threading.Event(), []
-        running = asyncio.create_task(in_place(places, gate.wait))
-        waiting = asyncio.create_task(in_place(places, lambda: begun.append(1)))
-        await until(lambda: places.taken == 2)
+        queue, gate, begun = WorkQueue(waiting=1, timeout=10), threading.Event(), []
+        running = asyncio.create_task(in_place(queue, gate.wait))
+        waiting = asyncio.create_task(in_place(queue, lambda: begun.append(1)))
+        await until(lambda: queue.taken == 2)
         waiting.cancel()
-        await until(lambda: places.taken == 1)
+        await until(lambda: queue.taken == 1)
         gate.set()
         await running
-        assert places.taken == 0
+        assert queue.taken == 0
         assert begun == []
 
     asyncio.run(scenario())
@@ -97,12 +97,12 @@ def test_an_error_of_the_work_is_the_callers_and_frees_the_place(error: Exceptio
         raise error
 
     async def scenario() -> None:
-        places = Places(waiting=0, timeout=10)
+        queue = WorkQueue(waiting=0, timeout=10)
         with pytest.raises(type(error), match="its own"):
-            await in_place(places, fail)
+            await in_place(queue, fail)
         with pytest.raises(KeyError):
-            async with places.place():
+            async with queue.place():
                 raise KeyError("before any work")
-        assert places.taken == 0
+        assert queue.taken == 0
 
     asyncio.run(scenario())

@@ -11,7 +11,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from marked import MARK
+from processes import MARK
 
 HOST, BUCKET = "127.0.0.1", "blindsr"
 

@@ -40,7 +40,7 @@ def _kernel(rows: list[list[float]]) -> list[list[float]]:
 Kernel = Annotated[Json[list[list[float]]], AfterValidator(_kernel)]
 
 
-class Wishes(Frozen):
+class RestoreOptions(Frozen):
     """Hold the query parameters, which a form may give as fields as well."""
 
     scale: Scale | None = Field(
@@ -60,15 +60,15 @@ class Wishes(Frozen):
 
 
 @dataclass(frozen=True)
-class Order:
+class RestoreRequest:
     """Hold an encoded image within the limits, and what is to be done with it."""
 
     image: bytes
-    wishes: Wishes
+    options: RestoreOptions
 
 
-async def read_order(request: Request, settings: ServeSettings) -> Order:
-    """Read the order of a request: an image as the body itself, or as a file in a form.
+async def read_request(request: Request, settings: ServeSettings) -> RestoreRequest:
+    """Read what a request asks for: an image as the body itself, or as a file in a form.
 
     Raises:
         GoneError: the client hung up.
@@ -92,23 +92,23 @@ async def read_order(request: Request, settings: ServeSettings) -> Order:
             f"{header.width} x {header.height} is {header.width * header.height / 1e6:.1f} megapixels; "
             f"this server takes {settings.max_pixels / 1e6:.3g}"
         )
-    wishes = checked([*request.query_params.multi_items(), *fields])
-    if wishes.format is None:
+    options = checked([*request.query_params.multi_items(), *fields])
+    if options.format is None:
         wants_json = accepts_json(request.headers.getlist("accept"))
-        wishes = wishes.model_copy(update={"format": "json" if wants_json else "png"})
-    return Order(image, wishes)
+        options = options.model_copy(update={"format": "json" if wants_json else "png"})
+    return RestoreRequest(image, options)
 
 
-def checked(given: list[tuple[str, str]]) -> Wishes:
+def checked(given: list[tuple[str, str]]) -> RestoreOptions:
     """Validate the parameters. Raises RequestError that names every wrong one."""
     values = dict(given)
     if twice := [name[:40] for name, count in Counter(name for name, _ in given).items() if count > 1]:
         raise RequestError("; ".join(f"{name}: given more than once" for name in twice))
     try:
-        return Wishes.model_validate(values)
+        return RestoreOptions.model_validate(values)
     except ValidationError as error:
         wrong = {str(item["loc"][0]): item for item in error.errors()}
-        known = ", ".join(Wishes.model_fields)
+        known = ", ".join(RestoreOptions.model_fields)
         lines = [
             f"{name[:40]}: unknown parameter; there is {known}"
             if item["type"] == "extra_forbidden"

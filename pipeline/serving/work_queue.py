@@ -16,7 +16,7 @@ T = TypeVar("T")
 _FIRST_GUESS_S = 10.0  # what a restoration takes, until one has been seen
 
 
-class Places:
+class WorkQueue:
     """Hold the places of one event loop's requests: one that is worked on and `waiting` more."""
 
     def __init__(self, waiting: int, timeout: float) -> None:

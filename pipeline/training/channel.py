@@ -26,13 +26,13 @@ _ANSWER_S = 10.0
 _SAY_LATE_S = 20.0  # Slurm and Kubernetes send SIGKILL 30 s after SIGTERM
 
 
-class Board:
+class DriverChannel:
     """Hold the newest (step, note), what the user should know, and who wants the run to end."""
 
     def __init__(self) -> None:
         self._newest: tuple[int, str] = (0, "")
         self._said: list[str] = []
-        self._hopeless: tuple[str, str] | None = None
+        self._fatal: tuple[str, str] | None = None
         self._stop = False
 
     def put(self, step: int, note: str) -> None:
@@ -48,21 +48,21 @@ class Board:
         said, self._said = self._said, []
         return *self._newest, said
 
-    def give_up(self, reason: str, advice: str) -> None:
+    def report_fatal(self, reason: str, advice: str) -> None:
         """Record that the run has failed in a way that a restart of its workers does not mend."""
-        self._hopeless = self._hopeless or (reason, advice)
+        self._fatal = self._fatal or (reason, advice)
 
     def failed(self, reason: str) -> None:
         """Record a failure that the controller answers by restarting the workers.
 
         Not told when the run was given up.
         """
-        if self._hopeless is None:
+        if self._fatal is None:
             self._said.append(f"{reason}; the run goes on from its last checkpoint while max_failures allows")
 
-    def hopeless(self) -> tuple[str, str] | None:
+    def fatal(self) -> tuple[str, str] | None:
         """Return why the run was given up, and what to do; nothing if it was not."""
-        return self._hopeless
+        return self._fatal
 
     def stop(self) -> None:
         """Record the driver's wish: write a checkpoint and end."""
@@ -73,35 +73,35 @@ class Board:
         return self._stop
 
 
-class StopWish:
+class StopFlag:
     """Ask for the driver's wish in the background, so that no step of rank 0 waits for the answer."""
 
-    def __init__(self, board: Any) -> None:  # noqa: ANN401 - an actor handle
-        self._board, self._answer = board, board.stopping.remote()
+    def __init__(self, channel: Any) -> None:  # noqa: ANN401 - an actor handle
+        self._channel, self._answer = channel, channel.stopping.remote()
 
     def __bool__(self) -> bool:
         if ray.wait([self._answer], timeout=0)[0]:
             if ray.get(self._answer):
                 return True
-            self._answer = self._board.stopping.remote()
+            self._answer = self._channel.stopping.remote()
         return False
 
 
-class TellFailures(ray.train.UserCallback):
+class ReportWorkerFailures(ray.train.UserCallback):
     """Tell the user that Ray Train replaced lost workers, and why; it does so without a word."""
 
-    def __init__(self, board: Any) -> None:  # noqa: ANN401 - an actor handle
-        self._board = board
+    def __init__(self, channel: Any) -> None:  # noqa: ANN401 - an actor handle
+        self._channel = channel
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401
         """Record the failure, when the controller calls."""
         reason = failure_reason(worker_exceptions)
-        self._board.failed.remote(reason)
+        self._channel.failed.remote(reason)
 
 
-def say(board: Any, line: str) -> None:  # noqa: ANN401 - an actor handle
+def say(channel: Any, line: str) -> None:  # noqa: ANN401 - an actor handle
     """Tell the user something, without waiting."""
-    board.say.remote(line)
+    channel.say.remote(line)
 
 
 def failure_reason(failures: dict[int, Exception]) -> str:
@@ -119,16 +119,16 @@ def failure_reason(failures: dict[int, Exception]) -> str:
 
 
 class LiveLine:
-    """Show what rank 0 puts on `board` as a progress bar over `steps` while the block runs, and hand on `stop`.
+    """Show what rank 0 puts on `channel` as a progress bar over `steps` while the block runs, and hand on `stop`.
 
-    The board is started again when it dies: its newest numbers come again, and so does the wish to stop.
+    The channel is started again when it dies: its newest numbers come again, and so does the wish to stop.
     """
 
     def __init__(self, steps: int, checkpoint: Callable[[], str]) -> None:
         # Beside the driver: on any other node it would be lost with that node, and the run with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         again = {"max_restarts": -1, "max_task_retries": -1}
-        self.board: Any = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here, **again).remote()
+        self.channel: Any = ray.remote(num_cpus=0)(DriverChannel).options(scheduling_strategy=here, **again).remote()
         self.stop = threading.Event()  # set by the driver: the workers are to end with a checkpoint
         self._steps, self._checkpoint, self._ended = steps, checkpoint, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -143,11 +143,11 @@ class LiveLine:
         self._ended.set()
         self._thread.join(timeout=_ANSWER_S)  # without Ray there is no answer to wait for
 
-    def hopeless(self) -> tuple[str, str] | None:
+    def fatal(self) -> tuple[str, str] | None:
         """Return why the run was given up, and what to do; nothing if it was not, or if Ray is not there to tell."""
         if watch.death() is None:
             with contextlib.suppress(ray.exceptions.RayError):
-                return ray.get(self.board.hopeless.remote(), timeout=_ANSWER_S)
+                return ray.get(self.channel.fatal.remote(), timeout=_ANSWER_S)
         return None
 
     def _watch(self) -> None:
@@ -159,14 +159,14 @@ class LiveLine:
                 if watch.death():
                     return  # without its object store Ray would end this process at the next call
                 if self.stop.is_set() and not last:
-                    self.board.stop.remote()  # again each time: a board that was started anew does not know
+                    self.channel.stop.remote()  # again each time: a channel that was started anew does not know
                     asked_at = asked_at or time.monotonic()
                     if time.monotonic() - asked_at > _SAY_LATE_S:
                         asked_at = float("inf")
                         line = f"{_SAY_LATE_S:g} s after the signal the checkpoint is not written; {self._checkpoint()}"
                         print(f"\n{line}; SIGKILL now would lose what came after", file=sys.stderr, flush=True)
                 try:
-                    step, note, said = ray.get(self.board.get.remote(), timeout=_ANSWER_S)
+                    step, note, said = ray.get(self.channel.get.remote(), timeout=_ANSWER_S)
                 except ray.exceptions.RayError:  # it is being started again
                     if last:
                         return

@@ -1,0 +1,35 @@
+"""What a training is: built once by the driver, read by all that starts, trains, saves and registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.tracking.runs import RunRef
+from pipeline.training.learner import InitialWeights
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Hold what a run is to learn, from what, and where it is kept."""
+
+    config: RunConfig
+    digests: dict[str, str]  # of shards and bank
+    home: str  # URI of the run's folder
+    start: InitialWeights  # of a new run
+    changed: bool  # a checkpoint made from other data is welcome
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """Hold what the driver hands to every worker."""
+
+    config: RunConfig
+    digests: dict[str, str]
+    home: str
+    start: Any  # reference to the InitialWeights in Ray's object store
+    changed: bool
+    tracked: RunRef  # where rank 0 records
+    channel: Any  # handle of training.channel.DriverChannel
+    data_cpus: float  # logical CPUs all workers' data tasks may use together
