@@ -93,7 +93,7 @@ def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protoc
 
 
 def _camera_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protocol: Protocol) -> np.ndarray:
-    composite = protocol.told_kernel(kernel, scale)
+    composite = protocol.assumed_kernel(kernel, scale)
     around = -(-composite.shape[0] // scale)  # LR pixels of mirrored scene on every side
     scene = np.pad(hr / 255, ((around * scale,) * 2, (around * scale,) * 2, (0, 0)), mode="symmetric")
     image = torch.from_numpy(scene).permute(2, 0, 1)[None]
@@ -106,7 +106,7 @@ def _camera_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, pro
     return np.ascontiguousarray(quantize(torch.from_numpy(lr), protocol.lr_quantize).permute(1, 2, 0).numpy())
 
 
-def told_sigma(lr: np.ndarray, sigma: float, protocol: Protocol) -> float:
+def assumed_sigma(lr: np.ndarray, sigma: float, protocol: Protocol) -> float:
     """Return the noise level that models are told: the true one, or of a camera's image what its file shows.
 
     Args:
@@ -129,14 +129,14 @@ def restore_all(
 
     Args:
         lr: float32.
-        kernel: (k, k) true kernel, as `Protocol.told_kernel`; only `nonblind` and models that are not blind see it.
+        kernel: (k, k) true kernel, as `Protocol.assumed_kernel`; only `nonblind` and models that are not blind see it.
         scale: of the degradation.
         sigma: true noise level, told to all models by protocols without cameras.
         models: by the method's name: `blind`, `nonblind`, or a model's URI.
         protocol: which baselines fit its grid, and whether the image has to be made periodic first.
     """
     mirrored = protocol.degradation != "usrnet"
-    sigma = told_sigma(lr, sigma, protocol)
+    sigma = assumed_sigma(lr, sigma, protocol)
     height, width = scale * lr.shape[0], scale * lr.shape[1]
     baselines = {BICUBIC: bicubic_centred} if mirrored else {BICUBIC: bicubic, UNALIGNED: bicubic_unaligned}
 

@@ -174,7 +174,7 @@ def _checked_images(
         for scale, of_scale in kernels.items():
             multiple, border = protocol.size_multiple(scale), protocol.border_pixels(scale)
             sides = [min(n, protocol.crop or n) // multiple * multiple for n in (height, width)]
-            side = protocol.told_kernel(of_scale[0], scale).shape[0]
+            side = protocol.assumed_kernel(of_scale[0], scale).shape[0]
             smallest = max(side, 2 * border + 11)  # SSIM's window inside the border
             if min(sides) < smallest:
                 raise BadRequestError(
@@ -255,7 +255,7 @@ def compute_case(
     hr = crop_hr(_decoded(case.image), case.scale, protocol)
     kernel = kernels[case.scale][case.kernel - 1]
     lr = make_lr(hr, kernel, case.scale, case.sigma, protocol)
-    told = protocol.told_kernel(kernel, case.scale)
+    told = protocol.assumed_kernel(kernel, case.scale)
     name = PurePosixPath(case.image).name
     key = {"image": name, "kernel": case.kernel, "scale": case.scale, "sigma": case.sigma, "uri": case.image}
     return [

@@ -90,7 +90,7 @@ def restore_again(
     hr = crop_hr(decode_image(storage.read_bytes(row["uri"])), scale, protocol)
     kernel = kernels[scale][number - 1]
     lr = make_lr(hr, kernel, scale, sigma, protocol)
-    told = protocol.told_kernel(kernel, scale)
+    told = protocol.assumed_kernel(kernel, scale)
     case = (row["uri"], number, scale, sigma)
     values = {
         r["method"]: r[protocol.headline] for r in rows if (r["uri"], r["kernel"], r["scale"], r["sigma"]) == case

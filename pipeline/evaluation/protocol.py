@@ -61,7 +61,7 @@ class Protocol(Frozen):
         """Return where LR pixels lie in their blocks: only direct decimation keeps the corner."""
         return "corner" if self.degradation == "usrnet" else "centre"
 
-    def told_kernel(self, kernel: np.ndarray, scale: int) -> np.ndarray:
+    def assumed_kernel(self, kernel: np.ndarray, scale: int) -> np.ndarray:
         """Convert a kernel to its equivalent in y = (x (*) k) down_s, which restorers assume."""
         match self.degradation:
             case "usrnet":

@@ -22,7 +22,7 @@ from pipeline.config import Grid
 from pipeline.inference import layout
 from pipeline.inference.estimate import estimate_kernel
 from pipeline.inference.network import LoadedNetwork
-from pipeline.inference.strength import told_kernel
+from pipeline.inference.strength import assumed_kernel
 from pipeline.inference.texture import structure
 from pipeline.inference.windows import Result, Settings, border, restore_planes
 from pipeline.reduction import place
@@ -81,7 +81,7 @@ class KernelField(NamedTuple):
 
     def weakened(self, strength: float) -> KernelField:
         """Return the kernels that a restoration of this strength is made with, at the same places."""
-        return self._replace(kernels=np.stack([told_kernel(kernel, strength) for kernel in self.kernels]))
+        return self._replace(kernels=np.stack([assumed_kernel(kernel, strength) for kernel in self.kernels]))
 
 
 def estimate_field(

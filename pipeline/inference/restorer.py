@@ -17,7 +17,7 @@ from pipeline.inference.kernel_field import KernelField, estimate_field, restore
 from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.noise import estimate_sigma
 from pipeline.inference.planes import channel_count, split_alpha, to_float, to_type
-from pipeline.inference.strength import check_strength, told_kernel, told_sigma
+from pipeline.inference.strength import assumed_kernel, assumed_sigma, check_strength
 from pipeline.inference.windows import Result, Settings, restore_planes
 from pipeline.reduction import place
 
@@ -106,7 +106,7 @@ class Restorer(LoadedNetwork):
         settings = Settings(scale, level, used, self_ensemble, max_memory, *_start(x0, scale, lr))
         field = estimate_field(self, lr, settings, grid, **size) if kernel_field else None
         estimated = time.perf_counter()
-        settings = settings._replace(sigma=told_sigma(level, strength), kernel=told_kernel(used, strength))
+        settings = settings._replace(sigma=assumed_sigma(level, strength), kernel=assumed_kernel(used, strength))
         told = None if field is None else field.weakened(strength)
         result = _restored(self, lr, settings, told, **size)
         restored = to_type(result.image, image.dtype)
@@ -114,7 +114,7 @@ class Restorer(LoadedNetwork):
             grey = to_type(result.image.mean(-1, keepdims=True), image.dtype)
             restored = grey if alpha is not None else grey[..., 0]
         if alpha is not None:
-            own = settings._replace(x0=None, x0_model=None, sigma=told_sigma(0.0, strength))
+            own = settings._replace(x0=None, x0_model=None, sigma=assumed_sigma(0.0, strength))
             restored = np.concatenate([restored, self._alpha(alpha, own, told, image)], axis=-1)
         return Restored(
             image=restored,

@@ -15,7 +15,7 @@ import numpy as np
 from kernels_bank.runtime.errors import BadRequestError
 
 _CALM = 8 / 255  # noise level that is added at strength 0; measured in docs/restore.md
-_LOBES = 3  # of Lanczos' interpolation of a point that lies between pixels
+_LOBES = 3  # of the interpolation of a point between pixels: fewer than a shift has, so that they fit into a kernel
 
 
 def check_strength(strength: float) -> None:
@@ -24,7 +24,7 @@ def check_strength(strength: float) -> None:
         raise BadRequestError(f"strength: a number from 0 (plain enlargement) to 1 (full) is expected, got {strength}")
 
 
-def told_kernel(kernel: np.ndarray, strength: float) -> np.ndarray:
+def assumed_kernel(kernel: np.ndarray, strength: float) -> np.ndarray:
     """Return the kernel that a restoration of this strength is made with, (k, k) of sum 1.
 
     Its transfer function lies on the straight line between that of the kernel and that of a point. For a transfer
@@ -40,7 +40,7 @@ def told_kernel(kernel: np.ndarray, strength: float) -> np.ndarray:
     return (share * kernel + (1 - share) * _point(kernel)).astype(np.float32)
 
 
-def told_sigma(sigma: float, strength: float) -> float:
+def assumed_sigma(sigma: float, strength: float) -> float:
     """Return the noise level that the network is told of, on the [0, 1] scale: at full strength the photograph's own.
 
     Args:

@@ -14,11 +14,11 @@ from pipeline.evaluation.cases import (
     BLIND,
     NONBLIND,
     Estimate,
+    assumed_sigma,
     crop_hr,
     make_lr,
     measure,
     restore_all,
-    told_sigma,
 )
 from pipeline.evaluation.protocol import PROTOCOLS
 from pipeline.images.decode import decode_image
@@ -91,9 +91,9 @@ def test_a_camera_model_restores_jpegs_better_and_loses_little_elsewhere(photogr
         for photograph in photographs:
             hr = crop_hr(photograph[:256, :256], scale, protocol)
             lr = make_lr(hr, KERNEL, scale, 0.0, protocol)
-            told = protocol.told_kernel(KERNEL, scale)
+            told = protocol.assumed_kernel(KERNEL, scale)
             placed = periodic_extension(lr, -(-told.shape[0] // scale))
-            kernel, level = torch.from_numpy(told)[None], told_sigma(lr, 0.0, protocol)
+            kernel, level = torch.from_numpy(told)[None], assumed_sigma(lr, 0.0, protocol)
             psnr = {}
             for which, model in models.items():
                 sr = model.nonblind(model.tensor(placed), kernel, scale, level)[0, :, : hr.shape[0], : hr.shape[1]]

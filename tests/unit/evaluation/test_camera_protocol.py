@@ -12,7 +12,7 @@ from skimage import data
 from kernels_bank import benchmark_kernels
 from pipeline.degrade import degrade
 from pipeline.evaluation.baselines import bicubic_centred
-from pipeline.evaluation.cases import crop_hr, make_lr, told_sigma
+from pipeline.evaluation.cases import assumed_sigma, crop_hr, make_lr
 from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.protocol import PROTOCOLS
 
@@ -41,7 +41,7 @@ def test_the_told_kernel_explains_the_picture_away_from_its_edges():
     protocol = PROTOCOLS["camera-bicubic"]
     hr = crop_hr(HR, 2, protocol)
     lr = make_lr(hr, KERNEL, 2, 0.0, protocol)
-    told = protocol.told_kernel(KERNEL, 2)
+    told = protocol.assumed_kernel(KERNEL, 2)
     again = degrade(torch.from_numpy(hr / 255).permute(2, 0, 1)[None], torch.from_numpy(told).double()[None], 2)
     edge = -(-told.shape[0] // 4)
     left = (again[0].permute(1, 2, 0).numpy() - lr)[edge:-edge, edge:-edge]
@@ -69,10 +69,10 @@ def test_nobody_tells_the_noise_level(name):
     hr = crop_hr(HR, 2, protocol)
     clean = make_lr(hr, KERNEL, 2, 0.0, PROTOCOLS["camera-area"])
     lr = make_lr(hr, KERNEL, 2, 0.0, protocol)
-    told = told_sigma(lr, 0.7, protocol)  # the true level plays no part
+    told = assumed_sigma(lr, 0.7, protocol)  # the true level plays no part
     off = float(np.sqrt(np.square(lr - clean).mean()))
     assert told < 2 / 255 if off == 0 else 0.6 * off < told < 1.7 * off
-    assert told_sigma(lr, 0.7, PROTOCOLS["usrnet-table1"]) == 0.7
+    assert assumed_sigma(lr, 0.7, PROTOCOLS["usrnet-table1"]) == 0.7
 
 
 def test_the_pixels_are_those_of_a_jpeg_file():

@@ -87,7 +87,7 @@ def test_published_weights_restore_it_far_better_than_bicubic(shared):
     image = crop_hr(photograph, 2, DAN)
     kernel = DAN.kernels(2)[4]
     lr = make_lr(image, kernel, 2, 0.0, DAN)
-    told = DAN.told_kernel(kernel, 2)
+    told = DAN.assumed_kernel(kernel, 2)
     found = restore_all(lr, told, 2, 0.0, {NONBLIND: model}, DAN)
     assert set(found) == {BICUBIC, NONBLIND}
     values = {name: measure(estimate, image, lr, told, 2, DAN) for name, estimate in found.items()}

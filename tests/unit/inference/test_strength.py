@@ -13,7 +13,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.degrade import degrade
 from pipeline.images.convert import to_depth
 from pipeline.inference import Restorer
-from pipeline.inference.strength import told_kernel, told_sigma
+from pipeline.inference.strength import assumed_kernel, assumed_sigma
 from pipeline.model import upsample
 
 KERNELS = benchmark_kernels(25)
@@ -35,25 +35,25 @@ def shifted_with_lobes() -> np.ndarray:
 @pytest.mark.parametrize("kernel", [*KERNELS, shifted_with_lobes()])
 @pytest.mark.parametrize("strength", STEPS)
 def test_a_told_kernel_keeps_sum_and_place(kernel, strength):
-    told = told_kernel(kernel, strength)
+    told = assumed_kernel(kernel, strength)
     assert told.shape == kernel.shape
     assert told.sum() == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(centroid(told), centroid(kernel), atol=0.02)
 
 
 def test_full_strength_changes_nothing_and_none_is_a_point():
-    np.testing.assert_array_equal(told_kernel(KERNELS[2], 1), KERNELS[2])
-    assert told_sigma(0.013, 1) == 0.013
+    np.testing.assert_array_equal(assumed_kernel(KERNELS[2], 1), KERNELS[2])
+    assert assumed_sigma(0.013, 1) == 0.013
     point = np.zeros((25, 25), np.float32)
     point[12, 12] = 1
-    np.testing.assert_allclose(told_kernel(KERNELS[2], 0), point, atol=1e-5)
-    levels = [told_sigma(0.013, strength) for strength in STEPS]
+    np.testing.assert_allclose(assumed_kernel(KERNELS[2], 0), point, atol=1e-5)
+    levels = [assumed_sigma(0.013, strength) for strength in STEPS]
     assert levels == sorted(levels, reverse=True)
 
 
 def test_the_gain_of_the_inverse_filter_rises_with_strength():
     transfer = [
-        np.abs(np.fft.rfft2(np.fft.ifftshift(told_kernel(KERNELS[6], strength).astype(float)))) for strength in STEPS
+        np.abs(np.fft.rfft2(np.fft.ifftshift(assumed_kernel(KERNELS[6], strength).astype(float)))) for strength in STEPS
     ]
     for weaker, stronger in itertools.pairwise(transfer):
         assert (stronger <= weaker + 1e-6).all()
