@@ -51,14 +51,14 @@ class TrainingObjective(nn.Module):
             case "spectral":
                 first = network.initial(lr, scale, sigma)
                 estimate = Reducer(first.shares, scale, "corner").compose(first.blur)
-                terms = {
-                    "loss_code": F.l1_loss(first.code, network.encode(kernel)),
-                    "loss_kernel": kernel_l1(estimate, kernel),
-                }
-                weights = {"loss_code": loss.code, "loss_kernel": loss.kernel}
+                weights = {"loss_code": loss.code, "loss_kernel": loss.kernel, "loss_inverse": loss.inverse}
+                terms = {}
+                if loss.code:
+                    terms["loss_code"] = F.l1_loss(first.code, network.encode(kernel))
+                if loss.kernel:
+                    terms["loss_kernel"] = kernel_l1(estimate, kernel)
                 if loss.inverse:
                     terms["loss_inverse"] = inverse_error(estimate, kernel, sigma).mean()
-                    weights["loss_inverse"] = loss.inverse
                 return {"loss": _weighted(terms, weights), **terms}
             case _:
                 out = network(lr, scale, sigma, image_rounds=loss.image_rounds)
