@@ -21,6 +21,9 @@ def project_simplex(values: np.ndarray) -> np.ndarray:
 
     Returns:
         (..., d) of the same dtype.
+
+    >>> project_simplex(np.array([0.5, 0.75, -0.25])).tolist()
+    [0.375, 0.625, 0.0]
     """
     descending = -np.sort(-values, axis=-1)
     rank = np.arange(1, values.shape[-1] + 1, dtype=values.dtype)

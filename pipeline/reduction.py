@@ -34,7 +34,11 @@ _LOSS = 1e-3  # share of a shifted kernel that may be cut off
 
 
 def offset(scale: int, grid: Grid) -> float:
-    """Return how far right of and below its block's upper-left pixel an LR pixel lies, in HR pixels."""
+    """Return how far right of and below its block's upper-left pixel an LR pixel lies, in HR pixels.
+
+    >>> offset(4, "centre")
+    1.5
+    """
     return (scale - 1) / 2 if grid == "centre" else 0.0
 
 
@@ -51,6 +55,9 @@ def reduction_line(reduction: Reduction, scale: int, grid: Grid) -> np.ndarray:
 
     Returns:
         (n,) float64, n odd, of sum 1 and with its centroid at minus the grid's offset from the middle; read-only.
+
+    >>> reduction_line("area", 2, "centre").tolist()
+    [0.0, 0.5, 0.5, 0.0, 0.0]
     """
     behind = offset(scale, grid)
     middle = offset(scale, "centre")

@@ -37,7 +37,7 @@ def problems(page: Path) -> Iterator[str]:
 def anchors(text: str) -> set[str]:
     r"""Return the anchors that a web page of this text gives its headings.
 
-    >>> sorted(anchors("# Time and memory\\n## What `auto` does, exactly"))
+    >>> sorted(anchors("# Time and memory\n## What `auto` does, exactly"))
     ['time-and-memory', 'what-auto-does-exactly']
     """
     headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", text), re.MULTILINE)

@@ -77,7 +77,11 @@ def mask_text(text: str) -> str:
 
 
 def mask_uri(uri: str) -> str:
-    """Return one URI without its login, which here is all that stands before its last `@`."""
+    """Return one URI without its login, which here is all that stands before its last `@`.
+
+    >>> mask_uri("https://me:p@ss@server/path")
+    'https://***@server/path'
+    """
     scheme, separator, rest = uri.partition("://")
     _login, at, after = rest.rpartition("@")
     return mask_text(f"{scheme}{separator}{MASK}@{after}" if separator and at else uri)

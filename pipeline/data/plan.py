@@ -86,7 +86,11 @@ def for_worker(segments: Iterator[Segment], stages: Sequence[Stage], workers: in
 
 
 def advance(stages: Sequence[Stage], workers: int, samples: int) -> tuple[Stage, ...]:
-    """Return the stages after every one of `workers` has consumed `samples` more."""
+    """Return the stages after every one of `workers` has consumed `samples` more.
+
+    >>> advance((Stage(workers=2, consumed=8),), workers=2, samples=4)
+    (Stage(workers=2, consumed=12),)
+    """
     if stages and stages[-1].workers == workers:
         return (*stages[:-1], Stage(workers=workers, consumed=stages[-1].consumed + samples))
     return (*stages, Stage(workers=workers, consumed=samples))

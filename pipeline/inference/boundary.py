@@ -35,7 +35,11 @@ def extend_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def friendly_length(least: int) -> int:
-    """Return the next length >= `least` that is a multiple of 8 and whose FFT is fast."""
+    """Return the next length >= `least` that is a multiple of 8 and whose FFT is fast.
+
+    >>> friendly_length(97)
+    120
+    """
     return next_fast_len(-(-least // _MULTIPLE), real=True) * _MULTIPLE
 
 
