@@ -26,12 +26,12 @@ from kernels_bank.runtime.progress import Progress
 from kernels_bank.store import content_digest
 from pipeline.data.sources import list_sources
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, Case, crop_hr, make_lr, measure, restore_all
-from pipeline.evaluation.memory import keep_freed_memory
 from pipeline.evaluation.protocol import Protocol, load_protocol
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image
 from pipeline.inference import Restorer
+from pipeline.inference.allocator import keep_freed_memory
 from pipeline.inference.network import default_device
 
 # Ray needs a tenth of a second from the end of a task to the start of the next on the same core.

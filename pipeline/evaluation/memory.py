@@ -1,21 +1,18 @@
-"""Memory of a process that restores one image after another: what an image costs, and how to spare the page faults."""
+"""The peak memory of a restoration, above what its process held before."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import re
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
+from pipeline.inference.allocator import give_back_free_memory
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the high-water mark of resident memory
 _MIB = 2**20
-# Of glibc's malloc.h, and the most that it takes for the first.
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-_LARGEST_THRESHOLD = 32 * _MIB
 
 
 class PeakMemory:
@@ -35,7 +32,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before: float | None = torch.cuda.memory_allocated(self._device) / _MIB
         else:
-            _give_back_free_memory()
+            give_back_free_memory()
             self._before = _resident("VmRSS") if _reset_peak() else None
         return self
 
@@ -46,27 +43,6 @@ class PeakMemory:
         peak = torch.cuda.max_memory_allocated(self._device) / _MIB if cuda else _resident("VmHWM")
         if self._before is not None and peak is not None:
             self.mib = max(0.0, peak - self._before)
-
-
-def keep_freed_memory() -> None:
-    """Let this process use freed memory again, in large pages. To be called before it computes anything.
-
-    Feature maps of a photograph are above what glibc keeps when it is freed: each layer would get fresh pages from the
-    kernel, which clears them at the first touch. That is a quarter of the time of a restoration on the CPU. Other C
-    libraries have no such setting and stay as they are.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large tensor
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _give_back_free_memory() -> None:
-    """What malloc_trim of glibc does; other C libraries keep less and have no such function."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _reset_peak() -> bool:

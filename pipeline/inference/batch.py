@@ -17,6 +17,7 @@ from pipeline.data.sources import Source, read_source
 from pipeline.images import BadImageError
 from pipeline.images.header import read_header
 from pipeline.inference import memory
+from pipeline.inference.allocator import keep_freed_memory
 from pipeline.inference.files import RestoreContext, RestoreResult, load_context, restore_job
 from pipeline.inference.network import default_device
 from pipeline.inference.restore_jobs import RestoreJob, list_jobs, split_done
@@ -97,6 +98,7 @@ def planned(settings: RestoreSettings) -> str:
 
 
 def _here(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[RestoreResult]:
+    keep_freed_memory(context.settings.max_memory)
     for job in jobs:
         yield restore_job(job, context)
 
@@ -148,6 +150,7 @@ class Worker:
 
         torch.set_num_threads(threads)
         self.context: RestoreContext = ray.get(shared[0]).on(default_device())
+        keep_freed_memory(self.context.settings.max_memory)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         """Restore one image; columns of an RestoreResult."""

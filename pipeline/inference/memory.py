@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config import ModelConfig
+from pipeline.inference.allocator import give_back_free_memory
 
 # float32 values alive for each HR pixel at the peak, counted on fake tensors for widths from 4 to 64
 # (tests/unit/inference/test_memory.py). Resident memory grew by 1.03 times that for large windows; what libraries and
@@ -32,9 +33,13 @@ def image_bytes(scale: int, channels: int, item: int) -> float:
 
 
 def in_use(device: torch.device) -> int:
-    """Return the bytes that the process holds: resident memory, or what is allocated on its card."""
+    """Return the bytes that the process holds: resident memory, or what is allocated on its card.
+
+    Freed memory that the C library kept is given back first: a window may have it.
+    """
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
+    give_back_free_memory()
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS"):
             return 1024 * int(line.split()[1])

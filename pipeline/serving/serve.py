@@ -143,10 +143,12 @@ def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
     def build() -> FastAPI:
         import torch
 
+        from pipeline.inference.allocator import keep_freed_memory
         from pipeline.serving.app import build_app
         from pipeline.serving.model import LiveModel
 
         torch.set_num_threads(threads)
+        keep_freed_memory(settings.max_memory)
         return build_app(settings, LiveModel(settings.model))
 
     return build

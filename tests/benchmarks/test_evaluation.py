@@ -21,10 +21,10 @@ from kernels_bank import benchmark_kernels
 from pipeline.config import ModelConfig
 from pipeline.evaluation.baselines import bicubic, bicubic_unaligned
 from pipeline.evaluation.cases import NONBLIND, crop_hr, make_lr, measure, restore_all
-from pipeline.evaluation.memory import keep_freed_memory
 from pipeline.evaluation.metrics import luma, psnr_shifted
 from pipeline.evaluation.protocol import PROTOCOLS
 from pipeline.inference import Restorer
+from pipeline.inference.allocator import keep_freed_memory
 from pipeline.model import USRNet
 from tests.published import PublishedUSRNet
 
