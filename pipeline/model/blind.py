@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kernels_bank.codec import KernelCodec, decode_codes, encode_codes
+from kernels_bank.codec import KernelCodec
+from kernels_bank.coding import decode_codes, encode_codes
 from pipeline.config import Grid, ModelConfig
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator

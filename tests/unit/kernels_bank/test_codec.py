@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from scipy.optimize import minimize
 
 from kernels_bank import KernelCodec
-from kernels_bank.codec import decode_codes, encode_codes
+from kernels_bank.coding import decode_codes, encode_codes
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.simplex import project_simplex, project_simplex_tensor
 

@@ -1,0 +1,57 @@
+"""How a kernel code is computed and undone, for arrays and for tensors: the two formulas of `kernels_bank/codec.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from kernels_bank.simplex import project_simplex, project_simplex_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+def encode_codes(kernels: Array, mean: Array, basis: Array, std: Array) -> Array:
+    """Encode kernels.
+
+    Args:
+        kernels: (..., k, k); arrays or tensors, all arguments of one kind and dtype.
+        mean: (d,), d = k^2.
+        basis: (d, c).
+        std: (c,).
+
+    Returns:
+        (..., c). Tensors: differentiable, and never in half precision of an autocast region.
+    """
+    flat = kernels.reshape((*kernels.shape[:-2], mean.shape[0]))
+    if isinstance(flat, np.ndarray):
+        return ((flat - mean) @ basis) / std
+    import torch
+
+    with torch.autocast(flat.device.type, enabled=False):
+        return ((flat.to(mean.dtype) - mean) @ basis) / std
+
+
+def decode_codes(codes: Array, mean: Array, basis: Array, std: Array, size: int) -> Array:
+    """Decode codes to kernels, >= 0 and of sum 1.
+
+    Args:
+        codes: (..., c).
+        mean: (d,), d = k^2.
+        basis: (d, c).
+        std: (c,).
+        size: kernel side k.
+
+    Returns:
+        (..., k, k). Tensors: differentiable, and never in half precision of an autocast region.
+    """
+    shape = (*codes.shape[:-1], size, size)
+    if isinstance(codes, np.ndarray):
+        return project_simplex(mean + (codes * std) @ basis.T).reshape(shape)
+    import torch
+
+    with torch.autocast(codes.device.type, enabled=False):
+        return project_simplex_tensor(mean + (codes.to(mean.dtype) * std) @ basis.T).reshape(shape)
