@@ -72,7 +72,7 @@ def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
     guard.set_up()
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with _as_ours():
+            with _as_ours(), contextlib.nullcontext() if log_to_driver else _stderr_into(folder.parent / "start.log"):
                 ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -117,6 +117,23 @@ def _as_ours() -> Iterator[None]:
             if handler not in (signal.SIG_DFL, None):
                 signal.signal(signal.SIGTERM, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def _stderr_into(file: Path) -> Iterator[None]:
+    """Let what is written to standard error in the block go to a file.
+
+    Ray's C++ part tells of each try to reach a server that has died, from a thread of its own. The failure is raised
+    as an exception all the same.
+    """
+    shown, log = os.dup(2), os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(log, 2)
+    try:
+        yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+        os.close(log)
 
 
 def _leave() -> None:
