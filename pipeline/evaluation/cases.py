@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from pipeline.evaluation.dan_degradation import degrade_dan
 from pipeline.evaluation.memory import PeakMemory
 from pipeline.evaluation.metrics import compare_kernels, psnr, psnr_shifted, ssim
 from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.row import Measures
 from pipeline.images.jpeg_level import jpeg_error
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
@@ -31,16 +31,6 @@ from pipeline.seeds import rng
 
 _CHROMA: Subsampling = "4:2:0"
 BICUBIC, UNALIGNED, NONBLIND, BLIND = "bicubic", "bicubic-unaligned", "nonblind", "blind"
-
-
-@dataclass(frozen=True)
-class Case:
-    """Say what is degraded, and how."""
-
-    image: str  # URI
-    kernel: int  # 1-based number in the kernel set
-    scale: int
-    sigma: float  # [0, 1] scale
 
 
 @dataclass(frozen=True)
@@ -172,7 +162,7 @@ def _measured(device: torch.device, work: Callable[[], Estimate]) -> Estimate:
 
 def measure(
     estimate: Estimate, hr: np.ndarray, lr: np.ndarray, kernel: np.ndarray, scale: int, protocol: Protocol
-) -> dict[str, Any]:
+) -> Measures:
     """Measure one estimate by all metrics; None where a method has no such thing.
 
     Args:
@@ -192,27 +182,22 @@ def measure(
 
     image, reference = compared(estimate.sr)
     shifted = psnr_shifted(image, reference, border=border)
-    values: dict[str, Any] = {
-        "psnr_rgb": psnr(image, reference, border=border),
-        "psnr_y": psnr(image, reference, border=border, channel="y"),
-        "ssim_rgb": ssim(image, reference, border=border),
-        "ssim_y": ssim(image, reference, border=border, channel="y"),
-        "psnr_rgb_shifted": shifted.psnr,
-        "kernel_psnr": None,
-        "kernel_correlation": None,
-        "lr_residual": None,
-        "psnr_rounds": [psnr(*compared(sr), border=border) for sr in estimate.rounds],
-        "kernel_estimate": None,
-        "seconds": estimate.seconds,
-        "memory_mib": estimate.memory_mib,
-    }
-    if estimate.kernel is not None:
-        values["lr_residual"] = _residual(estimate.sr, estimate.kernel, lr, scale, protocol)
-    if estimate.rounds and estimate.kernel is not None:
-        error = compare_kernels(estimate.kernel, kernel)
-        values |= {"kernel_psnr": error.psnr, "kernel_correlation": error.correlation}
-        values["kernel_estimate"] = estimate.kernel.astype(np.float32).ravel().tolist()
-    return values
+    used = estimate.kernel
+    error = compare_kernels(used, kernel) if estimate.rounds and used is not None else None
+    return Measures(
+        psnr_rgb=psnr(image, reference, border=border),
+        psnr_y=psnr(image, reference, border=border, channel="y"),
+        ssim_rgb=ssim(image, reference, border=border),
+        ssim_y=ssim(image, reference, border=border, channel="y"),
+        psnr_rgb_shifted=shifted.psnr,
+        kernel_psnr=None if error is None else error.psnr,
+        kernel_correlation=None if error is None else error.correlation,
+        lr_residual=None if used is None else _residual(estimate.sr, used, lr, scale, protocol),
+        psnr_rounds=[psnr(*compared(sr), border=border) for sr in estimate.rounds],
+        kernel_estimate=None if error is None or used is None else used.astype(np.float32).ravel().tolist(),
+        seconds=estimate.seconds,
+        memory_mib=estimate.memory_mib,
+    )
 
 
 def _residual(sr: np.ndarray, kernel: np.ndarray, lr: np.ndarray, scale: int, protocol: Protocol) -> float:

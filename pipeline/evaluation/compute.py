@@ -25,8 +25,9 @@ from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.store import content_digest
 from pipeline.data.sources import list_sources
-from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, Case, crop_hr, make_lr, measure, restore_all
+from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, crop_hr, make_lr, measure, restore_all
 from pipeline.evaluation.protocol import Protocol, load_protocol
+from pipeline.evaluation.row import Case, Row
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image
@@ -99,7 +100,7 @@ def prepare(settings: EvaluationSettings) -> Plan:
     return Plan(models, kernels, protocol, cases, about | {"made_from": storage.digest_of(about), "skipped": skipped})
 
 
-def evaluate(plan: Plan, output: Path) -> tuple[list[dict[str, Any]], bool]:
+def evaluate(plan: Plan, output: Path) -> tuple[list[Row], bool]:
     """Compute the rows of the results, one a case and method.
 
     Also say whether an earlier call had finished them in `output`.
@@ -113,7 +114,7 @@ def evaluate(plan: Plan, output: Path) -> tuple[list[dict[str, Any]], bool]:
         return _read_rows(output), True
     order = {name: i for i, name in enumerate((BICUBIC, UNALIGNED, *plan.models))}
     rows = _compute(plan, output)
-    rows.sort(key=lambda r: (r["scale"], r["sigma"], r["kernel"], r["image"], order[r["method"]]))
+    rows.sort(key=lambda r: (*r.setting, r.case.kernel, r.case.name, order[r.method]))
     return rows, False
 
 
@@ -130,23 +131,22 @@ def load_models(settings: EvaluationSettings) -> dict[str, Restorer]:
     return models | {uri: Restorer.load(uri) for uri in settings.compare}
 
 
-def save(rows: list[dict[str, Any]], summary: Mapping[str, Any], output: Path) -> None:
+def save(rows: list[Row], summary: Mapping[str, Any], output: Path) -> None:
     """Write the results, the summary last, and drop the journal."""
     import pyarrow as pa
     from pyarrow import parquet
 
     sink = pa.BufferOutputStream()
-    parquet.write_table(pa.Table.from_pylist(rows), sink)
+    parquet.write_table(pa.Table.from_pylist([row.as_dict() for row in rows]), sink)
     storage.write_bytes(output / RESULTS, sink.getvalue().to_pybytes())
     storage.write_json(output / SUMMARY, summary)
     (output / JOURNAL).unlink(missing_ok=True)
 
 
-def _read_rows(output: Path) -> list[dict[str, Any]]:
+def _read_rows(output: Path) -> list[Row]:
     from pyarrow import parquet
 
-    rows: list[dict[str, Any]] = parquet.read_table(output / RESULTS).to_pylist()
-    return rows
+    return [Row.from_dict(values) for values in parquet.read_table(output / RESULTS).to_pylist()]
 
 
 def _checked_images(
@@ -187,25 +187,26 @@ def _checked_images(
     return found, skipped
 
 
-def _compute(plan: Plan, output: Path) -> list[dict[str, Any]]:
+def _compute(plan: Plan, output: Path) -> list[Row]:
     """The rows of all cases; those in the journal are not computed again."""
     from pipeline.data.rows import rows_of
 
     journal = output / JOURNAL
     done = _read_journal(journal, plan.made_from)
     left = [_key(case) for case in plan.cases if tuple(_key(case)) not in done]
-    rows = [row for found in done.values() for row in found]
+    rows = [row for of_case in done.values() for row in of_case]
     if not left:
         return rows
     with journal.open("a", encoding="utf-8") as lines, Progress("evaluate", len(plan.cases), "case") as bar:
         if not journal.stat().st_size:
             _add(lines, json.dumps({"made_from": plan.made_from}))
         bar.start_at(len(done))
-        for row in rows_of(_graph(left, plan)):
-            found = json.loads(row["rows"])
-            _add(lines, row["rows"])
-            rows += found
-            bar.advance(note=f"{found[0]['image']} x{found[0]['scale']} kernel {found[0]['kernel']}")
+        for answer in rows_of(_graph(left, plan)):
+            of_case = [Row.from_dict(values) for values in json.loads(answer["rows"])]
+            _add(lines, answer["rows"])
+            rows += of_case
+            case = of_case[0].case
+            bar.advance(note=f"{case.name} x{case.scale} kernel {case.kernel}")
     return rows
 
 
@@ -238,12 +239,13 @@ def _graph(left: list[list[Any]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data
 def compute_cases(part: dict[str, Any], shared: list[Any]) -> Iterator[dict[str, list[str]]]:
     """Compute all rows of each of a task's cases, as JSON."""
     for key in json.loads(part["cases"][0]):
-        yield {"rows": [json.dumps(compute_case(Case(*key), *_fetched(shared[0])))]}
+        rows = compute_case(Case(*key), *_fetched(shared[0]))
+        yield {"rows": [json.dumps([row.as_dict() for row in rows])]}
 
 
 def compute_case(
     case: Case, models: Mapping[str, Restorer], kernels: Mapping[int, np.ndarray], protocol: Protocol
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Compute the rows of one case, one a method.
 
     Args:
@@ -256,10 +258,8 @@ def compute_case(
     kernel = kernels[case.scale][case.kernel - 1]
     lr = make_lr(hr, kernel, case.scale, case.sigma, protocol)
     told = protocol.assumed_kernel(kernel, case.scale)
-    name = PurePosixPath(case.image).name
-    key = {"image": name, "kernel": case.kernel, "scale": case.scale, "sigma": case.sigma, "uri": case.image}
     return [
-        key | {"method": method, **measure(estimate, hr, lr, told, case.scale, protocol)}
+        Row(case, method, measure(estimate, hr, lr, told, case.scale, protocol))
         for method, estimate in restore_all(lr, told, case.scale, case.sigma, models, protocol).items()
     ]
 
@@ -288,7 +288,7 @@ def _key(case: Case) -> list[Any]:
     return [case.image, case.kernel, case.scale, case.sigma]
 
 
-def _read_journal(path: Path, made_from: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+def _read_journal(path: Path, made_from: str) -> dict[tuple[Any, ...], list[Row]]:
     """Finished cases of an earlier, killed call; a last line that was cut short is cut off, its case done again."""
     if not path.exists():
         return {}
@@ -303,9 +303,8 @@ def _read_journal(path: Path, made_from: str) -> dict[tuple[Any, ...], list[dict
         first, *lines = whole.decode().splitlines()
         makers.append(json.loads(first)["made_from"])
         for line in lines:
-            rows = json.loads(line)
-            case = Case(rows[0]["uri"], rows[0]["kernel"], rows[0]["scale"], rows[0]["sigma"])
-            done[tuple(_key(case))] = rows
+            rows = [Row.from_dict(values) for values in json.loads(line)]
+            done[tuple(_key(rows[0].case))] = rows
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ArtefactError(f"{path}: damaged; delete it and run the command again") from error
     if makers != [made_from]:

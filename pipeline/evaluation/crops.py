@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from kernels_bank.runtime import storage
 from pipeline.evaluation.cases import BLIND, NONBLIND, Estimate, crop_hr, make_lr, restore_all
 from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.row import Case, Row
 from pipeline.images.decode import decode_image
 from pipeline.inference import Restorer
 from pipeline.inference.texture import textured_crops
@@ -23,7 +23,7 @@ from pipeline.inference.texture import textured_crops
 class Shown:
     """Hold a case restored again, and its square with most structure."""
 
-    row: Mapping[str, Any]  # of the results: image, kernel, scale, sigma
+    case: Case
     hr: np.ndarray  # (H, W, 3) uint8
     lr: np.ndarray  # (H/s, W/s, 3) float32
     kernel: np.ndarray  # (k, k), true
@@ -40,7 +40,7 @@ class Shown:
 
     def lr_part(self) -> np.ndarray:
         """Cut the same square out of the LR image, (side/s, side/s, 3) uint8."""
-        scale = self.row["scale"]
+        scale = self.case.scale
         cut = self.lr[self.top // scale : (self.top + self.side) // scale]
         cut = cut[:, self.left // scale : (self.left + self.side) // scale]
         return np.asarray((cut.clip(0, 1) * 255).round().astype(np.uint8))
@@ -51,52 +51,49 @@ def judged_method(methods: Sequence[str] | Mapping[str, object]) -> str:
     return BLIND if BLIND in methods else NONBLIND
 
 
-def best_median_worst(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
+def best_median_worst(rows: Sequence[Row], metric: str) -> dict[str, Row]:
     """Choose three rows by rank from those of one scale, noise level and method, of three images if there are.
 
     An image's rank is its mean over the kernels, and it is shown with the kernel whose value is the median of its own.
     """
-    by_image: dict[str, list[dict[str, Any]]] = {}
+    by_image: dict[str, list[Row]] = {}
     for row in rows:
-        by_image.setdefault(row["uri"], []).append(row)
-    ranked = sorted(by_image.values(), key=lambda members: float(np.mean([row[metric] for row in members])))
+        by_image.setdefault(row.case.image, []).append(row)
+    ranked = sorted(by_image.values(), key=lambda members: float(np.mean([row.psnr(metric) for row in members])))
     places = {"best": len(ranked) - 1, "median": (len(ranked) - 1) // 2, "worst": 0}
     chosen = {name: ranked[place] for name, place in places.items()} if len(ranked) > 2 else {}
     chosen = chosen or dict(zip(("worst", "best"), ranked, strict=False))
     return {
-        name: sorted(members, key=lambda row: float(row[metric]))[len(members) // 2] for name, members in chosen.items()
+        name: sorted(members, key=lambda row: row.psnr(metric))[len(members) // 2] for name, members in chosen.items()
     }
 
 
 def restore_again(
-    row: Mapping[str, Any],
-    rows: Sequence[dict[str, Any]],
+    case: Case,
+    rows: Sequence[Row],
     kernels: Mapping[int, np.ndarray],
     models: Mapping[str, Restorer],
     protocol: Protocol,
     side: int,
 ) -> Shown:
-    """Restore the case of a row again by all methods, and find its square with most structure.
+    """Restore a case again by all methods, and find its square with most structure.
 
     Args:
-        row: of the results.
-        rows: all of them.
+        case: what was degraded.
+        rows: all results.
         kernels: by scale, (N, k, k).
         models: by the method's name.
         protocol: of the evaluation.
         side: of the square, pixels at most.
     """
-    scale, sigma, number = row["scale"], row["sigma"], row["kernel"]
-    hr = crop_hr(decode_image(storage.read_bytes(row["uri"])), scale, protocol)
-    kernel = kernels[scale][number - 1]
+    scale, sigma = case.scale, case.sigma
+    hr = crop_hr(decode_image(storage.read_bytes(case.image)), scale, protocol)
+    kernel = kernels[scale][case.kernel - 1]
     lr = make_lr(hr, kernel, scale, sigma, protocol)
     told = protocol.assumed_kernel(kernel, scale)
-    case = (row["uri"], number, scale, sigma)
-    values = {
-        r["method"]: r[protocol.headline] for r in rows if (r["uri"], r["kernel"], r["scale"], r["sigma"]) == case
-    }
+    values = {row.method: row.psnr(protocol.headline) for row in rows if row.case == case}
     top, left, side = detail(hr, scale, side)
-    return Shown(row, hr, lr, told, restore_all(lr, told, scale, sigma, models, protocol), values, top, left, side)
+    return Shown(case, hr, lr, told, restore_all(lr, told, scale, sigma, models, protocol), values, top, left, side)
 
 
 def detail(hr: np.ndarray, scale: int, side: int) -> tuple[int, int, int]:

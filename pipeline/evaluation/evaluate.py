@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from pipeline.evaluation import figures
 from pipeline.evaluation.compute import JOURNAL, RESULTS, SUMMARY, Plan, evaluate, prepare, save
 from pipeline.evaluation.crops import best_median_worst, judged_method, restore_again
 from pipeline.evaluation.page import render
+from pipeline.evaluation.row import Row
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.evaluation.summary import Cell, cells, print_tables, summarise
 
@@ -92,7 +92,7 @@ def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, 
     return headline
 
 
-def _write_pictures(plan: Plan, rows: list[dict[str, Any]], table: Sequence[Cell], output: Path) -> None:
+def _write_pictures(plan: Plan, rows: list[Row], table: Sequence[Cell], output: Path) -> None:
     """The page and the two pictures; a few cases are restored again for them, since no image was kept."""
     kernels, models, protocol = plan.kernels, plan.models, plan.protocol
     numbers = [n for n in (2, 7, 10) if n <= plan.about["kernel_count"]] or [1]
@@ -100,10 +100,10 @@ def _write_pictures(plan: Plan, rows: list[dict[str, Any]], table: Sequence[Cell
     storage.write_bytes(output / SAMPLES, figures.samples(rows, kernels, numbers, models, protocol))
     method, shown = judged_method(models), []
     for scale in kernels:
-        case = (scale, protocol.sigmas[scale][0], method)
-        of_scale = [r for r in rows if (r["scale"], r["sigma"], r["method"]) == case]
+        setting = (scale, protocol.sigmas[scale][0])
+        of_scale = [r for r in rows if r.setting == setting and r.method == method]
         for rank, row in best_median_worst(of_scale, protocol.headline).items():
-            shown.append((rank, restore_again(row, rows, kernels, models, protocol, _SQUARE)))
+            shown.append((rank, restore_again(row.case, rows, kernels, models, protocol, _SQUARE)))
     page = render(plan.about, table, rows, kernels, shown, protocol)
     storage.write_bytes(output / REPORT, page.encode())
 

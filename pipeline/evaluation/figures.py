@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED
 from pipeline.evaluation.crops import judged_method, restore_again
 from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.row import Row
 from pipeline.evaluation.summary import Cell
 from pipeline.inference import Restorer
 
@@ -59,7 +60,7 @@ def bars(table: Sequence[Cell], kernels: Mapping[int, np.ndarray], protocol: Pro
 
 
 def samples(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     kernels: Mapping[int, np.ndarray],
     chosen: Sequence[int],
     models: Mapping[str, Restorer],
@@ -77,17 +78,15 @@ def samples(
         models: by the method's name.
         protocol: of the evaluation.
     """
-    scale, sigma = rows[0]["scale"], rows[0]["sigma"]
+    setting = rows[0].setting
     method = judged_method(models)
     columns = [BICUBIC, *models]
     figure = _figure(1.75 * (len(columns) + 4), 1.95 * len(chosen))
     axes = figure.subplots(len(chosen), len(columns) + 4, squeeze=False)
     for line, number in zip(axes, chosen, strict=True):
-        of_kernel = [
-            r for r in rows if (r["scale"], r["sigma"], r["kernel"], r["method"]) == (scale, sigma, number, method)
-        ]
-        typical = sorted(of_kernel, key=lambda r: float(r[protocol.headline]))[len(of_kernel) // 2]
-        shown = restore_again(typical, rows, kernels, models, protocol, _DETAIL)
+        of_kernel = [r for r in rows if (r.setting, r.case.kernel, r.method) == (setting, number, method)]
+        typical = sorted(of_kernel, key=lambda r: r.psnr(protocol.headline))[len(of_kernel) // 2]
+        shown = restore_again(typical.case, rows, kernels, models, protocol, _DETAIL)
         _show(line[0], shown.lr_part(), "LR")
         for axis, name in zip(line[1:], columns, strict=False):
             _show(axis, shown.part(shown.estimates[name].sr), f"{name} {shown.psnr[name]:.2f} dB")

@@ -17,6 +17,7 @@ from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED
 from pipeline.evaluation.crops import Shown, judged_method
 from pipeline.evaluation.metrics import embed_kernel
 from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.row import Row
 from pipeline.evaluation.summary import Cell, kernel_groups
 from pipeline.images.convert import grey_to_rgb
 from pipeline.images.encode import encode_png
@@ -42,7 +43,7 @@ _CHART = (44.0, 312.0, 14.0, 120.0)  # left, right, top and bottom of the lines 
 def render(
     about: Mapping[str, Any],
     table: Sequence[Cell],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     kernels: Mapping[int, np.ndarray],
     shown: Sequence[tuple[str, Shown]],
     protocol: Protocol,
@@ -191,19 +192,19 @@ def _gap(difference: float, *, gain: bool) -> dict[str, Any]:
 
 def _strip(rank: str, shown: Shown, protocol: Protocol) -> dict[str, Any]:
     """One case as tiles: LR, every method, HR."""
-    row = shown.row
+    case = shown.case
     tiles = [{"name": "LR", "source": _png(shown.lr_part()), "psnr": None}]
     for method, estimate in shown.estimates.items():
         if method != UNALIGNED:
             picture = _png(shown.part(estimate.sr))
             tiles.append({"name": _name(method), "source": picture, "psnr": f"{shown.psnr[method]:.2f}"})
     tiles.append({"name": "HR", "source": _png(shown.part(shown.hr)), "psnr": None})
-    noise = f", {_noise(row['sigma'])}" if row["sigma"] else ""
+    noise = f", {_noise(case.sigma)}" if case.sigma else ""
     return {
         "rank": rank,
-        "scale": row["scale"],
-        "image": row["image"],
-        "kernel": row["kernel"],
+        "scale": case.scale,
+        "image": case.name,
+        "kernel": case.kernel,
         "noise": noise,
         "tiles": tiles,
     }
@@ -211,20 +212,20 @@ def _strip(rank: str, shown: Shown, protocol: Protocol) -> dict[str, Any]:
 
 def _kernel_sets(
     panels: Sequence[tuple[int, float]],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     by_panel: _Panels,
     kernels: Mapping[int, np.ndarray],
 ) -> list[dict[str, Any]]:
     """The true kernels, once if nothing was estimated; else true and estimated for each scale and noise level."""
     found = []
     for scale, sigma in panels:
-        blind = [r for r in rows if (r["scale"], r["sigma"], r["method"]) == (scale, sigma, BLIND)]
+        blind = [r for r in rows if r.setting == (scale, sigma) and r.method == BLIND]
         members = []
         for number, kernel in enumerate(kernels[scale], start=1):
-            of_kernel = sorted((r for r in blind if r["kernel"] == number), key=_correlation)
+            of_kernel = sorted((r for r in blind if r.case.kernel == number), key=_correlation)
             pictures, correlation = [_kernel_picture(kernel)], ""
             if of_kernel:
-                estimate = np.asarray(of_kernel[len(of_kernel) // 2]["kernel_estimate"], np.float32)
+                estimate = np.asarray(of_kernel[len(of_kernel) // 2].measures.kernel_estimate, np.float32)
                 side = round(len(estimate) ** 0.5)
                 # At the size of the true one, so that both are drawn to the same scale.
                 pictures.append(_kernel_picture(embed_kernel(estimate.reshape(side, side), kernel.shape[0])))
@@ -235,8 +236,8 @@ def _kernel_sets(
     return found if len(different) > 1 or any(BLIND in cells for cells in by_panel.values()) else found[:1]
 
 
-def _correlation(row: Mapping[str, Any]) -> float:
-    return float(row["kernel_correlation"])
+def _correlation(row: Row) -> float:
+    return float(row.measures.kernel_correlation or 0.0)
 
 
 def _chart(panel: tuple[int, float], chosen: Mapping[str, Cell]) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED
 from pipeline.evaluation.protocol import Protocol
+from pipeline.evaluation.row import Row
 
 # The metrics that summary.json holds as means, besides the headline.
 _AVERAGED = (
@@ -44,21 +45,21 @@ def kernel_groups(count: int) -> dict[str, list[int]]:
     return groups | {"all": list(range(1, count + 1))}
 
 
-def cells(rows: Sequence[dict[str, Any]], kernel_count: int) -> list[Cell]:
+def cells(rows: Sequence[Row], kernel_count: int) -> list[Cell]:
     """Average the rows over images, in their order."""
-    grouped: dict[tuple[int, float, str], list[dict[str, Any]]] = defaultdict(list)
+    grouped: dict[tuple[int, float, str], list[Row]] = defaultdict(list)
     for row in rows:
-        grouped[row["scale"], row["sigma"], row["method"]].append(row)
+        grouped[*row.setting, row.method].append(row)
     found = []
     for (scale, sigma, method), members in grouped.items():
         by_kernel: dict[str, list[float | None]] = {}
         for metric in _AVERAGED:
             values: list[list[float]] = [[] for _ in range(kernel_count)]
             for row in members:
-                if row[metric] is not None:
-                    values[row["kernel"] - 1].append(row[metric])
+                if (value := row.metric(metric)) is not None:
+                    values[row.case.kernel - 1].append(value)
             by_kernel[metric] = [float(np.mean(v)) if v else None for v in values]
-        rounds = [row["psnr_rounds"] for row in members if row["psnr_rounds"]]
+        rounds = [row.measures.psnr_rounds for row in members if row.measures.psnr_rounds]
         found.append(Cell(scale, sigma, method, by_kernel, np.mean(rounds, axis=0).tolist() if rounds else []))
     return found
 

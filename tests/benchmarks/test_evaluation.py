@@ -72,7 +72,7 @@ def ours(hr: np.ndarray, model: Restorer) -> float:
     lr = make_lr(hr, KERNEL, SCALE, 0.0, TABLE1)
     found = restore_all(lr, KERNEL, SCALE, 0.0, {NONBLIND: model}, TABLE1)
     values = {name: measure(estimate, hr, lr, KERNEL, SCALE, TABLE1) for name, estimate in found.items()}
-    return float(values[NONBLIND]["psnr_rgb"])
+    return float(values[NONBLIND].psnr_rgb)
 
 
 @pytest.mark.benchmark(group="a case, 480 x 288, x2, tiny", timer=time.process_time, min_rounds=3, warmup=True)

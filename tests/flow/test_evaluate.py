@@ -74,7 +74,7 @@ def test_any_worker_gives_the_same_numbers_and_a_kill_loses_none(settings: Evalu
     expected = {}
     for case in plan.cases[:3]:
         for row in compute_case(case, plan.models, plan.kernels, plan.protocol):
-            expected[row["image"], row["kernel"], row["method"]] = row
+            expected[row.case.name, row.case.kernel, row.method] = row.as_dict()
     for row in found:
         if (oracle := expected.get((row["image"], row["kernel"], row["method"]))) is not None:
             assert {k: v for k, v in oracle.items() if k not in MEASURED} == row

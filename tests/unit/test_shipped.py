@@ -68,11 +68,11 @@ def test_blind_is_far_above_bicubic_and_near_the_true_kernel(photographs: list[n
             lr = make_lr(hr, KERNEL, scale, 0.0, PROTOCOL)
             found = restore_all(lr, KERNEL, scale, 0.0, {BLIND: model, NONBLIND: model}, PROTOCOL)
             values = {method: measure(estimate, hr, lr, KERNEL, scale, PROTOCOL) for method, estimate in found.items()}
-            psnr = {method: value["psnr_rgb"] for method, value in values.items()}
+            psnr = {method: value.psnr_rgb for method, value in values.items()}
             gain, cost, correlation = EACH[scale]
             assert psnr[BLIND] > psnr[BICUBIC] + gain, psnr
             assert psnr[BLIND] > psnr[NONBLIND] - cost, psnr
-            assert values[BLIND]["kernel_correlation"] > correlation
+            assert values[BLIND].kernel_correlation > correlation
             gains.append(psnr[BLIND] - psnr[BICUBIC])
             costs.append(psnr[NONBLIND] - psnr[BLIND])
         gain, cost = MEAN[scale]
@@ -98,7 +98,7 @@ def test_a_camera_model_restores_jpegs_better_and_loses_little_elsewhere(photogr
             for which, model in models.items():
                 sr = model.nonblind(model.tensor(placed), kernel, scale, level)[0, :, : hr.shape[0], : hr.shape[1]]
                 estimate = Estimate(sr.permute(1, 2, 0).numpy(), None, [])
-                psnr[which] = measure(estimate, hr, lr, told, scale, protocol)["psnr_rgb"]
+                psnr[which] = measure(estimate, hr, lr, told, scale, protocol).psnr_rgb
             found.append(psnr["new"] - psnr["before"])
         gains[protocol.name] = np.mean(found)
     assert gains["camera-area"] > -0.2, gains

@@ -88,14 +88,14 @@ def test_metrics_of_a_perfect_estimate_and_of_methods_without_a_kernel(hr):
     found = restore_all(lr, kernel, 2, 0.0, {}, TABLE1)
     assert set(found) == {BICUBIC, UNALIGNED}
     values = measure(found[BICUBIC], hr, lr, kernel, 2, TABLE1)
-    assert values["kernel_psnr"] is None
-    assert values["lr_residual"] is None
-    assert values["psnr_rounds"] == []
+    assert values.kernel_psnr is None
+    assert values.lr_residual is None
+    assert values.psnr_rounds == []
     perfect = measure(
         type(found[BICUBIC])(hr / np.float32(255), kernel, [], 0.0), hr, lr, kernel, 2, PROTOCOLS["float"]
     )
-    assert perfect["psnr_rgb"] > 100
-    assert perfect["lr_residual"] < 1e-6
+    assert perfect.psnr_rgb > 100
+    assert perfect.lr_residual < 1e-6
 
 
 # Official USRNet-tiny, kernels_12.mat, Set5: mean RGB PSNR over the 5 images for kernels 1-4 (x2) and 9-12 (x4).
@@ -108,7 +108,7 @@ def test_published_weights_reach_the_reference_numbers(shared, scale, kernel, ex
         image = crop_hr(decode_image(file.read_bytes()), scale, TABLE1)
         lr = make_lr(image, true, scale, 0.0, TABLE1)
         estimate = restore_all(lr, true, scale, 0.0, {NONBLIND: model}, TABLE1)[NONBLIND]
-        values.append(measure(estimate, image, lr, true, scale, TABLE1)["psnr_rgb"])
+        values.append(measure(estimate, image, lr, true, scale, TABLE1).psnr_rgb)
     assert len(values) == 5
     assert np.mean(values) == pytest.approx(expected, abs=0.02)
 

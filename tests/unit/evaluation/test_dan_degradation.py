@@ -91,5 +91,5 @@ def test_published_weights_restore_it_far_better_than_bicubic(shared):
     found = restore_all(lr, told, 2, 0.0, {NONBLIND: model}, DAN)
     assert set(found) == {BICUBIC, NONBLIND}
     values = {name: measure(estimate, image, lr, told, 2, DAN) for name, estimate in found.items()}
-    assert values[NONBLIND]["psnr_y"] > values[BICUBIC]["psnr_y"] + 2
-    assert values[NONBLIND]["lr_residual"] < 0.004
+    assert values[NONBLIND].psnr_y > values[BICUBIC].psnr_y + 2
+    assert values[NONBLIND].lr_residual < 0.004

@@ -9,8 +9,9 @@ import pytest
 
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.evaluation.compute import _read_journal
+from tests.unit.evaluation.results import result
 
-ROW = [{"uri": "a.png", "kernel": 1, "scale": 2, "sigma": 0.0}]
+ROW = [result(uri="a.png", kernel=1).as_dict()]
 
 
 def journal(folder: Path, *lines: object) -> Path:

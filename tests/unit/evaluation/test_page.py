@@ -13,25 +13,28 @@ from pipeline.evaluation.cases import Estimate
 from pipeline.evaluation.crops import Shown, best_median_worst, detail
 from pipeline.evaluation.page import _bar, _gap, render
 from pipeline.evaluation.protocol import PROTOCOLS
+from pipeline.evaluation.row import Row
 from pipeline.evaluation.summary import cells
+from tests.unit.evaluation.results import result
 
 TABLE1 = PROTOCOLS["usrnet-table1"]
-VALUES = ("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "psnr_rgb_shifted", "lr_residual", "seconds", "memory_mib")
 IMAGES = ("<b>a&b.png", "c.png", "d.png")
+BLIND = {
+    "psnr_rounds": [21.0, 21.5, 21.25],
+    "kernel_psnr": 40.0,
+    "kernel_correlation": 0.9,
+    "kernel_estimate": benchmark_kernels()[0].ravel().tolist(),
+}
 
 
-def rows(methods: tuple[str, ...]) -> list[dict]:
+def rows(methods: tuple[str, ...]) -> list[Row]:
     found = []
     for kernel in range(1, 13):
         for number, image in enumerate(IMAGES):
             for place, method in enumerate(methods):
-                blind = method == "blind"
-                row = dict.fromkeys(VALUES, 20.0 + kernel / 10 + number + place)
-                row |= {"image": image, "uri": f"/images/{image}", "kernel": kernel, "scale": 2, "sigma": 0.0}
-                row |= {"method": method, "psnr_rounds": [21.0, 21.5, 21.25] if blind else []}
-                row |= {"kernel_psnr": 40.0 if blind else None, "kernel_correlation": 0.9 if blind else None}
-                row["kernel_estimate"] = benchmark_kernels()[0].ravel().tolist() if blind else None
-                found.append(row)
+                more = {} if method != "blind" else BLIND
+                value = 20.0 + kernel / 10 + number + place
+                found.append(result(f"/images/{image}", kernel, method, value, **more))
     return found
 
 
@@ -50,7 +53,7 @@ def page(methods: tuple[str, ...] = ("bicubic", "blind", "nonblind")) -> str:
     made, picture = rows(methods), np.full((64, 64, 3), 99, np.uint8)
     estimates = {method: Estimate(picture / np.float32(255), None, []) for method in methods}
     lr, psnr = np.zeros((32, 32, 3), np.float32), dict.fromkeys(methods, 23.456)
-    shown = Shown(made[0], picture, lr, benchmark_kernels()[0], estimates, psnr, 0, 0, 64)
+    shown = Shown(made[0].case, picture, lr, benchmark_kernels()[0], estimates, psnr, 0, 0, 64)
     return render(about, cells(made, 12), made, {2: benchmark_kernels()}, [("best", shown)], TABLE1)
 
 
@@ -113,15 +116,15 @@ def test_gaps_are_coloured_by_their_size():
 
 
 def test_best_median_and_worst_are_of_different_images():
-    chosen = best_median_worst([r for r in rows(("nonblind",)) if r["scale"] == 2], "psnr_rgb")
-    assert {rank: row["image"] for rank, row in chosen.items()} == dict(
+    chosen = best_median_worst(rows(("nonblind",)), "psnr_rgb")
+    assert {rank: row.case.name for rank, row in chosen.items()} == dict(
         zip(("worst", "median", "best"), IMAGES, strict=True)
     )
-    assert all(row["kernel"] == 7 for row in chosen.values())
-    two = [r for r in rows(("nonblind",)) if r["image"] != "c.png"]
-    assert [row["image"] for row in best_median_worst(two, "psnr_rgb").values()] == [IMAGES[0], "d.png"]
-    (only,) = best_median_worst([r for r in two if r["image"] == "d.png"], "psnr_rgb").values()
-    assert only["image"] == "d.png"
+    assert all(row.case.kernel == 7 for row in chosen.values())
+    two = [r for r in rows(("nonblind",)) if r.case.name != "c.png"]
+    assert [row.case.name for row in best_median_worst(two, "psnr_rgb").values()] == [IMAGES[0], "d.png"]
+    (only,) = best_median_worst([r for r in two if r.case.name == "d.png"], "psnr_rgb").values()
+    assert only.case.name == "d.png"
 
 
 def test_detail_is_where_the_structure_is():
