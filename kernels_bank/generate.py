@@ -16,7 +16,7 @@ import numpy as np
 from kernels_bank.codec import KernelCodec, components_for
 from kernels_bank.codec_quality import draw_samples, measure
 from kernels_bank.runtime import cluster, storage
-from kernels_bank.runtime.errors import ArtefactError, JobFailedError
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.output import not_made_again, note_files, own_output, remove_leftovers
 from kernels_bank.runtime.progress import Progress
@@ -123,19 +123,20 @@ def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], np
     import ray
     from ray.exceptions import RayTaskError
 
+    from kernels_bank.runtime.rows import rows_of
+
     shards = plan(spec)
     rows = [{"position": i, "shard": s.model_dump_json(), "spec": spec.model_dump_json()} for i, s in enumerate(shards)]
     done: dict[int, dict[str, Any]] = {}
     graph = ray.data.from_items(rows, override_num_blocks=len(rows)).map(functools.partial(build_shard, uri=uri))
-    graph.context.raise_original_map_exception = True
     try:
         with Progress("kernels", total=spec.count, unit="kernel") as bar:
-            for row in graph.iter_rows():
+            for row in rows_of(graph):
                 done[row["position"]] = row
                 bar.advance(shards[row["position"]].rows, note=f"{len(done)} of {len(shards)} shards")
-    except RayTaskError as error:
-        # Our errors are one line; what follows is Ray's advice on retries.
-        reason = str(error.cause or error).strip().splitlines()[0]
+    except (BadRequestError, JobFailedError, RayTaskError) as error:
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        reason = str(cause or error).strip().splitlines()[0]
         raise JobFailedError(
             f"after {len(done)} of {len(shards)} shards: {reason}; the same command goes on from there"
         ) from error

@@ -15,16 +15,11 @@ from kernels_bank.runtime.errors import BadRequestError
 
 # Read by ray at import or by its workers at start, so they are set before `import ray`.
 _SETTINGS = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # How often Ray Train asks its workers for news. Until it does, a checkpoint does not count and the next one waits.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
-# Of a Ray that has this machine alone: nobody takes its nodes away, so nothing has to watch for that.
-_LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def connect(*, min_cpus: int = 2, verbose: bool = False, environment: Mapping[str, str] | None = None) -> None:
@@ -55,8 +50,6 @@ def connect(*, min_cpus: int = 2, verbose: bool = False, environment: Mapping[st
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     address = os.environ.get("RAY_ADDRESS", "").strip()
     if address in ("", "local"):
-        for name, value in _LOCAL_SETTINGS.items():
-            os.environ.setdefault(name, value)
         local_ray.start(max(min_cpus, usable_cpus()), logging_level=level, log_to_driver=verbose)
         watch.watch_processes(local_ray.started)
     else:

@@ -23,10 +23,10 @@ import torch
 from ray.data.collate_fn import NumpyBatchCollateFn
 
 from kernels_bank.runtime.errors import ArtefactError
+from kernels_bank.runtime.rows import keep_errors, plain_errors
 from pipeline.config import RunConfig
 from pipeline.data import plan
 from pipeline.data.manifest import Manifest, read_manifest
-from pipeline.data.rows import keep_errors, plain_errors
 from pipeline.data.task import read_segment
 
 # A task hands its samples on in blocks of about this size, so that the first batch does not wait for the last.

@@ -18,6 +18,7 @@ from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.output import check_own, not_made_again, note_files, own_output, remove_leftovers
 from kernels_bank.runtime.progress import Progress
+from kernels_bank.runtime.rows import rows_of
 from pipeline.data.manifest import (
     MANIFEST,
     Manifest,
@@ -28,7 +29,6 @@ from pipeline.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.data.rows import rows_of
 from pipeline.data.sources import Source, list_sources, read_source
 from pipeline.data.tiles import TileSample, cut, tile_count, write_samples
 from pipeline.images import BadImageError

@@ -189,7 +189,7 @@ def _checked_images(
 
 def _compute(plan: Plan, output: Path) -> list[Row]:
     """The rows of all cases; those in the journal are not computed again."""
-    from pipeline.data.rows import rows_of
+    from kernels_bank.runtime.rows import rows_of
 
     journal = output / JOURNAL
     done = _read_journal(journal, plan.made_from)

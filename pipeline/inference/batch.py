@@ -106,7 +106,7 @@ def _here(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[RestoreRe
 def _on_cluster(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[RestoreResult]:
     """A Ray Data job: each image is a block, so a free worker takes the next one."""
     from kernels_bank.runtime.cluster import connect
-    from pipeline.data.rows import rows_of
+    from kernels_bank.runtime.rows import rows_of
 
     workers = context.settings.workers
     connect(min_cpus=workers)

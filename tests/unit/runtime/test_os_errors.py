@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 
 from kernels_bank.runtime import os_errors, storage
 from kernels_bank.runtime.errors import JobFailedError
-from pipeline.data.rows import plain_errors
+from kernels_bank.runtime.rows import plain_errors
 
 REPO = Path(__file__).parents[3]
 
