@@ -13,6 +13,7 @@ from pipeline.evaluation.crops import judged_method, restore_again
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.row import Row
 from pipeline.evaluation.summary import Cell
+from pipeline.evaluation.wording import noise_text
 from pipeline.inference import Restorer
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def bars(table: Sequence[Cell], kernels: Mapping[int, np.ndarray], protocol: Pro
                 axis.text(place, value + 0.05, f"{value:.1f}", ha="center", va="bottom", fontsize=5.5, color=_INK)
         axis.set_ylim(bottom=np.floor(lowest - 1.5))
         axis.set_xlim(-0.6, len(kernels[scale]) - 0.4)
-        noise = f"noise {sigma * 255:.2f}/255" if sigma else "no noise"
-        axis.set_title(f"x{scale}, {noise}, protocol {protocol.name}", fontsize=9, color=_INK, loc="left")
+        axis.set_title(f"x{scale}, {noise_text(sigma)}, protocol {protocol.name}", fontsize=9, color=_INK, loc="left")
         axis.set_ylabel("PSNR (dB)", fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=7)

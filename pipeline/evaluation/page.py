@@ -19,6 +19,7 @@ from pipeline.evaluation.metrics import embed_kernel
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.row import Row
 from pipeline.evaluation.summary import Cell, kernel_groups
+from pipeline.evaluation.wording import grade, noise_text
 from pipeline.images.convert import grey_to_rgb
 from pipeline.images.encode import encode_png
 
@@ -108,10 +109,6 @@ def _settings(protocol: Protocol) -> list[tuple[str, str]]:
     return found
 
 
-def _noise(sigma: float) -> str:
-    return f"noise {sigma * 255:.2f}/255" if sigma else "no noise"
-
-
 _Panels = Mapping[tuple[int, float], Mapping[str, Cell]]
 
 
@@ -132,7 +129,7 @@ def _panel(panel: tuple[int, float], panels: _Panels, metrics: Sequence[str], ke
     scale, sigma = panel
     return {
         "scale": scale,
-        "noise": _noise(sigma),
+        "noise": noise_text(sigma),
         "overview": overview,
         "tables": [_table(chosen, metric, kernels) for metric in metrics],
     }
@@ -181,11 +178,12 @@ def _bar(values: Mapping[str, float], judged: str, low: float, high: float) -> l
 
 
 def _gap(difference: float, *, gain: bool) -> dict[str, Any]:
-    """A number with a colour: of a gap to the known kernel green down to -0.3 dB, amber to -1.5; of a gain its sign."""
+    """A number with a colour: of a gap to the known kernel by its grade, of a gain by its sign."""
+    css: str
     if gain:
         css, strength = ("good" if difference > 0 else "bad"), min(45.0, 10 + 8 * abs(difference))
     else:
-        css = "good" if difference > -0.3 else "fair" if difference > -1.5 else "bad"
+        css = grade(difference)
         strength = 24.0 if css == "good" else min(50.0, 20 + 8 * abs(difference))
     return {"css": css, "strength": round(strength), "text": f"{difference:+.2f}".replace("-", "−")}
 
@@ -199,7 +197,7 @@ def _strip(rank: str, shown: Shown, protocol: Protocol) -> dict[str, Any]:
             picture = _png(shown.part(estimate.sr))
             tiles.append({"name": _name(method), "source": picture, "psnr": f"{shown.psnr[method]:.2f}"})
     tiles.append({"name": "HR", "source": _png(shown.part(shown.hr)), "psnr": None})
-    noise = f", {_noise(case.sigma)}" if case.sigma else ""
+    noise = f", {noise_text(case.sigma)}" if case.sigma else ""
     return {
         "rank": rank,
         "scale": case.scale,
@@ -231,7 +229,7 @@ def _kernel_sets(
                 pictures.append(_kernel_picture(embed_kernel(estimate.reshape(side, side), kernel.shape[0])))
                 correlation = f"{np.mean([_correlation(r) for r in of_kernel]):.3f}"
             members.append({"number": number, "pictures": pictures, "correlation": correlation})
-        found.append({"title": f"×{scale}" if blind else "", "noise": _noise(sigma), "kernels": members})
+        found.append({"title": f"×{scale}" if blind else "", "noise": noise_text(sigma), "kernels": members})
     different = {kernels[scale].tobytes() for scale, _ in panels}
     return found if len(different) > 1 or any(BLIND in cells for cells in by_panel.values()) else found[:1]
 
@@ -255,7 +253,7 @@ def _chart(panel: tuple[int, float], chosen: Mapping[str, Cell]) -> dict[str, An
     ticks = np.linspace(low, high, 4)
     return {
         "scale": panel[0],
-        "noise": _noise(panel[1]),
+        "noise": noise_text(panel[1]),
         "grid": [
             {"y": round(bottom - (bottom - top) * float(t - low) / (high - low), 1), "label": f"{t:.2f}"} for t in ticks
         ],

@@ -15,6 +15,7 @@ from rich.text import Text
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.row import Row
+from pipeline.evaluation.wording import grade, noise_text
 
 # The metrics that summary.json holds as means, besides the headline.
 _AVERAGED = (
@@ -123,8 +124,7 @@ def print_tables(table: Sequence[Cell], kernel_count: int, protocol: Protocol, c
     groups = kernel_groups(kernel_count)
     for scale, sigma in dict.fromkeys((cell.scale, cell.sigma) for cell in table):
         chosen = {c.method: c for c in table if (c.scale, c.sigma) == (scale, sigma) and c.method != UNALIGNED}
-        noise = f"noise {sigma * 255:.2f}/255" if sigma else "no noise"
-        out = Table(title=f"x{scale}, {noise}: {_LABEL[protocol.headline]} (dB), protocol {protocol.name}")
+        out = Table(title=f"x{scale}, {noise_text(sigma)}: {_LABEL[protocol.headline]} (dB), protocol {protocol.name}")
         out.add_column("kernel", justify="right")
         for method in chosen:
             out.add_column(method, justify="right")
@@ -151,7 +151,7 @@ _LABEL = {"psnr_rgb": "RGB PSNR", "psnr_y": "Y PSNR"}
 
 
 def _gap(difference: float) -> Text:
-    style = "green" if difference > -0.5 else "yellow" if difference > -2 else "red"
+    style = {"good": "green", "fair": "yellow", "bad": "red"}[grade(difference)]
     return Text(f"{difference:+.2f}", style=style)
 
 
