@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from pipeline.names import Alias, Experiment, ModelName
 
 Scale = Annotated[int, Field(ge=1, le=4)]
 Width = Annotated[int, Field(ge=1, le=1024)]
-OddSize = Annotated[int, Field(ge=3, le=99, multiple_of=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
 Reduction = Literal["direct", "area", "bicubic", "lanczos"]
 Grid = Literal["corner", "centre"]
 Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1] scale: 2.55/255 is 0.01")]
+
+
+# Marks what may change between two sittings of one run, since it does not change what is learned. Of shards and bank
+# only the place may: their digests are compared.
+MAY_CHANGE: dict[str, JsonValue] = {"mayChange": True}
 
 
 class Frozen(BaseModel):
@@ -107,8 +111,10 @@ class CameraConfig(Frozen):
 class DataConfig(Frozen):
     """Say where samples come from and how they are degraded."""
 
-    shards: str = Field(description="URI of a shard set made by jobs/shard_images.py")
-    bank: str = Field(description="URI of a kernel bank made by jobs/build_kernel_bank.py")
+    shards: str = Field(description="URI of a shard set made by jobs/shard_images.py", json_schema_extra=MAY_CHANGE)
+    bank: str = Field(
+        description="URI of a kernel bank made by jobs/build_kernel_bank.py", json_schema_extra=MAY_CHANGE
+    )
     patch: int = Field(96, ge=16, description="HR patch side in pixels")
     patches_per_tile: int = Field(8, ge=1, description="crops taken from each decoded tile an epoch")
     shards_per_window: int = Field(2, ge=1, description="shards mixed by one data task")
@@ -124,9 +130,15 @@ class DataConfig(Frozen):
         None, description="what else happens to the pictures; `lr_quantize` then has no say"
     )
     max_bad_fraction: float = Field(
-        0.01, ge=0, le=1, description="share of the training tiles that may be damaged before the run stops"
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the training tiles that may be damaged before the run stops",
+        json_schema_extra=MAY_CHANGE,
     )
-    task_cpus: float = Field(1.0, gt=0, description="logical CPUs a data task reserves; it keeps one core busy")
+    task_cpus: float = Field(
+        1.0, gt=0, description="logical CPUs a data task reserves; it keeps one core busy", json_schema_extra=MAY_CHANGE
+    )
 
     @model_validator(mode="after")
     def _sigma_ordered(self) -> DataConfig:
@@ -150,19 +162,28 @@ class LossConfig(Frozen):
 class TrainConfig(Frozen):
     """Set the optimisation and its workers."""
 
-    steps: int = Field(ge=1, description="optimizer steps; the run ends here")
+    steps: int = Field(ge=1, description="optimizer steps; the run ends here", json_schema_extra=MAY_CHANGE)
     batch_size: int = Field(16, ge=1, description="global: the same at any number of workers")
-    micro_batch: int | None = Field(None, ge=1, description="images of one forward of a worker; default: all of them")
-    workers: int = Field(1, ge=1, description="training processes")
-    min_workers: int | None = Field(
-        None, ge=1, description="go on with as few as this when a node leaves; default: all"
+    micro_batch: int | None = Field(
+        None, ge=1, description="images of one forward of a worker; default: all of them", json_schema_extra=MAY_CHANGE
     )
-    cpus_per_worker: float = Field(1.0, gt=0, description="logical CPUs a worker reserves; data tasks need the rest")
-    gpu: bool = Field(False, description="one CUDA card a worker, nccl instead of gloo")
+    workers: int = Field(1, ge=1, description="training processes", json_schema_extra=MAY_CHANGE)
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="go on with as few as this when a node leaves; default: all",
+        json_schema_extra=MAY_CHANGE,
+    )
+    cpus_per_worker: float = Field(
+        1.0, gt=0, description="logical CPUs a worker reserves; data tasks need the rest", json_schema_extra=MAY_CHANGE
+    )
+    gpu: bool = Field(False, description="one CUDA card a worker, nccl instead of gloo", json_schema_extra=MAY_CHANGE)
     precision: Literal["float32", "bf16"] = Field("float32", description="of the convolutions; FFTs stay float32")
     tf32: bool = Field(True, description="TensorFloat-32 for float32 products on CUDA cards that have it")
     start_from: str | None = Field(
-        None, description="weights a new run starts from: a model folder, models:/..., or a USRNet .pth (restorer only)"
+        None,
+        description="weights a new run starts from: a model folder, models:/..., or a USRNet .pth (restorer only)",
+        json_schema_extra=MAY_CHANGE,
     )
     start_parts: Literal["all", "restorer"] = Field("all", description="of `start_from`: which parts are taken")
     learn: Literal["all", "restorer", "kernel", "spectral"] = Field(
@@ -181,13 +202,23 @@ class TrainConfig(Frozen):
     halve_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="steps of the schedule 'halving'")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    checkpoint_every: int = Field(500, ge=1, description="steps")
-    checkpoint_minutes: float | None = Field(None, gt=0, description="a checkpoint also after this long without one")
-    validate_every: int = Field(500, ge=1, description="steps; needs a validation split in the shards")
-    validation_tiles: int = Field(32, ge=1, description="held-out tiles that a validation restores")
-    log_every: int = Field(20, ge=1, description="steps")
-    image_every: int = Field(500, ge=1, description="steps between pictures in the tracking run")
-    max_failures: int = Field(3, ge=0, description="worker losses survived before the run fails")
+    checkpoint_every: int = Field(500, ge=1, description="steps", json_schema_extra=MAY_CHANGE)
+    checkpoint_minutes: float | None = Field(
+        None, gt=0, description="a checkpoint also after this long without one", json_schema_extra=MAY_CHANGE
+    )
+    validate_every: int = Field(
+        500, ge=1, description="steps; needs a validation split in the shards", json_schema_extra=MAY_CHANGE
+    )
+    validation_tiles: int = Field(
+        32, ge=1, description="held-out tiles that a validation restores", json_schema_extra=MAY_CHANGE
+    )
+    log_every: int = Field(20, ge=1, description="steps", json_schema_extra=MAY_CHANGE)
+    image_every: int = Field(
+        500, ge=1, description="steps between pictures in the tracking run", json_schema_extra=MAY_CHANGE
+    )
+    max_failures: int = Field(
+        3, ge=0, description="worker losses survived before the run fails", json_schema_extra=MAY_CHANGE
+    )
     deterministic: bool = False
 
     @property
@@ -225,12 +256,14 @@ class RunConfig(Frozen):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="running the same name again resumes it"
     )
-    output: str = Field("runs", description="URI under which checkpoints and pictures of the run are kept")
+    output: str = Field(
+        "runs", description="URI under which checkpoints and pictures of the run are kept", json_schema_extra=MAY_CHANGE
+    )
     seed: int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()
     data: DataConfig
     train: TrainConfig
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra=MAY_CHANGE)
 
     @model_validator(mode="after")
     def _patch_fits_scales(self) -> RunConfig:

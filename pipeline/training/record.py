@@ -6,27 +6,16 @@ import itertools
 import sys
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
-from pipeline.config import Frozen, RunConfig
+from pipeline.config import MAY_CHANGE, Frozen, RunConfig
 from pipeline.model_folder import first_problem
 
 _BYTES = 1 << 20
 KIND, RECORD = "training run", "run.json"
 _NAMES = (RECORD, "checkpoints", "model", "unsent")  # what a run writes into its folder; other things may lie beside
-
-# Settings that may change between two sittings of one run: they do not change what is learned.
-_FREE: dict[str, Any] = {
-    "output": True,
-    "tracking": True,
-    "data": {"task_cpus", "max_bad_fraction", "shards", "bank"},  # the two URIs: their digests are compared
-    "train": {
-        *("steps", "workers", "min_workers", "cpus_per_worker", "gpu", "max_failures", "micro_batch", "start_from"),
-        *("log_every", "image_every", "checkpoint_every", "checkpoint_minutes", "validate_every", "validation_tiles"),
-    },
-}
 
 
 class RunRecord(Frozen):
@@ -87,7 +76,8 @@ def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: b
     except ValidationError as error:
         raise ArtefactError(f"{where}: {first_problem(error)}; start afresh with --resume never") from error
     record, before = kept.model_dump(mode="json", exclude_none=True), kept.config
-    found = _differences(before.model_dump(exclude=_FREE), config.model_dump(exclude=_FREE))
+    free = free_fields(RunConfig)
+    found = _differences(before.model_dump(exclude=free), config.model_dump(exclude=free))
     found += [f"{name} digest" for name in digests if record["digests"].get(name) != digests[name]]
     if changed:
         found = [difference for difference in found if difference.startswith(("model.", "train.learn:"))]
@@ -97,6 +87,17 @@ def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: b
             f"or start afresh with --resume never{'' if changed else ', or go on all the same with --resume changed'}"
         )
     return record | {"version": kept.version}
+
+
+def free_fields(kind: type[BaseModel]) -> dict[str, Any]:
+    """Find the settings that may change between two sittings of a run, in the form of pydantic's `exclude`."""
+    found: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if field.json_schema_extra == MAY_CHANGE:
+            found[name] = True
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found[name] = free_fields(field.annotation)
+    return {name: inner for name, inner in found.items() if inner}
 
 
 def _differences(before: dict, now: dict, path: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.lease import only_writer
 from kernels_bank.runtime.output import MARK, own_output
 from pipeline.config import DataConfig, RunConfig, TrainConfig
-from pipeline.training.record import KIND, RECORD, names_without_mark, put_aside
+from pipeline.training.record import KIND, RECORD, earlier, names_without_mark, put_aside
 
 CONFIG = RunConfig(name="run", data=DataConfig(shards="s", bank="b"), train=TrainConfig(steps=1))
 OURS = {"config": CONFIG.model_dump(mode="json"), "digests": {}, "run_id": "a1"}
@@ -64,3 +64,18 @@ def test_a_run_that_is_under_way_is_not_put_aside(home: Path):
     refused = pytest.raises(BadRequestError, match="is at work on it")
     with only_writer(str(home)), refused, own_output(str(home), KIND, names_without_mark(str(home))):
         pytest.fail("two drivers")
+
+
+@pytest.mark.parametrize("change", [{"steps": 7}, {"workers": 2}, {"log_every": 1}, {"start_from": "elsewhere"}])
+def test_what_does_not_change_what_is_learned_may_change(home: Path, change: dict):
+    now = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update=change), "output": "s3://elsewhere"})
+    assert earlier(str(home), now, {}, changed=False)["run_id"] == "a1"
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1.0}, {"batch_size": 2}, {"deterministic": True}])
+def test_what_changes_what_is_learned_is_refused_by_its_name(home: Path, change: dict):
+    now = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update=change)})
+    (name,) = change
+    with pytest.raises(BadRequestError, match=rf"with other settings \(train\.{name}: "):
+        earlier(str(home), now, {}, changed=False)
+    assert earlier(str(home), now, {}, changed=True)["run_id"] == "a1"
