@@ -166,19 +166,13 @@ def _about(
         "request": context.request,
         "model": context.restorer.uri,
         "weights_sha256": context.restorer.digest,
-        "scale": restored.scale,
-        "sigma": restored.sigma,
+        **restored.facts(),
         "sigma_from": "estimated" if settings.sigma == "auto" else "given",
         "kernel": settings.kernel or "estimated",
-        "kernel_round": restored.kernel_round,
-        "kernel_spread": restored.spread,
         "kernel_field": None if restored.field is None else described(restored.field),
         "x0": settings.x0,
-        "strength": restored.strength,
         "self_ensemble": settings.self_ensemble,
-        "residual": restored.residual,
         "warnings": found,
-        "windows": restored.windows,
     }
 
 

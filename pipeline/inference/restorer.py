@@ -43,6 +43,18 @@ class Restored:
     field: KernelField | None = None  # the kernels of all places, where one for each was asked for
     strength: float = 1.0  # below 1, kernel and noise level were told weaker than they are said here
 
+    def facts(self) -> dict[str, int | float | None]:
+        """Return what reports and answers say of it, by the names that they use."""
+        return {
+            "scale": self.scale,
+            "sigma": self.sigma,
+            "strength": self.strength,
+            "residual": self.residual,
+            "kernel_round": self.kernel_round,
+            "kernel_spread": self.spread,
+            "windows": self.windows,
+        }
+
 
 class Restorer(LoadedNetwork):
     """Restore photographs with a network of known identity, on one device."""

@@ -97,15 +97,9 @@ def _about(restored: Restored, served: Served, photograph: Photograph, lost: lis
     return {
         "model": served.name,
         "weights_sha256": served.restorer.digest,
-        "scale": restored.scale,
         "width": restored.image.shape[1],
         "height": restored.image.shape[0],
-        "sigma": restored.sigma,
-        "strength": restored.strength,
-        "residual": restored.residual,
-        "kernel_round": restored.kernel_round,
-        "kernel_spread": restored.spread,
-        "windows": restored.windows,
+        **restored.facts(),
         "warnings": [*photograph.notes, *lost, *diagnose(photograph.pixels, restored)],
     }
 
