@@ -33,7 +33,7 @@ def test_a_training_step_stays_on_its_device_and_a_tensor_left_on_the_cpu_fails(
 def test_the_package_names_no_device():
     """No `.cuda()`, and "cuda" only where a default device is chosen or a card is asked for its memory."""
     root = Path(__file__).parents[3] / "pipeline"
-    allowed = {root / "inference" / name for name in ("restorer.py", "memory.py")}
+    allowed = {root / "inference" / name for name in ("network.py", "memory.py")}
     for path in sorted((root / "model").glob("*.py")) + sorted((root / "inference").glob("*.py")):
         if path not in allowed:
             text = path.read_text(encoding="utf-8")
