@@ -18,7 +18,7 @@ import numpy as np
 
 from kernels_bank import cache
 from kernels_bank.codec import KernelCodec
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import os_errors, storage
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.spec import KernelBankSpec
 from kernels_bank.store import CODEC, Manifest, read_manifest, read_shard
@@ -127,7 +127,7 @@ def _unpack(uri: str, manifest: Manifest, path: Path) -> None:
             f"{path.parent}: {needed / 2**20:.0f} MiB are needed to unpack {uri}; free some or set BLINDSR_CACHE"
         )
     try:
-        with temporary.open("wb") as stream:
+        with os_errors.open_named(temporary, "wb", shown=path) as stream:
             header = {"descr": "<f4", "fortran_order": False, "shape": (spec.count, spec.size, spec.size)}
             np.lib.format.write_array_header_1_0(stream, header)
             for shard in manifest.shards:

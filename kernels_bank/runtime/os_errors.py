@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 from kernels_bank.runtime.errors import JobFailedError
 
@@ -25,10 +27,10 @@ _ADVICE = {
 
 def explain(error: BaseException) -> str | None:
     """Return one line for an error of the operating system, wherever it lies in the chain of causes; else nothing."""
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and (cause.errno is not None or cause.strerror):
-            return describe(cause)
-    return None
+    refused = [cause for cause in _causes(error) if isinstance(cause, OSError) and (cause.errno or cause.strerror)]
+    # A file that cannot be closed because it could not be written to either hides the error that names it.
+    named_first = sorted(refused, key=lambda cause: cause.filename is None)
+    return describe(named_first[0]) if named_first else None
 
 
 def describe(error: OSError) -> str:
@@ -51,6 +53,29 @@ def named(place: str | Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(place)
         raise
+
+
+def open_named(path: str | Path, mode: Literal["wb", "ab"], shown: str | Path | None = None) -> BinaryIO:
+    """Open a file for writing; the system's errors of its writes name it, also those that closing it raises.
+
+    Args:
+        path: of the file.
+        mode: a new file, or the end of one that may be there.
+        shown: the name that errors give; the path itself unless it is a temporary one.
+    """
+    return io.BufferedWriter(_NamedFile(path, mode, path if shown is None else shown))
+
+
+class _NamedFile(io.FileIO):
+    """A file whose failed writes name a path; the system's errors name none."""
+
+    def __init__(self, path: str | Path, mode: str, shown: str | Path) -> None:
+        super().__init__(path, mode.removesuffix("b"))
+        self._shown = shown
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer
+        with named(self._shown):
+            return super().write(data)
 
 
 @contextlib.contextmanager

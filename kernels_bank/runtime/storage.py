@@ -248,7 +248,7 @@ def fetch(uri: str | Path, target: Path) -> None:
     """
     try:
         if is_s3(uri):
-            with target.open("wb") as sink:
+            with os_errors.open_named(target, "wb") as sink:
                 s3_objects.read(str(uri), sink)
         else:
             shutil.copyfile(resolve(uri)[1], target)
@@ -321,7 +321,7 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(temporary_name(target.name))
     try:
-        with io.BufferedWriter(_NamedFile(temporary, target)) as stream:
+        with os_errors.open_named(temporary, "wb", shown=target) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -329,18 +329,6 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
         sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class _NamedFile(io.FileIO):
-    """A new file whose failed writes name the path that it will have; the system's errors name none."""
-
-    def __init__(self, path: Path, shown: Path) -> None:
-        super().__init__(path, "w")
-        self._shown = shown
-
-    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer
-        with os_errors.named(self._shown):
-            return super().write(data)
 
 
 def sync_files(folder: Path) -> None:

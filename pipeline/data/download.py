@@ -11,6 +11,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels_bank.runtime import os_errors
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.output import own_output
@@ -111,7 +112,7 @@ def _fetch(url: str, part: Path, published: Published, bar: Progress) -> str:
                 raise ArtefactError(
                     f"{url}: the server's file has {have + coming} bytes, the published one {published.bytes}"
                 )
-            with part.open("ab" if have else "wb") as stream:
+            with os_errors.open_named(part, "ab" if have else "wb") as stream:
                 while chunk := answer.read(_CHUNK):
                     stream.write(chunk)
                     bar.advance((have + len(chunk)) // _CHUNK - have // _CHUNK)
@@ -122,6 +123,8 @@ def _fetch(url: str, part: Path, published: Published, bar: Progress) -> str:
             raise BadRequestError(f"{url}: the server says {error.code} {error.reason}") from error
         return f"the server says {error.code}"
     except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "filename", None) is not None:
+            raise  # not the connection but this machine: its disk is full, for instance
         return f"no connection ({error})"
 
 

@@ -7,6 +7,7 @@ results are written last, `summary.json` after all others.
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import json
 import re
@@ -197,7 +198,8 @@ def _compute(plan: Plan, output: Path) -> list[Row]:
     rows = [row for of_case in done.values() for row in of_case]
     if not left:
         return rows
-    with journal.open("a", encoding="utf-8") as lines, Progress("evaluate", len(plan.cases), "case") as bar:
+    appended = io.TextIOWrapper(os_errors.open_named(journal, "ab"), encoding="utf-8")
+    with appended as lines, Progress("evaluate", len(plan.cases), "case") as bar:
         if not journal.stat().st_size:
             _add(lines, json.dumps({"made_from": plan.made_from}))
         bar.start_at(len(done))
@@ -211,8 +213,7 @@ def _compute(plan: Plan, output: Path) -> list[Row]:
 
 
 def _add(journal: TextIO, line: str) -> None:
-    with os_errors.named(journal.name):
-        print(line, file=journal, flush=True)
+    print(line, file=journal, flush=True)
 
 
 def _graph(left: list[list[Any]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported late
@@ -295,7 +296,7 @@ def _read_journal(path: Path, made_from: str) -> dict[tuple[Any, ...], list[Row]
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        path.write_bytes(whole)
+        storage.write_bytes(path, whole)
     if not whole:
         return {}
     done, makers = {}, []

@@ -80,7 +80,7 @@ def save(
     check_finite(training, f"step {state.step}: {OPTIMIZER}")
     save_model(model, folder, provenance=state.digests, averaged=ema.module.state_dict())
     torch.save(training, folder / OPTIMIZER)
-    (folder / STATE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
+    storage.write_bytes(folder / STATE, state.model_dump_json(indent=1).encode())
     storage.write_json(folder / LIST, {"sha256": {name: storage.sha256_of(folder / name) for name in FILES}})
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels_bank.runtime import os_errors
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import only_writer
 from kernels_bank.runtime.output import MARK, own_output
@@ -85,6 +86,17 @@ def test_cut_connections_go_on_where_they_were_cut(server: type[Server], tmp_pat
     server.cut_after = 1_500_000
     assert download(FILE, tmp_path, base_url=server.url).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=1500000-", "bytes=3000000-"]
+
+
+def test_a_full_disk_is_not_taken_for_a_cut_connection(
+    server: type[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = os_errors.open_named
+    monkeypatch.setattr(os_errors, "open_named", lambda path, mode: real("/dev/full", mode, shown=path))
+    with pytest.raises(OSError, match="No space left") as full:
+        download(FILE, tmp_path, base_url=server.url)
+    assert full.value.filename == str(tmp_path / "photos.zip.part")
+    assert server.asked == [None], "asked again and again"
 
 
 def test_a_killed_download_goes_on_in_the_next_run(server: type[Server], tmp_path: Path):

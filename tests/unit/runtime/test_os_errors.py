@@ -49,6 +49,20 @@ def test_the_cause_counts_however_it_is_wrapped():
     assert os_errors.explain(ValueError("a bug")) is None
 
 
+@pytest.mark.parametrize("written", [b"x", bytes(1 << 16)], ids=["few bytes", "more than a buffer"])
+def test_a_full_disk_is_named_by_the_write_and_by_the_close(written: bytes):
+    with pytest.raises(OSError, match="No space left") as full, os_errors.open_named("/dev/full", "ab") as stream:
+        stream.write(written)
+    assert full.value.filename == "/dev/full"
+    assert os_errors.explain(full.value).startswith("/dev/full: no space left on device; free space there")
+
+
+def test_the_error_with_a_path_counts_before_one_that_came_of_it():
+    closing = raised(errno.ENOSPC, None)
+    closing.__context__ = raised(errno.ENOSPC)
+    assert os_errors.explain(closing).startswith("/data/out/a.tar: no space left")
+
+
 def test_an_error_that_has_nothing_to_do_with_it_hides_no_other():
     bug = KeyError("a bug")
     bug.__context__ = raised(errno.ENOENT)
