@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import numpy as np
 import pytest
@@ -92,7 +93,11 @@ def test_a_full_disk_is_not_taken_for_a_cut_connection(
     server: type[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     real = os_errors.open_named
-    monkeypatch.setattr(os_errors, "open_named", lambda path, mode: real("/dev/full", mode, shown=path))
+
+    def full_disk(path: Path, mode: Literal["wb", "ab"], shown: Path | None = None) -> BinaryIO:
+        return real("/dev/full" if path.suffix == ".part" else path, mode, shown or path)
+
+    monkeypatch.setattr(os_errors, "open_named", full_disk)
     with pytest.raises(OSError, match="No space left") as full:
         download(FILE, tmp_path, base_url=server.url)
     assert full.value.filename == str(tmp_path / "photos.zip.part")
