@@ -2,6 +2,7 @@
 
     make drill
     python -m tests.drills [--seed 7] [--minutes 30] [--at-once 2] [--only NAME[/MOMENT]] [--list] [--docs PAGE]
+    python -m tests.drills --resume [...]       what drill.json says to be left, or to have failed
 
 Writes runs/drill/drill.md and drill.json. Exit status 1 when anything was not as it should be.
 """
@@ -38,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         print(f"error: no drill is called {', '.join(options.only)}; --list shows them", file=sys.stderr)
         return 2
+    earlier = report.read(options.output) if options.resume else None
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
-    found = run(chosen, seed, options.minutes, options.at_once)
+    left = chosen if earlier is None else without(chosen, earlier.good)
+    found = run(left, seed, options.minutes, options.at_once)
+    if earlier is not None:
+        found = found.after(earlier)
     text, data = report.write(found, options.output)
     print(f"\n{found.as_markdown()}\n{text}\n{data}")
     if options.docs:
@@ -57,6 +62,15 @@ def choose(all_drills: Sequence[Drill], only: Sequence[str]) -> list[tuple[Drill
         if moments := tuple(m for m in drill.moments if any(w in ("", m) for w in wanted)):
             chosen.append((drill, moments))
     return chosen
+
+
+def without(
+    chosen: Sequence[tuple[Drill, tuple[str, ...]]], done: Sequence[Try]
+) -> list[tuple[Drill, tuple[str, ...]]]:
+    """Return the drills with the moments that are still to be tried."""
+    names = {(one.drill, one.moment) for one in done}
+    left = [(drill, tuple(m for m in moments if (drill.name, m) not in names)) for drill, moments in chosen]
+    return [(drill, moments) for drill, moments in left if moments]
 
 
 def in_turn(chosen: Sequence[tuple[Drill, tuple[str, ...]]], seed: int) -> list[tuple[Drill, str]]:
@@ -154,6 +168,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30.0, help="after these no new drill is begun")
     parser.add_argument("--at-once", type=int, default=1, help="tries beside each other")
     parser.add_argument("--only", action="append", default=[], help="drills whose name begins so; NAME/MOMENT")
+    parser.add_argument("--resume", action="store_true", help="keep what an earlier report says to be as it should be")
     parser.add_argument("--output", type=Path, default=Path("runs/drill"), help="folder of the report")
     parser.add_argument("--docs", type=Path, help="a page between whose marks the table is written")
     parser.add_argument("--list", action="store_true", help="show the drills and do nothing")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 BEGIN, END = "<!-- drill: begin -->", "<!-- drill: end -->"
@@ -47,6 +47,17 @@ class Report:
     seconds: float
     tries: Sequence[Try]
     not_drilled: Sequence[str] = ()
+    sittings: int = 1
+
+    @property
+    def good(self) -> list[Try]:
+        """The tries that were as they should be, or could not be made here."""
+        return [one for one in self.tries if not one.failed]
+
+    def after(self, earlier: Report) -> Report:
+        """Add what was good in earlier sittings to a report of this one."""
+        seconds, sittings = self.seconds + earlier.seconds, self.sittings + earlier.sittings
+        return replace(self, tries=[*earlier.good, *self.tries], seconds=seconds, sittings=sittings)
 
     @property
     def failed(self) -> bool:
@@ -61,8 +72,9 @@ class Report:
         """Return the table, a row a drill, and below it the failures, what was skipped and what was left out."""
         drilled = [one for one in self.tries if not one.skipped]
         bad = [one for one in drilled if one.failed]
+        sittings = f" ({self.sittings} sittings)" if self.sittings > 1 else ""
         lines = [
-            f"Seed {self.seed}, {self.machine}: {_counts(drilled, self.seconds)}, {len(bad)} failures.",
+            f"Seed {self.seed}, {self.machine}: {_counts(drilled, self.seconds)}, {len(bad)} failures{sittings}.",
             "",
             _row(_HEAD),
             _row(["---"] * 3 + ["---:"] * 5),
@@ -86,6 +98,12 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
     text.write_text(report.as_markdown(), encoding="utf-8")
     data.write_text(report.as_json(), encoding="utf-8")
     return text, data
+
+
+def read(folder: Path) -> Report:
+    """Read the `drill.json` of an earlier sitting."""
+    content = json.loads((folder / "drill.json").read_text(encoding="utf-8"))
+    return Report(**content | {"tries": [Try(**one) for one in content["tries"]]})
 
 
 def put_into(page: Path, table: str) -> None:

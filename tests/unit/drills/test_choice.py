@@ -6,7 +6,7 @@ import os
 import signal
 
 from tests.drills import faults, kills
-from tests.drills.__main__ import choose, in_turn, main
+from tests.drills.__main__ import choose, in_turn, main, without
 from tests.drills.drill import Drill
 from tests.drills.report import Try
 from tests.drills.trial import dice
@@ -68,3 +68,12 @@ def test_a_process_is_seen_to_handle_a_signal():
         assert kills.catches(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_what_was_tried_well_is_not_tried_again():
+    drills = [*kills.drills(), *faults.drills()]
+    whole = choose(drills, [])
+    done = [Try(drill.name, drill.what, drill.where, moments[0], 0) for drill, moments in whole]
+    left = without(whole, done)
+    assert sum(len(moments) for _, moments in left) == sum(len(moments) for _, moments in whole) - len(whole)
+    assert all((one.drill, one.moment) not in {(d.name, m) for d, ms in left for m in ms} for one in done)

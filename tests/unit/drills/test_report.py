@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills.report import BEGIN, END, Report, Try, put_into, write
+from tests.drills.report import BEGIN, END, Report, Try, put_into, read, write
 
 TRIES = [
     Try("kill-raylet", "SIGKILL of the raylet", "training", "early", 7, starts=2, equal=True, lines=1, seconds=10),
@@ -46,6 +46,14 @@ def test_both_files_hold_all_tries(report: Report, tmp_path: Path):
     assert text.read_text() == report.as_markdown()
     found = json.loads(data.read_text())
     assert [Try(**one) for one in found["tries"]] == TRIES
+
+
+def test_a_later_sitting_keeps_what_was_good(report: Report, tmp_path: Path):
+    write(report, tmp_path)
+    again = Try("kill-raylet", "SIGKILL of the raylet", "training", "late", 8, starts=2, equal=True, seconds=5)
+    both = Report(8, "2 cores", 60.0, [again]).after(read(tmp_path))
+    assert both.tries == [TRIES[0], TRIES[2], TRIES[3], again]
+    assert "3 tries in 3 minutes, 5 starts of a command, 0 failures (2 sittings)." in both.as_markdown()
 
 
 def test_the_table_replaces_what_is_between_the_marks(tmp_path: Path):
