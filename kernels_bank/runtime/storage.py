@@ -385,4 +385,9 @@ def sha256_of(uri: str | Path) -> str:
 
 def digest_of(value: object) -> str:
     """Return the hex SHA-256 of a JSON-able value in canonical form: the identity of a spec or a list of hashes."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def canonical(value: object) -> bytes:
+    """Return the one spelling of a JSON-able value that its digest is taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
