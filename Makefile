@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime-installed
 TESTING := .venv/.test-installed
 
-.PHONY: quickstart test lint bench drill clean
+.PHONY: quickstart test lint bench test-cuda bench-cuda drill clean
 
 quickstart: $(RUNTIME)
 	$(BIN)/python jobs/quickstart.py
@@ -23,6 +23,14 @@ lint: $(TESTING)
 
 bench: $(TESTING)
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=median,ops,rounds -s
+
+# With a CUDA card; without one the tests skip, and say so. make bench-cuda writes its tables to BENCH.
+BENCH ?= runs/bench-cuda
+test-cuda: $(TESTING)
+	$(BIN)/pytest tests/cuda -m cuda -rs
+
+bench-cuda: $(TESTING)
+	$(BIN)/python -m tests.cuda $(BENCH) --only speed --only cluster
 
 # A release is drilled: kills, faults and damage, half an hour. make drill DRILL="--only kill-raylet --seed 7"
 drill: $(TESTING)

@@ -43,8 +43,32 @@ def project_simplex_tensor(values: Tensor) -> Tensor:
     with torch.no_grad():
         descending = values.sort(dim=-1, descending=True).values
         rank = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
-        kept = (descending * rank > descending.cumsum(-1) - 1).sum(-1, keepdim=True)
+        kept = (descending * rank > running_sum(descending) - 1).sum(-1, keepdim=True)
         # None is kept where values are not finite: the result is then NaN, for the caller to find.
         support = values >= descending.gather(-1, (kept - 1).clamp_min(0))
     theta = ((values * support).sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True)
     return (values - theta).clamp_min(0)
+
+
+def running_sum(values: Tensor) -> Tensor:
+    """Return the running sum along the last axis.
+
+    `cumsum` on CUDA adds in an order of its own each time, and is refused where deterministic algorithms are asked
+    for. There it is made of log2(n) shifted additions instead.
+    """
+    import torch
+
+    if values.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return values.cumsum(-1)
+    return shifted_sums(values)
+
+
+def shifted_sums(values: Tensor) -> Tensor:
+    """Return the running sum along the last axis, added up in a fixed order by doubling the stretches."""
+    import torch
+
+    step = 1
+    while step < values.shape[-1]:
+        values = torch.cat((values[..., :step], values[..., step:] + values[..., :-step]), -1)
+        step *= 2
+    return values

@@ -126,7 +126,7 @@ def check_inside(directory: str | Path, name: str) -> None:
     """Refuse a name that leads out of a local folder, through a link for instance. Raises ArtefactError."""
     if storage.is_s3(directory):
         return
-    folder = Path(storage.resolve(directory)[1]).resolve()
+    folder = Path(storage.path_of(directory)).resolve()
     if not (folder / name).resolve().is_relative_to(folder):
         raise ArtefactError(f"{storage.join(directory, name)}: leads out of its folder; copy the file itself there")
 

@@ -17,14 +17,15 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
-
-import pyarrow.fs as pafs
 
 from kernels_bank.runtime import open_output, os_errors, s3_objects
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError, UnavailableError
 from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError, bucket_and_key
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
 
 _CHUNK = 16 << 20  # a read
 LONGEST_NAME = 255  # bytes of a file's name
@@ -42,23 +43,33 @@ def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
         BadRequestError: the scheme is neither a local path, `file://` nor `s3://`, or an S3 key has empty parts, which
             users of filesystems would drop.
     """
+    path = path_of(uri)
+    if str(uri).startswith("s3://"):
+        from kernels_bank.runtime.s3_filesystem import s3_filesystem
+
+        return s3_filesystem(tries), path
+    import pyarrow.fs as pafs  # late: who only reads local files, as a restoration does, needs no pyarrow
+
+    return pafs.LocalFileSystem(), path
+
+
+def path_of(uri: str | Path) -> str:
+    """Return the path of a URI inside its filesystem. Raises BadRequestError as `resolve` does."""
     text = str(uri)
     if "\0" in text:
         raise BadRequestError(f"{text!r}: holds a zero byte, which no name has")
     if text.startswith("s3:/") and not text.startswith("s3://"):
         raise BadRequestError(f"{text}: an S3 URI begins with s3://")
     if text.startswith("file:/"):
-        return pafs.LocalFileSystem(), _file_path(text)
+        return _file_path(text)
     scheme, separator, _ = text.partition("://")
     if not separator:
-        return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+        return str(Path(text).expanduser().absolute())
     if scheme == "s3":
-        from kernels_bank.runtime.s3_filesystem import s3_filesystem
-
         bucket, key = bucket_and_key(text)
         if "" in key.split("/") and key:
             raise BadRequestError(f"{text}: has an empty part between two slashes; choose another place")
-        return s3_filesystem(tries), f"{bucket}/{key}".rstrip("/")
+        return f"{bucket}/{key}".rstrip("/")
     raise BadRequestError(f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix")
 
 
@@ -77,7 +88,7 @@ def is_s3(uri: str | Path) -> bool:
     """Return whether this is an `s3://` URI. Raises BadRequestError if it is of no known scheme."""
     if str(uri).startswith("s3://"):
         return True
-    resolve(uri)
+    path_of(uri)
     return False
 
 
@@ -86,7 +97,7 @@ def absolute(uri: str | Path) -> str:
     text = str(uri)
     if "://" in text and not text.startswith("file:/"):
         return text.rstrip("/")
-    return resolve(text)[1].rstrip("/") or "/"
+    return path_of(text).rstrip("/") or "/"
 
 
 def refuse_odd_name(uri: str | Path) -> None:
@@ -126,7 +137,7 @@ def is_file(uri: str | Path) -> bool:
 def _mode(uri: str | Path) -> int | None:
     """Return what a local path leads to: a file, a folder, or nothing. Not by pyarrow, which takes only UTF-8."""
     try:
-        return os.stat(resolve(uri)[1]).st_mode  # noqa: PTH116 - the name may be no text
+        return os.stat(path_of(uri)).st_mode  # noqa: PTH116 - the name may be no text
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -145,7 +156,7 @@ def list_files(uri: str | Path, *, recursive: bool = False) -> list[tuple[str, i
         return sorted(
             (entry.name, entry.size) for entry in found if not entry.folder and entry.name[-1:] not in {"", "/"}
         )
-    return sorted(_local_files(resolve(uri)[1], recursive=recursive))
+    return sorted(_local_files(path_of(uri), recursive=recursive))
 
 
 def _local_files(root: str, *, recursive: bool) -> Iterator[tuple[str, int]]:
@@ -180,7 +191,7 @@ def remove_folder(uri: str | Path) -> None:
     if is_s3(uri):
         s3_objects.delete_below(str(uri))
     elif (mode := _mode(uri)) is not None and stat.S_ISDIR(mode):
-        shutil.rmtree(resolve(uri)[1])  # refuses a link: what that leads to is somebody else's
+        shutil.rmtree(path_of(uri))  # refuses a link: what that leads to is somebody else's
 
 
 def move_folder(source: str | Path, target: str | Path) -> None:
@@ -190,9 +201,9 @@ def move_folder(source: str | Path, target: str | Path) -> None:
             s3_objects.copy(join(source, name), join(target, name))
             s3_objects.delete(join(source, name))
         return
-    new = Path(resolve(target)[1])
+    new = Path(path_of(target))
     new.parent.mkdir(parents=True, exist_ok=True)
-    Path(resolve(source)[1]).rename(new)
+    Path(path_of(source)).rename(new)
 
 
 def remove_file(uri: str | Path) -> None:
@@ -200,7 +211,7 @@ def remove_file(uri: str | Path) -> None:
     if is_s3(uri):
         s3_objects.delete(str(uri))
         return
-    Path(resolve(uri)[1]).unlink()
+    Path(path_of(uri)).unlink()
 
 
 def read_bytes(uri: str | Path, sha256: str | None = None, *, limit: int | None = None) -> bytes:
@@ -226,7 +237,7 @@ def read_bytes(uri: str | Path, sha256: str | None = None, *, limit: int | None 
         if limit is not None and size > limit:
             raise ArtefactError(_too_large(uri, limit))
         for _ in range(2):
-            data = Path(resolve(uri)[1]).read_bytes()
+            data = Path(path_of(uri)).read_bytes()
             if sha256 in {None, hashlib.sha256(data).hexdigest()}:
                 return data
     except FileNotFoundError as error:
@@ -251,7 +262,7 @@ def fetch(uri: str | Path, target: Path) -> None:
             with os_errors.open_named(target, "wb") as sink:
                 s3_objects.read(str(uri), sink)
         else:
-            shutil.copyfile(resolve(uri)[1], target)
+            shutil.copyfile(path_of(uri), target)
     except FileNotFoundError as error:
         raise ArtefactError(f"{uri}: no such file") from error
 
@@ -275,7 +286,7 @@ def _too_large(uri: str | Path, limit: int) -> str:
 
 def _regular_size(uri: str | Path) -> int:
     """Return the bytes of a local file. A pipe or a device would be read for ever: raises ArtefactError."""
-    found = Path(resolve(uri)[1]).stat()
+    found = Path(path_of(uri)).stat()
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
         raise ArtefactError(f"{uri}: {kind}, not a regular file")
@@ -316,7 +327,7 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
             yield staged
             s3_objects.write(str(uri), staged)
         return
-    target = Path(resolve(uri)[1])
+    target = Path(path_of(uri))
     open_output.check(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(temporary_name(target.name))
@@ -375,7 +386,7 @@ def sha256_of(uri: str | Path) -> str:
         if is_s3(uri):
             return s3_objects.read(str(uri))
         _regular_size(uri)
-        with Path(resolve(uri)[1]).open("rb") as stream:
+        with Path(path_of(uri)).open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
     except FileNotFoundError as error:

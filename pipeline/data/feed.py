@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import cv2
@@ -26,6 +26,7 @@ from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.runtime.rows import keep_errors, plain_errors
 from pipeline.config import RunConfig
 from pipeline.data import plan
+from pipeline.data.batch import Batch
 from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.data.task import read_segment
 
@@ -36,25 +37,6 @@ _BLOCK_BYTES = 4 << 20
 _STRETCH = 512
 # Share of the cluster's object store that the graphs of all workers may fill together. Ray's own limit is a graph's.
 _STORE_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Hold what a training step gets; every image of a batch has the same scale."""
-
-    lr: torch.Tensor  # (B, 3, p/s, p/s) float32
-    hr: torch.Tensor  # (B, 3, p, p) float32 in [0, 1]
-    kernel: torch.Tensor  # (B, k, k) float32
-    sigma: torch.Tensor  # (B,) float32, [0, 1] scale
-    scale: int
-    keys: tuple[str, ...]
-    replaced: int  # samples whose tile was damaged and whose place another took
-    bad: tuple[str, ...] = ()  # the damaged shards and tiles behind them
-
-    def to(self, device: torch.device) -> Batch:
-        """Return the same batch on a device."""
-        names = ("lr", "hr", "kernel", "sigma")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 class Feed:

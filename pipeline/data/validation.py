@@ -10,7 +10,7 @@ import torch
 
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import RunConfig
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.samples import Draw, degrade_draws, draw, with_fresh_kernels
 from pipeline.data.task import open_bank

@@ -14,6 +14,9 @@ from pipeline.inference.allocator import give_back_free_memory
 # allocator keep for themselves does not grow with them.
 _PER_CHANNEL, _FIXED, _WORKSPACE = 5.9, 20.0, 1.1
 RESERVE = 96 * 2**20
+# cuFFT keeps a plan for each size and batch, by default 4096 of them, in memory that PyTorch does not count. A
+# photograph takes about six; a server that restores one size after the other must not keep them all.
+_FFT_PLANS = 96
 
 
 def window_bytes(config: ModelConfig) -> float:
@@ -44,3 +47,16 @@ def in_use(device: torch.device) -> int:
         if line.startswith("VmRSS"):
             return 1024 * int(line.split()[1])
     return 0
+
+
+def bound_fft_plans(device: torch.device) -> None:
+    """Limit the FFT plans that a card keeps; a CPU keeps few by itself."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.backends.cuda.cufft_plan_cache[index].max_size = _FFT_PLANS
+
+
+def give_back(device: torch.device) -> None:
+    """Give memory that the allocator keeps for itself back to the card, so that blocks of another size fit."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.catalogue import ModelLocation, locate, open_network
 from pipeline.config import Grid
+from pipeline.inference import memory
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
 
 _DEFAULT_REACH = 25
@@ -35,6 +36,7 @@ class LoadedNetwork:
     def __init__(self, network: BlindUSRNet | USRNet, *, uri: str, digest: str, device: torch.device) -> None:
         self.network = network.to(device).eval()
         self.uri, self.digest, self.device = uri, digest, device
+        memory.bound_fft_plans(device)
 
     @classmethod
     def load(cls, uri: str | Path | ModelLocation, device: torch.device | None = None) -> Self:

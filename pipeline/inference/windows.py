@@ -44,6 +44,9 @@ class Result(NamedTuple):
 def restore_planes(network: LoadedNetwork, lr: np.ndarray, settings: Settings, *, item: int, channels: int) -> Result:
     """Restore (h, w, 3) float32 in [0, 1] with a known kernel.
 
+    A card that has less memory left than `settings.max_memory` allows is answered by windows of half the size, as
+    often as needed.
+
     Args:
         network: the model.
         lr: the image; three equal planes for a grey one.
@@ -52,10 +55,34 @@ def restore_planes(network: LoadedNetwork, lr: np.ndarray, settings: Settings, *
         channels: how many it has: they count for the memory limit.
 
     Raises:
-        BadRequestError: the limit is too small for any window.
+        BadRequestError: the limit, or what is left of the card's memory, is too small for any window.
     """
+    size, reason = {"item": item, "channels": channels}, ""
+    while True:
+        try:
+            plan = plan_windows(network, lr.shape[0], lr.shape[1], settings, **size)
+        except BadRequestError as error:
+            if reason:
+                raise BadRequestError(_no_room(network, lr, reason)) from error
+            raise
+        try:
+            return _restore_windows(network, lr, settings, plan)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split(". ")[0]
+        # Out of the handler, which holds on to what its frames had.
+        memory.give_back(network.device)
+        settings = settings._replace(max_memory=_memory_for(network, lr, settings, plan.largest / 2, **size))
+
+
+def _no_room(network: LoadedNetwork, lr: np.ndarray, reason: str) -> str:
+    return (
+        f"{network.device}: too little memory is left for a {lr.shape[1]} x {lr.shape[0]} image, also in windows "
+        f"({reason}); end what else runs there, or hide the card (CUDA_VISIBLE_DEVICES=) to restore on the CPU"
+    )
+
+
+def _restore_windows(network: LoadedNetwork, lr: np.ndarray, settings: Settings, plan: layout.Layout) -> Result:
     scale = settings.scale
-    plan = plan_windows(network, lr.shape[0], lr.shape[1], settings, item=item, channels=channels)
     around = layout.torus_margin(scale, settings.kernel.shape[0])
     height, width = (layout.torus_length(length, around) for length in lr.shape[:2])
     kernel = torch.as_tensor(settings.kernel, dtype=torch.float32, device=network.device)[None]
@@ -99,12 +126,10 @@ def plan_windows(
     """
     scale, kernel = settings.scale, settings.kernel
     around = layout.torus_margin(scale, kernel.shape[0])
-    nets = [network, *([settings.x0_model] if settings.x0_model else [])]
-    config = max((net.network.config for net in nets), key=memory.window_bytes)
-    fixed = memory.in_use(network.device) + memory.RESERVE
-    if network.device.type == "cpu":
-        fixed += int(height * width * memory.image_bytes(scale, channels, item))
-    most = (settings.max_memory - fixed) / (memory.window_bytes(config) * scale**2)
+    nets = _nets(network, settings)
+    fixed = _fixed_bytes(network, height, width, settings, item=item, channels=channels)
+    each = _pixel_bytes(nets, scale)
+    most = (settings.max_memory - fixed) / each
     found = layout.whole(height, width, around)
     if found.largest <= most:
         return found
@@ -112,12 +137,40 @@ def plan_windows(
     reach = sum(layout.context(kernel, net.smallest_alpha(scale, settings.sigma), scale) for net in nets)
     split = layout.layout(height, width, around, reach, most)
     if split is None:
-        least = fixed + (2 * reach + 64) ** 2 * memory.window_bytes(config) * scale**2
+        least = fixed + (2 * reach + 64) ** 2 * each
         raise BadRequestError(
             f"{settings.max_memory / 2**30:.2f} GiB are too little for a {width} x {height} image: about "
             f"{least / 2**30:.2f} GiB are needed; raise --max-memory"
         )
     return split
+
+
+def _nets(network: LoadedNetwork, settings: Settings) -> list[LoadedNetwork]:
+    """The models that restore each window."""
+    return [network, *([settings.x0_model] if settings.x0_model else [])]
+
+
+def _pixel_bytes(nets: Sequence[LoadedNetwork], scale: int) -> float:
+    """Peak memory for each LR pixel of a window."""
+    return max(memory.window_bytes(net.network.config) for net in nets) * scale**2
+
+
+def _fixed_bytes(
+    network: LoadedNetwork, height: int, width: int, settings: Settings, *, item: int, channels: int
+) -> int:
+    """What counts for the memory limit whatever the size of the windows."""
+    fixed = memory.in_use(network.device) + memory.RESERVE
+    if network.device.type == "cpu":
+        fixed += int(height * width * memory.image_bytes(settings.scale, channels, item))
+    return fixed
+
+
+def _memory_for(
+    network: LoadedNetwork, lr: np.ndarray, settings: Settings, most: float, *, item: int, channels: int
+) -> int:
+    """The memory limit under which windows have at most `most` LR pixels."""
+    fixed = _fixed_bytes(network, lr.shape[0], lr.shape[1], settings, item=item, channels=channels)
+    return fixed + int(most * _pixel_bytes(_nets(network, settings), settings.scale))
 
 
 def border(length: int, settings: Settings) -> int:

@@ -26,9 +26,10 @@ from pipeline.tracking import runs
 from pipeline.tracking.bank import log_bank
 from pipeline.training import checkpoint, commit
 from pipeline.training.launch import run_workers
-from pipeline.training.learner import InitialWeights, learning_rate_factor, starting_point
+from pipeline.training.learner import learning_rate_factor
 from pipeline.training.pictures import card_picture, fixed_batch
 from pipeline.training.record import KIND, RECORD, earlier, names_without_mark, put_aside
+from pipeline.training.start import InitialWeights, starting_point
 from pipeline.training.training_run import TrainingRun
 
 Resume = Literal["auto", "changed", "never"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from kernels_bank.runtime import end_request, storage, watch
 from kernels_bank.runtime.errors import JobFailedError
@@ -22,6 +22,7 @@ from pipeline.training.channel import LiveLine, ReportWorkerFailures, failure_re
 from pipeline.training.commit import KeepSnapshot, last_good, newest
 from pipeline.training.gloo import GlooConfig
 from pipeline.training.loop import train_worker
+from pipeline.training.nccl import NcclConfig
 from pipeline.training.training_run import TrainingRun, WorkerContext
 
 
@@ -54,7 +55,7 @@ def run_workers(run: TrainingRun, tracked: RunRef, data_cpus: float) -> ray.trai
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"context": context},
-            torch_config=TorchConfig(backend="nccl") if train.gpu else GlooConfig(),
+            torch_config=NcclConfig() if train.gpu else GlooConfig(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(train.fewest_workers, train.workers) if train.min_workers else train.workers,  # type: ignore[arg-type]
                 use_gpu=train.gpu,

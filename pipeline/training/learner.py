@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import ray.train
-import ray.train.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-from kernels_bank import KernelBank, KernelCodec
-from kernels_bank.runtime.errors import BadRequestError
-from pipeline.catalogue import locate, open_network
+from kernels_bank import KernelCodec
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.model import BlindUSRNet
 from pipeline.seeds import torch_seed
@@ -32,26 +28,55 @@ class Learner:
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
 
-
-class InitialWeights(NamedTuple):
-    """Hold what a new run starts from."""
-
-    codec: KernelCodec
-    # Of the parts that are not drawn anew: empty from scratch, None where the run resumes from a checkpoint.
-    tensors: dict[str, Tensor] | None
+    @property
+    def learning_rate(self) -> float:
+        """Return the restorer's learning rate, or that of what else is trained."""
+        return float(self.schedule.get_last_lr()[0])
 
 
-def build_learner(config: RunConfig, codec: KernelCodec, device: torch.device) -> Learner:
-    """Build network, objective, EMA, optimizer and schedule; the objective is wrapped where there are ranks."""
+class WeightAverage(AveragedModel):
+    """Average the weights exponentially, without waiting for their device.
+
+    It computes what `AveragedModel` computes with `get_ema_multi_avg_fn`. That one copies its count to the device at
+    every step, which waits for all that the device still has to do. Here the count stays on the CPU.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the averages towards the weights of `model`; the first time they become equal to them."""
+        averages, weights = list(self.module.parameters()), list(model.parameters())
+        if int(self.n_averaged) == 0:
+            torch._foreach_copy_(averages, weights)
+        else:
+            torch._foreach_lerp_(averages, weights, 1 - self._decay)
+        self.n_averaged += 1
+
+
+def build_learner(
+    config: RunConfig,
+    codec: KernelCodec,
+    device: torch.device,
+    wrap: Callable[[nn.Module], nn.Module] = lambda objective: objective,
+) -> Learner:
+    """Build network, objective, average, optimizer and schedule.
+
+    Args:
+        config: of the run.
+        codec: the kernel code.
+        device: where it trains.
+        wrap: makes the objective one that adds gradients over ranks, where there are several.
+    """
     train = config.train
     network = build_network(config, codec).to(device)
-    task = TrainingObjective(network, train)
+    objective = TrainingObjective(network, train)
     fused = device.type in {"cpu", "cuda"}
     optimizer = torch.optim.Adam(parameter_groups(network, train), fused=fused)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate_factor(done, train))
-    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay), use_buffers=False)
-    alone = ray.train.get_context().get_world_size() == 1
-    return Learner(task if alone else ray.train.torch.prepare_model(task), network, ema, optimizer, schedule)
+    return Learner(wrap(objective), network, WeightAverage(network, train.ema_decay), optimizer, schedule)
 
 
 def build_network(config: RunConfig, codec: KernelCodec) -> BlindUSRNet:
@@ -79,47 +104,3 @@ def learning_rate_factor(done: int, train: TrainConfig) -> float:
         return 0.5 ** sum(done >= step for step in train.halve_at)
     progress = (done - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def starting_point(config: RunConfig) -> InitialWeights:
-    """Load the kernel code and the weights that a new run starts from, checked against its network.
-
-    A published USRNet gives the restorer, a blind model the parts that `start_parts` names. Taken whole it keeps its
-    own kernel code, whatever bank it now learns from: its code is what its weights speak. Else the bank's is used.
-
-    Raises:
-        BadRequestError: no such model, kernels of another size, or tensors that do not fit.
-    """
-    bank, train = KernelBank.open(config.data.bank), config.train
-    if train.start_from is None:
-        return InitialWeights(bank.codec, {})
-    found = open_network(locate(train.start_from))[0]
-    if found.config.global_skip != config.model.global_skip:
-        # The tensors would fit, and mean another function.
-        how = "with" if found.config.global_skip else "without"
-        raise BadRequestError(
-            f"train.start_from {train.start_from}: its prior was trained {how} a global skip; "
-            f"set model.global_skip to {str(found.config.global_skip).lower()}"
-        )
-    whole = found if isinstance(found, BlindUSRNet) and train.start_parts == "all" else None
-    if whole is not None:
-        codec, tensors = whole.codec, dict(whole.state_dict())
-        if codec.size != bank.spec.size:
-            raise BadRequestError(
-                f"train.start_from {train.start_from}: its kernels are {codec.size} pixels wide, those of "
-                f"{config.data.bank} {bank.spec.size}; train.start_parts restorer takes the restorer alone"
-            )
-    else:
-        restorer = found.restorer if isinstance(found, BlindUSRNet) else found
-        codec = bank.codec
-        tensors = {f"restorer.{name}": value for name, value in restorer.state_dict().items()}
-    own = build_network(config, codec).state_dict()
-    wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
-    if whole is not None:
-        wrong += own.keys() - tensors.keys()
-    if wrong:
-        raise BadRequestError(
-            f"train.start_from {train.start_from}: does not fit the network of this config: "
-            f"{', '.join(sorted(wrong)[:8])}" + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
-        )
-    return InitialWeights(codec, tensors)

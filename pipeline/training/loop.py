@@ -19,16 +19,19 @@ from kernels_bank.runtime.errors import BadRequestError, JobFailedError, Unavail
 from kernels_bank.runtime.gauges import TRAINING, set_gauge
 from kernels_bank.runtime.output import not_made_again
 from pipeline.config import RunConfig
-from pipeline.data.feed import Batch, Feed
+from pipeline.data.batch import Batch
+from pipeline.data.feed import Feed
 from pipeline.data.plan import Stage
 from pipeline.data.validation import validation_batches
 from pipeline.tracking.runs import RunLogger
 from pipeline.training import checkpoint
 from pipeline.training.channel import StopFlag, say
 from pipeline.training.commit import submit_checkpoint
-from pipeline.training.learner import InitialWeights, Learner, build_learner
+from pipeline.training.learner import Learner, build_learner
+from pipeline.training.ledger import Ledger, NonFiniteLossError
 from pipeline.training.pictures import fixed_batch, sample_rows
-from pipeline.training.step import NonFiniteLossError, agree, train_step
+from pipeline.training.start import InitialWeights
+from pipeline.training.step import agree, take_step
 from pipeline.training.training_run import WorkerContext
 from pipeline.training.validate import score_of, validate
 
@@ -85,25 +88,32 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
     stop_flag = StopFlag(context.channel) if rank == 0 else False
     resumed_at, saved_at, clock = step, time.monotonic(), Clock()
     damaged: set[str] = set()
-    recent: list[dict[str, float]] = []  # metrics since the last log line, whose mean it shows
+    ledger = Ledger()  # of the steps since the last log line, whose mean it shows
     for batch in _timed(feed.batches(train.steps - step, cpus=context.data_cpus / workers, device=str(device)), clock):
         step += 1
-        recent.append(train_step(learner, batch, train, step) | {"replaced_samples": float(batch.replaced)})
+        told = {"learning_rate": learner.learning_rate, "replaced_samples": float(batch.replaced)}
+        ledger.add(step, take_step(learner, batch, train, step), told, batch.keys)
         clock.worked(images=train.batch_size)
         if logger and not damaged.issuperset(batch.bad):
             damaged |= set(batch.bad)
             logger.tag("damaged", ", ".join(sorted(damaged)))
-        metrics = {name: sum(m[name] for m in recent) / len(recent) for name in recent[-1]}
         last = step == train.steps
-        if step % train.log_every == 0 or last:
-            recent.clear()
+        logged, validated = step % train.log_every == 0 or last, step % train.validate_every == 0 or last
+        # Rank 0's clock and the driver's wish decide for all: every rank must report equally often.
+        overdue = bool(train.checkpoint_minutes) and time.monotonic() - saved_at > 60 * train.checkpoint_minutes
+        stop, overdue = agree([bool(stop_flag), overdue], device)
+        saved = step % train.checkpoint_every == 0 or last or stop or overdue
+        if logged or validated or saved:
+            metrics = ledger.mean()  # from here on every step so far is known to be finite
+        if logged:
+            ledger.clear()
             if logger:
                 metrics |= clock.rates() | _memory(device)
                 logger.metrics(step, metrics)
                 logger.system(step)
                 _publish_gauges(config.name, step, metrics)
                 context.channel.put.remote(step, note(metrics))
-        if step % train.validate_every == 0 or last:
+        if validated:
             scores = validate(learner.ema.module, held_out, train, device)
             score = score_of(scores, step)
             if logger:
@@ -111,10 +121,7 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
                 _publish_gauges(config.name, step, scores)
         if logger and fixed and (step % train.image_every == 0 or last):
             logger.image("samples", sample_rows(learner.ema.module, fixed), step)
-        # Rank 0's clock and the driver's wish decide for all: every rank must report equally often.
-        overdue = train.checkpoint_minutes and time.monotonic() - saved_at > 60 * train.checkpoint_minutes
-        stop = not agree(not stop_flag, device)
-        if step % train.checkpoint_every == 0 or last or stop or not agree(not overdue, device):
+        if saved:
             state = checkpoint.State(
                 step=step, stages=feed.after(step - resumed_at), score=score, config=config, digests=context.digests
             )
@@ -134,6 +141,8 @@ def _set_up(config: RunConfig, device: torch.device) -> None:
         torch.set_num_threads(max(1, int(train.cpus_per_worker)))
     torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = train.tf32
+    # Sizes hardly change from step to step, so the fastest algorithm for each is worth looking for.
+    torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(train.deterministic)
@@ -145,7 +154,7 @@ def _learner(context: WorkerContext, device: torch.device) -> tuple[Learner, int
     if (last := ray.train.get_checkpoint()) is None:
         if start.tensors is None:
             raise JobFailedError("the checkpoint that this run resumes from is gone")
-        learner = build_learner(context.config, start.codec, device)
+        learner = build_learner(context.config, start.codec, device, _over_ranks)
         for module in (learner.network, learner.ema.module):
             module.load_state_dict(start.tensors, strict=False)  # the driver has checked that they fit
         return learner, 0, (), _UNSCORED
@@ -153,9 +162,15 @@ def _learner(context: WorkerContext, device: torch.device) -> tuple[Learner, int
         checkpoint.check(folder)
         state = checkpoint.load_state(Path(folder), {} if context.changed else context.digests)
         # The weights speak the code that they were trained with, whatever bank the run now learns from.
-        learner = build_learner(context.config, checkpoint.codec_of(Path(folder), start.codec), device)
+        learner = build_learner(context.config, checkpoint.codec_of(Path(folder), start.codec), device, _over_ranks)
         checkpoint.load_into(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
     return learner, state.step, state.stages, state.score
+
+
+def _over_ranks(objective: torch.nn.Module) -> torch.nn.Module:
+    """Make an objective that adds up its gradients over the ranks, where there are several."""
+    alone = ray.train.get_context().get_world_size() == 1
+    return objective if alone else ray.train.torch.prepare_model(objective)
 
 
 def _publish_gauges(run: str, step: int, metrics: dict[str, float]) -> None:

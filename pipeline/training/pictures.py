@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.config import RunConfig
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.pictures import kernel_picture, rows_picture, to_uint8
 from pipeline.data.samples import draw

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +13,14 @@ import torch.distributed
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.seeds import rng
 from pipeline.training.learner import Learner
-
-
-class NonFiniteLossError(RuntimeError):
-    """Report that some worker's loss or gradient is not a number; the optimizer has not moved."""
+from pipeline.training.ledger import FINITE, Ledger
 
 
 def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -> dict[str, float]:
-    """Run forward, objective, backward, finite check on every rank, clip, step, schedule and EMA; return the metrics.
-
-    A batch larger than `config.micro_batch` is taken in parts whose gradients add up to the whole batch's.
+    """Take a step, wait for it, and return its metrics.
 
     Args:
         learner: all that a step changes.
@@ -36,7 +29,28 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
         step: its number, for the error.
 
     Raises:
-        NonFiniteLossError: on all ranks alike, before anything was changed.
+        NonFiniteLossError: on all ranks alike, before weights or optimizer were changed.
+    """
+    ledger = Ledger()
+    ledger.add(step, take_step(learner, batch, config, step), {"learning_rate": learner.learning_rate}, batch.keys)
+    return ledger.mean()
+
+
+def take_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -> dict[str, Tensor]:
+    """Run forward, objective, backward, finite check over all ranks, clip, step, schedule and average.
+
+    A batch larger than `config.micro_batch` is taken in parts whose gradients add up to the whole batch's. Nothing
+    waits for the device: weights and optimizer hold still by themselves from the first step on that is not finite,
+    and whoever reads the metrics finds that step by `FINITE`.
+
+    Args:
+        learner: all that a step changes.
+        batch: this rank's samples.
+        config: of the training.
+        step: its number; it decides the window of `config.smallest_window`.
+
+    Returns:
+        Scalars on the device: the terms of the loss, `grad_norm` and `FINITE`.
     """
     learner.optimizer.zero_grad(set_to_none=True)
     if config.learn == "spectral" and config.smallest_window is not None:
@@ -57,15 +71,32 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
             terms[name] = terms[name] + term.detach() * share
     trained = [p for p in learner.network.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(trained, config.clip_norm)
-    if not agree(torch.isfinite(terms["loss"]) & torch.isfinite(norm)):
-        raise NonFiniteLossError(f"step {step}: {_where_not_finite(terms['loss'], norm, batch)}")
-    learner.optimizer.step()
-    learner.schedule.step()
-    learner.ema.update_parameters(learner.network)
-    metrics = {name: float(term) for name, term in terms.items()}
-    metrics["grad_norm"] = float(norm)
-    metrics["learning_rate"] = float(learner.schedule.get_last_lr()[0])
-    return metrics
+    finite = _everywhere(torch.isfinite(terms["loss"]) & torch.isfinite(norm))
+    if move_if(finite, learner.optimizer):
+        learner.schedule.step()
+        learner.ema.update_parameters(learner.network)
+    return {**terms, "grad_norm": norm, FINITE: finite}
+
+
+def move_if(finite: Tensor, optimizer: torch.optim.Optimizer, *, wait: bool | None = None) -> bool:
+    """Let the optimizer step unless a gradient is not finite; return whether it was called.
+
+    A device other than the CPU is not waited for. Its fused optimizer is told in `found_inf` to leave everything as it
+    is: at this step and, because later gradients may be finite again, at all steps after it.
+
+    Args:
+        finite: 1, or 0 where some rank's loss or gradient is not finite.
+        optimizer: fused, unless it is waited for.
+        wait: look at `finite` first; by default on a CPU only.
+    """
+    if finite.device.type == "cpu" if wait is None else wait:
+        if not bool(finite):
+            return False
+    else:
+        before = getattr(optimizer, "found_inf", torch.zeros_like(finite))
+        optimizer.found_inf = torch.maximum(before, 1 - finite)  # type: ignore[attr-defined] # as GradScaler does
+    optimizer.step()
+    return True
 
 
 def windowed(batch: Batch, smallest: int, step: int) -> Batch:
@@ -87,29 +118,21 @@ def windowed(batch: Batch, smallest: int, step: int) -> Batch:
     return replace(batch, lr=batch.lr[..., sides[0], sides[1]])
 
 
-def agree(flag: Tensor | bool, device: torch.device | None = None) -> bool:
-    """Ask whether the flag holds on every rank. All ranks must ask."""
-    value = flag.float() if isinstance(flag, Tensor) else torch.tensor(float(flag), device=device)
+def agree(flags: list[bool], device: torch.device) -> list[bool]:
+    """Ask of each flag whether it is up on any rank. All ranks must ask; alone, a rank waits for nothing."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return flags
+    values = torch.tensor(flags, dtype=torch.float32, device=device)
+    torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+    return [value > 0 for value in values.tolist()]
+
+
+def _everywhere(flag: Tensor) -> Tensor:
+    """1 if the flag holds on every rank, else 0, on its device. All ranks must ask."""
+    value = flag.float()
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN)
-    return bool(value > 0)
-
-
-def _where_not_finite(loss: Tensor, norm: Tensor, batch: Batch) -> str:
-    """Loss, gradient norm and samples of the workers whose loss is not finite; of all where only the gradient is not.
-
-    All ranks must ask: the gradient was summed over them, so each alone cannot tell whose batch spoiled it.
-    """
-    found = [(0, float(loss), float(norm), batch.keys)]
-    if torch.distributed.is_initialized():
-        ranks: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(ranks, (torch.distributed.get_rank(), *found[0][1:]))
-        found = ranks
-    guilty = [one for one in found if not math.isfinite(one[1])] or found
-    return "; ".join(
-        f"loss {value:.4g}, gradient norm {size:.4g} in worker {rank} on samples {', '.join(keys)}"
-        for rank, value, size, keys in guilty
-    )
+    return value
 
 
 @contextlib.contextmanager

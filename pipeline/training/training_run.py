@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
-from pipeline.training.learner import InitialWeights
+from pipeline.training.start import InitialWeights
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 
 from pipeline.config import TrainConfig
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.model import BlindUSRNet
 
 

@@ -29,7 +29,8 @@ from kernels_bank import KernelBank
 from kernels_bank.runtime.cluster import connect
 from pipeline.cli import parse
 from pipeline.config import RunConfig
-from pipeline.data.feed import Batch, Feed
+from pipeline.data.batch import Batch
+from pipeline.data.feed import Feed
 from pipeline.data.photographs import copy_photographs
 from pipeline.tracking.runs import RunRef, tracking_uri
 from pipeline.tracking.store import client

@@ -10,7 +10,7 @@ import torch
 
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import RunConfig
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.data.validation import validation_batches
 
 

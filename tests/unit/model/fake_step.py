@@ -7,24 +7,25 @@ differentiate fake CUDA tensors (it has no device guard for them); what matters 
 python fake_step.py '[[MODEL_CONFIG, null], [MODEL_CONFIG, BUFFER_LEFT_ON_THE_CPU], ...]'
 """
 
+import functools
 import json
 import sys
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from kernels_bank import KernelCodec, sample_gaussian
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.model import BlindUSRNet
-from pipeline.training.learner import Learner
+from pipeline.training.learner import Learner, WeightAverage
 from pipeline.training.objective import TrainingObjective
-from pipeline.training.step import train_step
+from pipeline.training.step import take_step
 
 
 class Backend(_DummyBackendModule):
@@ -50,6 +51,12 @@ class SaysYes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def step_without_brake(optimizer: torch.optim.Optimizer, step: Callable[[], None]) -> None:
+    """Take a step of an optimizer that is not fused, as fake tensors need it: it does not know `found_inf`."""
+    del optimizer.found_inf  # type: ignore[attr-defined]
+    step()
+
+
 def main(config: ModelConfig, left_behind: str | None) -> str:
     """The devices that weights, gradients and the averaged weights are on after the step."""
     kernels = sample_gaussian(60, 11, rng=np.random.default_rng(0))
@@ -68,9 +75,9 @@ def main(config: ModelConfig, left_behind: str | None) -> str:
     train, scale = TrainConfig(steps=1), config.scales[-1]
     with mode, SaysYes():
         optimizer = torch.optim.Adam(network.parameters(), lr=train.learning_rate)
+        optimizer.step = functools.partial(step_without_brake, optimizer, optimizer.step)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1.0)
-        ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=False)
-        ema.n_averaged = drawn()  # a copy of the count from the CPU is all right, but not on this pretended device
+        ema = WeightAverage(network, 0.9)
         learner = Learner(TrainingObjective(network, train), network, ema, optimizer, schedule)
         batch = Batch(
             lr=drawn(2, 3, 12, 12),
@@ -81,7 +88,7 @@ def main(config: ModelConfig, left_behind: str | None) -> str:
             keys=("a", "b"),
             replaced=0,
         )
-        train_step(learner, batch, train, step=1)
+        take_step(learner, batch, train, step=1)
         found = [*network.parameters(), *(p.grad for p in network.parameters()), *ema.parameters()]
         return " ".join(sorted({tensor.device.type for tensor in found}))
 

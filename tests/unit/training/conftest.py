@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels_bank import KernelCodec, sample_gaussian
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.degrade import degrade
 
 

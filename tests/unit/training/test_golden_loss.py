@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kernels_bank import KernelCodec, sample_gaussian
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
 from pipeline.training.learner import Learner, parameter_groups

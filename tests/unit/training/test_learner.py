@@ -11,7 +11,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
-from pipeline.training import learner
+from pipeline.training import start as starting
 
 MODEL = ModelConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, rounds=0)
 
@@ -33,14 +33,14 @@ def before(tmp_path):
 def start(monkeypatch, bank, **train):
     """The starting point of a run on a bank with this code."""
     opened = SimpleNamespace(codec=bank, spec=SimpleNamespace(size=bank.size))
-    monkeypatch.setattr(learner.KernelBank, "open", lambda uri: opened)
+    monkeypatch.setattr(starting.KernelBank, "open", lambda uri: opened)
     data = DataConfig(shards="shards", bank="the-bank")
-    return learner.starting_point(RunConfig(name="x", model=MODEL, data=data, train=TrainConfig(steps=1, **train)))
+    return starting.starting_point(RunConfig(name="x", model=MODEL, data=data, train=TrainConfig(steps=1, **train)))
 
 
 def test_from_scratch_the_code_is_the_banks(monkeypatch):
     bank = codec(2)
-    assert start(monkeypatch, bank) == learner.InitialWeights(bank, {})
+    assert start(monkeypatch, bank) == starting.InitialWeights(bank, {})
 
 
 def test_a_whole_model_keeps_its_own_code(monkeypatch, before):

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.training.step import NonFiniteLossError, train_step
+from pipeline.training.ledger import NonFiniteLossError
+from pipeline.training.step import train_step
 from tests.unit.training.small_learner import TRAIN, make_learner, same, weights
 
 

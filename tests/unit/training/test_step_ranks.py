@@ -16,12 +16,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kernels_bank import KernelCodec, sample_gaussian
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
 from pipeline.training.learner import Learner, parameter_groups
+from pipeline.training.ledger import NonFiniteLossError
 from pipeline.training.objective import TrainingObjective
-from pipeline.training.step import NonFiniteLossError, train_step
+from pipeline.training.step import train_step
 
 TRAIN = TrainConfig(steps=4, batch_size=4)
 MODEL = ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True)

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.config import CameraConfig, DataConfig, LossConfig, ModelConfig, RunConfig, TrainConfig
-from pipeline.data.feed import Batch
+from pipeline.data.batch import Batch
 from pipeline.training.step import windowed
 
 LR = torch.arange(2 * 3 * 50 * 70, dtype=torch.float32).reshape(2, 3, 50, 70)

@@ -1,0 +1,66 @@
+"""What a new run starts from: whose kernel code, and which weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kernels_bank import KernelBank, KernelCodec
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.catalogue import locate, open_network
+from pipeline.config import RunConfig
+from pipeline.model import BlindUSRNet
+from pipeline.training.learner import build_network
+
+
+class InitialWeights(NamedTuple):
+    """Hold what a new run starts from."""
+
+    codec: KernelCodec
+    # Of the parts that are not drawn anew: empty from scratch, None where the run resumes from a checkpoint.
+    tensors: dict[str, Tensor] | None
+
+
+def starting_point(config: RunConfig) -> InitialWeights:
+    """Load the kernel code and the weights that a new run starts from, checked against its network.
+
+    A published USRNet gives the restorer, a blind model the parts that `start_parts` names. Taken whole it keeps its
+    own kernel code, whatever bank it now learns from: its code is what its weights speak. Else the bank's is used.
+
+    Raises:
+        BadRequestError: no such model, kernels of another size, or tensors that do not fit.
+    """
+    bank, train = KernelBank.open(config.data.bank), config.train
+    if train.start_from is None:
+        return InitialWeights(bank.codec, {})
+    found = open_network(locate(train.start_from))[0]
+    if found.config.global_skip != config.model.global_skip:
+        # The tensors would fit, and mean another function.
+        how = "with" if found.config.global_skip else "without"
+        raise BadRequestError(
+            f"train.start_from {train.start_from}: its prior was trained {how} a global skip; "
+            f"set model.global_skip to {str(found.config.global_skip).lower()}"
+        )
+    whole = found if isinstance(found, BlindUSRNet) and train.start_parts == "all" else None
+    if whole is not None:
+        codec, tensors = whole.codec, dict(whole.state_dict())
+        if codec.size != bank.spec.size:
+            raise BadRequestError(
+                f"train.start_from {train.start_from}: its kernels are {codec.size} pixels wide, those of "
+                f"{config.data.bank} {bank.spec.size}; train.start_parts restorer takes the restorer alone"
+            )
+    else:
+        restorer = found.restorer if isinstance(found, BlindUSRNet) else found
+        codec = bank.codec
+        tensors = {f"restorer.{name}": value for name, value in restorer.state_dict().items()}
+    own = build_network(config, codec).state_dict()
+    wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
+    if whole is not None:
+        wrong += own.keys() - tensors.keys()
+    if wrong:
+        raise BadRequestError(
+            f"train.start_from {train.start_from}: does not fit the network of this config: "
+            f"{', '.join(sorted(wrong)[:8])}" + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        )
+    return InitialWeights(codec, tensors)
