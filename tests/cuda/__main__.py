@@ -84,6 +84,7 @@ def _run(report: Report, given: argparse.Namespace) -> None:
         report.machine = json.loads(done.stdout.strip().splitlines()[-1])
     else:
         report.machine = {"not described": (done.stderr.strip().splitlines() or ["?"])[-1]}
+    report.machine["process"] = os.getpid()
     report.write()
     device = given.device if given.device != "auto" else "cuda" if "card" in report.machine else "cpu"
     limits = {name: limit for name, _, limit in STAGES}

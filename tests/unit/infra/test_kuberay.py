@@ -162,6 +162,19 @@ def test_a_job_is_a_command_line_that_the_job_understands(
     understands(script, [word.replace("/app/", f"{REPO}/") for word in arguments], monkeypatch)
 
 
+def test_the_acceptance_is_a_job_of_its_own_on_one_card(all_containers):
+    (job,) = yaml.safe_load_all((REPO / "infra/kuberay/gpu/acceptance.yaml").read_text())
+    named = job | {"metadata": {"name": "x"}}  # the validator knows no generateName
+    kubernetes_validate.validate(named, "1.31", strict=True)
+    (container,) = all_containers(job)
+    assert container["image"] == "blind-sr:0.1.0-cuda"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    script = re.search(r"/app/(\S+\.sh)", container["command"][-1])
+    assert script
+    assert (REPO / script[1]).is_file()
+    assert script[1] in (REPO / "infra/Dockerfile").read_text()
+
+
 def test_there_is_a_job_for_each_step():
     assert [file.stem for file in JOBS] == ["evaluate", "kernel-bank", "shards", "train"]
 

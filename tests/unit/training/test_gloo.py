@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from pipeline.training.gloo import choose_interface
+from pipeline.training.nccl import set_defaults
 
 INTERFACES = {
     name: one.address
@@ -49,3 +50,17 @@ def test_what_the_environment_says_is_left(node: dict[str, str], monkeypatch: py
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
     choose_interface()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}, {"PYTORCH_ALLOC_CONF": ""}]
+)
+def test_cards_get_an_allocator_that_grows_unless_the_node_says_how(chosen: dict, monkeypatch: pytest.MonkeyPatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    set_defaults()
+    found = {name: os.environ[name] for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF") if name in os.environ}
+    assert found == (chosen or {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pipeline.training.learner import WeightAverage
 from pipeline.training.ledger import NonFiniteLossError
 from pipeline.training.step import train_step
 from tests.unit.training.small_learner import TRAIN, make_learner, same, weights
@@ -60,3 +62,17 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch(codec, batch, micro_bat
     for ours, theirs in zip(parts.network.parameters(), whole.network.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-10)
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-9)
+
+
+def test_the_weight_average_is_pytorchs(codec):
+    """Bit by bit, over some steps; only where the count is kept differs."""
+    network = make_learner(codec).network
+    ours = WeightAverage(network, 0.9)
+    theirs = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=False)
+    for step in range(4):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.1 * step + torch.linspace(0, 1, parameter.numel()).reshape(parameter.shape))
+        ours.update_parameters(network)
+        theirs.update_parameters(network)
+    assert same(ours.state_dict(), theirs.state_dict())
