@@ -1,4 +1,4 @@
-"""What training a config costs, without running it: parameters, operations, memory, and the batch that fits.
+"""What training a config costs, without running it: parameters, operations, memory, hours, dollars.
 
 python jobs/plan.py                                        the shipped configs
 python jobs/plan.py --config jobs/configs/NAME.yaml [--model.unfoldings 8 --data.patch 128 --memory-gib 24 ...]
@@ -28,6 +28,8 @@ class Plan(Command, RunConfig):  # type: ignore[misc] # both carry a model_confi
     components: int = Field(64, ge=1, description="length of the bank's kernel code")
     memory_gib: float = Field(80, gt=0, description="memory of one card")
     tflops: float = Field(40, gt=0, description="operations a second that the card sustains on such networks, 1e12")
+    cards: int = Field(8, ge=1, description="number of cards that the hours are told for, beside one")
+    dollars: float = Field(2.5, ge=0, description="price of an hour of one card")
 
 
 def main(command: Plan) -> None:
@@ -38,7 +40,7 @@ def main(command: Plan) -> None:
     if command.config is None:
         shipped = sorted(Path(__file__).with_name("configs").glob("*.yaml"))
         configs = [parse(Plan, [*sys.argv[1:], "--config", str(path)]) for path in shipped]
-    card = Card(memory_gib=command.memory_gib, tflops=command.tflops)
+    card = Card(command.memory_gib, command.tflops, command.cards, command.dollars)
     print(plan_table(configs, card, kernel_size=command.kernel_size, components=command.components))
 
 

@@ -27,15 +27,19 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
     "GiB at batch": "right",
     "fits": "right",
     "samples/s": "right",
+    "hours on 1, n": "right",
+    "dollars": "right",
 }
 
 
 @dataclass(frozen=True)
 class Card:
-    """Describe one accelerator as the plan sees it."""
+    """Describe the accelerators as the plan sees them."""
 
     memory_gib: float
     tflops: float  # sustained on such networks, 1e12 operations a second: a third to a half of the data sheet's
+    count: int = 8
+    dollars: float = 2.5  # for an hour of one
 
 
 def plan_table(configs: Sequence[RunConfig], card: Card, *, kernel_size: int, components: int) -> str:
@@ -48,7 +52,10 @@ def plan_table(configs: Sequence[RunConfig], card: Card, *, kernel_size: int, co
         components: length of the kernel code.
     """
     codec = _codec(kernel_size, components)
-    table = Table(caption=f"a card of {card.memory_gib:g} GiB that sustains {card.tflops:g} TFLOP/s; float32")
+    table = Table(
+        caption=f"cards of {card.memory_gib:g} GiB that sustain {card.tflops:g} TFLOP/s at ${card.dollars:g} an hour; "
+        f"n = {card.count}; memory in float32"
+    )
     for title, justify in _COLUMNS.items():
         table.add_column(title, justify=justify)
     with Progress("planned", total=2 * len(configs), unit="step") as bar:
@@ -56,7 +63,7 @@ def plan_table(configs: Sequence[RunConfig], card: Card, *, kernel_size: int, co
             for checkpointed in (False, True):
                 table.add_row(*_row(config, codec, card, checkpointed=checkpointed))
                 bar.advance()
-    console = Console(file=io.StringIO(), width=140)
+    console = Console(file=io.StringIO(), width=170)
     with console.capture() as capture:
         console.print(table)
         console.print("* what the config says. Peaks are of tensors: leave some memory to cuDNN and the allocator.")
@@ -67,6 +74,8 @@ def _row(config: RunConfig, codec: KernelCodec, card: Card, *, checkpointed: boo
     model = config.model.model_copy(update={"checkpoint_activations": checkpointed})
     cost = training_cost(model, config.train, codec, config.data.patch, max(model.scales))
     batch = config.train.micro_batch or config.train.batch_size // config.train.workers
+    rate = cost.samples_per_second(card.tflops * 1e12)
+    hours = config.train.steps * config.train.batch_size / rate / 3600
     return (
         config.name,
         str(config.data.patch),
@@ -76,7 +85,9 @@ def _row(config: RunConfig, codec: KernelCodec, card: Card, *, checkpointed: boo
         f"{cost.fixed_bytes / _GIB:.2f} + {cost.sample_bytes / _GIB:.3f} n",
         f"{cost.peak_bytes(batch) / _GIB:.2f} at {batch}",
         f"{cost.largest_batch(card.memory_gib * _GIB):,}",
-        f"{cost.samples_per_second(card.tflops * 1e12):,.0f}",
+        f"{rate:,.0f}",
+        f"{hours:,.3g}, {hours / card.count:,.3g}",
+        f"{hours * card.dollars:,.0f}",
     )
 
 
