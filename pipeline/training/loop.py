@@ -100,7 +100,8 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
         last = step == train.steps
         logged, validated = step % train.log_every == 0 or last, step % train.validate_every == 0 or last
         # Rank 0's clock and the driver's wish decide for all: every rank must report equally often.
-        overdue = bool(train.checkpoint_minutes) and time.monotonic() - saved_at > 60 * train.checkpoint_minutes
+        minutes = train.checkpoint_minutes
+        overdue = minutes is not None and time.monotonic() - saved_at > 60 * minutes
         stop, overdue = agree([bool(stop_flag), overdue], device)
         saved = step % train.checkpoint_every == 0 or last or stop or overdue
         if logged or validated or saved:

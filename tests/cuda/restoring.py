@@ -28,7 +28,7 @@ def _grey_levels(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 def check_photograph(place: Place) -> Facts:
     """A photograph restored blindly differs from the CPU's by 2 grey levels at most where the kernel is the same."""
-    image = _photograph(72, 88)
+    image = _photograph(place.pick(180, 48), place.pick(240, 56))
     with float32(tf32=False):
         ours = Restorer.load(MODEL, device=place.device).restore(image, 2)
         expected = Restorer.load(MODEL, device=torch.device("cpu")).restore(image, 2)
@@ -48,7 +48,7 @@ def _limit(restorer: Restorer, pixels: float) -> int:
 def check_windows_under_a_limit(place: Place) -> Facts:
     """Windows under a memory limit give what the whole gives within 2 grey levels, and stay below the limit."""
     restorer, kernel = Restorer.load(MODEL, device=place.device), kernels(1, 21)[0].numpy()
-    image = _photograph(place.pick(750, 320), place.pick(1000, 300))
+    image = _photograph(place.pick(750, 420), place.pick(1000, 56))
     plenty = 64 << 30
     with float32(tf32=False):
         whole = restorer.restore(image, 2, 0.01, kernel, max_memory=plenty)
@@ -104,7 +104,7 @@ def _with_little_memory(place: Place, pixels: int, use: Callable[[Restorer], Fac
 
 def check_out_of_memory(place: Place) -> Facts:
     """Memory that runs out below the limit is answered by smaller windows, whose picture is that of the whole."""
-    kernel, image = kernels(1, 21)[0].numpy(), _photograph(place.pick(1200, 320), place.pick(1600, 300))
+    kernel, image = kernels(1, 21)[0].numpy(), _photograph(place.pick(1200, 420), place.pick(1600, 56))
     with float32(tf32=False):
         whole = Restorer.load(MODEL, device=place.device).restore(image, 2, 0.01, kernel, max_memory=64 << 30)
 
@@ -136,7 +136,7 @@ def check_no_memory_at_all(place: Place) -> Facts:
 def check_many_sizes(place: Place) -> Facts:
     """Photographs of many sizes leave a bounded number of FFT plans behind, and no memory."""
     restorer, kernel = Restorer.load(MODEL, device=place.device), kernels(1, 21)[0].numpy()
-    count = place.pick(40, 4)
+    count = place.pick(40, 2)
     free = []
     for number in range(count):
         restorer.restore(_photograph(64 + 8 * number, 72 + 16 * (number % 7)), 2, 0.01, kernel)
