@@ -5,7 +5,7 @@
     python jobs/registry.py promote blind-sr-x2 3 [--alias champion] [--tolerance 0.05] [--force REASON]
     python jobs/registry.py rollback blind-sr-x2 [--alias champion]
     python jobs/registry.py compare blind-sr-x2@champion blind-sr-x2@candidate
-    python jobs/registry.py export blind-sr-x2@champion --output DIR
+    python jobs/registry.py export blind-sr-x2@champion --output DIR [--format onnx|torch-export --scale 2]
     python jobs/registry.py import-weights usrnet.pth --name usrnet
     python jobs/registry.py gc [blind-sr-x2] [--keep 5] [--older-than 30] [--delete]
 
@@ -30,7 +30,7 @@ class Registry(Command):
     promote: CliSubCommand[commands.Promote] = Field(description="give an alias to a version that is not worse")
     rollback: CliSubCommand[commands.Rollback] = Field(description="give an alias back to who had it before")
     compare: CliSubCommand[commands.Compare] = Field(description="two versions side by side")
-    export: CliSubCommand[commands.Export] = Field(description="a version as a model folder")
+    export: CliSubCommand[commands.Export] = Field(description="a version as a model folder, .pt2 or .onnx")
     import_weights: CliSubCommand[commands.ImportWeights] = Field(description="published or own weights as a version")
     gc: CliSubCommand[commands.Gc] = Field(description="versions that nobody needs any more")
 

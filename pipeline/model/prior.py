@@ -59,6 +59,11 @@ class ResUNet(nn.Module):
         padding = (0, -width % SIDE_MULTIPLE, 0, -height % SIDE_MULTIPLE)
         if any(padding):
             image = F.pad(image, padding, mode="replicate")
+        out = self.unet(image)[..., :height, :width]
+        return x + out if self.global_skip else out
+
+    def unet(self, image: Tensor) -> Tensor:
+        """Map image and noise level (B, 4, H, W), H and W multiples of `SIDE_MULTIPLE`, to (B, 3, H, W)."""
         # Channels last: the layout in which convolutions are fastest, on CPUs and for CUDA's tensor cores alike.
         level1 = self.m_head(image.contiguous(memory_format=torch.channels_last))
         level2 = self.m_down1(level1)
@@ -68,10 +73,10 @@ class ResUNet(nn.Module):
         out = self.m_up3(out + level4)
         out = self.m_up2(out + level3)
         out = self.m_up1(out + level2)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(image.device.type, enabled=False):
             # In bf16 the image itself would be rounded to steps of one grey level.
-            out = self.m_tail((out + level1).to(self.m_tail.weight.dtype))[..., :height, :width]
-        return x + out if self.global_skip else out
+            restored: Tensor = self.m_tail((out + level1).to(self.m_tail.weight.dtype))
+        return restored
 
     def _initialise(self) -> None:
         """Orthogonal filters, as KAIR; residual branches and the tail small, so that depth starts out harmless."""

@@ -12,16 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from kernels_bank.runtime.errors import ArtefactError
+from pipeline.model.foreign import Found, find_state
 
 _HEADER_BYTES = 4 << 20  # of a safetensors file; the full model's has 60 KB
 
 
 def read_tensors(data: bytes, where: str) -> dict[str, Tensor]:
-    """Parse a state dict, by the ending of its name: safetensors, else a `.pth`, plain or under KAIR's `params` key.
+    """Parse a state dict, by the ending of its name: safetensors, else a `.pth` in one of the layouts of `foreign.py`.
 
     Raises:
         ArtefactError: not a state dict, one that claims more than its file holds, or a value that is not finite.
     """
+    return read_checkpoint(data, where).state
+
+
+def read_checkpoint(data: bytes, where: str) -> Found:
+    """Parse a state dict as `read_tensors` does, and say what of the file it was. Raises ArtefactError."""
     try:
         if where.endswith(".safetensors"):
             if int.from_bytes(data[:8], "little") > _HEADER_BYTES:
@@ -33,12 +39,9 @@ def read_tensors(data: bytes, where: str) -> dict[str, Tensor]:
         # Bytes that are no checkpoint fail in torch's reader in any way: IndexError, KeyError ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtefactError(f"{where}: not a checkpoint of tensors ({reason})") from error
-    if isinstance(state, dict) and isinstance(state.get("params"), dict):
-        state = state["params"]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ArtefactError(f"{where}: not a state dict (a mapping from names to tensors)")
-    check_finite(state, where)
-    return state
+    found = find_state(state, where)
+    check_finite(found.state, where)
+    return found
 
 
 def unpickle_tensors(data: bytes) -> Any:  # noqa: ANN401 - what was saved

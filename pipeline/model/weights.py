@@ -20,7 +20,8 @@ from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.runtime.storage import exists, join, read_bytes, read_json, write_bytes
 from pipeline.config import ModelConfig
 from pipeline.model.blind import BlindUSRNet
-from pipeline.model.tensors import check_finite, check_fit, fill, read_tensors
+from pipeline.model.foreign import Found
+from pipeline.model.tensors import check_finite, check_fit, fill, read_checkpoint, read_tensors
 from pipeline.model.usrnet import USRNet
 from pipeline.model_folder import (
     AVERAGED,
@@ -44,15 +45,20 @@ _SLACK_BYTES = 8 << 20  # names and shapes in the header
 def load_usrnet(path: str | Path) -> USRNet:
     """Load a published (or own) USRNet checkpoint as a network in eval mode, its architecture read off the tensors.
 
-    Reads `.pth` state dicts, plain or under KAIR's `params` key, and `.safetensors`.
+    Reads `.pth` state dicts in the layouts of `foreign.py`, and `.safetensors`.
 
     Raises:
         ArtefactError: not a checkpoint, or tensors that are missing, left over, of another shape or not finite.
     """
-    state = read_tensors(read_bytes(path, limit=_PUBLISHED_BYTES), str(path))
-    net = USRNet(usrnet_config(state, str(path)))
-    fill(net, state, str(path))
-    return net.eval()
+    return read_usrnet(path)[0]
+
+
+def read_usrnet(path: str | Path) -> tuple[USRNet, Found]:
+    """Load a USRNet checkpoint as `load_usrnet` does, and return what of the file it was. Raises ArtefactError."""
+    found = read_checkpoint(read_bytes(path, limit=_PUBLISHED_BYTES), str(path))
+    net = USRNet(usrnet_config(found.state, str(path)))
+    fill(net, found.state, str(path))
+    return net.eval(), found
 
 
 def usrnet_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:

@@ -9,11 +9,12 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import Frozen
 from pipeline.names import Alias, ModelName
 from pipeline.registry import versions
@@ -110,16 +111,26 @@ class Rollback(Request):
 
 
 class Export(Request):
-    """Write a version's model folder (weights, codec, model.json, README.md) to a new directory."""
+    """Write a version to a new directory: its model folder, or its restorer for runtimes without this program."""
 
     model: CliPositionalArg[str] = Field(description=_VERSION)
     output: Path = Field(description="directory to make")
+    form: Literal["folder", "torch-export", "onnx"] = Field(
+        "folder", alias="format", description="weights, codec, model.json, README.md; or the restorer as .pt2 or .onnx"
+    )
+    scale: int | None = Field(None, description="of the .pt2 or .onnx; needed where the model has several")
 
     def answer(self) -> Answer:
-        """Say where it is."""
+        """Say where it is, and how far the file of another runtime is from the network."""
+        store = self.store()
+        if self.form != "folder":
+            from pipeline.registry.exchange import export_as
+
+            return export_as(self.model, self.output, self.form, self.scale, store) | {"output": str(self.output)}
         from pipeline.registry.fetch import export
 
-        store = self.store()
+        if self.scale is not None:
+            raise BadRequestError("--scale is for --format torch-export and onnx; a model folder has all its scales")
         export(self.model, self.output, store)
         return {"model": versions.find(self.model, store).uri, "output": str(self.output)}
 

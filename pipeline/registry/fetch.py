@@ -71,8 +71,7 @@ def export(uri: str, output: Path, tracking_uri: str | None = None) -> None:
     """
     where = store_uri(tracking_uri)
     version = find(uri, where)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadRequestError(f"{output} is there already; nothing is overwritten, choose another --output")
+    check_new(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with scratch.temporary("export", output.parent) as incoming:
@@ -83,6 +82,12 @@ def export(uri: str, output: Path, tracking_uri: str | None = None) -> None:
             (stored / MODEL).rename(output)
     except OSError as error:
         raise BadRequestError(f"cannot write {output}: {error.strerror}") from error
+
+
+def check_new(output: Path) -> None:
+    """Check that a directory can be made without losing anything. Raises BadRequestError."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadRequestError(f"{output} is there already; nothing is overwritten, choose another --output")
 
 
 def _registered_digest(version: Version) -> str:

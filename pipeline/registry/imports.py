@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kernels_bank.runtime import scratch, storage
 from kernels_bank.runtime.errors import BadRequestError
@@ -11,6 +11,9 @@ from pipeline.model_folder import AVERAGED, MANIFEST, RAW, WEIGHTS, read_manifes
 from pipeline.registry import versions
 from pipeline.registry.package import DIGEST
 from pipeline.tracking import runs
+
+if TYPE_CHECKING:
+    from pipeline.model import BlindUSRNet, USRNet
 
 _EXPERIMENT = "imported-weights"
 
@@ -31,10 +34,10 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
         ArtefactError: the file is missing, damaged, or holds no USRNet; nothing is unpickled but tensors.
         BadRequestError: the store cannot be reached or refuses.
     """
-    from pipeline.model.weights import load_model, load_usrnet, save_model
+    from pipeline.model.weights import load_model, save_model
 
-    raw = None
-
+    raw: BlindUSRNet | USRNet | None = None
+    parts: dict[str, str] = {}
     if storage.exists(storage.join(source, MANIFEST)):
         weights = AVERAGED if storage.exists(storage.join(source, AVERAGED)) else WEIGHTS
         network, origin = load_model(source, weights), read_manifest(source).provenance
@@ -42,7 +45,8 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
         beside = WEIGHTS if weights == AVERAGED else RAW
         raw = load_model(source, beside) if storage.exists(storage.join(source, beside)) else None
     elif source.endswith((".pth", ".pt", ".safetensors")):
-        network, origin, digest = load_usrnet(source), {}, storage.sha256_of(source)
+        network, raw, parts = _read_foreign(source)
+        origin, digest = {}, storage.sha256_of(source)
     else:
         raise BadRequestError(
             f"{source}: neither a .pth or .safetensors file of a USRNet, nor a folder with {MANIFEST}"
@@ -52,14 +56,32 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
         save_model(network, folder, provenance=origin | facts, raw=raw)
         if (known := _known(uri, name, storage.sha256_of(folder / MANIFEST))) is not None:
             return known, False
-        run = runs.open_run(_EXPERIMENT, name, uri, params={}, tags=facts | runs.code_revision())
+        run = runs.open_run(_EXPERIMENT, name, uri, params={}, tags=facts | parts | runs.code_revision())
         status: Literal["FINISHED", "FAILED"] = "FAILED"
         try:
-            version = versions.register(run, folder, name, alias, metrics={}, tags=facts)
+            version = versions.register(run, folder, name, alias, metrics={}, tags=facts | parts)
             status = "FINISHED"
         finally:
             runs.finish(run, status)
     return version, True
+
+
+def _read_foreign(source: str) -> tuple[USRNet, USRNet | None, dict[str, str]]:
+    """The network of another program's file, of a moving average also the network that it averages; what was read."""
+    from pipeline.model.foreign import beside
+    from pipeline.model.weights import read_usrnet
+
+    network, found = read_usrnet(source)
+    raw: USRNet | None = None
+    left = [f"{name} of the same file" for name in found.left]
+    if (pair := beside(source)) is not None:
+        last, averaged = pair
+        if source == averaged and storage.exists(last):
+            raw, _ = read_usrnet(last)
+        elif source == last and storage.exists(averaged):
+            left.append(f"the moving average {Path(averaged).name}")
+    read = found.read + (f" (the moving average); {Path(pair[0]).name} as the raw weights" if pair and raw else "")
+    return network, raw, {"import.read": read, "import.left": ", ".join(left) or "nothing"}
 
 
 def _known(uri: str, name: str, digest: str) -> int | None:

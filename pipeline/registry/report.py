@@ -30,12 +30,17 @@ def render(request: commands.Request, answer: Any) -> None:  # noqa: ANN401 - pl
             print(f"{answer['name']} version {answer['version']} is {answer['alias']} already; nothing to do")
         case commands.Promote() | commands.Rollback():
             _move(answer)
+        case commands.Export() if request.form != "folder":
+            print(f"the restorer of {answer['model']} at x{answer['scale']} is {answer['output']}/{answer['file']}")
+            print(f"  at most {answer['difference']:.1e} from the network's own answers; docs/export.md shows its use")
         case commands.Export():
             print(f"{answer['model']} is in {answer['output']}")
             print(f"  use it with  python jobs/restore.py --model {answer['output']} ...")
         case commands.ImportWeights():
             done = "registered as" if answer["new"] else "is there already:"
             print(f"{done} {answer['name']} version {answer['version']}: {answer['description']}")
+            if "import.read" in answer["origin"]:
+                print(f"  read: {answer['origin']['import.read']}; left: {answer['origin']['import.left']}")
         case commands.Compare():
             _comparison(console, answer)
         case commands.Gc():

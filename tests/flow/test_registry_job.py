@@ -61,6 +61,39 @@ def test_published_weights_are_imported_once_and_give_the_same_network(registry_
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_kairs_moving_average_is_imported_with_the_network_beside_it(registry_job, usrnet: Path, tmp_path: Path):
+    state = torch.load(usrnet, weights_only=True)
+    torch.save(state, tmp_path / "5000_G.pth")
+    torch.save({name: 2 * value for name, value in state.items()}, tmp_path / "5000_E.pth")
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "5000_optimizerG.pth")
+    said = registry_job("import-weights", str(tmp_path / "5000_E.pth"), "--name", "kair")
+    assert "read: all tensors (the moving average); 5000_G.pth as the raw weights; left: nothing" in said
+    registry_job("export", "kair/1", "--output", str(tmp_path / "out"))
+    averaged, last = load_model(tmp_path / "out"), load_model(tmp_path / "out", "weights-raw.safetensors")
+    assert all(torch.equal(averaged.state_dict()[name], 2 * state[name]) for name in state)
+    assert all(torch.equal(last.state_dict()[name], state[name]) for name in state)
+    said = registry_job("import-weights", str(tmp_path / "5000_G.pth"), "--name", "kair")
+    assert "version 2" in said
+    assert "left: the moving average 5000_E.pth" in said
+    with pytest.raises(RuntimeError, match=r"5000_optimizerG\.pth: not a state dict"):
+        registry_job("import-weights", str(tmp_path / "5000_optimizerG.pth"), "--name", "kair")
+
+
+@torch.no_grad()
+def test_a_version_is_exported_as_a_program_that_torch_alone_runs(registry_job, usrnet: Path, tmp_path: Path):
+    registry_job("import-weights", str(usrnet), "--name", "usrnet")
+    request = ("export", "usrnet/1", "--output", str(tmp_path / "out"), "--format", "torch-export")
+    with pytest.raises(RuntimeError, match=r"2 error: models:/usrnet/1 restores 1, 2, 3, 4: choose one with --scale"):
+        registry_job(*request)
+    answer = json.loads(registry_job(*request, "--scale", "2", "--json"))
+    assert json.loads((tmp_path / "out" / "origin.json").read_text())["difference"] == answer["difference"] <= 1e-4
+    program = torch.export.load(tmp_path / "out" / "restorer-x2.pt2").module()
+    lr, kernel, sigma = torch.rand(1, 3, 27, 40), torch.full((1, 5, 5), 0.04), torch.tensor([0.02])
+    assert (program(lr, kernel, sigma) - load_usrnet(usrnet)(lr, kernel, 2, sigma)).abs().max() < 1e-4
+    with pytest.raises(RuntimeError, match=r"2 error: .*out is there already"):
+        registry_job(*request, "--scale", "2")
+
+
 def test_a_checkpoint_is_imported_by_its_averaged_weights(
     registry_job, model_folder: Callable[[int], Path], tmp_path: Path
 ):

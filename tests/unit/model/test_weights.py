@@ -9,7 +9,7 @@ import torch
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import ModelConfig
 from pipeline.model import BlindUSRNet, USRNet
-from pipeline.model.weights import load_model, load_usrnet, save_model, usrnet_config
+from pipeline.model.weights import load_model, load_usrnet, read_usrnet, save_model, usrnet_config
 
 FULL = ModelConfig(scales=(1, 2, 3, 4), unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
 
@@ -45,13 +45,35 @@ def test_architecture_is_read_off_the_tensors(config):
     assert found.global_skip is False
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"params": state}], ids=["plain", "KAIR"])
+LAYOUTS = {
+    "plain": lambda state: state,
+    "params": lambda state: {"params": state},
+    "averaged beside": lambda state: {"params": {"q": torch.zeros(1)}, "params_ema": state, "iter": 5},
+    "DataParallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("wrap", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_published_checkpoints_load_to_the_last_bit(wrap, small, tmp_path):
     state = published(small)
     torch.save(wrap(state), tmp_path / "net.pth")
     loaded = load_usrnet(tmp_path / "net.pth").state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_what_is_read_of_a_file_and_what_is_left_is_said(small, tmp_path):
+    torch.save(LAYOUTS["averaged beside"](published(small)), tmp_path / "net.pth")
+    found = read_usrnet(tmp_path / "net.pth")[1]
+    assert (found.read, found.left) == ("params_ema", ("iter", "params"))
+
+
+def test_a_checkpoint_of_dan_is_refused_in_one_line(tmp_path):
+    """Its Estimator's tensors have the names of ours, but their meaning is another."""
+    names = ("Restorer.head.weight", "Estimator.head_LR.weight", "Estimator.out.bias", "encoder", "init_ker_map")
+    torch.save({name: torch.zeros(1) for name in names}, tmp_path / "latest_G.pth")
+    with pytest.raises(ArtefactError, match=r"latest_G\.pth: a checkpoint of DAN, which cannot be used here: .*\Z"):
+        load_usrnet(tmp_path / "latest_G.pth")
 
 
 def test_safetensors_load_as_well(small, tmp_path):

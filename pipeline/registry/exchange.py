@@ -1,0 +1,68 @@
+"""Write a registered model as a file that other runtimes read, with a note of what it was made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.model_folder import MANIFEST
+from pipeline.registry.fetch import check_new, fetch
+from pipeline.registry.versions import find, store_uri
+
+ORIGIN = "origin.json"
+
+
+def export_as(
+    uri: str, output: Path, form: Literal["torch-export", "onnx"], scale: int | None, tracking_uri: str | None = None
+) -> dict[str, Any]:
+    """Write the known-kernel restorer of a version in an exchange format to the new directory `output`.
+
+    Args:
+        uri: NAME@ALIAS or NAME/VERSION, with or without `models:/`.
+        output: directory to make.
+        form: of the files.
+        scale: that they restore; None for the only one that the model has.
+        tracking_uri: of the store; None for the one of the environment.
+
+    Returns:
+        What `origin.json` says: the version, its digest, the file, its scale and greatest difference from the network.
+
+    Raises:
+        BadRequestError: `output` is not empty, no such version or scale, or a package is missing.
+        ArtefactError: the stored files are not those that were registered.
+        JobFailedError: the exporter cannot express the network, or a file answers differently; nothing is written.
+    """
+    from pipeline.model.export import export_restorer
+    from pipeline.model.weights import load_model
+
+    check_new(output)
+    store = store_uri(tracking_uri)
+    version = find(uri, store)
+    folder = fetch(version, store)
+    network = load_model(folder)
+    scales = network.config.scales
+    if scale is None:
+        if len(scales) > 1:
+            raise BadRequestError(f"{version.uri} restores {', '.join(map(str, scales))}: choose one with --scale")
+        scale = scales[0]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.temporary("export", output.parent) as incoming:
+            made = incoming / "files"
+            made.mkdir()
+            name, difference = export_restorer(network, made, form, scale)
+            origin = {
+                "model": version.uri,
+                "model_json_sha256": storage.sha256_of(folder / MANIFEST),
+                "file": name,
+                "scale": scale,
+                "difference": difference,
+            }
+            (made / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
+            made.rename(output)
+    except OSError as error:
+        raise BadRequestError(f"cannot write {output}: {error.strerror}") from error
+    return origin

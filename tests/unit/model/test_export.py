@@ -1,0 +1,83 @@
+"""The restorer in operations of other runtimes is the same function: in torch, and as ONNX by the page's lines."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from pipeline.model import BlindUSRNet, USRNet
+from pipeline.model import export as exporting
+from pipeline.model.portable import PortableRestorer
+
+PAGE = Path(__file__).parents[3] / "docs" / "export.md"
+
+
+def smooth(height: int, width: int) -> torch.Tensor:
+    torch.manual_seed(height)
+    return torch.nn.functional.avg_pool2d(torch.rand(1, 3, height + 4, width + 4), 5, 1)
+
+
+def worked(network: torch.nn.Module) -> torch.nn.Module:
+    """With weights that all matter: a new network begins as the identity, and its new estimates as the mean kernel."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@pytest.mark.parametrize("x0", ["nearest", "bicubic"])
+@pytest.mark.parametrize(
+    ("scale", "height", "width", "side"), [(1, 19, 32, 7), (2, 17, 23, 21), (3, 16, 16, 47), (4, 9, 30, 3)]
+)
+@torch.no_grad()
+def test_the_restorer_is_the_networks_own(small, draw_kernels, x0, scale, height, width, side):
+    network = worked(USRNet(small(x0=x0)))
+    lr, kernel, sigma = smooth(height, width), draw_kernels(1, side), torch.tensor([0.01])
+    ours, theirs = network(lr, kernel, scale, sigma), PortableRestorer(network, scale)(lr, kernel, sigma)
+    assert (ours - theirs).abs().max() < 2e-5
+    assert (ours - network(lr, kernel, scale, 0.03)).abs().max() > 1e-3
+
+
+def test_the_pages_lines_run_an_onnx_file_without_this_program(small, codec, draw_kernels, tmp_path: Path):
+    network = worked(BlindUSRNet(small(unfoldings=1, scales=(2, 3), rounds=0), codec))
+    (tmp_path / "exported").mkdir()
+    name, difference = exporting.export_restorer(network, tmp_path / "exported", "onnx", 2)
+    assert name == "restorer-x2.onnx"
+    assert difference <= exporting.TOLERANCE
+    picture, kernel = np.random.default_rng(0).integers(0, 256, (37, 52, 3), np.uint8), draw_kernels(1, 13)
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    np.save(tmp_path / "kernel.npy", kernel[0].numpy())
+    lines = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
+    lines += "\nimport sys; assert not {'torch', 'pipeline', 'kernels_bank'} & sys.modules.keys()\n"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lr = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = network.restore(lr, kernel, 2, 2 / 255)[0].clamp(0, 1).permute(1, 2, 0) * 255
+    restored = np.asarray(Image.open(tmp_path / "restored.png"), np.float32)
+    assert np.abs(restored - expected.numpy()).max() < 0.6
+
+
+def test_a_file_that_answers_differently_is_not_kept_and_another_scale_is_refused(small, tmp_path: Path, monkeypatch):
+    network = USRNet(small(scales=(2, 3))).eval()
+
+    def write(program: object, file: Path) -> exporting.Answer:
+        file.write_bytes(b"a program")
+        return lambda lr, kernel, sigma: np.zeros((1, 3, 2 * lr.shape[2], 2 * lr.shape[3]), np.float32)
+
+    monkeypatch.setattr(exporting, "_traced", lambda portable, example: None)
+    monkeypatch.setattr(exporting, "_write_program", write)
+    with pytest.raises(JobFailedError, match=r"restorer-x2\.pt2: its answers differ by .* from the network's"):
+        exporting.export_restorer(network, tmp_path, "torch-export", 2)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(BadRequestError, match="--scale 4: this model restores 2, 3"):
+        exporting.export_restorer(network, tmp_path, "torch-export", 4)
