@@ -75,8 +75,8 @@ def main(config: ModelConfig, left_behind: str | None) -> str:
     train, scale = TrainConfig(steps=1), config.scales[-1]
     with mode, SaysYes():
         optimizer = torch.optim.Adam(network.parameters(), lr=train.learning_rate)
-        optimizer.step = functools.partial(step_without_brake, optimizer, optimizer.step)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1.0)
+        optimizer.step = functools.partial(step_without_brake, optimizer, optimizer.step)
         ema = WeightAverage(network, 0.9)
         learner = Learner(TrainingObjective(network, train), network, ema, optimizer, schedule)
         batch = Batch(
