@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from pipeline.inference.ensemble import TURNS, Turn
 from pipeline.inference.fill import explained_band
 from pipeline.inference.network import LoadedNetwork
 from pipeline.model import upsample
+
+_SMALLER = 0.7  # windows after memory ran out: half would jump over the smallest that are possible
 
 
 class Settings(NamedTuple):
@@ -44,8 +47,8 @@ class Result(NamedTuple):
 def restore_planes(network: LoadedNetwork, lr: np.ndarray, settings: Settings, *, item: int, channels: int) -> Result:
     """Restore (h, w, 3) float32 in [0, 1] with a known kernel.
 
-    A card that has less memory left than `settings.max_memory` allows is answered by windows of half the size, as
-    often as needed.
+    A card that has less memory left than `settings.max_memory` allows is answered by smaller windows, as often as
+    needed.
 
     Args:
         network: the model.
@@ -57,10 +60,10 @@ def restore_planes(network: LoadedNetwork, lr: np.ndarray, settings: Settings, *
     Raises:
         BadRequestError: the limit, or what is left of the card's memory, is too small for any window.
     """
-    size, reason = {"item": item, "channels": channels}, ""
+    most, reason = math.inf, ""
     while True:
         try:
-            plan = plan_windows(network, lr.shape[0], lr.shape[1], settings, **size)
+            plan = plan_windows(network, lr.shape[0], lr.shape[1], settings, item=item, channels=channels, largest=most)
         except BadRequestError as error:
             if reason:
                 raise BadRequestError(_no_room(network, lr, reason)) from error
@@ -71,7 +74,7 @@ def restore_planes(network: LoadedNetwork, lr: np.ndarray, settings: Settings, *
             reason = str(error).split(". ")[0]
         # Out of the handler, which holds on to what its frames had.
         memory.give_back(network.device)
-        settings = settings._replace(max_memory=_memory_for(network, lr, settings, plan.largest / 2, **size))
+        most = _SMALLER * plan.largest
 
 
 def _no_room(network: LoadedNetwork, lr: np.ndarray, reason: str) -> str:
@@ -112,7 +115,14 @@ def _restore_windows(network: LoadedNetwork, lr: np.ndarray, settings: Settings,
 
 
 def plan_windows(
-    network: LoadedNetwork, height: int, width: int, settings: Settings, *, item: int, channels: int
+    network: LoadedNetwork,
+    height: int,
+    width: int,
+    settings: Settings,
+    *,
+    item: int,
+    channels: int,
+    largest: float = math.inf,
 ) -> layout.Layout:
     """Place the windows of an LR image of this size. Raises BadRequestError when not even the smallest fits.
 
@@ -123,13 +133,16 @@ def plan_windows(
         settings: scale, kernel and memory limit among them.
         item: bytes of a value of the file's image.
         channels: of the file's image.
+        largest: LR pixels that a window may have, whatever the memory limit says.
     """
     scale, kernel = settings.scale, settings.kernel
     around = layout.torus_margin(scale, kernel.shape[0])
-    nets = _nets(network, settings)
-    fixed = _fixed_bytes(network, height, width, settings, item=item, channels=channels)
-    each = _pixel_bytes(nets, scale)
-    most = (settings.max_memory - fixed) / each
+    nets = [network, *([settings.x0_model] if settings.x0_model else [])]
+    each = max(memory.window_bytes(net.network.config) for net in nets) * scale**2
+    fixed = memory.in_use(network.device) + memory.RESERVE
+    if network.device.type == "cpu":
+        fixed += int(height * width * memory.image_bytes(scale, channels, item))
+    most = min(largest, (settings.max_memory - fixed) / each)
     found = layout.whole(height, width, around)
     if found.largest <= most:
         return found
@@ -143,34 +156,6 @@ def plan_windows(
             f"{least / 2**30:.2f} GiB are needed; raise --max-memory"
         )
     return split
-
-
-def _nets(network: LoadedNetwork, settings: Settings) -> list[LoadedNetwork]:
-    """The models that restore each window."""
-    return [network, *([settings.x0_model] if settings.x0_model else [])]
-
-
-def _pixel_bytes(nets: Sequence[LoadedNetwork], scale: int) -> float:
-    """Peak memory for each LR pixel of a window."""
-    return max(memory.window_bytes(net.network.config) for net in nets) * scale**2
-
-
-def _fixed_bytes(
-    network: LoadedNetwork, height: int, width: int, settings: Settings, *, item: int, channels: int
-) -> int:
-    """What counts for the memory limit whatever the size of the windows."""
-    fixed = memory.in_use(network.device) + memory.RESERVE
-    if network.device.type == "cpu":
-        fixed += int(height * width * memory.image_bytes(settings.scale, channels, item))
-    return fixed
-
-
-def _memory_for(
-    network: LoadedNetwork, lr: np.ndarray, settings: Settings, most: float, *, item: int, channels: int
-) -> int:
-    """The memory limit under which windows have at most `most` LR pixels."""
-    fixed = _fixed_bytes(network, lr.shape[0], lr.shape[1], settings, item=item, channels=channels)
-    return fixed + int(most * _pixel_bytes(_nets(network, settings), settings.scale))
 
 
 def border(length: int, settings: Settings) -> int:
