@@ -103,7 +103,7 @@ def _refused(trial: Trial, job: Job, file: Path) -> None:
 
 def drills() -> list[Drill]:
     """Return all drills of this file."""
-    training = "training, local output, SQLite"
+    training = "training on disk and SQLite"
     refusals = functools.partial(Drill, what="one bit flipped")
     return [
         Drill("damaged-checkpoint", "one bit of the newest checkpoint flipped", training, _CHECKPOINT, checkpoint),

@@ -100,7 +100,7 @@ def deleted(make: Maker, trial: Trial, moment: str) -> None:
 def drills() -> list[Drill]:
     """Return all drills of this file."""
     jobs: list[tuple[str, str, Maker]] = [
-        ("training", "training, local output, SQLite", make_training),
+        ("training", "training on disk and SQLite", make_training),
         ("shards", "shard job", make_sharding),
         ("bank", "bank job", make_bank),
         ("evaluation", "evaluation", make_evaluation),

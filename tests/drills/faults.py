@@ -114,7 +114,7 @@ def _upload(trial: Trial, folder: Path) -> str:
 
 def drills() -> list[Drill]:
     """Return the drills of all faults."""
-    local, server = "training, local output, SQLite", "training, S3 output, MLflow on PostgreSQL"
+    local, server = "training on disk and SQLite", "training on S3 and PostgreSQL"
     found = [
         Drill(
             f"clock-{name}", f"the clock jumps a day {name}", local, ("middle",), functools.partial(clock, seconds=by)

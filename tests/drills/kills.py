@@ -170,8 +170,8 @@ def drills() -> list[Drill]:
     """Return all drills of this file, those of the whole first."""
     server = functools.partial(make_training, server=True)
     places: list[tuple[str, str, Maker]] = [
-        ("local", "training, local output, SQLite", make_training),
-        ("server", "training, S3 output, MLflow on PostgreSQL", server),
+        ("local", "training on disk and SQLite", make_training),
+        ("server", "training on S3 and PostgreSQL", server),
     ]
     found = [
         Drill(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 BEGIN, END = "<!-- drill: begin -->", "<!-- drill: end -->"
+_MOMENTS = 24  # columns
 _HEAD = ("what happens", "to what", "moments", "tries", "bit-equal", "lines said", "seconds", "failures")
 
 
@@ -145,13 +146,19 @@ def _cells(tries: Sequence[Try]) -> list[str]:
     return [
         tries[0].what,
         tries[0].where,
-        ", ".join(one.moment for one in tries),
+        _moments([one.moment for one in tries]),
         str(len(tries)),
         f"{sum(compared)} of {len(compared)}" if compared else "-",
         str(max(one.lines for one in tries)),
         f"{sum(one.seconds for one in tries) / len(tries):.0f}",
         str(sum(one.failed for one in tries)),
     ]
+
+
+def _moments(names: Sequence[str]) -> str:
+    """Name the moments, or count them where the names are long: a page is 120 columns wide."""
+    shown = ", ".join(names)
+    return shown if len(shown) <= _MOMENTS else f"{len(names)} of them"
 
 
 def _row(cells: Sequence[str]) -> str:
