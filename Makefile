@@ -10,9 +10,9 @@ TESTING := .venv/.test-installed
 quickstart: $(RUNTIME)
 	$(BIN)/python jobs/quickstart.py
 
-# Three at a time: tests of a Ray cluster spend much of their time waiting for processes to start.
+# Two at a time: tests of a Ray cluster spend much of their time waiting for processes to start.
 test: lint
-	$(BIN)/pytest -n 3 --dist loadgroup --durations 20
+	$(BIN)/pytest -n 2 --dist loadgroup --durations 20
 
 lint: $(TESTING)
 	$(BIN)/ruff check .

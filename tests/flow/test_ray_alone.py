@@ -85,7 +85,7 @@ def test_a_stranger_is_refused_and_sigterm_to_all_ends_the_job_in_order(tmp_path
             assert_refuses_calls(port, name)
             assert_refuses_requests(port, name)
         head = next(port for port, name in ports.items() if name == "gcs_server")
-        token = token_of(job.below)
+        token = token_of(job.below, "gcs_server")
         assert not any(token in part for process in job.below for part in command_line(process))
         guest = enter(head, tmp_path, token)
         said = ended(guest, within=180)
@@ -170,13 +170,13 @@ def assert_refuses_requests(port: int, name: str) -> None:
             assert answer.status in (401, 403, 404, 405, 501) or is_metrics, (name, port, path, answer.status, content)
 
 
-def token_of(processes: list[psutil.Process]) -> str:
-    """The token of a job's Ray, which only its own user can read in its processes' environment."""
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            if token := process.environ().get("RAY_AUTH_TOKEN"):
-                return token
-    raise AssertionError("no process of the job has a token")
+def token_of(processes: list[psutil.Process], name: str) -> str:
+    """The token of a job's Ray, which only its own user can read in the environment of a process of Ray.
+
+    What the job started before its Ray has the token that it was given itself, such as that of this process's Ray.
+    """
+    (process,) = [process for process in processes if process.name() == name]
+    return process.environ()["RAY_AUTH_TOKEN"]
 
 
 def command_line(process: psutil.Process) -> list[str]:
