@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Mapping
 
 from kernels_bank.runtime import local_ray, watch
@@ -62,15 +60,13 @@ def _join(address: str, level: int, *, verbose: bool, environment: Mapping[str, 
     """Connect to an existing cluster, which keeps what it is."""
     import ray
 
-    handler = signal.getsignal(signal.SIGTERM)
     runtime_env = {"env_vars": dict(environment)} if environment else None  # a submitted job's own is merged with it
     try:
-        ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=runtime_env)
+        with local_ray.own_sigterm():
+            ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=runtime_env)
     except Exception as error:  # Ray's own: other versions, no node of the cluster on this machine
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadRequestError(f"RAY_ADDRESS {address}: cannot join the Ray cluster: {reason[:400]}") from error
-    if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray has put one of its own in the place
     node = ray._private.worker._global_node
     if node is not None:  # through Ray's client server there is none
         host, _, port = node.gcs_address.rpartition(":")

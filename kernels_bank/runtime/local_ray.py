@@ -107,16 +107,34 @@ def _as_ours() -> Iterator[None]:
     started.clear()
     popen: Any = services.ConsolePopen
     services.ConsolePopen = _RayProcess
-    handler = signal.getsignal(signal.SIGTERM)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # processes started meanwhile inherit it
+    try:
+        with own_sigterm():
+            yield
+    finally:
+        services.ConsolePopen, ray_constants.ENABLE_RAY_CLUSTER = popen, several
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM while Ray starts or is joined.
+
+    Ray puts a handler in its place that exits without a word, and other threads take the signal also where the main
+    thread has blocked it.
+    """
+    from ray._private import utils as typed_utils
+
+    utils: Any = typed_utils
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+        yield
+        return
+    rays = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _handler: None
     try:
         yield
     finally:
-        services.ConsolePopen, ray_constants.ENABLE_RAY_CLUSTER = popen, several
-        with contextlib.suppress(ValueError):  # Ray puts a handler of its own in the place; not from other threads
-            if handler not in (signal.SIG_DFL, None):
-                signal.signal(signal.SIGTERM, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        utils.set_sigterm_handler = rays
 
 
 @contextlib.contextmanager
