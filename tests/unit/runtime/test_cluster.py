@@ -111,7 +111,8 @@ def test_how_a_local_ray_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     def start(**settings: object) -> None:
         seen.update(settings, environment=dict(os.environ), mask=signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray does
+        ray._private.utils.set_sigterm_handler(signal.SIG_IGN)  # as Ray does
+        seen["handler"] = signal.getsignal(signal.SIGTERM)
 
     def ours(number: int, frame: object) -> None:
         pass
@@ -124,6 +125,7 @@ def test_how_a_local_ray_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     try:
         cluster.connect()
         assert signal.getsignal(signal.SIGTERM) is ours
+        assert seen["handler"] is ours, "another thread may take the signal while Ray starts"
     finally:
         signal.signal(signal.SIGTERM, before)
     environment = seen["environment"]
