@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +73,11 @@ def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
     guard.set_up()
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with _as_ours(), contextlib.nullcontext() if log_to_driver else _stderr_into(folder.parent / "start.log"):
+            with (
+                own_sigterm(),
+                _as_ours(),
+                contextlib.nullcontext() if log_to_driver else _stderr_into(folder.parent / "start.log"),
+            ):
                 ray.init(
                     address="local",
                     num_cpus=cpus,
@@ -109,8 +114,7 @@ def _as_ours() -> Iterator[None]:
     services.ConsolePopen = _RayProcess
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # processes started meanwhile inherit it
     try:
-        with own_sigterm():
-            yield
+        yield
     finally:
         services.ConsolePopen, ray_constants.ENABLE_RAY_CLUSTER = popen, several
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -118,23 +122,28 @@ def _as_ours() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_sigterm() -> Iterator[None]:
-    """Keep this process's handler of SIGTERM while Ray starts or is joined.
+    """Keep this process's handler of SIGTERM while Ray starts or is joined, and let a signal wait until that is done.
 
-    Ray puts a handler in its place that exits without a word, and other threads take the signal also where the main
-    thread has blocked it.
+    Ray puts a handler in its place that exits without a word. Blocking the signal is not enough, as other threads take
+    it. A Ray that is half there cannot be ended in order.
     """
     from ray._private import utils as typed_utils
 
     utils: Any = typed_utils
-    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+    alone = threading.current_thread() is not threading.main_thread()  # signals belong to the main thread's code
+    if alone or signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
         yield
         return
-    rays = utils.set_sigterm_handler
+    came: list[int] = []
+    rays, ours = utils.set_sigterm_handler, signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
     utils.set_sigterm_handler = lambda _handler: None
     try:
         yield
     finally:
         utils.set_sigterm_handler = rays
+        signal.signal(signal.SIGTERM, ours)
+        if came:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager
