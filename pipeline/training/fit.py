@@ -79,8 +79,8 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
         if step is not None:
             say_schedule(config, record, step)
         connect(min_cpus=cpus_needed(config), verbose=verbose)
-        run = TrainingRun(config, digests, home, start, resume == "changed")
-        return _train(run, record.get("run_id"), lease)
+        run = TrainingRun(config, digests, home, resume == "changed")
+        return _train(run, start, record.get("run_id"), lease)
 
 
 def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
@@ -92,7 +92,7 @@ def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
     return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
 
 
-def _train(run: TrainingRun, run_id: str | None, lease: Lease) -> Fitted:
+def _train(run: TrainingRun, start: InitialWeights, run_id: str | None, lease: Lease) -> Fitted:
     """Train and register in one tracking run, the one of `run_id` when there is one; its status tells how it ended."""
     config, home = run.config, run.home
     data_cpus = check_cluster(config)
@@ -113,7 +113,7 @@ def _train(run: TrainingRun, run_id: str | None, lease: Lease) -> Fitted:
         log_bank(tracked, config.data.bank)
         for name, digest in run.digests.items():
             runs.log_input(tracked, name, digest, getattr(config.data, name))
-        last = run_workers(run, tracked, data_cpus)
+        last = run_workers(run, start, tracked, data_cpus)
         with last.as_directory() as folder:
             lease.check()
             version = _export_model(run, tracked, Path(folder), model)

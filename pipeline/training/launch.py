@@ -18,11 +18,12 @@ from kernels_bank.runtime import end_request, storage, watch
 from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.s3 import PATIENT
 from pipeline.tracking.runs import RunRef
+from pipeline.training import gloo, nccl
 from pipeline.training.channel import LiveLine, ReportWorkerFailures, failure_reason
 from pipeline.training.commit import KeepSnapshot, last_good, newest
-from pipeline.training.gloo import GlooConfig
 from pipeline.training.loop import train_worker
-from pipeline.training.nccl import NcclConfig
+from pipeline.training.process_group import ProcessGroup
+from pipeline.training.start import InitialWeights
 from pipeline.training.training_run import TrainingRun, WorkerContext
 
 
@@ -30,13 +31,14 @@ class StoppedError(KeyboardInterrupt):
     """Report that the run ended early, with a checkpoint, because a signal asked for it."""
 
 
-def run_workers(run: TrainingRun, tracked: RunRef, data_cpus: float) -> ray.train.Checkpoint:
+def run_workers(run: TrainingRun, start: InitialWeights, tracked: RunRef, data_cpus: float) -> ray.train.Checkpoint:
     """Train on the cluster, from the newest checkpoint of the run, which is checked; return the last checkpoint.
 
     SIGINT and SIGTERM make the workers write a checkpoint and end; a second one ends at once.
 
     Args:
         run: what to train.
+        start: what a new run starts from.
         tracked: where rank 0 records it.
         data_cpus: logical CPUs for the data tasks of all workers together.
 
@@ -49,13 +51,13 @@ def run_workers(run: TrainingRun, tracked: RunRef, data_cpus: float) -> ray.trai
     filesystem, path = storage.resolve(run.home, PATIENT)
     checkpoints = storage.join(run.home, "checkpoints")
     with LiveLine(train.steps, lambda: last_good(checkpoints)) as line:
-        context = WorkerContext(
-            config, run.digests, run.home, ray.put(run.start), run.changed, tracked, line.channel, data_cpus
-        )
+        context = WorkerContext(run, ray.put(start), tracked, line.channel, data_cpus)
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"context": context},
-            torch_config=NcclConfig() if train.gpu else GlooConfig(),
+            torch_config=ProcessGroup("nccl", nccl.set_defaults, nccl.TIMEOUT_S)
+            if train.gpu
+            else ProcessGroup("gloo", gloo.choose_interface),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=(train.fewest_workers, train.workers) if train.min_workers else train.workers,  # type: ignore[arg-type]
                 use_gpu=train.gpu,

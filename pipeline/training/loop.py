@@ -45,11 +45,11 @@ def train_worker(loop_config: dict[str, WorkerContext]) -> None:
         return
     is_first = ray.train.get_context().get_world_rank() == 0
     recorder = (
-        RunLogger(context.tracked, home=context.home, tell=partial(say, context.channel))
+        RunLogger(context.tracked, home=context.run.home, tell=partial(say, context.channel))
         if is_first
         else contextlib.nullcontext()
     )
-    with not_made_again(context.home), recorder as logger:
+    with not_made_again(context.run.home), recorder as logger:
         try:
             train_run(context, logger)
         except NonFiniteLossError as error:
@@ -75,7 +75,7 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
     Raises:
         NonFiniteLossError: on all ranks alike.
     """
-    config, train = context.config, context.config.train
+    run, config, train = context.run, context.run.config, context.run.config.train
     ranks = ray.train.get_context()
     rank, workers = ranks.get_world_rank(), ranks.get_world_size()
     device = ray.train.torch.get_device()
@@ -124,7 +124,7 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
             logger.image("samples", sample_rows(learner.ema.module, fixed), step)
         if saved:
             state = checkpoint.State(
-                step=step, stages=feed.after(step - resumed_at), score=score, config=config, digests=context.digests
+                step=step, stages=feed.after(step - resumed_at), score=score, config=config, digests=run.digests
             )
             if logger:
                 logger.flush()  # the run goes on after this step, so what it recorded until here must be there
@@ -155,15 +155,15 @@ def _learner(context: WorkerContext, device: torch.device) -> tuple[Learner, int
     if (last := ray.train.get_checkpoint()) is None:
         if start.tensors is None:
             raise JobFailedError("the checkpoint that this run resumes from is gone")
-        learner = build_learner(context.config, start.codec, device, _over_ranks)
+        learner = build_learner(context.run.config, start.codec, device, _over_ranks)
         for module in (learner.network, learner.ema.module):
             module.load_state_dict(start.tensors, strict=False)  # the driver has checked that they fit
         return learner, 0, (), _UNSCORED
     with last.as_directory() as folder:
         checkpoint.check(folder)
-        state = checkpoint.load_state(Path(folder), {} if context.changed else context.digests)
+        state = checkpoint.load_state(Path(folder), {} if context.run.changed else context.run.digests)
         # The weights speak the code that they were trained with, whatever bank the run now learns from.
-        learner = build_learner(context.config, checkpoint.codec_of(Path(folder), start.codec), device, _over_ranks)
+        learner = build_learner(context.run.config, checkpoint.codec_of(Path(folder), start.codec), device, _over_ranks)
         checkpoint.load_into(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
     return learner, state.step, state.stages, state.score
 

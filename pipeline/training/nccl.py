@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import os
 
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
-
 # Batches of several scales, and validation between them, ask for blocks of many sizes. In segments that can grow the
 # allocator finds room where it would otherwise run out of it with gigabytes free.
 _ALLOCATOR = "expandable_segments:True"
@@ -17,25 +14,6 @@ _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the 
 # Ranks wait for rank 0 while it writes pictures and checkpoints, and for the slowest to compile: minutes. A rank that
 # is lost is noticed by Ray within seconds, so this limit ends only what hangs inside of NCCL.
 TIMEOUT_S = 900
-
-
-class NcclConfig(TorchConfig):
-    """Configure Ray Train's process group on cards."""
-
-    def __init__(self) -> None:
-        super().__init__(backend="nccl", timeout_s=TIMEOUT_S)
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """Return the backend, for Ray Train."""
-        return _Backend
-
-
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group, backend_config) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
-        """Set up the workers for Ray Train when they are there, before their process group is."""
-        worker_group.execute(set_defaults)
-        super().on_start(worker_group, backend_config)
 
 
 def set_defaults() -> None:

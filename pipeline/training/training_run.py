@@ -7,7 +7,6 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.tracking.runs import RunRef
-from pipeline.training.start import InitialWeights
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,6 @@ class TrainingRun:
     config: RunConfig
     digests: dict[str, str]  # of shards and bank
     home: str  # URI of the run's folder
-    start: InitialWeights  # of a new run
     changed: bool  # a checkpoint made from other data is welcome
 
 
@@ -25,11 +23,8 @@ class TrainingRun:
 class WorkerContext:
     """Hold what the driver hands to every worker."""
 
-    config: RunConfig
-    digests: dict[str, str]
-    home: str
-    start: Any  # reference to the InitialWeights in Ray's object store
-    changed: bool
+    run: TrainingRun
+    start: Any  # reference to the start.InitialWeights of a new run
     tracked: RunRef  # where rank 0 records
     channel: Any  # handle of training.channel.DriverChannel
     data_cpus: float  # logical CPUs all workers' data tasks may use together
