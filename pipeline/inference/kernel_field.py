@@ -19,12 +19,11 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from pipeline.config import Grid
-from pipeline.inference import layout
 from pipeline.inference.estimate import estimate_kernel
 from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.strength import assumed_kernel
 from pipeline.inference.texture import structure
-from pipeline.inference.windows import Result, Settings, border, restore_planes
+from pipeline.inference.windows import Result, Settings, border, context, restore_planes
 from pipeline.reduction import place
 
 CELL = 8  # LR pixels a side: what is decided at once
@@ -108,9 +107,8 @@ def estimate_field(
         crop = box.of(lr)
         if structure(crop).mean() < _FLAT + 3 * settings.sigma:
             continue
-        found = estimate_kernel(network, crop, settings.scale, settings.sigma, grid).kernel
-        assert found is not None
-        kernel = _of_side(place(found, settings.scale, grid), settings.kernel.shape[0])
+        estimate = estimate_kernel(network, crop, settings.scale, settings.sigma, grid)
+        kernel = _of_side(place(estimate.kernel, settings.scale, grid), settings.kernel.shape[0])
         domain = box.grown(neighbourhood, height, width)
         apart = [float(np.abs(kernel - other).sum()) for other in kernels]
         nearest = int(np.argmin(apart))
@@ -159,9 +157,7 @@ def restore_field(
         # One cell more: weights are interpolated between the middles of cells.
         part = Box(*(CELL * int(i) for i in (rows[0] - 1, columns[0] - 1, rows[-1] + 2, columns[-1] + 2)))
         part = part.grown(0, height, width)
-        nets = [network, *([settings.x0_model] if settings.x0_model else [])]
-        around = sum(layout.context(kernel, net.smallest_alpha(scale, settings.sigma), scale) for net in nets)
-        box = part.grown(around, height, width)
+        box = part.grown(context(network, settings._replace(kernel=kernel)), height, width)
         own = _cut(settings, box)._replace(kernel=kernel)
         result = restore_planes(network, box.of(lr), own, item=item, channels=channels)
         share = enlarged(box.cells(weight), box.bottom - box.top, box.right - box.left, scale)
@@ -244,13 +240,13 @@ def _cut(settings: Settings, box: Box) -> Settings:
 
 def _seen(result: Result, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """Mean squared LR residual and mean total variation around every cell, without the border."""
+    import cv2  # a registered model restores without it
+
     height, width = result.unexplained.shape
     counted = np.zeros((height, width), np.float32)
     inside = tuple(slice(edge := border(length, settings), length - edge) for length in (height, width))
     counted[inside] = 1
     variation = np.zeros((height, width), np.float32)
-    import cv2
-
     for axis in (0, 1):
         steps = np.abs(np.diff(result.image, axis=axis, append=result.image.take([-1], axis))).mean(-1)
         variation += cv2.resize(steps, (width, height), interpolation=cv2.INTER_AREA)

@@ -137,7 +137,7 @@ def plan_windows(
     """
     scale, kernel = settings.scale, settings.kernel
     around = layout.torus_margin(scale, kernel.shape[0])
-    nets = [network, *([settings.x0_model] if settings.x0_model else [])]
+    nets = _networks(network, settings)
     each = max(memory.window_bytes(net.network.config) for net in nets) * scale**2
     fixed = memory.in_use(network.device) + memory.RESERVE
     if network.device.type == "cpu":
@@ -146,8 +146,7 @@ def plan_windows(
     found = layout.whole(height, width, around)
     if found.largest <= most:
         return found
-    # With another model's x0, what that depends on lies further out by as much again.
-    reach = sum(layout.context(kernel, net.smallest_alpha(scale, settings.sigma), scale) for net in nets)
+    reach = context(network, settings)
     split = layout.layout(height, width, around, reach, most)
     if split is None:
         least = fixed + (2 * reach + 64) ** 2 * each
@@ -156,6 +155,25 @@ def plan_windows(
             f"{least / 2**30:.2f} GiB are needed; raise --max-memory"
         )
     return split
+
+
+def context(network: LoadedNetwork, settings: Settings) -> int:
+    """Return the LR pixels around a part of an image on which the restoration of that part depends.
+
+    With another model's x0, what that depends on lies further out by as much again.
+
+    Args:
+        network: the model.
+        settings: scale, noise level, kernel and x0 among them.
+    """
+    scale, kernel = settings.scale, settings.kernel
+    alphas = [net.smallest_alpha(scale, settings.sigma) for net in _networks(network, settings)]
+    return sum(layout.context(kernel, alpha, scale) for alpha in alphas)
+
+
+def _networks(network: LoadedNetwork, settings: Settings) -> list[LoadedNetwork]:
+    """The models that restore a window, one after the other."""
+    return [network, *([settings.x0_model] if settings.x0_model else [])]
 
 
 def border(length: int, settings: Settings) -> int:
