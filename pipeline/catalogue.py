@@ -23,7 +23,6 @@ class ModelLocation:
 
     name: str  # shipped:NAME, models:/NAME/VERSION, or the folder or file as it was given
     folder: str  # local or s3://; of a published checkpoint the file itself
-    registered: str | None = None  # name in the registry
     version: int | None = None  # in the registry
 
     @property
@@ -56,7 +55,7 @@ def locate(uri: str) -> ModelLocation:
 
         store = versions.store_uri()
         version = versions.find(uri, store)
-        return ModelLocation(version.uri, str(fetch(version, store)), version.name, version.number)
+        return ModelLocation(version.uri, str(fetch(version, store)), version.number)
     if not storage.exists(storage.join(uri, MANIFEST)):
         raise ArtefactError(
             f"{uri}: holds no {MANIFEST}; give shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, "

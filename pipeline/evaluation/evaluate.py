@@ -12,6 +12,7 @@ from kernels_bank.runtime.errors import ArtefactError, UnavailableError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.mirror import local_folder
 from kernels_bank.runtime.output import check_own, own_output
+from pipeline.catalogue import REGISTRY
 from pipeline.evaluation import figures
 from pipeline.evaluation.compute import JOURNAL, RESULTS, SUMMARY, Plan, evaluate, prepare, save
 from pipeline.evaluation.crops import best_median_worst, judged_method, restore_again
@@ -64,7 +65,7 @@ def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, 
     from pipeline.registry import versions
     from pipeline.tracking.runs import RunRef, log_evaluation
 
-    version = versions.find(settings.model) if settings.model.startswith("models:/") else None
+    version = versions.find(settings.model) if settings.model.startswith(REGISTRY) else None
     if version is not None:
         # By number: an alias may move while we work.
         settings = settings.model_copy(update={"model": version.uri})

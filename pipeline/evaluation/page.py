@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from pipeline.catalogue import REGISTRY
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED
 from pipeline.evaluation.crops import Shown, judged_method
 from pipeline.evaluation.metrics import embed_kernel
@@ -88,8 +89,8 @@ def render(
 
 def _title(model: str) -> tuple[str, str | None]:
     """The model's name, and its version if it is registered."""
-    if model.startswith("models:/"):
-        name, _, version = model.removeprefix("models:/").rpartition("/")
+    if model.startswith(REGISTRY):
+        name, _, version = model.removeprefix(REGISTRY).rpartition("/")
         return name, version
     return model.rstrip("/").rpartition("/")[2], None
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.model_folder import MANIFEST
-from pipeline.registry.fetch import check_new, fetch
+from pipeline.registry.fetch import check_new, fetch, new_directory
 from pipeline.registry.versions import find, store_uri
 
 ORIGIN = "origin.json"
@@ -48,21 +48,17 @@ def export_as(
         if len(scales) > 1:
             raise BadRequestError(f"{version.uri} restores {', '.join(map(str, scales))}: choose one with --scale")
         scale = scales[0]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.temporary("export", output.parent) as incoming:
-            made = incoming / "files"
-            made.mkdir()
-            name, difference = export_restorer(network, made, form, scale)
-            origin = {
-                "model": version.uri,
-                "model_json_sha256": storage.sha256_of(folder / MANIFEST),
-                "file": name,
-                "scale": scale,
-                "difference": difference,
-            }
-            (made / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
-            made.rename(output)
-    except OSError as error:
-        raise BadRequestError(f"cannot write {output}: {error.strerror}") from error
+    with new_directory(output) as incoming:
+        made = incoming / "files"
+        made.mkdir()
+        name, difference = export_restorer(network, made, form, scale)
+        origin = {
+            "model": version.uri,
+            "model_json_sha256": storage.sha256_of(folder / MANIFEST),
+            "file": name,
+            "scale": scale,
+            "difference": difference,
+        }
+        (made / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
+        made.rename(output)
     return origin

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from kernels_bank.runtime import scratch, storage
@@ -72,22 +74,33 @@ def export(uri: str, output: Path, tracking_uri: str | None = None) -> None:
     where = store_uri(tracking_uri)
     version = find(uri, where)
     check_new(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.temporary("export", output.parent) as incoming:
-            stored = _fetch(version, where, incoming)
-            for name in ("README.md", PICTURE):
-                if (stored / name).exists():
-                    (stored / name).rename(stored / MODEL / name)
-            (stored / MODEL).rename(output)
-    except OSError as error:
-        raise BadRequestError(f"cannot write {output}: {error.strerror}") from error
+    with new_directory(output) as incoming:
+        stored = _fetch(version, where, incoming)
+        for name in ("README.md", PICTURE):
+            if (stored / name).exists():
+                (stored / name).rename(stored / MODEL / name)
+        (stored / MODEL).rename(output)
 
 
 def check_new(output: Path) -> None:
     """Check that a directory can be made without losing anything. Raises BadRequestError."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadRequestError(f"{output} is there already; nothing is overwritten, choose another --output")
+
+
+@contextlib.contextmanager
+def new_directory(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside a new directory, whose content becomes it by a rename.
+
+    Raises:
+        BadRequestError: in place of an OSError of the block.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.temporary("export", output.parent) as incoming:
+            yield incoming
+    except OSError as error:
+        raise BadRequestError(f"cannot write {output}: {error.strerror}") from error
 
 
 def _registered_digest(version: Version) -> str:

@@ -18,6 +18,7 @@ from kernels_bank.runtime import watch
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
+from pipeline.catalogue import REGISTRY
 from pipeline.serving import proxy
 from pipeline.serving.model import Served, load
 from pipeline.serving.settings import ServeSettings
@@ -84,7 +85,7 @@ def _checked(settings: ServeSettings) -> Served:
 def _connect(settings: ServeSettings) -> None:
     """Connect to Ray, whose processes learn from their environment what Serve's proxy needs to know."""
     os.environ |= (environment := proxy.environment(settings))
-    if settings.model.startswith("models:/"):
+    if settings.model.startswith(REGISTRY):
         from pipeline.registry.versions import store_uri
 
         os.environ["MLFLOW_TRACKING_URI"] = store_uri()  # replicas inherit it; an SQLite file by its whole path
