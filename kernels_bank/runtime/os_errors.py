@@ -27,10 +27,14 @@ _ADVICE = {
 
 def explain(error: BaseException) -> str | None:
     """Return one line for an error of the operating system, wherever it lies in the chain of causes; else nothing."""
-    refused = [cause for cause in _causes(error) if isinstance(cause, OSError) and (cause.errno or cause.strerror)]
+    refused = [
+        cause for cause in _causes(error) if isinstance(cause, OSError) and (cause.errno is not None or cause.strerror)
+    ]
+    if not refused:
+        return None
     # A file that cannot be closed because it could not be written to either hides the error that names it.
-    named_first = sorted(refused, key=lambda cause: cause.filename is None)
-    return describe(named_first[0]) if named_first else None
+    same = (cause for cause in refused if cause.errno == refused[0].errno and cause.filename is not None)
+    return describe(next(same, refused[0]))
 
 
 def describe(error: OSError) -> str:

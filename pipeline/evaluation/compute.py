@@ -275,7 +275,7 @@ def _fetched(reference: Any) -> tuple[dict[str, Restorer], dict[int, np.ndarray]
     keep_freed_memory()
     models, kernels, protocol = ray.get(reference)
     device = default_device()
-    placed = {n: Restorer(m.network, uri=m.uri, digest=m.digest, device=device) for n, m in models.items()}
+    placed = {name: model.on(device) for name, model in models.items()}
     return placed, kernels, protocol
 
 

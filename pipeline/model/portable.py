@@ -33,8 +33,7 @@ class PortableRestorer(nn.Module):
         """Map (1, 3, h, w) in [0, 1], kernel (1, k, k) of odd side and sum 1, and sigma (1,) to (1, 3, s*h, s*w)."""
         config, scale = self.network.config, self.scale
         height, width = lr.shape[-2:]
-        condition = torch.stack((sigma, torch.full_like(sigma, scale)), 1)[..., None, None]
-        alphas, betas = (self.network.h.mlp(condition)[..., 0, 0] + 1e-6).chunk(2, 1)
+        alphas, betas = self.network.h(sigma, scale)
         power = _folded_power(kernel, height, width, scale)
         rows, columns = _waves(height, height, 0, lr), _waves(width, width, 0, lr)
         half, weight = kernel.shape[-1] // 2, kernel[:, None]
