@@ -61,6 +61,8 @@ def test_the_error_with_a_path_counts_before_one_that_came_of_it():
     closing = raised(errno.ENOSPC, None)
     closing.__context__ = raised(errno.ENOSPC)
     assert os_errors.explain(closing).startswith("/data/out/a.tar: no space left")
+    closing.__context__ = raised(errno.ENOENT)  # another one, that was dealt with
+    assert os_errors.explain(closing).startswith("No space left on device; free space there")
 
 
 def test_an_error_that_has_nothing_to_do_with_it_hides_no_other():
