@@ -1,7 +1,7 @@
 """What training a config costs, without running it: parameters, operations, memory, hours, dollars.
 
 python jobs/plan.py                                        the shipped configs
-python jobs/plan.py --config jobs/configs/NAME.yaml [--model.unfoldings 8 --data.patch 128 --memory-gib 24 ...]
+python jobs/plan.py --config jobs/configs/NAME.yaml [--model.restorer.unfoldings 8 --data.patch 128 --memory-gib 24 ...]
 """
 
 from __future__ import annotations

@@ -10,11 +10,12 @@ import io
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -27,6 +28,8 @@ from pydantic_settings import (
 from kernels_bank.runtime import end_request, os_errors, s3, watch
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.redact import mask_output, mask_text
+from pipeline.config import RunConfig
+from pipeline.model_config import MOVED, nested
 from pipeline.yaml_file import read_yaml
 
 Command_T = TypeVar("Command_T", bound="Command")
@@ -141,6 +144,9 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     """Parse and validate the arguments. Raises BadRequestError that names every wrong field by its path."""
     flags = [_kebab(argument) for argument in arguments]
     config = _config_file(flags)
+    if issubclass(command, RunConfig):
+        flags = [_moved_flag(flag) for flag in flags]
+        config = _moved(config, "the config file")
 
     class WithSources(command):  # type: ignore[valid-type, misc]
         """Put the YAML file of `command` below the environment."""
@@ -156,7 +162,7 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
                 CliSettingsSource(settings_cls, cli_parse_args=flags, cli_prog_name=Path(sys.argv[0]).name),
-                env_settings,
+                _Environment(settings_cls, env_settings),
                 InitSettingsSource(settings_cls, init_kwargs=config),
             )
 
@@ -167,6 +173,50 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
         raise BadRequestError(_explain(error)) from error
     except SettingsError as error:
         raise BadRequestError(f"{str(error).removeprefix('error parsing CLI: ')}; see --help") from error
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """Read the environment, where a network's settings may still have their former names."""
+
+    def __init__(self, settings_cls: type[BaseSettings], variables: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self._variables = variables
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[object, str, bool]:
+        """Look up one field as the environment's own source does."""
+        return self._variables.get_field_value(field, field_name)
+
+    def __call__(self) -> dict[str, Any]:
+        """Return all that the environment sets."""
+        settings = self._variables()
+        return _moved(settings, "the environment") if issubclass(self.settings_cls, RunConfig) else settings
+
+
+def _moved(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """Settings of a run, those of the network where they lie now; says in a line which had their former names."""
+    model = settings.get("model")
+    if not isinstance(model, Mapping):
+        return settings
+    try:
+        inner, names = nested(model)
+    except ValueError as error:
+        raise BadRequestError(f"{where}: {error}") from error
+    if names:
+        moves = ", ".join(f"model.{name} is now model.{MOVED[name]}" for name in names)
+        print(f"{where}: {moves}", file=sys.stderr, flush=True)
+    return settings | {"model": inner}
+
+
+def _moved_flag(flag: str) -> str:
+    """`--model.kernel-steps=6` and `--no-model.detach` as they are spelled now; says so in a line."""
+    name, equals, value = flag.partition("=")
+    for start in ("--model.", "--no-model."):
+        former = name.removeprefix(start).replace("-", "_")
+        if name.startswith(start) and former in MOVED:
+            now = start + MOVED[former].replace("_", "-")
+            print(f"{name} is now {now}", file=sys.stderr, flush=True)
+            return now + equals + value
+    return flag
 
 
 def _kebab(argument: str) -> str:

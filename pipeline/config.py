@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
+from pipeline.frozen import Frozen
+from pipeline.model_config import ModelConfig
 from pipeline.names import Alias, Experiment, ModelName
 
-Scale = Annotated[int, Field(ge=1, le=4)]
-Width = Annotated[int, Field(ge=1, le=1024)]
 Share = Annotated[float, Field(ge=0, le=1)]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
 Reduction = Literal["direct", "area", "bicubic", "lanczos"]
@@ -23,63 +23,6 @@ Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1
 # Marks what may change between two sittings of one run, since it does not change what is learned. Of shards and bank
 # only the place may: their digests are compared.
 MAY_CHANGE: dict[str, JsonValue] = {"mayChange": True}
-
-
-class Frozen(BaseModel):
-    """Refuse changes, and an unknown key by its path."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelConfig(Frozen):
-    """Describe the network: USRNet restorer + DAN estimator.
-
-    Defaults are the tiny variant (0.59 M + 0.29 M parameters).
-    """
-
-    scales: tuple[Scale, ...] = Field((2,), min_length=1, max_length=4, description="scale factors this model restores")
-    unfoldings: int = Field(6, ge=1, le=16, description="data + prior steps (8 in the full model)")
-    widths: tuple[Width, Width, Width, Width] = Field((16, 32, 64, 64), description="ResUNet channels by level")
-    residual_blocks: int = Field(2, ge=1, le=16, description="a level, each way")
-    hyper_hidden: int = Field(
-        32, ge=1, le=1024, description="hidden width of the hyper-parameter net (64 in the full model)"
-    )
-    global_skip: bool = Field(
-        True, description="prior = x + net(x): starts as the identity; the published prior has none, and learns it late"
-    )
-    estimator_channels: int = Field(32, ge=4, le=512, description="of each of the two branches")
-    estimator_blocks: int = Field(5, ge=1, le=64, description="conditional residual blocks")
-    initial_kernel: Literal["delta", "mean", "spectral"] = "spectral"
-    reductions: bool = Field(
-        False, description="the spectral net also tells how the picture was reduced; else: by direct decimation"
-    )
-    schedule: Literal["rounds", "interleaved"] = Field(
-        "interleaved", description="rounds: DAN's; interleaved: one unfolding's cost"
-    )
-    rounds: int = Field(
-        2, ge=0, le=8, description="kernel estimates an image; 0: the initial kernel stands, there is no estimator"
-    )
-    kernel_steps: int = Field(
-        0, ge=0, le=16, description="closed-form kernel steps of an inference, each after a whole restoration"
-    )
-    detach: bool = Field(True, description="no gradient crosses from one round to the next")
-    warm_start: bool = Field(
-        False, description="schedule 'rounds' only: a round starts from the previous one's image instead of x0"
-    )
-    x0: Literal["nearest", "bicubic"] = Field(
-        "bicubic", description="first estimate, aligned with the decimation; published weights need nearest"
-    )
-    checkpoint_activations: bool = Field(False, description="recompute each unfolding in the backward pass")
-    compile_prior: bool = Field(False, description="torch.compile the prior in training, where a compiler exists")
-
-    @model_validator(mode="after")
-    def _rounds_fit(self) -> ModelConfig:
-        if self.schedule == "interleaved" and self.rounds >= self.unfoldings:
-            raise ValueError(
-                f"rounds = {self.rounds} do not fit between {self.unfoldings} unfoldings; "
-                "lower model.rounds or use schedule 'rounds'"
-            )
-        return self
 
 
 class CameraConfig(Frozen):
@@ -244,9 +187,7 @@ class TrackingConfig(Frozen):
     """Say where the run is recorded. The server is MLFLOW_TRACKING_URI's, else an SQLite file under `output`."""
 
     experiment: Experiment = "blind-sr"
-    model_name: ModelName | None = Field(
-        "blind-sr-x2", description="name in the registry; none: the result is not registered"
-    )
+    model_name: ModelName | None = Field(None, description="name in the registry; none: the result is not registered")
     alias: Alias = Field("candidate", description="alias the new version gets")
 
 
@@ -293,11 +234,29 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _nothing_without_effect(self) -> RunConfig:
+        """A setting that the others make meaningless is a mistake; left at its default it is not meant."""
+        kernel, train, loss = self.model.kernel, self.train, self.train.loss
+        alternates = train.learn in ("all", "kernel")
+        for given, name, needs in (
+            (kernel.warm_start and kernel.schedule != "rounds", "model.kernel.warm_start", "schedule 'rounds'"),
+            (kernel.reductions and kernel.initial != "spectral", "model.kernel.reductions", "initial 'spectral'"),
+            (train.smallest_window and train.learn != "spectral", "train.smallest_window", "train.learn 'spectral'"),
+            (loss.inverse and train.learn != "spectral", "train.loss.inverse", "train.learn 'spectral'"),
+            (loss.kernel and train.learn == "restorer", "train.loss.kernel", "train.learn other than 'restorer'"),
+            (loss.consistency and not alternates, "train.loss.consistency", "train.learn 'all' or 'kernel'"),
+            (loss.image_rounds == "all" and not alternates, "train.loss.image_rounds", "train.learn 'all' or 'kernel'"),
+        ):
+            if given:
+                raise ValueError(f"{name} has no effect without {needs}; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _learns_something(self) -> RunConfig:
-        if self.train.learn == "spectral" and self.model.initial_kernel != "spectral":
+        if self.train.learn == "spectral" and self.model.kernel.initial != "spectral":
             raise ValueError(
-                f"train.learn 'spectral' with model.initial_kernel '{self.model.initial_kernel}' trains nothing; "
-                "set model.initial_kernel to spectral"
+                f"train.learn 'spectral' with model.kernel.initial '{self.model.kernel.initial}' trains nothing; "
+                "set model.kernel.initial to spectral"
             )
         if self.train.learn == "spectral" and not any(
             (self.train.loss.code, self.train.loss.kernel, self.train.loss.inverse)

@@ -15,13 +15,14 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.config import Frozen, ModelConfig
+from pipeline.frozen import Frozen
+from pipeline.model_config import EVERY_SCALE, ModelConfig, RestorerConfig, nested
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2  # 1: the settings of the network lay flat; read still
 MANIFEST, WEIGHTS, CODEC = "model.json", "weights.safetensors", "codec.safetensors"
 RAW, AVERAGED = "weights-raw.safetensors", "ema.safetensors"
 _MANIFEST_BYTES = 1 << 20
@@ -30,16 +31,40 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_len
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+def _kind(config: object) -> str:
+    """Of what kind of network this configuration is: that of a USRNet alone is its restorer's."""
+    is_restorers = isinstance(config, RestorerConfig) or (isinstance(config, dict) and "unfoldings" in config)
+    return "usrnet" if is_restorers else "blind"
+
+
 class ModelManifest(Frozen):
     """Describe a model folder."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     kind: Literal["blind", "usrnet"]
-    config: ModelConfig
+    config: Annotated[
+        Annotated[ModelConfig, Tag("blind")] | Annotated[RestorerConfig, Tag("usrnet")], Discriminator(_kind)
+    ]
     kernel_size: int | None = Field(None, ge=1, le=99)
     sha256: dict[FileName, Sha256] = Field(min_length=1, max_length=16)
     provenance: dict[str, str] = Field(default_factory=dict, max_length=100)
     digest: Sha256 | None = None  # of all above, as it was written; folders of earlier versions have none
+
+    @model_validator(mode="after")
+    def _kinds_agree(self) -> ModelManifest:
+        if _kind(self.config) != self.kind:
+            raise ValueError(f"the configuration is not that of a network of kind '{self.kind}'")
+        return self
+
+    @property
+    def restorer(self) -> RestorerConfig:
+        """Return the configuration of its restorer."""
+        return self.config if isinstance(self.config, RestorerConfig) else self.config.restorer
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Return the scale factors that it restores."""
+        return EVERY_SCALE if isinstance(self.config, RestorerConfig) else self.config.scales
 
     @property
     def used(self) -> str:
@@ -57,10 +82,12 @@ def read_manifest(directory: str | Path) -> ModelManifest:
     check_inside(directory, MANIFEST)
     content = storage.read_json(where, limit=_MANIFEST_BYTES)
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ArtefactError(f"{where}: schema version {version!r:.40}, this program reads {SCHEMA_VERSION}; update it")
+    if version not in (1, SCHEMA_VERSION):
+        raise ArtefactError(
+            f"{where}: schema version {version!r:.40}, this program reads 1 and {SCHEMA_VERSION}; update it"
+        )
     try:
-        manifest = ModelManifest.model_validate(content)
+        manifest = ModelManifest.model_validate(_upgraded(content) if version == 1 else content)
     except ValidationError as error:
         raise ArtefactError(f"{where}: {first_problem(error)}; it is damaged or not a model of ours") from error
     if manifest.digest not in (None, _digest(content)):
@@ -74,6 +101,16 @@ def write_manifest(directory: str | Path, manifest: ModelManifest) -> None:
     storage.write_json(storage.join(directory, MANIFEST), content | {"digest": _digest(content)})
 
 
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a manifest of schema version 1 as it is written now."""
+    config = content.get("config")
+    if isinstance(config, dict):
+        config = nested(config)[0]
+        if content.get("kind") == "usrnet":
+            config = config.get("restorer", {})
+    return content | {"schema_version": SCHEMA_VERSION, "config": config}
+
+
 def _digest(content: dict[str, Any]) -> str:
     return storage.digest_of({key: value for key, value in content.items() if key != "digest"})
 
@@ -81,7 +118,7 @@ def _digest(content: dict[str, Any]) -> str:
 def first_problem(error: ValidationError) -> str:
     """Return the first thing that a schema found wrong: `config.widths.0: Input should be ...`."""
     first = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(str(part)[:100] for part in first['loc'])}: {first['msg']}"
+    return f"{'.'.join(str(part)[:100] for part in first['loc'] if part not in ('blind', 'usrnet'))}: {first['msg']}"
 
 
 def read_file(

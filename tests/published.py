@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config import ModelConfig
 from pipeline.model import BlurOperator, USRNet
 from pipeline.model.fourier import spectrum
 from pipeline.model.prior import ResUNet
+from pipeline.model_config import RestorerConfig
 
 
 def published_data_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, scale: int) -> Tensor:
@@ -32,7 +32,7 @@ def published_data_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, sca
 class PublishedUSRNet(USRNet):
     """The same weights in the plainest form; `real_fft` and `channels_last` add one gain of ours each."""
 
-    def __init__(self, config: ModelConfig, *, real_fft: bool = False, channels_last: bool = False) -> None:
+    def __init__(self, config: RestorerConfig, *, real_fft: bool = False, channels_last: bool = False) -> None:
         super().__init__(config)
         self.real_fft, self.channels_last = real_fft, channels_last
 

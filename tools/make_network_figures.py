@@ -19,13 +19,13 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
 from kernels_bank import sample_gaussian, sample_motion
-from pipeline.config import ModelConfig
 from pipeline.data.photographs import HELD_OUT, copy_photographs
 from pipeline.degrade import degrade, quantize
 from pipeline.evaluation.metrics import compare_kernels, psnr_shifted
 from pipeline.images.decode import decode_image
 from pipeline.model import BlindUSRNet, data_step
 from pipeline.model.weights import load_model
+from pipeline.model_config import ModelConfig
 from pipeline.shipped import shipped_folder
 from tests.published import published_data_step
 
@@ -82,18 +82,18 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text
 def draw_network(config: ModelConfig, path: Path) -> None:
     """Draw the interleaved schedule above, one unfolding's prior below; numbers are the config's."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(12, 6.4), height_ratios=(1.15, 1))
-    parts = config.rounds + 1
+    parts = config.kernel.rounds + 1
     step = 9.6 / parts
     box(above, 0.3, 2, "LR image y\nscale s, noise σ", PLAIN, 1.3)
-    box(above, 2.0, 3.5, f"initial kernel k₀\n({config.initial_kernel})", KERNEL, 1.6)
-    box(above, 2.0, 0.5, f"x₀: {config.x0}", PLAIN, 1.3, 0.6)
+    box(above, 2.0, 3.5, f"initial kernel k₀\n({config.kernel.initial})", KERNEL, 1.6)
+    box(above, 2.0, 0.5, f"x₀: {config.restorer.x0}", PLAIN, 1.3, 0.6)
     arrow(above, (0.6, 2.5), (1.25, 3.3))
     arrow(above, (0.6, 1.5), (1.4, 0.7))
     for i in range(parts):
         x = 4.1 + i * step
-        count = (2 * (i + 1) * config.unfoldings + parts) // (2 * parts) - (2 * i * config.unfoldings + parts) // (
-            2 * parts
-        )
+        count = (2 * (i + 1) * config.restorer.unfoldings + parts) // (2 * parts) - (
+            2 * i * config.restorer.unfoldings + parts
+        ) // (2 * parts)
         box(above, x, 0.5, f"{count} x (data step, prior)", DATA, 1.9, 0.7)
         arrow(above, (x - step + 0.95, 0.5) if i else (2.65, 0.5), (x - 0.95, 0.5), f"x, round {i - 1}" if i else "")
         if i:
@@ -106,19 +106,19 @@ def draw_network(config: ModelConfig, path: Path) -> None:
     arrow(above, (end + 0.95, 0.5), (end + 1.75, 0.5))
     box(above, end + 2.3, 0.5, "HR image", PLAIN, 1.1, 0.6)
     above.set_title(
-        f"Alternation, schedule 'interleaved': {config.unfoldings} unfoldings in {parts} parts, {config.rounds} "
-        "estimates between them ('rounds' runs all unfoldings for every kernel)",
+        f"Alternation, schedule 'interleaved': {config.restorer.unfoldings} unfoldings in {parts} parts, "
+        f"{config.kernel.rounds} estimates between them ('rounds' runs all unfoldings for every kernel)",
         fontsize=9,
     )
     levels = [0.0, 1.4, 2.8, 4.2, 5.7, 7.1, 8.5, 9.9]
     depth = [0, 1, 2, 3, 3, 2, 1, 0]
-    blocks = config.residual_blocks
+    blocks = config.restorer.residual_blocks
     names = (
         ["head 3x3"] + [f"{blocks} blocks\n2x2, stride 2"] * 3 + [f"{blocks} blocks"] + [f"2x2 up\n{blocks} blocks"] * 3
     )
     for i, (x, level) in enumerate(zip(levels, depth, strict=True)):
         y = 3 - level
-        box(below, 1.4 + x, y, f"{names[i]}\n{config.widths[level]} ch", PRIOR, 1.05, 0.8)
+        box(below, 1.4 + x, y, f"{names[i]}\n{config.restorer.widths[level]} ch", PRIOR, 1.05, 0.8)
         if i:
             arrow(below, (1.4 + levels[i - 1] + 0.53, 3 - depth[i - 1]), (1.4 + x - 0.53, y))
     for left, right in ((0, 7), (1, 6), (2, 5)):
@@ -187,14 +187,14 @@ def draw_alternation(folder: Path, path: Path) -> None:
     A Gaussian, for which the start is right, and two motion kernels, whose direction a spectrum does not show.
     """
     model = load_model(folder)
-    if not isinstance(model, BlindUSRNet) or not model.config.kernel_steps:
+    if not isinstance(model, BlindUSRNet) or not model.config.kernel.steps:
         raise SystemExit(f"{folder}: not a blind model with kernel steps")
     model.eval()
     scale, side = model.config.scales[0], model.kernel_size
     hr = photograph(256, top=40, left=100)[None]
     motion = sample_motion(2, side, rng=np.random.default_rng(3), extent=(12.0, 16.0))
     gaussian = sample_gaussian(1, side, rng=np.random.default_rng(5), sigma=(0.9, 3.0))
-    shown = [0, *range(2, model.config.kernel_steps + 1, 2)]
+    shown = [0, *range(2, model.config.kernel.steps + 1, 2)]
     figure, axes = plt.subplots(6, len(shown) + 2, figsize=(2.1 * (len(shown) + 2), 13))
     for number, true in enumerate(torch.from_numpy(np.concatenate((gaussian, motion))).float()[:, None]):
         above, below = axes[2 * number], axes[2 * number + 1]
@@ -210,7 +210,7 @@ def draw_alternation(folder: Path, path: Path) -> None:
         show(below[0], F.interpolate(lr, scale_factor=scale), "LR")
         for column, (i, sr) in enumerate(images.items(), start=1):
             title = f"after {i} steps" if i else "spectral start"
-            kept = i == (model.config.kernel_steps if refined else 0)
+            kept = i == (model.config.kernel.steps if refined else 0)
             error = compare_kernels(kernels[i][0].numpy(), true[0].numpy()).correlation
             show_kernel(above[column], kernels[i][0], f"{title}: match {error:.2f}", float(true.max()))
             show(below[column], sr, f"{_shifted_psnr(sr, hr):.2f} dB{', kept by the guard' if kept else ''}")

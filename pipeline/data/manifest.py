@@ -11,7 +11,7 @@ from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, DamagedError
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.runtime.sealed import unsealed, write_sealed
-from pipeline.config import Frozen
+from pipeline.frozen import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"

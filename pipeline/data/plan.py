@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.config import Frozen
 from pipeline.data.manifest import Shard
+from pipeline.frozen import Frozen
 from pipeline.seeds import rng
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.config import Frozen, Scale
+from pipeline.frozen import Frozen
+from pipeline.model_config import Scale
 
 
 class EvaluationSettings(Frozen):

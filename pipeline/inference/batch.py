@@ -22,6 +22,7 @@ from pipeline.inference.files import RestoreContext, RestoreResult, load_context
 from pipeline.inference.network import default_device
 from pipeline.inference.restore_jobs import RestoreJob, list_jobs, split_done
 from pipeline.inference.settings import RestoreSettings
+from pipeline.model import restorer_of
 
 
 def restore_files(settings: RestoreSettings) -> list[RestoreResult]:
@@ -80,7 +81,7 @@ def planned(settings: RestoreSettings) -> str:
     if context.kernel is not None:
         kernel = f"{settings.kernel}, {context.kernel.shape[0]} pixels a side"
     pixels = (settings.max_memory - memory.in_use(torch.device("cpu"))) / memory.window_bytes(
-        context.restorer.network.config
+        restorer_of(context.restorer.network).config
     )
     largest = f"; the largest is {max(sizes)[1]}" if sizes else ""
     lines = [

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import ModelConfig
 from pipeline.inference.allocator import give_back_free_memory
+from pipeline.model_config import RestorerConfig
 
 # float32 values alive for each HR pixel at the peak, counted on fake tensors for widths from 4 to 64
 # (tests/unit/inference/test_memory.py). Resident memory grew by 1.03 times that for large windows; what libraries and
@@ -19,7 +19,7 @@ RESERVE = 96 * 2**20
 _FFT_PLANS = 96
 
 
-def window_bytes(config: ModelConfig) -> float:
+def window_bytes(config: RestorerConfig) -> float:
     """Return the restorer's peak memory for each HR pixel of a window."""
     return 4 * _WORKSPACE * (_FIXED + _PER_CHANNEL * config.widths[0])
 

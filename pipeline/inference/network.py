@@ -74,7 +74,7 @@ class LoadedNetwork:
     @property
     def scales(self) -> tuple[int, ...]:
         """Return the scale factors it was made for."""
-        return tuple(self.network.config.scales)
+        return self.network.scales
 
     def check(self, scale: int, *, kernel_given: bool) -> None:
         """Refuse what the model cannot do. Raises BadRequestError that says what it can."""

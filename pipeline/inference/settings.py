@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
-from pipeline.config import Frozen, Scale, Sigma
+from pipeline.config import Sigma
+from pipeline.frozen import Frozen
+from pipeline.model_config import Scale
 
 DEFAULT_QUALITY = 95
 

@@ -18,7 +18,7 @@ from pipeline.inference.boundary import extend_to
 from pipeline.inference.ensemble import TURNS, Turn
 from pipeline.inference.fill import explained_band
 from pipeline.inference.network import LoadedNetwork
-from pipeline.model import upsample
+from pipeline.model import restorer_of, upsample
 
 _SMALLER = 0.7  # windows after memory ran out: half would jump over the smallest that are possible
 
@@ -138,7 +138,7 @@ def plan_windows(
     scale, kernel = settings.scale, settings.kernel
     around = layout.torus_margin(scale, kernel.shape[0])
     nets = _networks(network, settings)
-    each = max(memory.window_bytes(net.network.config) for net in nets) * scale**2
+    each = max(memory.window_bytes(restorer_of(net.network).config) for net in nets) * scale**2
     fixed = memory.in_use(network.device) + memory.RESERVE
     if network.device.type == "cpu":
         fixed += int(height * width * memory.image_bytes(scale, channels, item))

@@ -1,9 +1,9 @@
 """The blind network: restorer and kernel estimator in alternation, from an initial kernel.
 
-With T = `config.rounds` kernel estimates there are T + 1 kernels k_0 ... k_T, k_0 the initial one, and T + 1 images,
-image i made with k_i. `rounds` (DAN's schedule) runs all K unfoldings for each of them. `interleaved` cuts the K
-unfoldings into T + 1 nearly equal parts and estimates between them, so that a whole blind restoration costs
-one unfolding and T estimates.
+With T = `config.kernel.rounds` kernel estimates there are T + 1 kernels k_0 ... k_T, k_0 the initial one, and T + 1
+images, image i made with k_i. `rounds` (DAN's schedule) runs all K unfoldings for each of them. `interleaved` cuts the
+K unfoldings into T + 1 nearly equal parts and estimates between them, so that a whole blind restoration costs one
+unfolding and T estimates.
 
 A wrong kernel can cost far more than a right one gains. So at inference, where asked, a guard lets an estimate stand
 only if the image restored with it scores no worse than with the kernel that stood before (`guard.py`), and the last
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kernels_bank.codec import KernelCodec
 from kernels_bank.coding import decode_codes, encode_codes
-from pipeline.config import Grid, ModelConfig
+from pipeline.config import Grid
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
 from pipeline.model.gaussian_fit import snap_to_gaussian
@@ -30,6 +30,7 @@ from pipeline.model.kernel_step import acceptance_ratio, refine_kernel
 from pipeline.model.reducer import Reducer
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, USRNet, check_inputs
+from pipeline.model_config import ModelConfig
 
 
 class Round(NamedTuple):
@@ -70,15 +71,16 @@ class BlindUSRNet(nn.Module):
     def __init__(self, config: ModelConfig, codec: KernelCodec) -> None:
         super().__init__()
         self.config, self.codec, self.kernel_size = config, codec, codec.size
+        self.scales = config.scales
         for name, value in (("mean", codec.mean), ("basis", codec.basis), ("std", codec.std)):
             # Saved beside the weights as codec.safetensors, so not in the state dict.
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).clone(), persistent=False)
-        self.restorer = USRNet(config)
-        shape = (config.scales, config.estimator_channels, config.estimator_blocks, codec.components)
-        self.estimator = Estimator(*shape) if config.rounds else None
+        self.restorer, kernel = USRNet(config.restorer), config.kernel
+        shape = (config.scales, kernel.estimator.channels, kernel.estimator.blocks, codec.components)
+        self.estimator = Estimator(*shape) if kernel.rounds else None
         self.spectral = (
-            SpectralInit(config.scales, codec.components, reductions=config.reductions)
-            if config.initial_kernel == "spectral"
+            SpectralInit(config.scales, codec.components, reductions=kernel.reductions)
+            if kernel.initial == "spectral"
             else None
         )
 
@@ -99,15 +101,15 @@ class BlindUSRNet(nn.Module):
         """
         self._check_scale(lr, scale)
         state = self.restorer.start(lr, scale, sigma)
-        skip_graph = image_rounds == "last" and self.config.schedule == "rounds" and self.config.detach
+        skip_graph = image_rounds == "last" and self.config.kernel.schedule == "rounds" and self.config.kernel.detach
         first = self.initial(lr, scale, sigma)
         reducer = Reducer(first.shares, scale, "corner")
         rounds = [self._round(0, state, first.blur, first.code, reducer, graph=not skip_graph)]
-        for number in range(1, self.config.rounds + 1):
+        for number in range(1, self.config.kernel.rounds + 1):
             estimate = self._estimate(state, rounds[-1])
             state = self._next_start(state, rounds[-1].sr)
             rounds.append(self._round(number, state, *estimate, reducer, graph=not skip_graph))
-        last = torch.full((lr.shape[0],), self.config.rounds, dtype=torch.int64, device=lr.device)
+        last = torch.full((lr.shape[0],), self.config.kernel.rounds, dtype=torch.int64, device=lr.device)
         return _output(rounds[-1], rounds, last, first.shares)
 
     def infer(
@@ -122,7 +124,7 @@ class BlindUSRNet(nn.Module):
     ) -> BlindOutput:
         """Restore guarded: a kernel is accepted, image by image, only where what it makes of the image is plausible.
 
-        The rounds of the alternation are followed by `config.kernel_steps` closed-form kernel steps as one more
+        The rounds of the alternation are followed by `config.kernel.steps` closed-form kernel steps as one more
         round, which has to win clearly. Where a round does not start from x0 it runs that round's unfoldings twice.
 
         Args:
@@ -143,7 +145,7 @@ class BlindUSRNet(nn.Module):
         reducer = Reducer(first.shares, scale, grid)
         accepted = self._round(0, state, first.blur, first.code, reducer)
         rounds, kernel_round = [accepted], torch.zeros(lr.shape[0], dtype=torch.int64, device=lr.device)
-        for number in range(1, self.config.rounds + 1):
+        for number in range(1, self.config.kernel.rounds + 1):
             estimate = self._estimate(state, accepted)
             start = self._next_start(state, accepted.sr)
             new = self._round(number, start, *estimate, reducer)
@@ -153,12 +155,12 @@ class BlindUSRNet(nn.Module):
             accepted, kernel_round = _choose(better, new, old), kernel_round.where(~better, number)
             rounds.append(new)
             state = start
-        if self.config.kernel_steps:
+        if self.config.kernel.steps:
             levels = check_inputs(lr, scale, sigma, training=self.training)
             *_, blur = self.refine(lr, accepted.blur, scale, levels, reducer)
             new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds between, what was accepted is a whole restoration from x0 already.
-            old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.rounds else accepted
+            old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted
             better = self._wins(new, old, origin, observed_size, acceptance_ratio(scale))
             accepted, kernel_round = _choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
@@ -174,7 +176,7 @@ class BlindUSRNet(nn.Module):
             kernel: (B, k, k), sum 1.
             scale: s.
             sigma: noise level on the [0, 1] scale, a number or (B,).
-            x0: (B, 3, s*h, s*w) first estimate; None for `config.x0`.
+            x0: (B, 3, s*h, s*w) first estimate; None for `config.restorer.x0`.
         """
         out: Tensor = self.restorer(lr, kernel, scale, sigma, x0)
         return out
@@ -182,7 +184,7 @@ class BlindUSRNet(nn.Module):
     def refine(
         self, lr: Tensor, blur: Tensor, scale: int, sigma: Tensor, reducer: Reducer | None = None
     ) -> list[Tensor]:
-        """Return the blur (B, k, k) after each of `config.kernel_steps` kernel steps.
+        """Return the blur (B, k, k) after each of `config.kernel.steps` kernel steps.
 
         Half of the unfoldings show enough of the image, and no worse: measured in docs/training-log.md.
 
@@ -194,14 +196,14 @@ class BlindUSRNet(nn.Module):
             reducer: the reduction behind the blur; None for direct decimation.
         """
         reducer = reducer or Reducer(None, scale, "corner")
-        glance = -(-self.config.unfoldings // 2)
+        glance = -(-self.config.restorer.unfoldings // 2)
 
         def restore(kernel: Tensor, told: Tensor) -> Tensor:
             state = self.restorer.start(lr, scale, told)
             sharp = self.restorer.unfold(state, self.restorer.operator(reducer.compose(kernel), state), 0, glance)
             return reducer.reduce(sharp.clamp(0, 1))
 
-        return refine_kernel(restore, lr, blur, scale, sigma, self.config.kernel_steps)
+        return refine_kernel(restore, lr, blur, scale, sigma, self.config.kernel.steps)
 
     def initial(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Initial:
         """Estimate what the alternation starts from.
@@ -218,7 +220,7 @@ class BlindUSRNet(nn.Module):
             mean, shares = self._spectral_mean(self.spectral, lr, scale, levels)
             blur = snap_to_gaussian(mean)
             return Initial(blur, self.encode(blur), shares)
-        if self.config.initial_kernel == "mean":
+        if self.config.kernel.initial == "mean":
             code = torch.zeros_like(self.get_buffer("std")).expand(batch, -1)
             return Initial(self.decode(code), code, None)
         kernel = torch.zeros(batch, self.kernel_size, self.kernel_size, dtype=torch.float32, device=lr.device)
@@ -255,8 +257,8 @@ class BlindUSRNet(nn.Module):
 
     def _parts(self) -> list[tuple[int, int]]:
         """The unfoldings that each of the T + 1 kernels is used for."""
-        unfoldings, parts = self.config.unfoldings, self.config.rounds + 1
-        if self.config.schedule == "rounds":
+        unfoldings, parts = self.config.restorer.unfoldings, self.config.kernel.rounds + 1
+        if self.config.kernel.schedule == "rounds":
             return [(0, unfoldings)] * parts
         cuts = [(2 * i * unfoldings + parts) // (2 * parts) for i in range(parts + 1)]  # rounded to nearest
         return list(itertools.pairwise(cuts))
@@ -265,7 +267,7 @@ class BlindUSRNet(nn.Module):
         self, number: int, state: State, blur: Tensor, code: Tensor, reducer: Reducer, *, graph: bool = True
     ) -> Round:
         """The unfoldings of one round from `state.x`; `graph`: also of a round before the last."""
-        final = number == self.config.rounds
+        final = number == self.config.kernel.rounds
         with torch.set_grad_enabled(torch.is_grad_enabled() and (graph or final)):
             kernel = reducer.compose(blur)
             operator = self._operator(kernel, state)
@@ -289,26 +291,26 @@ class BlindUSRNet(nn.Module):
     def _whole(self, state: State, blur: Tensor, code: Tensor, reducer: Reducer) -> Round:
         """All unfoldings from `state.x`."""
         kernel = reducer.compose(blur)
-        sr = self.restorer.unfold(state, self.restorer.operator(kernel, state), 0, self.config.unfoldings)
+        sr = self.restorer.unfold(state, self.restorer.operator(kernel, state), 0, self.config.restorer.unfoldings)
         return Round(sr, kernel, code, blur)
 
     def _estimate(self, state: State, previous: Round) -> tuple[Tensor, Tensor]:
         sr, code = previous.sr, previous.code
-        if self.config.detach:
+        if self.config.kernel.detach:
             sr, code = sr.detach(), code.detach()
         assert self.estimator is not None
         code = code + self.estimator(state.lr, sr, state.scale)
         return self.decode(code), code
 
     def _next_start(self, state: State, sr: Tensor) -> State:
-        if self.config.schedule == "interleaved":
+        if self.config.kernel.schedule == "interleaved":
             return replace(state, x=sr)
-        if self.config.warm_start:
-            return replace(state, x=sr.detach() if self.config.detach else sr)
+        if self.config.kernel.warm_start:
+            return replace(state, x=sr.detach() if self.config.kernel.detach else sr)
         return state
 
     def _operator(self, kernel: Tensor, state: State) -> BlurOperator:
-        return self.restorer.operator(kernel.detach() if self.config.detach else kernel, state)
+        return self.restorer.operator(kernel.detach() if self.config.kernel.detach else kernel, state)
 
 
 def _output(accepted: Round, rounds: list[Round], kernel_round: Tensor, shares: Tensor | None) -> BlindOutput:
@@ -319,3 +321,8 @@ def _output(accepted: Round, rounds: list[Round], kernel_round: Tensor, shares: 
 def _choose(new_wins: Tensor, new: Round, old: Round) -> Round:
     """Take each image of the batch from the new round where that wins (B,), else from the old."""
     return Round(*(a.where(new_wins.reshape(-1, *[1] * (a.ndim - 1)), b) for a, b in zip(new, old, strict=True)))
+
+
+def restorer_of(network: BlindUSRNet | USRNet) -> USRNet:
+    """Return the part of a network that restores with a known kernel."""
+    return network.restorer if isinstance(network, BlindUSRNet) else network

@@ -21,7 +21,7 @@ def compiler_works(device_type: str) -> bool:
     except Exception as error:  # inductor's, dynamo's and the compiler's own errors have no common class
         warnings.warn(
             f"torch.compile does not work for {device_type} here ({_first_line(error)}); "
-            "model.compile_prior is ignored and the network runs uncompiled",
+            "model.restorer.compile_prior is ignored and the network runs uncompiled",
             RuntimeWarning,
             stacklevel=2,
         )

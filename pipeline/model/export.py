@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
-from pipeline.model.blind import BlindUSRNet
+from pipeline.model.blind import BlindUSRNet, restorer_of
 from pipeline.model.portable import PortableRestorer
 from pipeline.model.usrnet import USRNet
 
@@ -52,12 +52,12 @@ def export_restorer(network: BlindUSRNet | USRNet, folder: Path, form: Format, s
         BadRequestError: another scale, or a package is missing.
         JobFailedError: the exporter cannot express the network, or the file answers differently; it is not kept.
     """
-    if scale not in network.config.scales:
-        known = ", ".join(map(str, network.config.scales))
+    if scale not in network.scales:
+        known = ", ".join(map(str, network.scales))
         raise BadRequestError(f"--scale {scale}: this model restores {known}")
     if form == "onnx":
         _need_onnx()
-    restorer = network.restorer if isinstance(network, BlindUSRNet) else network
+    restorer = restorer_of(network)
     file = folder / f"restorer-x{scale}{SUFFIX[form]}"
     examples = [_example(size, side) for size, side in zip(CHECKED_SIZES, _CHECKED_KERNELS, strict=True)]
     try:

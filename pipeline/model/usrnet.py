@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.config import ModelConfig
 from pipeline.model.compiling import compiler_works
 from pipeline.model.fourier import BlurOperator, spectrum
 from pipeline.model.prior import ResUNet
 from pipeline.model.upsample import upsample
+from pipeline.model_config import EVERY_SCALE, RestorerConfig
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ _GAIN = 30.0  # of the hinge units, so that they learn as fast as the others
 class USRNet(nn.Module):
     """Restore without estimating: LR image, kernel, scale and noise level -> HR image."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    scales = EVERY_SCALE  # neither the data step nor the prior is made for one
+
+    def __init__(self, config: RestorerConfig) -> None:
         super().__init__()
         self.config = config
         self.p = ResUNet(config.widths, config.residual_blocks, global_skip=config.global_skip)

@@ -18,11 +18,11 @@ from torch import Tensor
 from kernels_bank.codec import KernelCodec
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.runtime.storage import exists, join, read_bytes, read_json, write_bytes
-from pipeline.config import ModelConfig
 from pipeline.model.blind import BlindUSRNet
 from pipeline.model.foreign import Found
 from pipeline.model.tensors import check_finite, check_fit, fill, read_checkpoint, read_tensors
 from pipeline.model.usrnet import USRNet
+from pipeline.model_config import ModelConfig, RestorerConfig
 from pipeline.model_folder import (
     AVERAGED,
     CODEC,
@@ -61,7 +61,7 @@ def read_usrnet(path: str | Path) -> tuple[USRNet, Found]:
     return net.eval(), found
 
 
-def usrnet_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
+def usrnet_config(state: Mapping[str, Tensor], where: str) -> RestorerConfig:
     """Read off the architecture that a USRNet state dict was made for.
 
     Raises ArtefactError that names a missing tensor.
@@ -77,15 +77,12 @@ def usrnet_config(state: Mapping[str, Tensor], where: str) -> ModelConfig:
     except IndexError as error:
         raise ArtefactError(f"{where}: not a USRNet checkpoint, a tensor has too few dimensions") from error
     try:
-        return ModelConfig(
-            scales=(1, 2, 3, 4),
+        return RestorerConfig(
             unfoldings=last.shape[0] // 2,
             widths=widths,
             residual_blocks=blocks,
             hyper_hidden=hidden,
             global_skip=False,
-            rounds=1,
-            schedule="rounds",
             x0="nearest",
         )
     except ValidationError as error:
@@ -174,8 +171,11 @@ def load_model(directory: str | Path, weights: str | None = None) -> BlindUSRNet
     return model.eval()
 
 
-def _build(config: ModelConfig, codec: KernelCodec | None) -> BlindUSRNet | USRNet:
-    return USRNet(config) if codec is None else BlindUSRNet(config, codec)
+def _build(config: ModelConfig | RestorerConfig, codec: KernelCodec | None) -> BlindUSRNet | USRNet:
+    if isinstance(config, RestorerConfig):
+        return USRNet(config)
+    assert codec is not None
+    return BlindUSRNet(config, codec)
 
 
 def _listed(directory: str | Path, manifest: ModelManifest) -> ModelManifest:

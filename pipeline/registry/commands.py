@@ -15,7 +15,8 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.config import Frozen
+from pipeline.frozen import Frozen
+from pipeline.model_config import nested
 from pipeline.names import Alias, ModelName
 from pipeline.registry import versions
 from pipeline.registry.package import CONFIG, DIGEST, INPUT, PROMOTED, is_origin
@@ -218,7 +219,7 @@ def described(version: Version) -> dict[str, Any]:
         "run_id": version.run_id,
         "digest": tags.get(DIGEST),
         "input": json.loads(tags.get(INPUT, "{}")),
-        "config": json.loads(tags.get(CONFIG, "{}")),
+        "config": nested(json.loads(tags.get(CONFIG, "{}")))[0],
         "metrics": dict(sorted(version.metrics.items())),
         "origin": {key: tags[key] for key in sorted(tags) if is_origin(key)},
         "moves": moves,

@@ -43,7 +43,7 @@ def export_as(
     version = find(uri, store)
     folder = fetch(version, store)
     network = load_model(folder)
-    scales = network.config.scales
+    scales = network.scales
     if scale is None:
         if len(scales) > 1:
             raise BadRequestError(f"{version.uri} restores {', '.join(map(str, scales))}: choose one with --scale")

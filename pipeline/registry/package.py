@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.model_folder import MANIFEST, RAW, check_folder, read_manifest
+from pipeline.model_folder import MANIFEST, RAW, ModelManifest, check_folder, read_manifest
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -44,10 +44,10 @@ def write(work: Path, stored: LoggedModel, origin: Run, folder: Path, name: str,
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
-    manifest = read_manifest(folder).model_dump(mode="json")
+    manifest = read_manifest(folder)
     model = work / "model"  # MLflow stores it under this name
     model.mkdir()
-    for file in (MANIFEST, *manifest["sha256"]):  # and nothing else that lies there, such as an optimizer's state
+    for file in (MANIFEST, *manifest.sha256):  # and nothing else that lies there, such as an optimizer's state
         shutil.copy2(folder / file, model / file)
     target = work / "version"
     with warnings.catch_warnings():
@@ -86,14 +86,14 @@ def check_version(version: Path) -> None:
         )
 
 
-def signature(manifest: Mapping[str, Any]) -> ModelSignature:
+def signature(manifest: ModelManifest) -> ModelSignature:
     """Describe images (N, H, W, 3) uint8 -> (N, sH, sW, 3) uint8, with `scale`, `sigma` and `kernel` of the wrapper."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
-    scale = int(manifest["config"]["scales"][0])
+    scale = manifest.scales[0]
     params = [
         ParamSpec("scale", "long", scale),
         ParamSpec("sigma", "double", -1.0),
@@ -102,33 +102,32 @@ def signature(manifest: Mapping[str, Any]) -> ModelSignature:
     return ModelSignature(inputs=images, outputs=images, params=ParamSchema(params))
 
 
-def requirements(manifest: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, Any]:
+def requirements(manifest: ModelManifest, params: Mapping[str, str]) -> dict[str, Any]:
     """Describe what the model accepts, as data: scales, sides, kernel size, and the noise it was trained for.
 
     Args:
         manifest: `model.json` of the model folder.
         params: of the run that trained it (`data.sigma`); empty for imported weights.
     """
-    config = manifest["config"]
     return {
         "images": "uint8 RGB (N, H, W, 3)",
-        "scales": list(config["scales"]),
+        "scales": list(manifest.scales),
         "multiple_of": 1,
-        "kernel_size": manifest.get("kernel_size"),
-        "blind": manifest["kind"] == "blind",
+        "kernel_size": manifest.kernel_size,
+        "blind": manifest.kind == "blind",
         "sigma_range": json.loads(params.get("data.sigma", "null")),
     }
 
 
-def summary(manifest: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+def summary(manifest: ModelManifest, tags: Mapping[str, str]) -> str:
     """Write one line for the registry's own page."""
     needs = json.loads(tags[INPUT])
     kind = "blind: estimates the blur kernel" if needs["blind"] else "non-blind: needs the blur kernel"
     scales = ", ".join(f"x{scale}" for scale in needs["scales"])
-    return f"Super-resolution {scales}; {kind}; {manifest['config']['unfoldings']} unfoldings"
+    return f"Super-resolution {scales}; {kind}; {manifest.restorer.unfoldings} unfoldings"
 
 
-def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin: Run, *, picture: bool) -> str:
+def card(name: str, manifest: ModelManifest, tags: Mapping[str, str], origin: Run, *, picture: bool) -> str:
     """Write the model card in Markdown: what the version is, what it accepts, how good it is, where it came from.
 
     Args:
@@ -149,7 +148,7 @@ def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin
         f"{needs['kernel_size']} x {needs['kernel_size']}" if needs["kernel_size"] else "any odd size, given by you"
     )
     metrics = {k.removeprefix(METRIC): float(v) for k, v in tags.items() if k.startswith(METRIC)}
-    provenance = {**manifest.get("provenance", {}), **{k: v for k, v in tags.items() if is_origin(k)}}
+    provenance = {**manifest.provenance, **{k: v for k, v in tags.items() if is_origin(k)}}
     lines = [f"# {name}", "", summary(manifest, tags), ""]
     if picture:
         lines += [f"![LR, bicubic, restored and original]({PICTURE})", ""]
@@ -179,11 +178,18 @@ def card(name: str, manifest: Mapping[str, Any], tags: Mapping[str, str], origin
     lines += ["", "## Origin", "", f"- run: {origin.info.run_name} (`{origin.info.run_id}`)"]
     lines += [f"- {key}: `{value}`" for key, value in sorted(provenance.items())]
     lines += ["", "## Files", "", "| file | sha256 |", "|---|---|"]
-    lines += [f"| {file} | `{digest}` |" for file, digest in sorted(manifest["sha256"].items())]
+    lines += [f"| {file} | `{digest}` |" for file, digest in sorted(manifest.sha256.items())]
     lines += [f"| {MANIFEST} | `{tags[DIGEST]}` |", ""]
-    if RAW in manifest["sha256"]:
+    if RAW in manifest.sha256:
         lines += [f"What is used are the averages over the training; {RAW} holds the weights of its last step.", ""]
-    lines += ["## Configuration", "", "```json", json.dumps(manifest["config"], indent=1, sort_keys=True), "```", ""]
+    lines += [
+        "## Configuration",
+        "",
+        "```json",
+        json.dumps(manifest.config.model_dump(mode="json"), indent=1, sort_keys=True),
+        "```",
+        "",
+    ]
     return "\n".join(lines)
 
 

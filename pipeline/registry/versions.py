@@ -126,10 +126,10 @@ def register(
             inherited = {k: v for k, v in origin.data.tags.items() if k.startswith("code.")}
             own = {k: mask(k, v) for k, v in {**inherited, **tags}.items()}
             own |= {f"{METRIC}{key}": repr(float(value)) for key, value in metrics.items()}
-            manifest = read_manifest(folder).model_dump(mode="json")
+            manifest = read_manifest(folder)
             own |= {
                 DIGEST: digest,
-                CONFIG: json.dumps(manifest["config"], sort_keys=True),
+                CONFIG: json.dumps(manifest.config.model_dump(mode="json"), sort_keys=True),
                 INPUT: json.dumps(package.requirements(manifest, origin.data.params)),
             }
             number = _create_version(api, origin, folder, name, own)
@@ -260,7 +260,7 @@ def _create_version(api: MlflowClient, origin: Run, folder: Path, name: str, tag
             stored.artifact_location,
             run_id=run_id,
             tags={**tags, FILES: stored.model_id},
-            description=package.summary(read_manifest(folder).model_dump(mode="json"), tags),
+            description=package.summary(read_manifest(folder), tags),
             model_id=stored.model_id,
         )
     except MlflowException as error:

@@ -14,8 +14,10 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from pipeline.config import Frozen, Scale, Sigma
+from pipeline.config import Sigma
+from pipeline.frozen import Frozen
 from pipeline.images.header import read_header
+from pipeline.model_config import Scale
 from pipeline.serving.errors import GoneError, RequestError, TooLargeError
 from pipeline.serving.media import accepts_json, boundary
 from pipeline.serving.settings import ServeSettings

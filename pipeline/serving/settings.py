@@ -6,7 +6,7 @@ import ipaddress
 
 from pydantic import ByteSize, Field, field_validator
 
-from pipeline.config import Frozen
+from pipeline.frozen import Frozen
 
 
 class ServeSettings(Frozen):

@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel
 from kernels_bank import KernelCodec
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.config import Frozen, RunConfig
+from pipeline.config import RunConfig
 from pipeline.data.plan import Stage
+from pipeline.frozen import Frozen
 from pipeline.model import BlindUSRNet
 from pipeline.model.tensors import check_finite, read_tensors, unpickle_tensors
 from pipeline.model.weights import load_model, save_model

@@ -71,7 +71,7 @@ def plan_table(configs: Sequence[RunConfig], card: Card, *, kernel_size: int, co
 
 
 def _row(config: RunConfig, codec: KernelCodec, card: Card, *, checkpointed: bool) -> tuple[str, ...]:
-    model = config.model.model_copy(update={"checkpoint_activations": checkpointed})
+    model = config.model.with_restorer(checkpoint_activations=checkpointed)
     cost = training_cost(model, config.train, codec, config.data.patch, max(model.scales))
     batch = config.train.micro_batch or config.train.batch_size // config.train.workers
     rate = cost.samples_per_second(card.tflops * 1e12)

@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
-from pipeline.config import MAY_CHANGE, Frozen, RunConfig
+from pipeline.config import MAY_CHANGE, RunConfig
+from pipeline.frozen import Frozen
 from pipeline.model_folder import first_problem
 
 _BYTES = 1 << 20

@@ -10,7 +10,7 @@ from kernels_bank import KernelBank, KernelCodec
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.catalogue import locate, open_network
 from pipeline.config import RunConfig
-from pipeline.model import BlindUSRNet
+from pipeline.model import BlindUSRNet, restorer_of
 from pipeline.training.learner import build_network
 
 
@@ -35,12 +35,13 @@ def starting_point(config: RunConfig) -> InitialWeights:
     if train.start_from is None:
         return InitialWeights(bank.codec, {})
     found = open_network(locate(train.start_from))[0]
-    if found.config.global_skip != config.model.global_skip:
+    skips = restorer_of(found).config.global_skip
+    if skips != config.model.restorer.global_skip:
         # The tensors would fit, and mean another function.
-        how = "with" if found.config.global_skip else "without"
+        how = "with" if skips else "without"
         raise BadRequestError(
             f"train.start_from {train.start_from}: its prior was trained {how} a global skip; "
-            f"set model.global_skip to {str(found.config.global_skip).lower()}"
+            f"set model.restorer.global_skip to {str(skips).lower()}"
         )
     whole = found if isinstance(found, BlindUSRNet) and train.start_parts == "all" else None
     if whole is not None:
@@ -51,9 +52,8 @@ def starting_point(config: RunConfig) -> InitialWeights:
                 f"{config.data.bank} {bank.spec.size}; train.start_parts restorer takes the restorer alone"
             )
     else:
-        restorer = found.restorer if isinstance(found, BlindUSRNet) else found
         codec = bank.codec
-        tensors = {f"restorer.{name}": value for name, value in restorer.state_dict().items()}
+        tensors = {f"restorer.{name}": value for name, value in restorer_of(found).state_dict().items()}
     own = build_network(config, codec).state_dict()
     wrong = [name for name, value in tensors.items() if name not in own or own[name].shape != value.shape]
     if whole is not None:

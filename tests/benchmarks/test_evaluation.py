@@ -18,7 +18,6 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kernels_bank import benchmark_kernels
-from pipeline.config import ModelConfig
 from pipeline.evaluation.baselines import bicubic, bicubic_unaligned
 from pipeline.evaluation.cases import NONBLIND, crop_hr, make_lr, measure, restore_all
 from pipeline.evaluation.metrics import luma, psnr_shifted
@@ -26,6 +25,7 @@ from pipeline.evaluation.protocol import PROTOCOLS
 from pipeline.inference import Restorer
 from pipeline.inference.allocator import keep_freed_memory
 from pipeline.model import USRNet
+from pipeline.model_config import RestorerConfig
 from tests.published import PublishedUSRNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ SCALE, TABLE1 = 2, PROTOCOLS["usrnet-table1"]
 BORDER = TABLE1.border_pixels(SCALE)
 INSIDE = slice(BORDER, -BORDER)
 KERNEL = benchmark_kernels()[9]
-TINY = ModelConfig(x0="nearest", global_skip=False)  # as published
+TINY = RestorerConfig(x0="nearest", global_skip=False)  # as published
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig
 from pipeline.model import BlurOperator, USRNet, data_step
 from pipeline.model.compiling import compiler_works
 from pipeline.model.fourier import spectrum
+from pipeline.model_config import RestorerConfig
 from tests.published import PublishedUSRNet, published_data_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY = ModelConfig(x0="nearest", global_skip=False)  # as published
-FULL = ModelConfig(x0="nearest", global_skip=False, unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
+TINY = RestorerConfig(x0="nearest", global_skip=False)  # as published
+FULL = RestorerConfig(x0="nearest", global_skip=False, unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
 SCALE, PATCH = 2, 96
 
 
@@ -67,7 +67,7 @@ def training_step(net: nn.Module, count: int, *, fused: bool, bf16: bool = False
 VARIANTS = ["reference", "+real-fft", "+channels-last", "+fused-adam (ours)", "+compile", "+bf16", "+bf16+compile"]
 
 
-def variant(name: str, config: ModelConfig, count: int) -> Callable[[], None]:
+def variant(name: str, config: RestorerConfig, count: int) -> Callable[[], None]:
     torch.manual_seed(0)
     if "compile" in name and not compiler_works("cpu"):
         pytest.skip("no C++ compiler")
@@ -79,7 +79,7 @@ def variant(name: str, config: ModelConfig, count: int) -> Callable[[], None]:
         case "+channels-last":
             net = PublishedUSRNet(config, real_fft=True, channels_last=True).to(memory_format=torch.channels_last)
             return training_step(net, count, fused=False)
-    compiled = config.model_copy(update={"compile_prior": "compile" in name})
+    compiled = config.changed(compile_prior="compile" in name)
     net = USRNet(compiled).to(memory_format=torch.channels_last)
     return training_step(net, count, fused=True, bf16="bf16" in name)
 
@@ -101,7 +101,7 @@ def test_training_step_full(benchmark: Callable, name: str) -> None:
 def test_checkpointing(benchmark: Callable, activations: str) -> None:
     update = {"unfoldings": 8, "checkpoint_activations": activations == "computed-again"}
     torch.manual_seed(0)
-    benchmark(training_step(USRNet(TINY.model_copy(update=update)), 4, fused=True))
+    benchmark(training_step(USRNet(TINY.changed(**update)), 4, fused=True))
 
 
 @pytest.mark.benchmark(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.config import ModelConfig
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet, USRNet, data_step
 from pipeline.model.weights import load_model
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.shipped import shipped_folder
 from tests.cuda.place import FULL, Facts, Place, codec, float32, has_tf32, kernels, largest, pictures, rms, skip, within
 
@@ -109,7 +109,7 @@ def check_restorer_bf16(place: Place) -> Facts:
 def check_full_width(place: Place) -> Facts:
     """The restorer of full width has 17,016,016 parameters and equals float64 on the CPU within 5e-4."""
     torch.manual_seed(0)
-    config = FULL if place.is_card else FULL.model_copy(update={"unfoldings": 2})
+    config = FULL.restorer if place.is_card else FULL.restorer.changed(unfoldings=2)
     network = USRNet(config).eval()
     parameters = sum(p.numel() for p in network.parameters())
     assert parameters == 17_016_016 - 2 * 65 * (8 - config.unfoldings), parameters
@@ -126,7 +126,11 @@ def check_alternation(place: Place) -> Facts:
     torch.manual_seed(0)
     worst = 0.0
     for schedule, start in (("rounds", "delta"), ("interleaved", "spectral")):
-        settings = ModelConfig(scales=(2, 3), unfoldings=4, rounds=2, schedule=schedule, initial_kernel=start)
+        settings = ModelConfig(
+            scales=(2, 3),
+            restorer=RestorerConfig(unfoldings=4),
+            kernel=KernelConfig(rounds=2, schedule=schedule, initial=start),
+        )
         network = BlindUSRNet(settings, codec()).eval()
         lr = pictures(2, 40, 36)
         with torch.no_grad(), float32(tf32=False):

@@ -16,21 +16,20 @@ import torch
 from torch import Tensor
 
 from kernels_bank import KernelCodec, sample_gaussian, sample_motion
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.degrade import degrade
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.learner import Learner, build_learner
 
 Facts = dict[str, float | int | str]
-TINY = ModelConfig(unfoldings=3, rounds=1, widths=(8, 8, 16, 16), residual_blocks=1)
+TINY = ModelConfig(
+    restorer=RestorerConfig(unfoldings=3, widths=(8, 8, 16, 16), residual_blocks=1), kernel=KernelConfig(rounds=1)
+)
 # What the configs of full width train (a unit test compares it with jobs/configs/mixed-x2.yaml).
 FULL = ModelConfig(
-    unfoldings=8,
-    widths=(64, 128, 256, 512),
-    hyper_hidden=64,
-    initial_kernel="delta",
-    schedule="rounds",
-    rounds=4,
+    restorer=RestorerConfig(unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64),
+    kernel=KernelConfig(initial="delta", schedule="rounds", rounds=4),
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.evaluation.memory import PeakMemory
 from pipeline.inference import Restorer, memory
+from pipeline.model import restorer_of
 from tests.cuda.place import Facts, Place, float32, kernels, pictures, within
 
 MODEL = "shipped:blind-sr-x2"
@@ -52,7 +53,7 @@ def _half(image: np.ndarray) -> int:
 
 def _limit(restorer: Restorer, pixels: float) -> int:
     """Memory for windows of so many LR pixels."""
-    each = memory.window_bytes(restorer.network.config) * 4
+    each = memory.window_bytes(restorer_of(restorer.network).config) * 4
     return memory.in_use(restorer.device) + memory.RESERVE + int(pixels * each)
 
 
@@ -104,7 +105,9 @@ def _with_little_memory(place: Place, pixels: int, use: Callable[[Restorer], Fac
         return use(short)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(place.device).total_memory
-    allowed = torch.cuda.memory_reserved(place.device) + pixels * memory.window_bytes(loaded.network.config) * 4
+    allowed = (
+        torch.cuda.memory_reserved(place.device) + pixels * memory.window_bytes(restorer_of(loaded.network).config) * 4
+    )
     torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), place.device)
     try:
         return use(loaded)

@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.config import ModelConfig
 from pipeline.inference import Restorer
 from pipeline.model import USRNet
 from pipeline.model.compiling import compiler_works
+from pipeline.model_config import ModelConfig, RestorerConfig
 from pipeline.training.cost import training_cost
 from tests.cuda.place import FULL, TINY, Facts, Place, codec, float32, has_tf32, kernels, pictures, run_config, skip
 from tests.published import PublishedUSRNet
 
 SCALE, PATCH = 2, 96
-TINY_AS_SHIPPED = ModelConfig(x0="nearest", global_skip=False)
+TINY_AS_SHIPPED = ModelConfig(restorer=RestorerConfig(x0="nearest", global_skip=False))
 # Peak of data sheets, 1e12 operations a second, dense: bf16, TF32, float32 on the plain units.
 PEAKS = {
     "H200": (989, 494, 67),
@@ -99,8 +99,8 @@ def seconds_of(work: Callable[[], object], place: Place, budget_s: float) -> flo
 
 def _network(config: ModelConfig, *, published: bool, compiled: bool, channels_last: bool, place: Place) -> nn.Module:
     torch.manual_seed(0)
-    config = config.model_copy(update={"compile_prior": compiled})
-    made = PublishedUSRNet(config) if published else USRNet(config)
+    restorer = config.restorer.changed(compile_prior=compiled)
+    made = PublishedUSRNet(restorer) if published else USRNet(restorer)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return made.to(place.device, memory_format=layout).train()  # type: ignore[call-overload]
 
@@ -141,7 +141,7 @@ _WAYS_FIRST = next(iter(_WAYS))
 
 def check_training_tiny(place: Place) -> dict[str, list[Facts]]:
     """Steps a second of the tiny restorer, 96 x 96 at x2, each way against the published form."""
-    config = TINY_AS_SHIPPED if place.is_card else TINY.model_copy(update={"x0": "nearest", "global_skip": False})
+    config = TINY_AS_SHIPPED if place.is_card else TINY.with_restorer(x0="nearest", global_skip=False)
     return {"rows": _table(config, place, place.pick(32, 2), place.pick(2, 0), name="tiny")}
 
 
@@ -149,7 +149,7 @@ def check_training_full(place: Place) -> dict[str, list[Facts]]:
     """Steps a second of the restorer of full width, 96 x 96 at x2, each way against the published form."""
     if not place.is_card:
         skip("needs a card; make bench has it for the CPU")
-    config = FULL.model_copy(update={"x0": "nearest", "global_skip": False})
+    config = FULL.with_restorer(x0="nearest", global_skip=False)
     return {"rows": _table(config, place, 12, 3, name="full")}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.evaluation.memory import PeakMemory
 from pipeline.model.compiling import compiler_works
+from pipeline.model_config import KernelConfig
 from pipeline.training.cost import training_cost
 from pipeline.training.learner import Learner
 from pipeline.training.ledger import Ledger, NonFiniteLossError
@@ -85,7 +86,7 @@ def check_compiled(place: Place) -> Facts:
             skip(str(said[-1].message) if said else "torch.compile does not work here")
     with float32(tf32=False):
         plain = _gradients(place)
-        compiled = _gradients(place, model=TINY.model_copy(update={"compile_prior": True}))
+        compiled = _gradients(place, model=TINY.with_restorer(compile_prior=True))
     loss, gradient = abs(compiled[0] / plain[0] - 1), _relative(compiled[1], plain[1])
     within("loss", loss, 1e-3)
     within("gradients", gradient, 2e-2)
@@ -94,7 +95,7 @@ def check_compiled(place: Place) -> Facts:
 
 def check_activations_computed_again(place: Place) -> Facts:
     """With activation checkpointing gradients are the same within 1e-3 (relative), and a card's peak is lower."""
-    again = TINY.model_copy(update={"checkpoint_activations": True})
+    again = TINY.with_restorer(checkpoint_activations=True)
     with float32(tf32=False):
         with PeakMemory(place.device) as kept_memory:
             kept = _gradients(place, patch=96)
@@ -116,7 +117,7 @@ def check_peak_memory(place: Place) -> Facts:
         skip("needs a card; the CPU's peak is compared in tests/unit/training/test_cost.py")
     facts: Facts = {}
     for again in (False, True):
-        model = FULL.model_copy(update={"checkpoint_activations": again})
+        model = FULL.with_restorer(checkpoint_activations=again)
         config = run_config(model, 96)
         plan = training_cost(model, config.train, codec(), 96, 2).peak_bytes(8) / 2**30
         trained, samples = learner(place, config), batch(place, 8, 96, 2)
@@ -193,7 +194,7 @@ def check_deterministic(place: Place) -> Facts:
     torch.use_deterministic_algorithms(True)
     try:
         for _ in range(2):
-            config = run_config(TINY.model_copy(update={"initial_kernel": "spectral"}), 52)
+            config = run_config(TINY.model_copy(update={"kernel": KernelConfig(rounds=1, initial="spectral")}), 52)
             trained, samples = learner(place, config), batch(place, 4, 52, 2)
             for step in range(3):
                 train_step(trained, samples, config.train, step)

@@ -14,7 +14,8 @@ from pathlib import Path
 import yaml
 
 from kernels_bank.runtime import storage
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from pipeline.config import DataConfig, RunConfig, TrackingConfig, TrainConfig
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.commit import SNAPSHOT
 from tests.drills import records
 
@@ -116,7 +117,10 @@ def training(
     config = RunConfig(
         name="small",
         output=output,
-        model=ModelConfig(unfoldings=3, rounds=1, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True),
+        model=ModelConfig(
+            restorer=RestorerConfig(unfoldings=3, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True),
+            kernel=KernelConfig(rounds=1),
+        ),
         data=DataConfig(
             shards=inputs.shards, bank=inputs.bank, patch=48, patches_per_tile=3, sigma=(0.0, 0.02), task_cpus=0.5
         ),

@@ -139,13 +139,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pa
     import torch
 
     from kernels_bank import KernelCodec, sample_gaussian
-    from pipeline.config import ModelConfig
     from pipeline.model import BlindUSRNet
     from pipeline.model.weights import save_model
+    from pipeline.model_config import EstimatorConfig, KernelConfig, ModelConfig, RestorerConfig
 
     parent = tmp_path_factory.mktemp("models")
     codec = KernelCodec.fit(sample_gaussian(50, 11, rng=np.random.default_rng(0)), components=4)
-    config = ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, estimator_channels=4)
+    config = ModelConfig(
+        restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1),
+        kernel=KernelConfig(rounds=1, estimator=EstimatorConfig(channels=4)),
+    )
 
     def make(number: int) -> Path:
         folder = parent / str(number)

@@ -6,19 +6,19 @@ import warnings
 import pytest
 import torch
 
-from pipeline.config import ModelConfig
 from pipeline.model import USRNet
 from pipeline.model.compiling import compiler_works
+from pipeline.model_config import RestorerConfig
 
 pytestmark = pytest.mark.flow
-SMALL = ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, hyper_hidden=8, global_skip=True)
+SMALL = RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, hyper_hidden=8)
 
 
 @pytest.fixture
 def pair():
     """The same network twice, not compiled and to be compiled."""
     torch.manual_seed(0)
-    plain, other = USRNet(SMALL), USRNet(SMALL.model_copy(update={"compile_prior": True}))
+    plain, other = USRNet(SMALL), USRNet(SMALL.changed(compile_prior=True))
     torch.nn.init.normal_(plain.p.m_tail.weight, std=0.1)
     other.load_state_dict(plain.state_dict())
     compiler_works.cache_clear()

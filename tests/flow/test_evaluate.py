@@ -22,7 +22,6 @@ from jobs.evaluate import Evaluate, main
 from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import ENTRY
-from pipeline.config import ModelConfig
 from pipeline.evaluation.compute import compute_case, prepare
 from pipeline.evaluation.evaluate import planned, run_evaluation
 from pipeline.evaluation.settings import EvaluationSettings
@@ -30,6 +29,7 @@ from pipeline.images.decode import decode_image
 from pipeline.images.encode import encode_png
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 
 pytestmark = pytest.mark.flow
 REPO = Path(__file__).parents[2]
@@ -42,7 +42,10 @@ def settings(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Eva
     folder = tmp_path_factory.mktemp("evaluation")
     torch.manual_seed(0)
     kernels = sample_gaussian(200, 13, rng=np.random.default_rng(0))
-    config = ModelConfig(unfoldings=3, rounds=1, widths=(4, 4, 8, 8), residual_blocks=1, global_skip=True)
+    config = ModelConfig(
+        restorer=RestorerConfig(unfoldings=3, widths=(4, 4, 8, 8), residual_blocks=1, global_skip=True),
+        kernel=KernelConfig(rounds=1),
+    )
     save_model(BlindUSRNet(config, KernelCodec.fit(kernels, components=8)), folder / "model", {})
     (folder / "images").mkdir()
     for name in ("coffee.png", "china.jpg", "flower.jpg"):

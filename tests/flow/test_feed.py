@@ -10,13 +10,14 @@ import torch
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data import feed
 from pipeline.data.batch import Batch
 from pipeline.data.feed import Feed
 from pipeline.data.manifest import read_manifest
 from pipeline.data.plan import Stage
 from pipeline.degrade import degrade
+from pipeline.model_config import ModelConfig
 
 pytestmark = pytest.mark.flow
 

@@ -19,7 +19,8 @@ import yaml
 from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.storage import join, sha256_of
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from pipeline.config import DataConfig, RunConfig, TrackingConfig, TrainConfig
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.registry import versions
 from pipeline.registry.imports import import_weights
 from pipeline.registry.promotion import promote, rollback
@@ -59,12 +60,8 @@ def test_from_training_to_rollback(
         output=str(tmp_path / "runs"),
         # After three steps a kernel net knows nothing: no blur is a fair kernel, the identity a fair prior.
         model=ModelConfig(
-            unfoldings=2,
-            rounds=0,
-            widths=(4, 4, 4, 4),
-            residual_blocks=1,
-            global_skip=True,
-            initial_kernel="delta",
+            restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True),
+            kernel=KernelConfig(rounds=0, initial="delta"),
         ),
         data=DataConfig(shards=shards, bank=bank, patch=48),
         train=TrainConfig(steps=3, batch_size=2, workers=1, cpus_per_worker=0.5, log_every=1),

@@ -53,7 +53,7 @@ def test_lookup_gives_back_what_was_registered(
     assert found.aliases == ("champion",)
     assert found.tags["shards"] == "s" * 64
     assert json.loads(found.tags["input"])["sigma_range"] == [0.0, 0.02]
-    assert json.loads(found.tags["model.config"])["widths"] == [4, 4, 4, 4]
+    assert json.loads(found.tags["model.config"])["restorer"]["widths"] == [4, 4, 4, 4]
     assert client(store).get_run(found.run_id).info.status == "FINISHED"
 
 
@@ -251,9 +251,9 @@ def test_a_newer_format_asks_for_a_newer_program(
 ):
     add_version(sqlite_store)
     newer = stored_files(tmp_path) / "model.json"
-    newer.write_text(json.dumps(json.loads(newer.read_text()) | {"schema_version": 2}))
+    newer.write_text(json.dumps(json.loads(newer.read_text()) | {"schema_version": 3}))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_store)
-    with pytest.raises(ArtefactError, match="schema version 2, this program reads 1; update it"):
+    with pytest.raises(ArtefactError, match="schema version 3, this program reads 1 and 2; update it"):
         Restorer.load(f"models:/{model_name}@candidate")
 
 

@@ -13,10 +13,10 @@ import torch
 
 from jobs.registry import Registry, main
 from pipeline.cli import run
-from pipeline.config import ModelConfig
 from pipeline.inference import Restorer
 from pipeline.model import USRNet
 from pipeline.model.weights import load_model, load_usrnet, save_model
+from pipeline.model_config import RestorerConfig
 from pipeline.tracking.store import client
 
 pytestmark = pytest.mark.flow
@@ -44,7 +44,7 @@ def registry_job(sqlite_store: str, capsys: pytest.CaptureFixture) -> Callable[.
 def usrnet(tmp_path: Path) -> Path:
     """A small USRNet as it would be published."""
     torch.manual_seed(0)
-    network = USRNet(ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, x0="nearest"))
+    network = USRNet(RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, x0="nearest"))
     torch.save(network.state_dict(), tmp_path / "usrnet.pth")
     return tmp_path / "usrnet.pth"
 

@@ -16,12 +16,12 @@ import torch
 
 from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime import storage
-from pipeline.config import ModelConfig
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from tests.helpers.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.flow
@@ -34,7 +34,10 @@ def model(tmp_path: Path) -> Path:
     """An untrained blind x2 model."""
     torch.manual_seed(0)
     codec = KernelCodec.fit(sample_gaussian(200, 11, rng=np.random.default_rng(0)), components=4)
-    config = ModelConfig(unfoldings=3, rounds=1, widths=(8, 8, 8, 8), residual_blocks=1, global_skip=True)
+    config = ModelConfig(
+        restorer=RestorerConfig(unfoldings=3, widths=(8, 8, 8, 8), residual_blocks=1, global_skip=True),
+        kernel=KernelConfig(rounds=1),
+    )
     save_model(BlindUSRNet(config, codec), tmp_path / "model", {})
     return tmp_path / "model"
 

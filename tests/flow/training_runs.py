@@ -18,7 +18,8 @@ import yaml
 from safetensors.torch import load_file
 
 from kernels_bank.runtime import storage
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from pipeline.config import DataConfig, RunConfig, TrackingConfig, TrainConfig
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.commit import SNAPSHOT
 
 REPO = Path(__file__).parents[2]
@@ -31,7 +32,10 @@ def small_run(shards: str, bank: str, output: str, **train: object) -> RunConfig
     return RunConfig(
         name="small",
         output=output,
-        model=ModelConfig(unfoldings=3, rounds=1, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True),
+        model=ModelConfig(
+            restorer=RestorerConfig(unfoldings=3, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True),
+            kernel=KernelConfig(rounds=1),
+        ),
         data=DataConfig(shards=shards, bank=bank, patch=48, patches_per_tile=3, sigma=(0.0, 0.02), task_cpus=0.5),
         train=TrainConfig.model_validate(settings | train),
         tracking=TrackingConfig(model_name="small-x2"),

@@ -48,7 +48,7 @@ def test_the_seeds_experiments_are_all_there():
         kind, _, scale = name.partition("-x")
         assert config.model.scales == (int(scale),)
         assert config.data.kernel_source == ("online" if kind == "gaussian" else "bank")
-        assert (config.model.unfoldings, config.model.widths) == (8, (64, 128, 256, 512))
+        assert (config.model.restorer.unfoldings, config.model.restorer.widths) == (8, (64, 128, 256, 512))
         assert config.train.loss.code == 1.0
     assert load("nonblind").train.learn == "restorer"
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import ModelConfig
+from pipeline.model_config import ModelConfig
 from tests.cuda.__main__ import STAGES
 from tests.cuda.place import FULL, Place
 from tests.cuda.report import WAITING, Entry, Report, Stage, read_stage
@@ -39,7 +39,7 @@ def test_on_the_cpu(stage: str, check: str):
 
 def test_the_full_network_is_the_configs():
     model = ModelConfig.model_validate(yaml.safe_load((REPO / "jobs/configs/mixed-x2.yaml").read_text())["model"])
-    assert model.model_copy(update={"compile_prior": False}) == FULL
+    assert model.with_restorer(compile_prior=False) == FULL
 
 
 def test_a_stage_is_read_without_importing_it():

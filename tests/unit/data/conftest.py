@@ -13,10 +13,11 @@ import pytest
 from kernels_bank import sample_gaussian
 from kernels_bank.runtime import storage
 from kernels_bank.spec import KernelBankSpec
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data import task, validation
 from pipeline.data.manifest import MANIFEST, Manifest, Shard, ShardSettings, content_digest
 from pipeline.data.tiles import cut, write_samples
+from pipeline.model_config import ModelConfig
 
 SHARDS, TILES = 5, 3
 

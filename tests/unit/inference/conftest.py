@@ -10,10 +10,10 @@ import torch
 from skimage import data
 
 from kernels_bank import KernelCodec, sample_gaussian
-from pipeline.config import ModelConfig
 from pipeline.inference import Restorer
 from pipeline.model import BlindUSRNet, USRNet
 from pipeline.model.weights import save_model
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,10 @@ def folder(tmp_path_factory) -> Path:
     """An untrained blind x2 model on disk: it already deblurs by its data steps."""
     torch.manual_seed(0)
     codec = KernelCodec.fit(sample_gaussian(300, 13, rng=np.random.default_rng(0)), components=8)
-    config = ModelConfig(unfoldings=3, rounds=1, widths=(4, 4, 8, 8), residual_blocks=1, global_skip=True)
+    config = ModelConfig(
+        restorer=RestorerConfig(unfoldings=3, widths=(4, 4, 8, 8), residual_blocks=1, global_skip=True),
+        kernel=KernelConfig(rounds=1),
+    )
     path = tmp_path_factory.mktemp("model")
     save_model(BlindUSRNet(config, codec), path, {})
     return path
@@ -36,7 +39,7 @@ def restorer(folder) -> Restorer:
 def lively(restorer) -> Restorer:
     """A random prior that really changes the image, so that its own reach counts; x2, non-blind."""
     torch.manual_seed(1)
-    network = USRNet(ModelConfig(unfoldings=3, widths=(4, 4, 8, 8), residual_blocks=1, global_skip=True, rounds=1))
+    network = USRNet(RestorerConfig(unfoldings=3, widths=(4, 4, 8, 8), residual_blocks=1, global_skip=True))
     with torch.no_grad():
         for weight in network.p.m_tail.parameters():
             weight.normal_(std=0.05)
@@ -46,10 +49,8 @@ def lively(restorer) -> Restorer:
 @pytest.fixture(scope="session")
 def unchanging(tmp_path_factory) -> Path:
     """A scale-1 model whose prior is the identity: with a delta kernel it gives back what it gets."""
-    small = {"unfoldings": 1, "widths": (4, 4, 4, 4), "residual_blocks": 1}
-    config = ModelConfig(scales=(1,), global_skip=True, schedule="rounds", **small)
     path = tmp_path_factory.mktemp("unchanging")
-    save_model(USRNet(config), path, {})
+    save_model(USRNet(RestorerConfig(unfoldings=1, widths=(4, 4, 4, 4), residual_blocks=1)), path, {})
     return path
 
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipeline.config import ModelConfig
 from pipeline.inference.memory import in_use, window_bytes
 from pipeline.model import USRNet
 from pipeline.model.bookkeeping import Bookkeeper
+from pipeline.model_config import RestorerConfig
 
 
 @pytest.mark.parametrize("widths", [(8, 16, 32, 64), (16, 32, 64, 64), (64, 128, 256, 512)])
 def test_a_window_takes_what_the_model_says(widths):
-    config = ModelConfig(widths=widths, unfoldings=2, rounds=1, residual_blocks=2)
+    config = RestorerConfig(widths=widths, unfoldings=2, residual_blocks=2)
 
     def peak(side: int) -> int:
         with FakeTensorMode(), Bookkeeper() as books, torch.no_grad():

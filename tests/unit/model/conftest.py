@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kernels_bank.codec import KernelCodec
-from pipeline.config import ModelConfig
+from pipeline.model_config import EstimatorConfig, KernelConfig, ModelConfig, RestorerConfig
 from tests.published import published_data_step
 
 
@@ -41,17 +41,12 @@ def codec():
 def small():
     """A network of a few thousand parameters with every part of the real one."""
 
-    def make(**changes):
-        settings = {
-            "unfoldings": 4,
-            "widths": (4, 6, 8, 8),
-            "residual_blocks": 1,
-            "hyper_hidden": 8,
-            "global_skip": True,
-            "estimator_channels": 8,
-            "estimator_blocks": 2,
-            "rounds": 1,
-        }
-        return ModelConfig(**(settings | changes))
+    def make(scales=(2,), **changes):
+        """Settings of either part by name."""
+        restorer = {"unfoldings": 4, "widths": (4, 6, 8, 8), "residual_blocks": 1, "hyper_hidden": 8}
+        restorer |= {name: value for name, value in changes.items() if name in RestorerConfig.model_fields}
+        kernel = {"estimator": EstimatorConfig(channels=8, blocks=2), "rounds": 1}
+        kernel |= {name: value for name, value in changes.items() if name not in RestorerConfig.model_fields}
+        return ModelConfig(scales=scales, restorer=RestorerConfig(**restorer), kernel=KernelConfig(**kernel))
 
     return make

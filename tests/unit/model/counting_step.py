@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from kernels_bank import KernelCodec, sample_gaussian
-from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.model import BlindUSRNet
+from pipeline.model_config import ModelConfig
 from pipeline.training.learner import Learner, WeightAverage
 from pipeline.training.ledger import Ledger
 from pipeline.training.objective import TrainingObjective

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from kernels_bank import KernelCodec, sample_gaussian
-from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.model import BlindUSRNet
+from pipeline.model_config import ModelConfig
 from pipeline.training.learner import Learner, WeightAverage
 from pipeline.training.objective import TrainingObjective
 from pipeline.training.step import take_step

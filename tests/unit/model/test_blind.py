@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import ModelConfig
 from pipeline.model import BlindUSRNet, data_step, upsample
 from pipeline.model.estimator import Estimator
 from pipeline.model.gaussian_fit import snap_to_gaussian
 from pipeline.model.spectral import SpectralInit
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 
 
 def network(config, codec, seed=0):
@@ -23,7 +23,7 @@ def network(config, codec, seed=0):
 
 
 def initial_by_hand(net, lr, scale):
-    match net.config.initial_kernel:
+    match net.config.kernel.initial:
         case "delta":
             kernel = torch.zeros(len(lr), 11, 11)
             kernel[:, 5, 5] = 1
@@ -54,17 +54,17 @@ def loop_by_hand(net, lr, scale):
     """(sr, kernel, code) of every round, as DESIGN's alternation says it."""
     config = net.config
     kernel, code = initial_by_hand(net, lr, scale)
-    start = x = upsample(lr, scale, config.x0)
+    start = x = upsample(lr, scale, config.restorer.x0)
     rounds = []
-    parts = {1: [range(2), range(2, 4)], 2: [range(1), range(1, 3), range(3, 4)]}[config.rounds]
-    for t in range(config.rounds + 1):
+    parts = {1: [range(2), range(2, 4)], 2: [range(1), range(1, 3), range(3, 4)]}[config.kernel.rounds]
+    for t in range(config.kernel.rounds + 1):
         if t:
             code = code + net.estimator(lr, x, scale)
             kernel = net.codec.decode(code)
-        if config.schedule == "interleaved":
+        if config.kernel.schedule == "interleaved":
             x = unfold_by_hand(net, x, lr, kernel, scale, parts[t])
         else:
-            x = unfold_by_hand(net, x if config.warm_start and t else start, lr, kernel, scale, range(4))
+            x = unfold_by_hand(net, x if config.kernel.warm_start and t else start, lr, kernel, scale, range(4))
         rounds.append((x, kernel, code))
     return rounds
 
@@ -81,7 +81,7 @@ def loop_by_hand(net, lr, scale):
     ],
 )
 def test_every_round_equals_a_hand_written_loop(initial_kernel, schedule, warm_start, rounds, x0, small, codec):
-    config = small(initial_kernel=initial_kernel, schedule=schedule, warm_start=warm_start, rounds=rounds, x0=x0)
+    config = small(initial=initial_kernel, schedule=schedule, warm_start=warm_start, rounds=rounds, x0=x0)
     net, lr = network(config, codec), torch.rand(2, 3, 18, 20)
     with torch.no_grad():
         out, expected = net(lr, 2, 0.01), loop_by_hand(net, lr, 2)
@@ -152,7 +152,7 @@ def test_activations_computed_again_give_the_same_gradients(schedule, detach, sm
 @pytest.mark.parametrize("initial_kernel", ["delta", "mean", "spectral"])
 def test_every_parameter_takes_part_in_every_training_forward(scales, initial_kernel, small, codec):
     """What data-parallel training needs: also the heads of scales that this batch has not."""
-    net = network(small(scales=scales, initial_kernel=initial_kernel), codec).train()
+    net = network(small(scales=scales, initial=initial_kernel), codec).train()
     out = net(torch.rand(2, 3, 18, 20), 2, 0.0)
     (out.sr.mean() + out.codes.mean()).backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
@@ -184,7 +184,7 @@ def test_estimator_has_dans_size():
 
 
 def test_the_sizes_of_the_published_networks(codec):
-    full = ModelConfig(unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
+    full = ModelConfig(restorer=RestorerConfig(unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64))
     for config, count in ((ModelConfig(), 590_332), (full, 17_016_016)):
         assert sum(p.numel() for p in BlindUSRNet(config, codec).restorer.parameters()) == count
 
@@ -218,7 +218,7 @@ def test_spectral_features_show_the_blur_and_not_its_direction():
 @pytest.mark.parametrize("turn", [lambda x: x.flip(-1), lambda x: x.mT, lambda x: x.rot90(1, (-2, -1))])
 def test_a_turned_image_has_the_turned_initial_kernel(codec, turn):
     torch.manual_seed(0)
-    net = BlindUSRNet(ModelConfig(widths=(2, 2, 2, 2)), codec).eval()
+    net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2))), codec).eval()
     assert net.spectral is not None
     with torch.no_grad():  # far from its small first weights, so that the views disagree
         net.spectral.rest[-1].weight.mul_(20)
@@ -230,7 +230,7 @@ def test_a_turned_image_has_the_turned_initial_kernel(codec, turn):
 
 
 def test_in_training_the_initial_kernel_is_the_nets_own(codec):
-    net = BlindUSRNet(ModelConfig(widths=(2, 2, 2, 2)), codec).train()
+    net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2))), codec).train()
     assert net.spectral is not None
     lr = torch.rand(2, 3, 48, 64)
     kernel, code, _ = net.initial(lr, 2, 0.01)
@@ -241,7 +241,13 @@ def test_in_training_the_initial_kernel_is_the_nets_own(codec):
 def test_schedule_covers_every_unfolding_once(codec):
     for unfoldings, rounds in itertools.product(range(2, 12), range(1, 8)):
         if rounds < unfoldings:
-            net = BlindUSRNet(ModelConfig(unfoldings=unfoldings, rounds=rounds, widths=(2, 2, 2, 2)), codec)
+            net = BlindUSRNet(
+                ModelConfig(
+                    restorer=RestorerConfig(unfoldings=unfoldings, widths=(2, 2, 2, 2)),
+                    kernel=KernelConfig(rounds=rounds),
+                ),
+                codec,
+            )
             parts = net._parts()
             assert [i for first, last in parts for i in range(first, last)] == list(range(unfoldings))
             assert all(last > first for first, last in parts)

@@ -10,9 +10,9 @@ import pytest
 from pipeline.config import TrainConfig
 
 CONFIGS = [
-    {"initial_kernel": "spectral", "scales": [2, 3]},
-    {"initial_kernel": "delta", "schedule": "rounds", "warm_start": True, "detach": False},
-    {"initial_kernel": "mean", "checkpoint_activations": True, "x0": "nearest", "scales": [1]},
+    {"initial": "spectral", "scales": [2, 3]},
+    {"initial": "delta", "schedule": "rounds", "warm_start": True, "detach": False},
+    {"initial": "mean", "checkpoint_activations": True, "x0": "nearest", "scales": [1]},
 ]
 BUFFERS = ["mean", "basis", "std", "spectral.window", "spectral.whitening"]
 

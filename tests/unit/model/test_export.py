@@ -40,7 +40,7 @@ def worked(network: torch.nn.Module) -> torch.nn.Module:
 )
 @torch.no_grad()
 def test_the_restorer_is_the_networks_own(small, draw_kernels, x0, scale, height, width, side):
-    network = worked(USRNet(small(x0=x0)))
+    network = worked(USRNet(small(x0=x0).restorer))
     lr, kernel, sigma = smooth(height, width), draw_kernels(1, side), torch.tensor([0.01])
     ours, theirs = network(lr, kernel, scale, sigma), PortableRestorer(network, scale)(lr, kernel, sigma)
     assert (ours - theirs).abs().max() < 2e-5
@@ -67,8 +67,10 @@ def test_the_pages_lines_run_an_onnx_file_without_this_program(small, codec, dra
     assert np.abs(restored - expected.numpy()).max() < 0.6
 
 
-def test_a_file_that_answers_differently_is_not_kept_and_another_scale_is_refused(small, tmp_path: Path, monkeypatch):
-    network = USRNet(small(scales=(2, 3))).eval()
+def test_a_file_that_answers_differently_is_not_kept_and_another_scale_is_refused(
+    small, codec, tmp_path: Path, monkeypatch
+):
+    network = BlindUSRNet(small(scales=(2, 3)), codec).eval()
 
     def write(program: object, file: Path) -> exporting.Answer:
         file.write_bytes(b"a program")

@@ -40,7 +40,7 @@ CASES = {
 @pytest.mark.parametrize("scale", [2, 3])
 @pytest.mark.parametrize(("right", "wrong"), CASES.values(), ids=CASES)
 def test_the_right_kernel_scores_lower(right, wrong, scale, small):
-    net = USRNet(small()).eval()  # untrained with a global skip: a regularised inverse filter
+    net = USRNet(small().restorer).eval()  # untrained with a global skip: a regularised inverse filter
     for seed in range(4):
         lr = degrade(picture(seed), right, scale)
         scores = []
@@ -86,7 +86,7 @@ class Says(nn.Module):
 @pytest.mark.parametrize(("schedule", "warm_start"), [("rounds", False), ("rounds", True), ("interleaved", False)])
 def test_each_image_keeps_the_better_kernel(schedule, warm_start, small, codec):
     """Image 0 is told its true kernel, image 1 one that is far too wide: one estimate stands, the other does not."""
-    net = BlindUSRNet(small(schedule=schedule, warm_start=warm_start, initial_kernel="mean"), codec).eval()
+    net = BlindUSRNet(small(schedule=schedule, warm_start=warm_start, initial="mean"), codec).eval()
     true, wide = net.encode(gaussian(1.0, 2.5)), net.encode(gaussian(3.0))
     mean = net.decode(torch.zeros(1, 10))
     lr = torch.cat((degrade(picture(), net.decode(true), 2), degrade(picture(1), mean, 2)))
@@ -111,7 +111,7 @@ def test_each_image_keeps_the_better_kernel(schedule, warm_start, small, codec):
 @pytest.mark.parametrize("schedule", ["rounds", "interleaved"])
 def test_after_a_refusal_the_estimate_goes_on_from_what_stood(schedule, small, codec):
     """Refused, then right: the second change of the code is added to the initial kernel's code, not to the refused."""
-    net = BlindUSRNet(small(schedule=schedule, rounds=2, initial_kernel="mean"), codec).eval()
+    net = BlindUSRNet(small(schedule=schedule, rounds=2, initial="mean"), codec).eval()
     true, wide = net.encode(gaussian(1.0, 2.5)), net.encode(gaussian(3.0))
     net.estimator = Says(wide, true)
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_after_a_refusal_the_estimate_goes_on_from_what_stood(schedule, small, c
 
 def test_a_refused_estimate_leaves_no_trace_in_the_image(small, codec):
     """Interleaved, all estimates refused: the image is that of one unfolding with the initial kernel."""
-    net = BlindUSRNet(small(rounds=3, initial_kernel="mean"), codec).eval()
+    net = BlindUSRNet(small(rounds=3, initial="mean"), codec).eval()
     wide, mean = net.encode(gaussian(3.0)), net.decode(torch.zeros(1, 10))
     net.estimator = Says(wide, wide, wide)
     lr = degrade(picture(), mean, 2)

@@ -20,15 +20,18 @@ import torch
 from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.config import ModelConfig
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import load_model, load_usrnet, save_model
+from pipeline.model_config import EstimatorConfig, KernelConfig, ModelConfig, RestorerConfig
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     codec = KernelCodec.fit(sample_gaussian(50, 11, rng=np.random.default_rng(0)), components=4)
-    config = ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, estimator_channels=4)
+    config = ModelConfig(
+        restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1),
+        kernel=KernelConfig(rounds=1, estimator=EstimatorConfig(channels=4)),
+    )
     save_model(BlindUSRNet(config, codec), tmp_path / "model", {})
     return tmp_path / "model"
 
@@ -62,11 +65,11 @@ MANIFESTS: dict[str, Callable[[dict], object]] = {
     "no digest": lambda m: m["sha256"].update({"weights.safetensors": "x"}),
     "many files": lambda m: m["sha256"].update({f"f{i}": "0" * 64 for i in range(1000)}),
     "digests are a list": lambda m: m.update(sha256=["weights.safetensors"]),
-    "wide": lambda m: m["config"].update(widths=[30_000] * 4),
-    "wide, within bounds": lambda m: m["config"].update(widths=[1024] * 4, residual_blocks=16),
-    "negative": lambda m: m["config"].update(widths=[-1] * 4),
-    "blocks": lambda m: m["config"].update(residual_blocks=10**9),
-    "huge": lambda m: m["config"].update(hyper_hidden=10**400),
+    "wide": lambda m: m["config"]["restorer"].update(widths=[30_000] * 4),
+    "wide, within bounds": lambda m: m["config"]["restorer"].update(widths=[1024] * 4, residual_blocks=16),
+    "negative": lambda m: m["config"]["restorer"].update(widths=[-1] * 4),
+    "blocks": lambda m: m["config"]["restorer"].update(residual_blocks=10**9),
+    "huge": lambda m: m["config"]["restorer"].update(hyper_hidden=10**400),
     "scales": lambda m: m["config"].update(scales=[2] * 100_000),
     "kernel": lambda m: m.update(kernel_size=10**9),
     "NaN": lambda m: m.update(kernel_size=float("nan")),

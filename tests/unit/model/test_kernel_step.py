@@ -8,10 +8,10 @@ import torch
 from scipy.optimize import nnls
 
 from kernels_bank import KernelCodec, sample_gaussian, sample_motion
-from pipeline.config import ModelConfig
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
 from pipeline.model.kernel_step import kernel_step, normal_equations, project, refine_kernel
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 
 
 def philox(seed):
@@ -104,9 +104,9 @@ def test_projection_is_the_nearest_point_of_the_simplex():
 def blind():
     codec = KernelCodec.fit(sample_gaussian(300, 11, rng=philox(0)), components=6)
     config = ModelConfig(
-        unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True, rounds=0, kernel_steps=3,
-        initial_kernel="mean", x0="nearest",
-    )  # fmt: skip
+        restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, x0="nearest"),
+        kernel=KernelConfig(rounds=0, steps=3, initial="mean"),
+    )
     torch.manual_seed(0)
     return BlindUSRNet(config, codec).eval()
 

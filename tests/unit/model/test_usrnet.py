@@ -78,7 +78,7 @@ def test_published_weights_equal_an_independent_float64_evaluation(name, shared,
 def test_equals_the_written_out_network(scale, height, width, size, small, draw_kernels, reference_step):
     """Any scale, kernel side and image side, non-square and no multiple of 8, without published weights."""
     torch.manual_seed(0)
-    net = USRNet(small(global_skip=False, residual_blocks=2, x0="nearest")).double().eval()
+    net = USRNet(small(global_skip=False, residual_blocks=2, x0="nearest").restorer).double().eval()
     lr, kernel = torch.rand(2, 3, height, width, dtype=torch.float64), draw_kernels(2, size, dtype=torch.float64)
     with torch.no_grad():
         expected = written_out(net.state_dict(), lr, kernel, scale, 0.02, 4, reference_step)
@@ -88,7 +88,7 @@ def test_equals_the_written_out_network(scale, height, width, size, small, draw_
 def test_a_batch_equals_its_images_one_by_one(small, draw_kernels):
     """Each with its own kernel and noise level."""
     torch.manual_seed(0)
-    net = USRNet(small()).eval()
+    net = USRNet(small().restorer).eval()
     torch.nn.init.normal_(net.p.m_tail.weight, std=0.1)
     lr, kernel, sigma = torch.rand(3, 3, 17, 14), draw_kernels(3, 11), torch.tensor([0.0, 0.02, 0.1])
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_a_batch_equals_its_images_one_by_one(small, draw_kernels):
 
 def test_alpha_starts_as_a_denoising_inverse_filter(small):
     """Untrained, alpha rises with the noise; at sigma 0 it is small, always positive."""
-    alphas, betas = USRNet(small()).h(torch.tensor([0.0, 0.01, 0.03]), 2)
+    alphas, betas = USRNet(small().restorer).h(torch.tensor([0.0, 0.01, 0.03]), 2)
     assert (alphas.diff(dim=0) > 0).all()
     assert (betas > 0).all()
     torch.testing.assert_close(alphas.mean(1), torch.tensor([0.01, 0.11, 0.91]), rtol=0.1, atol=0)
@@ -117,7 +117,7 @@ def test_untrained_with_a_global_skip_it_already_deblurs(small, draw_kernels):
     hr = F.interpolate(torch.rand(1, 3, 12, 12), scale_factor=4, mode="bilinear")
     lr = degrade(hr, kernel, 2)
     with torch.no_grad():
-        restored = USRNet(small()).eval()(lr, kernel, 2, 0.0)
+        restored = USRNet(small().restorer).eval()(lr, kernel, 2, 0.0)
     assert (restored - hr).square().mean() < 0.3 * (upsample(lr, 2, "bicubic") - hr).square().mean()
 
 
@@ -134,7 +134,7 @@ def test_bicubic_start_is_aligned_with_the_decimation(scale):
 
 def test_a_first_estimate_of_the_caller_replaces_its_own(small, draw_kernels):
     torch.manual_seed(0)
-    net, lr, kernel = USRNet(small()).eval(), torch.rand(1, 3, 12, 12), draw_kernels(1, 11)
+    net, lr, kernel = USRNet(small().restorer).eval(), torch.rand(1, 3, 12, 12), draw_kernels(1, 11)
     with torch.no_grad():
         own = net(lr, kernel, 2, 0.0)
         assert torch.equal(own, net(lr, kernel, 2, 0.0, x0=upsample(lr, 2, "bicubic")))
@@ -163,4 +163,4 @@ def test_a_first_estimate_of_the_caller_replaces_its_own(small, draw_kernels):
 def test_refuses_bad_input_and_says_the_shape(change, message, small):
     arguments = {"lr": torch.rand(1, 3, 12, 12), "kernel": torch.full((1, 5, 5), 0.04), "scale": 2, "sigma": 0.0}
     with pytest.raises(ValueError, match=message):
-        USRNet(small())(**(arguments | change))
+        USRNet(small().restorer)(**(arguments | change))

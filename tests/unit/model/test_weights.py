@@ -7,16 +7,16 @@ import safetensors.torch
 import torch
 
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.config import ModelConfig
 from pipeline.model import BlindUSRNet, USRNet
 from pipeline.model.weights import load_model, load_usrnet, read_usrnet, save_model, usrnet_config
+from pipeline.model_config import RestorerConfig
 
-FULL = ModelConfig(scales=(1, 2, 3, 4), unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
+FULL = RestorerConfig(unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
 
 
 def published(small, **changes) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return USRNet(small(global_skip=False, **changes)).state_dict()
+    return USRNet(small(global_skip=False, **changes).restorer).state_dict()
 
 
 def test_the_published_file_is_the_tiny_network(shared):
@@ -30,11 +30,11 @@ def test_the_published_file_is_the_tiny_network(shared):
         2,
         32,
     )
-    assert config.scales == (1, 2, 3, 4)
+    assert net.scales == (1, 2, 3, 4)
     assert (config.x0, config.global_skip) == ("nearest", False)
 
 
-@pytest.mark.parametrize("config", [ModelConfig(), FULL, ModelConfig(residual_blocks=3, unfoldings=5)])
+@pytest.mark.parametrize("config", [RestorerConfig(), FULL, RestorerConfig(residual_blocks=3, unfoldings=5)])
 def test_architecture_is_read_off_the_tensors(config):
     """Shapes alone say it: the full network is read without its 68 MB. A published prior has no global skip."""
     with torch.device("meta"):
@@ -137,7 +137,7 @@ def test_other_files_are_refused_in_one_line(content, message, tmp_path):
 @pytest.mark.parametrize("kind", ["blind", "usrnet"])
 def test_a_saved_model_comes_back_the_same(kind, small, codec, tmp_path):
     torch.manual_seed(0)
-    model = BlindUSRNet(small(scales=(2, 3)), codec) if kind == "blind" else USRNet(small(scales=(2, 3)))
+    model = BlindUSRNet(small(scales=(2, 3)), codec) if kind == "blind" else USRNet(small(scales=(2, 3)).restorer)
     save_model(model, tmp_path / "m", {"run": "r1"})
     back = load_model(tmp_path / "m")
     assert type(back) is type(model)
@@ -153,13 +153,13 @@ def test_a_saved_model_comes_back_the_same(kind, small, codec, tmp_path):
 
 
 def test_a_changed_file_or_a_newer_schema_is_refused(small, tmp_path):
-    save_model(USRNet(small()), tmp_path, {})
+    save_model(USRNet(small().restorer), tmp_path, {})
     weights, manifest = tmp_path / "weights.safetensors", tmp_path / "model.json"
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(ArtefactError, match=r"weights\.safetensors: sha256 \w{12} is not the \w{12}"):
         load_model(tmp_path)
     weights.write_bytes(data)
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 2}))
-    with pytest.raises(ArtefactError, match="schema version 2, this program reads 1; update it"):
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 3}))
+    with pytest.raises(ArtefactError, match="schema version 3, this program reads 1 and 2; update it"):
         load_model(tmp_path)

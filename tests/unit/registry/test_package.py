@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.config import ModelConfig
+from pipeline.model_config import ModelConfig, RestorerConfig
 from pipeline.model_folder import ModelManifest, check_folder, write_manifest
 from pipeline.registry.package import CONFIG, DIGEST, INPUT, METRIC, PROMOTED, is_origin, requirements
 
-BLIND = {"kind": "blind", "kernel_size": 21, "config": {"scales": [2, 4], "unfoldings": 6}}
+DIGESTS = {"weights.safetensors": "0" * 64}
+BLIND = ModelManifest(kind="blind", kernel_size=21, config=ModelConfig(scales=(2, 4)), sha256=DIGESTS)
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_requirements_are_data():
 
 
 def test_imported_weights_have_no_known_noise_and_take_any_kernel():
-    needs = requirements({**BLIND, "kind": "usrnet", "kernel_size": None}, {})
+    needs = requirements(ModelManifest(kind="usrnet", config=RestorerConfig(), sha256=DIGESTS), {})
     assert (needs["blind"], needs["kernel_size"], needs["sigma_range"]) == (False, None, None)
 
 

@@ -10,10 +10,10 @@ import torch
 from skimage import data
 
 from kernels_bank import KernelCodec, sample_gaussian
-from pipeline.config import ModelConfig
 from pipeline.images.encode import encode_png
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.serving.model import LiveModel
 
 
@@ -22,7 +22,10 @@ def folder(tmp_path_factory) -> Path:
     """A blind x2 model, untrained: it already deblurs by its data steps."""
     torch.manual_seed(0)
     codec = KernelCodec.fit(sample_gaussian(50, 11, rng=np.random.default_rng(0)), components=4)
-    config = ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True)
+    config = ModelConfig(
+        restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True),
+        kernel=KernelConfig(rounds=1),
+    )
     path = tmp_path_factory.mktemp("model") / "small"
     path.mkdir()
     save_model(BlindUSRNet(config, codec), path, {})

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from kernels_bank import KernelCodec, sample_gaussian
-from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.model import BlindUSRNet
+from pipeline.model_config import ModelConfig
 from pipeline.training.objective import TrainingObjective
 
 

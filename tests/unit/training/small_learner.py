@@ -6,13 +6,17 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kernels_bank import KernelCodec
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.model import BlindUSRNet
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.learner import Learner, parameter_groups
 from pipeline.training.objective import TrainingObjective
 
 TRAIN = TrainConfig(steps=30, batch_size=4, learning_rate=2e-3, kernel_learning_rate=2e-3, ema_decay=0.9)
-MODEL = ModelConfig(unfoldings=3, rounds=2, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True)
+MODEL = ModelConfig(
+    restorer=RestorerConfig(unfoldings=3, widths=(8, 8, 16, 16), residual_blocks=1, global_skip=True),
+    kernel=KernelConfig(rounds=2),
+)
 CONFIG = RunConfig(name="t", model=MODEL, data=DataConfig(shards="s", bank="b", patch=48), train=TRAIN)
 DIGESTS = {"shards": "1", "bank": "2"}
 

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from kernels_bank import KernelCodec, sample_gaussian
-from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config import TrainConfig
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.cost import Cost, fake_step, training_cost
 
 TRAIN = TrainConfig(steps=1)
-SMALL = ModelConfig(scales=(2, 3), unfoldings=4, rounds=1, global_skip=True)
+SMALL = ModelConfig(
+    scales=(2, 3), restorer=RestorerConfig(unfoldings=4, global_skip=True), kernel=KernelConfig(rounds=1)
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,8 @@ def measured_peak(config: ModelConfig, batch: int, patch: int, scale: int) -> in
 @pytest.mark.parametrize(("checkpointed", "schedule", "scale"), [(False, "interleaved", 2), (True, "rounds", 3)])
 def test_the_planned_peak_is_the_measured_one(checkpointed, schedule, scale, codec):
     """Within 10%: the growth of resident memory during a real step against what is alive in a fake one."""
-    config = SMALL.model_copy(update={"checkpoint_activations": checkpointed, "schedule": schedule})
+    config = SMALL.with_restorer(checkpoint_activations=checkpointed)
+    config = config.model_copy(update={"kernel": KernelConfig(rounds=1, schedule=schedule)})
     step = fake_step(config, TRAIN, codec, 6, 96, scale)
     before = 4 * 4 * step.parameters  # weights, two moments and the average; the program has the weights only
     assert measured_peak(config, 6, 96, scale) == pytest.approx(step.peak_bytes - before, rel=0.1)
@@ -52,7 +56,15 @@ def test_memory_grows_linearly_with_the_batch(codec):
 def test_operations_are_those_of_the_convolutions_written_out(codec):
     """One prior counted by hand: 2 x outputs x inputs x 9 (or 4) an output pixel, on every level."""
     one, two = (
-        fake_step(ModelConfig(unfoldings=n, rounds=1, schedule="rounds"), TRAIN, codec, 1, 96, 2) for n in (2, 3)
+        fake_step(
+            ModelConfig(restorer=RestorerConfig(unfoldings=n), kernel=KernelConfig(rounds=1, schedule="rounds")),
+            TRAIN,
+            codec,
+            1,
+            96,
+            2,
+        )
+        for n in (2, 3)
     )
     a, b, c, d = (96**2, 48**2, 24**2, 12**2)
     blocks = 2 * 9 * 2 * 2 * (2 * a * 16**2 + 2 * b * 32**2 + 2 * c * 64**2 + d * 64**2)
@@ -65,7 +77,8 @@ def test_operations_are_those_of_the_convolutions_written_out(codec):
 
 def test_checkpointing_computes_the_forward_once_more_for_a_third_of_the_memory(codec):
     kept, again = (
-        fake_step(ModelConfig(unfoldings=8, checkpoint_activations=on), TRAIN, codec, 8, 96, 2) for on in (False, True)
+        fake_step(ModelConfig(restorer=RestorerConfig(unfoldings=8, checkpoint_activations=on)), TRAIN, codec, 8, 96, 2)
+        for on in (False, True)
     )
     assert again.peak_bytes < kept.peak_bytes / 3
     assert again.forward_flops == kept.forward_flops

@@ -15,15 +15,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.inference import Restorer
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import load_model
+from pipeline.model_config import EstimatorConfig, KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training import checkpoint
 from pipeline.training.commit import COPY, SNAPSHOT, usable_step
 from pipeline.training.fit import initial_weights, say_schedule
 
-MODEL = ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, estimator_channels=4)
+MODEL = ModelConfig(
+    restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1),
+    kernel=KernelConfig(rounds=1, estimator=EstimatorConfig(channels=4)),
+)
 CONFIG = RunConfig(name="t", model=MODEL, data=DataConfig(shards="s", bank="b", patch=48), train=TrainConfig(steps=8))
 FILES = [*checkpoint.FILES, checkpoint.LIST]
 
@@ -229,7 +233,7 @@ def test_a_bit_in_the_configuration_of_a_model_is_seen(written: Path, tmp_path: 
     checkpoint.export(written / "step-00000008", tmp_path / "model")
     file = tmp_path / "model" / "model.json"
     good = file.read_text()
-    for before, after in (('"kernel_steps": 0', '"kernel_steps": 1'), ('"bank": "b"', '"bank": "c"')):
+    for before, after in (('"steps": 0', '"steps": 1'), ('"bank": "b"', '"bank": "c"')):
         assert before in good
         file.write_text(good.replace(before, after))
         with pytest.raises(ArtefactError, match="not that of its digest"):

@@ -14,10 +14,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kernels_bank import KernelCodec, sample_gaussian
-from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.learner import Learner, parameter_groups
 from pipeline.training.objective import TrainingObjective
 from pipeline.training.step import train_step
@@ -26,19 +27,19 @@ RECORDED = Path(__file__).with_name("golden_losses.json")
 STEPS = 20
 STAGES = {
     "all, interleaved": ({"rounds": 2, "schedule": "interleaved"}, {"learn": "all"}),
-    "all, rounds": ({"rounds": 2, "schedule": "rounds", "initial_kernel": "mean"}, {"learn": "all"}),
+    "all, rounds": ({"rounds": 2, "schedule": "rounds", "initial": "mean"}, {"learn": "all"}),
     "restorer": ({"rounds": 0}, {"learn": "restorer"}),
     "spectral": ({"rounds": 0}, {"learn": "spectral"}),
 }
 
 
-def losses(model: dict, train: dict) -> list[float]:
+def losses(kernel: dict, train: dict) -> list[float]:
     """The loss of each step, from fixed weights, codec and batches."""
     codec = KernelCodec.fit(sample_gaussian(400, 11, rng=np.random.default_rng(0)), components=8)
     config = TrainConfig(steps=STEPS, batch_size=4, learning_rate=1e-3, kernel_learning_rate=1e-3, **train)
     torch.manual_seed(0)
-    sizes = {"scales": (2, 3), "unfoldings": 3, "widths": (8, 8, 16, 16), "residual_blocks": 1}
-    network = BlindUSRNet(ModelConfig(**sizes, **model), codec)
+    restorer = RestorerConfig(unfoldings=3, widths=(8, 8, 16, 16), residual_blocks=1)
+    network = BlindUSRNet(ModelConfig(scales=(2, 3), restorer=restorer, kernel=KernelConfig(**kernel)), codec)
     learner = Learner(
         TrainingObjective(network, config),
         network,

@@ -8,12 +8,15 @@ import torch
 
 from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training import start as starting
 
-MODEL = ModelConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, rounds=0)
+MODEL = ModelConfig(
+    restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1), kernel=KernelConfig(rounds=0)
+)
 
 
 def codec(seed, size=9):
@@ -67,9 +70,9 @@ def test_kernels_of_another_size_are_refused_with_the_way_out(monkeypatch, befor
 def test_a_prior_that_was_trained_without_the_skip_is_refused(monkeypatch, before, tmp_path):
     """Its tensors would fit."""
     network, uri = before
-    without = BlindUSRNet(MODEL.model_copy(update={"global_skip": False}), network.codec)
+    without = BlindUSRNet(MODEL.with_restorer(global_skip=False), network.codec)
     save_model(without, uri, {})
-    with pytest.raises(BadRequestError, match=r"trained without a global skip; set model.global_skip to false"):
+    with pytest.raises(BadRequestError, match=r"without a global skip; set model.restorer.global_skip to false"):
         start(monkeypatch, codec(2), start_from=uri)
     torch.save(without.restorer.state_dict(), tmp_path / "published.pth")
     with pytest.raises(BadRequestError, match=r"published.pth: its prior was trained without a global skip"):
@@ -78,9 +81,10 @@ def test_a_prior_that_was_trained_without_the_skip_is_refused(monkeypatch, befor
 
 def test_a_model_of_another_shape_is_refused_by_the_tensors_names(monkeypatch, before):
     network, uri = before
-    save_model(BlindUSRNet(MODEL.model_copy(update={"widths": (8, 4, 4, 4)}), network.codec), uri, {})
+    save_model(BlindUSRNet(MODEL.with_restorer(widths=(8, 4, 4, 4)), network.codec), uri, {})
     with pytest.raises(BadRequestError, match=r"does not fit the network of this config: restorer\.p\."):
         start(monkeypatch, codec(2), start_from=uri)
-    save_model(BlindUSRNet(MODEL.model_copy(update={"initial_kernel": "mean"}), network.codec), uri, {})
+    averaging = MODEL.model_copy(update={"kernel": KernelConfig(rounds=0, initial="mean")})
+    save_model(BlindUSRNet(averaging, network.codec), uri, {})
     with pytest.raises(BadRequestError, match=r"does not fit the network of this config: spectral\."):
         start(monkeypatch, codec(2), start_from=uri)

@@ -15,17 +15,21 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kernels_bank import KernelCodec, sample_gaussian
-from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.learner import Learner, parameter_groups
 from pipeline.training.ledger import NonFiniteLossError
 from pipeline.training.objective import TrainingObjective
 from pipeline.training.step import train_step
 
 TRAIN = TrainConfig(steps=4, batch_size=4)
-MODEL = ModelConfig(unfoldings=2, rounds=1, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True)
+MODEL = ModelConfig(
+    restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1, global_skip=True),
+    kernel=KernelConfig(rounds=1),
+)
 
 
 def batch_of(rank: int) -> Batch:

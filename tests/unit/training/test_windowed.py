@@ -7,8 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.config import CameraConfig, DataConfig, LossConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config import CameraConfig, DataConfig, LossConfig, RunConfig, TrainConfig
 from pipeline.data.batch import Batch
+from pipeline.model_config import ModelConfig
 from pipeline.training.step import windowed
 
 LR = torch.arange(2 * 3 * 50 * 70, dtype=torch.float32).reshape(2, 3, 50, 70)
@@ -39,11 +40,12 @@ def test_images_smaller_than_the_smallest_window_stay_whole():
 
 
 def config(learn: str, code: float, **camera: object) -> RunConfig:
+    loss = LossConfig(code=code, kernel=float(learn != "restorer"))
     return RunConfig(
         name="t",
         model=ModelConfig(),
         data=DataConfig(shards="s", bank="b", camera=CameraConfig.model_validate(camera)),
-        train=TrainConfig.model_validate({"steps": 1, "learn": learn, "loss": LossConfig(code=code, kernel=1.0)}),
+        train=TrainConfig.model_validate({"steps": 1, "learn": learn, "loss": loss}),
     )
 
 

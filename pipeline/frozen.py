@@ -1,0 +1,11 @@
+"""The base of every part of the configuration and of every file that is read back: strict and frozen."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """Refuse changes, and an unknown key by its path."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
