@@ -34,7 +34,7 @@ class Plan(Command, RunConfig):  # type: ignore[misc] # both carry a model_confi
 
 def main(command: Plan) -> None:
     """Run the command."""
-    from pipeline.training.cost_table import Card, plan_table
+    from pipeline.training.planning.table import Card, plan_table
 
     configs: list[RunConfig] = [command]
     if command.config is None:

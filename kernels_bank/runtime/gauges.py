@@ -9,12 +9,10 @@ from typing import Any
 
 # Ray exports them as ray_<name>. Long work of any job, by what it counts ("kernels", "write", "train", ...):
 DONE, TOTAL = "blindsr_progress_done", "blindsr_progress_total"
-# What rank 0 of a training run records, by run and metric:
-TRAINING = "blindsr_training"
 
 
 def set_gauge(name: str, value: float, tags: Mapping[str, str]) -> None:
-    """Set one of the above; `tags` always has the same keys for one name."""
+    """Set a number under a name that starts with `blindsr_`; `tags` always has the same keys for one name."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         _gauge(name, tuple(sorted(tags))).set(float(value), tags=dict(tags))

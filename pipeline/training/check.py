@@ -18,9 +18,9 @@ from pipeline.images.encode import encode_png
 from pipeline.tracking.health import check_store
 from pipeline.tracking.store import RunRef, sqlite_path, tracking_uri
 from pipeline.training.commit import newest
-from pipeline.training.cost import training_cost
 from pipeline.training.fit import Resume, absolute, check_cluster, cpus_needed, data_digests, initial_weights
 from pipeline.training.pictures import contact_sheet
+from pipeline.training.planning.cost import training_cost
 from pipeline.training.record import KIND, earlier, names_without_mark
 
 _BATCHES = 50

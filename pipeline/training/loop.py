@@ -16,7 +16,7 @@ import ray.train.torch
 import torch
 
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError, UnavailableError
-from kernels_bank.runtime.gauges import TRAINING, set_gauge
+from kernels_bank.runtime.gauges import set_gauge
 from kernels_bank.runtime.output import not_made_again
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
@@ -35,6 +35,7 @@ from pipeline.training.step import agree, take_step
 from pipeline.training.training_run import WorkerContext
 from pipeline.training.validate import score_of, validate
 
+GAUGE = "blindsr_training"  # what rank 0 records, by run and metric
 _UNSCORED = -1e9  # before the first validation: any checkpoint with a score is better
 
 
@@ -177,7 +178,7 @@ def _over_ranks(objective: torch.nn.Module) -> torch.nn.Module:
 def _publish_gauges(run: str, step: int, metrics: dict[str, float]) -> None:
     """The newest numbers, for Prometheus."""
     for name, value in ({"step": float(step)} | metrics).items():
-        set_gauge(TRAINING, value, {"run": run, "metric": name})
+        set_gauge(GAUGE, value, {"run": run, "metric": name})
 
 
 def _memory(device: torch.device) -> dict[str, float]:

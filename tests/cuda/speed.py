@@ -18,7 +18,7 @@ from pipeline.inference import Restorer
 from pipeline.model import USRNet
 from pipeline.model.compiling import compiler_works
 from pipeline.model_config import ModelConfig, RestorerConfig
-from pipeline.training.cost import training_cost
+from pipeline.training.planning.cost import training_cost
 from tests.cuda.place import FULL, TINY, Facts, Place, codec, float32, has_tf32, kernels, pictures, run_config, skip
 from tests.published import PublishedUSRNet
 

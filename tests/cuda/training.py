@@ -11,9 +11,9 @@ from torch import Tensor
 from pipeline.evaluation.memory import PeakMemory
 from pipeline.model.compiling import compiler_works
 from pipeline.model_config import KernelConfig
-from pipeline.training.cost import training_cost
 from pipeline.training.learner import Learner
 from pipeline.training.ledger import Ledger, NonFiniteLossError
+from pipeline.training.planning.cost import training_cost
 from pipeline.training.step import move_if, take_step, train_step
 from tests.cuda.place import (
     FULL,
@@ -114,7 +114,7 @@ def check_activations_computed_again(place: Place) -> Facts:
 def check_peak_memory(place: Place) -> Facts:
     """The peak of a step at full width is within 20% of what jobs/plan.py says: kept, and computed again."""
     if not place.is_card:
-        skip("needs a card; the CPU's peak is compared in tests/unit/training/test_cost.py")
+        skip("needs a card; the CPU's peak is compared in tests/unit/training/planning/test_cost.py")
     facts: Facts = {}
     for again in (False, True):
         model = FULL.with_restorer(checkpoint_activations=again)

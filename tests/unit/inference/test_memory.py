@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.inference.memory import in_use, window_bytes
 from pipeline.model import USRNet
-from pipeline.model.bookkeeping import Bookkeeper
 from pipeline.model_config import RestorerConfig
+from pipeline.training.planning.bookkeeping import Bookkeeper
 
 
 @pytest.mark.parametrize("widths", [(8, 16, 32, 64), (16, 32, 64, 64), (64, 128, 256, 512)])

@@ -11,7 +11,7 @@ import pytest
 from kernels_bank import KernelCodec, sample_gaussian
 from pipeline.config import TrainConfig
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
-from pipeline.training.cost import Cost, fake_step, training_cost
+from pipeline.training.planning.cost import Cost, fake_step, training_cost
 
 TRAIN = TrainConfig(steps=1)
 SMALL = ModelConfig(

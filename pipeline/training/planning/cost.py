@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kernels_bank.codec import KernelCodec
 from pipeline.config import TrainConfig
 from pipeline.model import BlindUSRNet
-from pipeline.model.bookkeeping import Bookkeeper
 from pipeline.model_config import ModelConfig
 from pipeline.training.objective import TrainingObjective
+from pipeline.training.planning.bookkeeping import Bookkeeper
 
 
 @dataclass(frozen=True)

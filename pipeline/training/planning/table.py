@@ -14,7 +14,7 @@ from rich.table import Table
 from kernels_bank.codec import KernelCodec
 from kernels_bank.runtime.progress import Progress
 from pipeline.config import RunConfig
-from pipeline.training.cost import training_cost
+from pipeline.training.planning.cost import training_cost
 
 _GIB = 2.0**30
 _COLUMNS: dict[str, Literal["left", "right"]] = {

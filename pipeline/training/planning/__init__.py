@@ -1,0 +1,1 @@
+"""What a training costs, told without running it: operations, memory, hours and dollars."""
