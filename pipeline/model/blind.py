@@ -24,9 +24,9 @@ from kernels_bank.coding import decode_codes, encode_codes
 from pipeline.config import Grid
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
-from pipeline.model.gaussian_fit import snap_to_gaussian
-from pipeline.model.guard import restoration_score
-from pipeline.model.kernel_step import acceptance_ratio, refine_kernel
+from pipeline.model.guard import EQUAL, Acceptance, gradient_spread, restoration_score
+from pipeline.model.initial import Initial, over_views
+from pipeline.model.kernel_step import acceptance, refine_kernel
 from pipeline.model.reducer import Reducer
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, USRNet, check_inputs
@@ -40,14 +40,6 @@ class Round(NamedTuple):
     kernel: Tensor  # (B, k, k): the blur and the reduction behind it
     code: Tensor  # (B, c), standardised, of the blur
     blur: Tensor  # (B, k, k), >= 0, sum 1
-
-
-class Initial(NamedTuple):
-    """Hold what the alternation starts from."""
-
-    blur: Tensor  # (B, k, k), >= 0, sum 1: the kernel but for the reduction
-    code: Tensor  # (B, c) of the blur
-    shares: Tensor | None  # (B, 4) of `REDUCTIONS`; None: direct decimation
 
 
 @dataclass(frozen=True)
@@ -157,11 +149,12 @@ class BlindUSRNet(nn.Module):
             state = start
         if self.config.kernel.steps:
             levels = check_inputs(lr, scale, sigma, training=self.training)
-            *_, blur = self.refine(lr, accepted.blur, scale, levels, reducer)
+            begin = accepted.blur if first.start is None or self.config.kernel.rounds else first.start
+            *_, blur = self.refine(lr, begin, scale, levels, reducer)
             new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds between, what was accepted is a whole restoration from x0 already.
             old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted
-            better = self._wins(new, old, origin, observed_size, acceptance_ratio(scale))
+            better = self._wins(new, old, origin, observed_size, acceptance(scale, sure=first.start is not None))
             accepted, kernel_round = _choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
         return _output(accepted, rounds, kernel_round, first.shares)
@@ -215,11 +208,11 @@ class BlindUSRNet(nn.Module):
         if self.spectral is not None:
             levels = check_inputs(lr, scale, sigma, training=True)
             if self.training:
-                code, shares = self.spectral(lr, scale, levels)
-                return Initial(self.decode(code), code, shares)
-            mean, shares = self._spectral_mean(self.spectral, lr, scale, levels)
-            blur = snap_to_gaussian(mean)
-            return Initial(blur, self.encode(blur), shares)
+                answer = self.spectral(lr, scale, levels)
+                start = None if answer.start is None else self.decode(answer.start)
+                return Initial(self.decode(answer.code), answer.code, answer.shares, start)
+            views = over_views(self.spectral, self.decode, lr, scale, levels)
+            return Initial(views.blur, self.encode(views.blur), views.shares, views.start)
         if self.config.kernel.initial == "mean":
             code = torch.zeros_like(self.get_buffer("std")).expand(batch, -1)
             return Initial(self.decode(code), code, None)
@@ -231,20 +224,6 @@ class BlindUSRNet(nn.Module):
         """Return the kernel (B, k, k) that the alternation starts from, with the reduction, on the corner grid."""
         first = self.initial(lr, scale, sigma)
         return Reducer(first.shares, scale, "corner").compose(first.blur)
-
-    def _spectral_mean(
-        self, spectral: SpectralInit, lr: Tensor, scale: int, sigma: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Mean blur (B, k, k) and shares over what the image shows in each of its eight turns and mirror images."""
-        shown, reduced = [], []
-        for quarters, mirrored in itertools.product(range(4), (False, True)):
-            view = lr.rot90(quarters, (-2, -1))
-            code, shares = spectral(view.flip(-1) if mirrored else view, scale, sigma)
-            kernel = self.decode(code)
-            shown.append((kernel.flip(-1) if mirrored else kernel).rot90(-quarters, (-2, -1)))
-            if shares is not None:
-                reduced.append(shares)
-        return torch.stack(shown).mean(0), torch.stack(reduced).mean(0) if reduced else None
 
     def encode(self, kernel: Tensor) -> Tensor:
         """Encode kernels (B, k, k) as standardised codes (B, c): the estimator's targets."""
@@ -279,14 +258,23 @@ class BlindUSRNet(nn.Module):
             raise ValueError(f"scale {scale} for images {tuple(lr.shape)}; this model restores {known}")
 
     def _wins(
-        self, new: Round, old: Round, state: State, observed_size: tuple[int, int] | None, ratio: float = 1.0
+        self,
+        new: Round,
+        old: Round,
+        state: State,
+        observed_size: tuple[int, int] | None,
+        terms: tuple[Acceptance, ...] = (EQUAL,),
     ) -> Tensor:
-        """(B,) bool: whether the new image's score is at most `ratio` times the old one's."""
-        reach = self.kernel_size // state.scale + 1
-        scores = [
-            restoration_score(r.sr, state.lr, self._operator(r.kernel, state), observed_size, reach) for r in (new, old)
+        """(B,) bool: whether the new image scores no worse than the old one, or as much better as all `terms` say."""
+        reach, scores, spreads = self.kernel_size // state.scale + 1, [], []
+        for sr, kernel, *_ in (new, old):
+            scores.append(restoration_score(sr, state.lr, self._operator(kernel, state), observed_size, reach))
+            spreads.append(gradient_spread(sr, state.scale, observed_size, reach))
+        won = [
+            scores[0] * spreads[0] ** term.spread <= term.ratio * scores[1] * spreads[1] ** term.spread
+            for term in terms
         ]
-        return scores[0] <= ratio * scores[1]
+        return torch.stack(won).all(0)
 
     def _whole(self, state: State, blur: Tensor, code: Tensor, reducer: Reducer) -> Round:
         """All unfoldings from `state.x`."""

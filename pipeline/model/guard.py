@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from pipeline.model.fourier import BlurOperator
+
+
+class Acceptance(NamedTuple):
+    """Say how clearly a new kernel has to win."""
+
+    ratio: float  # its score may be at most this share of the old one's
+    spread: float  # power of `gradient_spread` in the score
+
+
+EQUAL = Acceptance(1.0, 0.0)
 
 
 def restoration_score(
@@ -28,12 +41,35 @@ def restoration_score(
     Returns:
         (B,), comparable between kernels of one image at one stage of the restoration only.
     """
-    error = operator.apply(sr) - lr
-    if observed_size is not None and min(observed_size) > 2 * border:
-        (top, bottom), (left, right) = ((border, side - border) for side in observed_size)
-        scale = operator.scale
-        error = error[..., top:bottom, left:right]
-        sr = sr[..., scale * top : scale * bottom, scale * left : scale * right]
-    residual = error.square().mean((1, 2, 3)).sqrt()
+    residual = _inside(operator.apply(sr) - lr, 1, observed_size, border).square().mean((1, 2, 3)).sqrt()
+    sr = _inside(sr, operator.scale, observed_size, border)
     variation = sr.diff(dim=-1).abs().mean((1, 2, 3)) + sr.diff(dim=-2).abs().mean((1, 2, 3))
     return residual * variation
+
+
+def gradient_spread(sr: Tensor, scale: int, observed_size: tuple[int, int] | None = None, border: int = 0) -> Tensor:
+    """Return how evenly a restored image's gradients are spread: their l1 norm over their l2 norm; lower is sharper.
+
+    A blurred image has its variation in broad slopes, a ringing one everywhere, a sharp one in few edges (Krishnan et
+    al., CVPR 2011). Unlike the residual it does not suffer from what lies around a part of an image.
+
+    Args:
+        sr: (B, C, s*h, s*w).
+        scale: s.
+        observed_size: (h', w') upper-left part of the LR image that a camera saw, if not all.
+        border: LR pixels inside the edge of that part that are left out.
+
+    Returns:
+        (B,) in (0, 1]: 1 for gradients that are all alike.
+    """
+    sr = _inside(sr, scale, observed_size, border)
+    steps = torch.cat((sr.diff(dim=-1).flatten(1), sr.diff(dim=-2).flatten(1)), 1)
+    return (steps.abs().mean(1) + 1e-12) / (steps.square().mean(1).sqrt() + 1e-12)
+
+
+def _inside(image: Tensor, scale: int, observed_size: tuple[int, int] | None, border: int) -> Tensor:
+    """The observed part of an image `scale` times the LR one's size, without its border where that leaves some."""
+    if observed_size is None or min(observed_size) <= 2 * border:
+        return image
+    (top, bottom), (left, right) = ((scale * border, scale * (side - border)) for side in observed_size)
+    return image[..., top:bottom, left:right]

@@ -17,6 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.model.guard import Acceptance
+
 RIDGE = 1e-3  # of the normal matrix's mean diagonal; measured in docs/network.md
 _ITERATIONS = 100
 # Noise levels that the restorer is told while the kernel is still wrong, first and last: told of little noise it would
@@ -24,14 +26,22 @@ _ITERATIONS = 100
 _ASSUMED_SIGMA = (0.1, 0.01)
 
 
-def acceptance_ratio(scale: int) -> float:
-    """Return the largest share of the old score at which the refined kernel is accepted.
+def acceptance(scale: int, *, sure: bool) -> tuple[Acceptance, ...]:
+    """Return when the refined kernel is accepted: all of this must hold.
 
     It was made to explain the LR image, so it explains it well also where it is wrong: it has to win clearly. Measured
-    (docs/training-log.md): the smallest share of a Gaussian kernel that was right before is 0.67, 0.94 and 1.26 at x2,
-    x3 and x4. Nearly all motion kernels lie below the ratio at x2, two in three at x3, one in four at x4.
+    (docs/training-log.md): the smallest share of the old score of a Gaussian kernel that was right before is 0.67,
+    0.94 and 1.26 at x2, x3 and x4. Nearly all motion kernels lie below the ratio at x2, two in three at x3, one in
+    four at x4.
+
+    Args:
+        scale: s.
+        sure: whether the old kernel is of a net that errs on the harmless side. Its image is no worse than bicubic, and
+            what a refined kernel wins on it shows in the gradients.
     """
-    return 0.2 * (scale + 1)
+    if sure:
+        return Acceptance(0.9, 0.0), Acceptance(0.6, 15.0)
+    return (Acceptance(0.2 * (scale + 1), 0.0),)
 
 
 def refine_kernel(

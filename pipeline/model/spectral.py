@@ -6,7 +6,9 @@ left to the estimator.
 
 A picture that was reduced with antialiasing shows no aliasing, which a net that never saw one takes for blur. So the
 net may also say how the picture was reduced, as shares of the known reductions, and is told how large the picture is:
-a small one shows little of its spectrum, and what it does not show is better taken for sharp than for blurred.
+a small one shows little of its spectrum, and what it does not show is better taken for sharp than for blurred. Such a
+net has two answers for the blur. The one to restore with errs on the harmless side, which is too narrow. Kernel steps
+do not find the way from there to a motion kernel, so they start from the other, which errs on neither side.
 
 The same decimation folds the same spectrum differently at each scale, so the scale must turn the whole first layer:
 every hidden unit has a gain and an offset per scale (FiLM: Perez et al., AAAI 2018). One more input does not do it, and
@@ -16,6 +18,7 @@ nets of their own are no better (docs/training-log.md).
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,14 @@ from pipeline.reduction import REDUCTIONS
 WINDOW, FEATURES = 32, 3
 _FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is rounding
 _USUAL = 64  # LR pixels a side of a picture that is neither large nor small
+
+
+class Answer(NamedTuple):
+    """Hold what the net says of B images."""
+
+    code: Tensor  # (B, c), standardised, of the blur to restore with
+    shares: Tensor | None  # (B, 4) of `REDUCTIONS`; None: of a net that knows direct decimation alone
+    start: Tensor | None  # (B, c), of the blur to start kernel steps from; None: from the same
 
 
 class SpectralInit(nn.Module):
@@ -57,26 +68,38 @@ class SpectralInit(nn.Module):
             nn.GELU(),
             nn.Linear(hidden[0], hidden[1]),
             nn.GELU(),
-            nn.Linear(hidden[1], components + (len(REDUCTIONS) if reductions else 0)),
+            nn.Linear(hidden[1], components + (len(REDUCTIONS) + components if reductions else 0)),
         )
         window = torch.hann_window(WINDOW, periodic=False)
         frequency = torch.fft.fftfreq(WINDOW)[:, None].square() + torch.fft.rfftfreq(WINDOW).square()
         self.register_buffer("window", window[:, None] * window, persistent=False)
         self.register_buffer("whitening", (frequency + WINDOW**-2.0).log(), persistent=False)
 
-    def forward(self, lr: Tensor, scale: int, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the code (B, components) and the shares of `REDUCTIONS` (B, 4), in float32 also under autocast."""
+    def forward(self, lr: Tensor, scale: int, sigma: Tensor) -> Answer:
+        """Read LR images (B, 3, h, w), of noise levels (B,); in float32 also under autocast."""
+        side = torch.full((len(lr),), math.sqrt(lr.shape[-2] * lr.shape[-1]), device=lr.device)
         with torch.autocast(lr.device.type, enabled=False):
-            features = self.norm(self.features(lr).to(self.norm.weight.dtype))
-            level = (10 * sigma)[:, None].to(features.dtype)
-            if self.reductions:
-                extent = math.log2(math.sqrt(lr.shape[-2] * lr.shape[-1]) / _USUAL)
-                level = torch.cat((level, torch.full_like(level, extent)), 1)
-            gain, offset = self.by_scale[self.scales.index(scale)]
-            out: Tensor = self.rest(self.first(torch.cat((features, level), 1)) * (1 + gain) + offset)
+            return self.answer(self.features(lr), scale, sigma, side)
+
+    def answer(self, features: Tensor, scale: int, sigma: Tensor, side: Tensor) -> Answer:
+        """Answer for features that are there already.
+
+        Args:
+            features: (B, 3 * 32 * 17), of `features`.
+            scale: of all of them.
+            sigma: (B,) noise levels on the [0, 1] scale.
+            side: (B,) LR pixels a side, for which a square would have the picture's area.
+        """
+        features = self.norm(features.to(self.norm.weight.dtype))
+        level = (10 * sigma)[:, None].to(features.dtype)
+        if self.reductions:
+            level = torch.cat((level, (side / _USUAL).log2()[:, None].to(features.dtype)), 1)
+        gain, offset = self.by_scale[self.scales.index(scale)]
+        out: Tensor = self.rest(self.first(torch.cat((features, level), 1)) * (1 + gain) + offset)
         if not self.reductions:
-            return out, None
-        return out[:, : self.components], out[:, self.components :].softmax(1)
+            return Answer(out, None, None)
+        code, shares, start = out.split((self.components, len(REDUCTIONS), self.components), 1)
+        return Answer(code, shares.softmax(1), start)
 
     def features(self, lr: Tensor) -> Tensor:
         """Compute (B, 3 * 32 * 17): log mean power, plain and per window, and mean log power, without 1/f^2."""

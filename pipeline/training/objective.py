@@ -50,15 +50,19 @@ class TrainingObjective(nn.Module):
                 return {"loss": image, "loss_image": image, "psnr": _psnr(sr, hr)}
             case "spectral":
                 first = network.initial(lr, scale, sigma)
-                estimate = Reducer(first.shares, scale, "corner").compose(first.blur)
+                reducer = Reducer(first.shares, scale, "corner")
+                estimate = reducer.compose(first.blur)
                 weights = {"loss_code": loss.code, "loss_kernel": loss.kernel, "loss_inverse": loss.inverse}
+                weights["loss_start"] = loss.kernel
                 terms = {}
                 if loss.code:
                     terms["loss_code"] = F.l1_loss(first.code, network.encode(kernel))
                 if loss.kernel:
                     terms["loss_kernel"] = kernel_l1(estimate, kernel)
+                if loss.kernel and first.start is not None:
+                    terms["loss_start"] = kernel_l1(reducer.compose(first.start), kernel)
                 if loss.inverse:
-                    terms["loss_inverse"] = inverse_error(estimate, kernel, sigma).mean()
+                    terms["loss_inverse"] = inverse_error(estimate, kernel, sigma, scale).mean()
                 return {"loss": _weighted(terms, weights), **terms}
             case _:
                 out = network(lr, scale, sigma, image_rounds=loss.image_rounds)

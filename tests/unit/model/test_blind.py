@@ -195,7 +195,7 @@ def test_spectral_start_takes_any_size_and_ignores_brightness(height, width):
     spectral = SpectralInit((2, 3), 6).eval()
     torch.nn.init.normal_(spectral.by_scale, std=0.1)  # new ones tell no scale from another
     lr = torch.rand(2, 3, height, width)
-    code, shares = spectral(lr, 2, torch.zeros(2))
+    code, shares, _ = spectral(lr, 2, torch.zeros(2))
     assert shares is None
     assert code.shape == (2, 6)
     torch.testing.assert_close(spectral(lr + 0.1, 2, torch.zeros(2))[0], code, atol=1e-4, rtol=1e-3)
@@ -223,17 +223,49 @@ def test_a_turned_image_has_the_turned_initial_kernel(codec, turn):
     with torch.no_grad():  # far from its small first weights, so that the views disagree
         net.spectral.rest[-1].weight.mul_(20)
     lr = torch.rand(2, 3, 45, 30)  # smaller than a window one way, and no whole number of them the other
-    kernel, code, _ = net.initial(lr, 2, 0.01)
+    kernel, code, *_ = net.initial(lr, 2, 0.01)
     torch.testing.assert_close(net.initial(turn(lr), 2, 0.01)[0], turn(kernel), atol=1e-4, rtol=1e-2)
     assert float((turn(kernel) - kernel).detach().abs().sum((1, 2)).min()) > 0.01
     torch.testing.assert_close(code, net.encode(kernel))
+
+
+@pytest.mark.parametrize("turn", [lambda x: x.flip(-1), lambda x: x.mT])
+def test_a_net_that_knows_reductions_answers_twice_and_kernel_steps_start_from_the_second(codec, turn, monkeypatch):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=KernelConfig(reductions=True, rounds=0, steps=1)
+    )
+    net = BlindUSRNet(config, codec).eval()
+    assert net.spectral is not None
+    with torch.no_grad():
+        net.spectral.rest[-1].weight.mul_(20)
+    lr = torch.rand(2, 3, 45, 30)
+    first, turned = net.initial(lr, 2, 0.01), net.initial(turn(lr), 2, 0.01)
+    assert first.shares.sum(1).tolist() == pytest.approx([1, 1])
+    torch.testing.assert_close(turned.shares, first.shares)
+    torch.testing.assert_close(turned.start, turn(first.start), atol=1e-4, rtol=1e-2)
+    assert float((first.start - first.blur).abs().sum((1, 2)).min()) > 0.01
+    begun = []
+    monkeypatch.setattr(net, "refine", lambda lr, blur, *rest: begun.append(blur) or [blur])
+    with torch.no_grad():
+        net.infer(lr, 2, 0.01)
+    assert torch.equal(begun[0], first.start)
+
+
+def test_features_that_are_there_already_are_answered_the_same():
+    torch.manual_seed(0)
+    spectral, lr = SpectralInit((2, 3), 6, reductions=True).eval(), torch.rand(2, 3, 40, 90)
+    sigma = torch.tensor([0.0, 0.02])
+    again = spectral.answer(spectral.features(lr), 3, sigma, torch.full((2,), 60.0))
+    for one, other in zip(spectral(lr, 3, sigma), again, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_in_training_the_initial_kernel_is_the_nets_own(codec):
     net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2))), codec).train()
     assert net.spectral is not None
     lr = torch.rand(2, 3, 48, 64)
-    kernel, code, _ = net.initial(lr, 2, 0.01)
+    kernel, code, *_ = net.initial(lr, 2, 0.01)
     assert torch.equal(code, net.spectral(lr, 2, torch.full((2,), 0.01))[0])
     assert torch.equal(kernel, net.decode(code))
 

@@ -1,5 +1,6 @@
 """The guard in the loop: it tells right kernels from wrong ones and keeps the better, image by image."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,7 @@ from torch import nn
 
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet, BlurOperator, USRNet
-from pipeline.model.guard import restoration_score
+from pipeline.model.guard import gradient_spread, restoration_score
 
 
 def picture(seed=0):
@@ -49,6 +50,33 @@ def test_the_right_kernel_scores_lower(right, wrong, scale, small):
                 score = restoration_score(net(lr, kernel, scale, 0.0), lr, BlurOperator.of(kernel, scale, lr))
                 scores.append(float(score))
         assert scores[0] < scores[1]
+
+
+def test_the_spread_of_gradients_is_that_of_numpy_and_ends_at_one():
+    sr = torch.rand(2, 3, 20, 24, dtype=torch.float64)
+    for image, found in zip(sr.numpy(), gradient_spread(sr, 2).tolist(), strict=True):
+        steps = np.concatenate([np.diff(image, axis=axis).ravel() for axis in (1, 2)])
+        assert found == pytest.approx(np.abs(steps).sum() / np.linalg.norm(steps) / np.sqrt(steps.size))
+    signs = torch.tensor([-1.0, 1.0]).repeat(8)
+    checked = signs[:, None] * signs  # every step is as high as any other
+    assert float(gradient_spread(checked[None, None], 1)) == pytest.approx(1)
+
+
+def test_blur_and_ringing_spread_gradients():
+    sharp = picture()
+    kernel = gaussian(1.5).repeat(3, 1, 1)[:, None]
+    blurred = F.conv2d(F.pad(sharp, [5] * 4, mode="circular"), kernel, groups=3)
+    ringing = sharp + 0.1 * torch.sin(torch.arange(48.0) * 1.5)
+    least = float(gradient_spread(sharp, 1))
+    assert float(gradient_spread(blurred, 1)) > 1.3 * least
+    assert float(gradient_spread(ringing, 1)) > 1.3 * least
+
+
+def test_the_spread_is_that_of_the_observed_part():
+    sr = torch.rand(1, 3, 40, 40)
+    inside = gradient_spread(sr[..., 6:24, 6:30], 1)
+    assert torch.equal(gradient_spread(sr, 2, (15, 18), 3), inside)
+    assert not torch.equal(gradient_spread(sr, 2), inside)
 
 
 def test_with_published_weights_it_also_refuses_to_stay_blurred(shared):

@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 from kernels_bank import KernelCodec, sample_gaussian, sample_motion
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
+from pipeline.model.guard import Acceptance
 from pipeline.model.kernel_step import kernel_step, normal_equations, project, refine_kernel
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 
@@ -122,7 +123,7 @@ def test_without_rounds_the_initial_kernel_stands_and_there_is_no_estimator(blin
 
 def test_refining_is_one_more_round_written_out(blind, monkeypatch):
     lr, sigma = torch.rand(2, 3, 24, 24), torch.tensor([0.0, 0.05])
-    monkeypatch.setattr("pipeline.model.blind.acceptance_ratio", lambda scale: float("inf"))
+    monkeypatch.setattr("pipeline.model.blind.acceptance", lambda scale, sure: (Acceptance(float("inf"), 0.0),))
     out = blind.infer(lr, 2, sigma)
     kernel = blind.initial_kernel(lr, 2, sigma)
     for told in (0.1, 0.1 * 0.1**0.5, 0.01):

@@ -1,0 +1,208 @@
+"""Fit the net of the initial kernel on stored features, a hundred times as fast as a run with `learn: spectral`.
+
+The net reads averages over an LR image's spectrum, which none of its weights change. So each drawn sample is degraded
+and looked at once, twice: whole, and as a smaller window of it. What was seen is kept in parts of a folder, which a
+second call finds there. A step then takes a small product of matrices instead of a batch of images.
+
+python tools/fit_initial_kernel.py --config jobs/configs/shipped-camera-spectral.yaml --features DIR --output MODEL
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import l1_loss, one_hot
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kernels_bank import KernelBank
+from kernels_bank.runtime.progress import Progress
+from pipeline.config import RunConfig
+from pipeline.data.manifest import read_manifest, read_shard
+from pipeline.data.samples import degrade_draws, draw
+from pipeline.data.tiles import read_samples
+from pipeline.images.decode import decode_tile
+from pipeline.model import BlindUSRNet, restorer_of
+from pipeline.model.inverse_error import inverse_error
+from pipeline.model.reducer import Reducer
+from pipeline.model.spectral import SpectralInit
+from pipeline.model.weights import load_model, save_model
+from pipeline.reduction import REDUCTIONS, compose
+from pipeline.seeds import rng, torch_seed
+from pipeline.shipped import shipped_folder
+from pipeline.training.learner import build_network
+from pipeline.training.objective import kernel_l1
+from pipeline.yaml_file import read_yaml
+
+PART = 10_000  # samples
+_SHRUNK, _SMALLEST = 0.5, 0.55  # half of the tiles are made smaller, down to this: sharper pictures, other spectra
+# Shares of the samples: Gaussians, no blur but the reduction (what most pictures on the web are), and the rest.
+_SHARES = (0.55, 0.15, 0.3)
+_START = 0.3  # weight of what the kernel steps start from
+
+
+class Seen(NamedTuple):
+    """Hold what the net reads and is to answer, for n windows."""
+
+    features: Tensor  # (n, f) float16
+    blur: Tensor  # (n, k, k)
+    reduction: Tensor  # (n,) int64, of `REDUCTIONS`
+    scale: Tensor  # (n,) int64
+    sigma: Tensor  # (n,)
+    side: Tensor  # (n,) LR pixels
+
+    def take(self, rows: Tensor) -> Seen:
+        """Return some of the windows."""
+        return Seen(*(value[rows] for value in self))
+
+
+def main() -> None:
+    """Draw what is not there yet, fit, and write the model folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="run with learn 'spectral': data, start, loss, learning rate")
+    parser.add_argument("--features", type=Path, required=True, help="folder of what is seen")
+    parser.add_argument("--parts", type=int, default=24, help=f"of {PART} samples, each seen twice")
+    parser.add_argument("--output", required=True, help="model folder")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    config = RunConfig.model_validate(read_yaml(arguments.config, f"--config {arguments.config}"))
+    arguments.features.mkdir(parents=True, exist_ok=True)
+    files = [arguments.features / f"part-{number:03d}.npz" for number in range(arguments.parts)]
+    missing = [file for file in files if not file.exists()]
+    with Progress("features", total=len(missing) * PART, unit="sample") as bar:
+        for file in missing:
+            write_part(config, file, int(file.stem[-3:]), bar)
+    seen = Seen(*(torch.cat(parts) for parts in zip(*map(read_part, files), strict=True)))
+    network = fit(config, seen)
+    save_model(network, arguments.output, provenance=digests(config))
+    print(f"{arguments.output}: fitted on {len(seen.scale)} windows")
+
+
+def write_part(config: RunConfig, file: Path, number: int, bar: Progress) -> None:
+    """Draw the samples of one part as the feed would, and keep what the net sees of them.
+
+    Args:
+        config: of the run.
+        file: to write; complete or not there.
+        number: of the part: with the seed it decides the samples.
+        bar: shows how far it is.
+    """
+    manifest, bank = read_manifest(config.data.shards), KernelBank.open(config.data.bank)
+    samples = (tile for shard in manifest.train for tile in read_samples(read_shard(config.data.shards, shard)))
+    tiles = [decode_tile(tile.png) for tile in samples]
+    pools = _pools(bank)
+    random, net = rng(config.seed, epoch=number, key="features", purpose="fit"), SpectralInit(config.model.scales, 1)
+    rows: list[tuple[np.ndarray, np.ndarray, int, int, float, float]] = []
+    for index in range(PART):
+        tile = tiles[random.integers(len(tiles))]
+        if random.random() < _SHRUNK:
+            factor = random.uniform(_SMALLEST, 1)
+            tile = cv2.resize(tile, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        pool = pools[random.choice(3, p=_SHARES)]
+        kernel = bank.kernels[pool[random.integers(len(pool))]]
+        scale = int(random.choice(config.model.scales))
+        data = config.data.model_copy(update={"patch": min(config.data.patch, min(tile.shape[:2]) // 12 * 12)})
+        drawn = draw(tile, f"{number}-{index}", 0, epoch=0, seed=config.seed, data=data, bank=kernel[None])
+        degraded = degrade_draws([drawn], scale, data.lr_quantize)
+        lr = torch.from_numpy(degraded.lr)
+        reduction = REDUCTIONS.index(drawn.camera.reduction) if drawn.camera else 0
+        for window in (lr, _window(lr, config.train.smallest_window or lr.shape[-1], random)):
+            with torch.no_grad():
+                features = net.features(window)[0].half().numpy()
+            rows.append((features, drawn.kernel, reduction, scale, float(degraded.sigma[0]), float(window.shape[-1])))
+        bar.advance()
+    incoming = file.with_suffix(".incoming.npz")
+    np.savez(incoming, *(np.stack(column) for column in zip(*rows, strict=True)))
+    incoming.rename(file)
+
+
+def _pools(bank: KernelBank) -> list[np.ndarray]:
+    """The bank's Gaussians, its points and its other kernels; all of them in place of what it lacks."""
+    of = [bank.family == "gaussian", bank.family == "delta", ~np.isin(bank.family, ("gaussian", "delta"))]
+    return [np.flatnonzero(mask if mask.any() else np.ones_like(mask)) for mask in of]
+
+
+def _window(lr: Tensor, smallest: int, random: np.random.Generator) -> Tensor:
+    """A smaller square of (1, 3, h, h), its corner on JPEG's 8 x 8 grid."""
+    whole = lr.shape[-1]
+    side = int(np.exp(random.uniform(np.log(min(smallest, whole)), np.log(whole))))
+    top, left = (int(first) // 8 * 8 for first in random.integers(0, whole - side + 1, 2))
+    return lr[..., top : top + side, left : left + side]
+
+
+def read_part(file: Path) -> Seen:
+    """Read what `write_part` wrote."""
+    with np.load(file) as part:
+        features, blur, reduction, scale, sigma, side = (torch.from_numpy(part[name]) for name in part.files)
+    return Seen(features, blur, reduction, scale, sigma.float(), side.float())
+
+
+def fit(config: RunConfig, seen: Seen) -> BlindUSRNet:
+    """Return the start's network with a new initial kernel: the averages over the training.
+
+    Args:
+        config: of the run: its `train` gives start, steps, batch, loss and learning rate.
+        seen: what is learned from.
+    """
+    train, loss = config.train, config.train.loss
+    network = build_network(config, KernelBank.open(config.data.bank).codec)
+    if train.start_from:
+        folder = shipped_folder(train.start_from) if train.start_from.startswith("shipped:") else train.start_from
+        network.restorer.load_state_dict(restorer_of(load_model(folder)).state_dict())
+    spectral = network.spectral
+    assert spectral is not None
+    optimizer = torch.optim.AdamW(spectral.parameters(), train.kernel_learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, train.kernel_learning_rate, total_steps=train.steps, pct_start=0.02
+    )
+    averaged = AveragedModel(spectral, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay))
+    with Progress("fit", total=train.steps, unit="step") as bar:
+        for step, rows in enumerate(_batches(config, seen)):
+            batch = seen.take(rows)
+            scale = int(batch.scale[0])
+            answer = spectral.answer(batch.features.float(), scale, batch.sigma, batch.side)
+            assert answer.start is not None, "model.kernel.reductions is what such a net is for"
+            true = one_hot(batch.reduction, len(REDUCTIONS)).float()
+            kernel = compose(batch.blur, true, scale, "corner")
+            estimate = Reducer(answer.shares, scale, "corner").compose(network.decode(answer.code))
+            error = loss.inverse * inverse_error(estimate, kernel, batch.sigma, scale).mean()
+            error = error + loss.kernel * kernel_l1(estimate, kernel)
+            # The error of an inverse filter leads nowhere from afar, so at first both answers learn the blur's code.
+            for blur_code in (answer.start, answer.code)[: 1 + (step < train.warmup_steps)]:
+                error = error + _START * l1_loss(blur_code, network.encode(batch.blur))
+                error = error + _START * kernel_l1(network.decode(blur_code), batch.blur)
+            optimizer.zero_grad()
+            error.backward()
+            torch.nn.utils.clip_grad_norm_(spectral.parameters(), train.clip_norm)
+            optimizer.step()
+            schedule.step()
+            averaged.update_parameters(spectral)
+            bar.advance()
+    spectral.load_state_dict(averaged.module.state_dict())
+    return network.eval()
+
+
+def _batches(config: RunConfig, seen: Seen) -> Iterator[Tensor]:
+    """Rows of one scale each, the scales in turn."""
+    generator = torch.Generator().manual_seed(torch_seed(config.seed, epoch=0, key="batches", purpose="fit"))
+    pools = [torch.nonzero(seen.scale == scale)[:, 0] for scale in config.model.scales]
+    for step in range(config.train.steps):
+        pool = pools[step % len(pools)]
+        yield pool[torch.randint(len(pool), (config.train.batch_size,), generator=generator)]
+
+
+def digests(config: RunConfig) -> dict[str, str]:
+    """Say what the model was made from."""
+    origin = {"shards": read_manifest(config.data.shards).digest, "bank": KernelBank.open(config.data.bank).digest}
+    return origin | {"restorer": config.train.start_from or "none"}
+
+
+if __name__ == "__main__":
+    main()
