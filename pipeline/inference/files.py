@@ -29,7 +29,6 @@ from pipeline.inference.field_picture import described, mosaic
 from pipeline.inference.restore_jobs import RestoreJob
 from pipeline.inference.restorer import Restored, Restorer
 from pipeline.inference.settings import DEFAULT_QUALITY, RestoreSettings
-from pipeline.shipped import shipped_for
 
 _BANK = "bank:"
 # Settings that a result depends on, beside model, kernel and start.
@@ -71,7 +70,7 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
         BadRequestError: no such model or kernel, or they do not fit the scale.
     """
     # An alias is followed once, so that the report names the version that was used.
-    restorer = Restorer.load(locate(settings.model or shipped_for(settings.scale)), device)
+    restorer = Restorer.load(locate(settings.model), device)
     kernel = load_kernel(settings.kernel) if settings.kernel else None
     restorer.check(settings.scale, kernel_given=kernel is not None)
     x0: Restorer | Literal["nearest", "bicubic"] | None

@@ -11,6 +11,7 @@ from pydantic import ByteSize, Field, field_validator, model_validator
 from pipeline.config import Sigma
 from pipeline.frozen import Frozen
 from pipeline.model_config import Scale
+from pipeline.shipped import FOR_PHOTOGRAPHS
 
 DEFAULT_QUALITY = 95
 
@@ -18,10 +19,9 @@ DEFAULT_QUALITY = 95
 class RestoreSettings(Frozen):
     """Choose images, a model, and how the results are made and named."""
 
-    model: str | None = Field(
-        None,
-        description="shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, a model folder, or a USRNet .pth; "
-        "default: what ships for the scale",
+    model: str = Field(
+        FOR_PHOTOGRAPHS,
+        description="shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, a model folder, or a USRNet .pth",
     )
     input: str = Field(description="an image, or a folder, zip or s3:// prefix of images")
     output: str = Field(description="folder or s3:// prefix for the results")

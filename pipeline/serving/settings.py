@@ -7,13 +7,14 @@ import ipaddress
 from pydantic import ByteSize, Field, field_validator
 
 from pipeline.frozen import Frozen
+from pipeline.shipped import FOR_PHOTOGRAPHS
 
 
 class ServeSettings(Frozen):
     """Choose a model, an address, and what a single request may cost."""
 
     model: str = Field(
-        "shipped:blind-sr-camera",
+        FOR_PHOTOGRAPHS,
         description="shipped:NAME, models:/NAME@ALIAS (followed when it is promoted), models:/NAME/VERSION, a folder",
     )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every network")

@@ -7,11 +7,7 @@ from pathlib import Path
 from kernels_bank.runtime.errors import BadRequestError
 
 SCHEME = "shipped:"
-
-
-def shipped_for(scale: int) -> str:
-    """Return the model to restore photographs as people have them with, at this scale: x2 has one of its own."""
-    return f"{SCHEME}blind-sr-camera-x2" if scale == 2 else f"{SCHEME}blind-sr-camera"
+FOR_PHOTOGRAPHS = f"{SCHEME}blind-sr-camera"  # what pictures as people have them are restored with
 
 
 def shipped_folder(uri: str) -> Path:

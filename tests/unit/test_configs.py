@@ -67,7 +67,12 @@ def test_the_stages_of_a_shipped_model_follow_each_other(name, stages):
 
 
 @pytest.mark.parametrize(
-    ("model", "last"), [("blind-sr-x2", "shipped-x2-spectral"), ("blind-sr", "shipped-all-spectral")]
+    ("model", "last"),
+    [
+        ("blind-sr-x2", "shipped-x2-spectral"),
+        ("blind-sr", "shipped-all-spectral"),
+        ("blind-sr-camera", "shipped-camera-spectral"),
+    ],
 )
 def test_what_ships_is_what_its_last_stage_trains(model, last):
     assert Restorer.load(f"shipped:{model}", device=torch.device("cpu")).network.config == load(last).model

@@ -25,13 +25,13 @@ from pipeline.images.decode import decode_image
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
 from pipeline.serving.settings import ServeSettings
-from pipeline.shipped import SCHEME, shipped_folder, shipped_for
+from pipeline.shipped import FOR_PHOTOGRAPHS, SCHEME, shipped_folder
 
 PROTOCOL = PROTOCOLS["usrnet-table1"]
 SERVED = ServeSettings().model
 NAMES = sorted(path.parent.name for path in shipped_folder(SERVED).parent.glob("*/model.json"))
-# Of each camera model, the one that it goes on from.
-CAMERAS = {"blind-sr-camera": ("blind-sr", 4), "blind-sr-camera-x2": ("blind-sr-x2", 2)}
+# Of each camera model, the one that its restorer goes on from.
+CAMERAS = {"blind-sr-camera": ("blind-sr", 4)}
 KERNEL = benchmark_kernels()[3]  # a round Gaussian, sigma 2
 # Of each photograph, by scale: dB above bicubic, dB below the true kernel, correlation of the kernels. At x4 a smooth
 # photograph shows too little of its kernel, so there the mean of two photographs says more.
@@ -47,7 +47,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_jobs_have_a_model_for_every_scale(scale: int):
-    for model in (shipped_for(scale), SERVED):
+    for model in (FOR_PHOTOGRAPHS, SERVED):
         Restorer.load(model).check(scale, kernel_given=False)
 
 
@@ -86,7 +86,6 @@ def test_every_scale_of_every_model_is_held():
         "blind-sr": {2, 3, 4},
         "blind-sr-x2": {2},
         "blind-sr-camera": {2, 3, 4},
-        "blind-sr-camera-x2": {2},
     }
 
 
