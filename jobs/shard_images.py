@@ -1,6 +1,6 @@
 """Cut photographs into WebDataset shards.
 
-python jobs/shard_images.py --source DIR|ZIP|s3://... --output URI [--tile 480] [--shard-mib 128]
+python jobs/shard_images.py --source DIR|ZIP|TAR|PARQUET|LIST.txt|s3://... [--source ...] --output URI [--tile 480]
 python jobs/shard_images.py --download div2k-train --output URI
 """
 
@@ -15,12 +15,18 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.cli import Command, run
 from pipeline.data.download import DIV2K_URL, SETS, download
 from pipeline.data.manifest import ShardSettings, described, verify
+from pipeline.data.sources import Place
 
 
 class ShardImages(Command, ShardSettings):  # type: ignore[misc] # both carry a model_config
-    """Cut photographs (folder, zip or s3:// prefix) into lossless WebDataset tars with a manifest."""
+    """Cut photographs into lossless WebDataset tars with a manifest."""
 
-    source: str = Field("", description="folder (recursive), zip file, or s3:// prefix of images")
+    source: str | tuple[str, ...] = Field(
+        (),
+        description="folder (recursive) or s3:// prefix of images or of tars, Parquet files and zips of images; one "
+        "of these; or a .txt list of URIs; give it again for more",
+    )
+    column: str | None = Field(None, description="of the images in Parquet files; default: the only one of bytes")
     download: Literal["", "div2k-train", "div2k-valid"] = Field("", description="fetch this set and use it as --source")
     downloads: Path = Field(Path("downloads"), description="folder that fetched zips are kept in")
     base_url: str = Field(DIV2K_URL, description="where they are fetched from")
@@ -37,26 +43,40 @@ def main(command: ShardImages) -> None:
         return
     if bool(command.source) == bool(command.download):
         raise BadRequestError("the photographs come from --source or from --download; give one of them")
-    source = command.source
+    sources = [command.source] if isinstance(command.source, str) else list(command.source)
     if command.download:
         if command.check:
             print(f"would fetch {SETS[command.download]} from {command.base_url} to {command.downloads}")
             return
-        source = str(download(SETS[command.download], command.downloads, base_url=command.base_url))
+        sources = [str(download(SETS[command.download], command.downloads, base_url=command.base_url))]
     if command.check:
         from kernels_bank.runtime import storage
-        from pipeline.data.shards import check_place
-        from pipeline.data.sources import list_sources
+        from pipeline.data.shards import check_place, find_places
 
-        found = list_sources(source)
+        places = find_places(sources)
         check_place(storage.absolute(command.output))
-        print(f"{len(found)} image files, {found[0].name} ... {found[-1].name}; output {command.output}")
+        print(f"{_counted(places)}; output {command.output}")
         return
     from pipeline.data.shards import make_shards
 
     settings = command.settings(ShardSettings)
-    manifest, reused = make_shards(source, command.output, settings, max_bad_fraction=command.max_bad_fraction)
+    manifest, reused = make_shards(
+        sources, command.output, settings, max_bad_fraction=command.max_bad_fraction, column=command.column
+    )
     print(f"{command.output}: {'reused, nothing to do' if reused else 'written'}\n{described(manifest)}")
+
+
+def _counted(places: list[Place]) -> str:
+    """`40 image files, a.png ... z.png and 3 containers, a.tar ... c.tar`."""
+    kinds = [
+        ("image files", [p for p in places if not p.is_container]),
+        ("containers", [p for p in places if p.is_container]),
+    ]
+    return " and ".join(
+        f"{len(some)} {kind}, {some[0].name or some[0].uri} ... {some[-1].name or some[-1].uri}"
+        for kind, some in kinds
+        if some
+    )
 
 
 if __name__ == "__main__":

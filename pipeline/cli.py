@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import signal
 import sys
 import threading
@@ -31,6 +32,8 @@ from kernels_bank.runtime.redact import mask_output, mask_text
 from pipeline.config import RunConfig
 from pipeline.model_config import MOVED, nested
 from pipeline.yaml_file import read_yaml
+
+_PLACES = ("--source", "--data.shards")  # flags that take several places
 
 Command_T = TypeVar("Command_T", bound="Command")
 Settings_T = TypeVar("Settings_T", bound=BaseModel)
@@ -142,7 +145,7 @@ def _let_end(status: int, *, asked: bool = False) -> None:
 
 def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     """Parse and validate the arguments. Raises BadRequestError that names every wrong field by its path."""
-    flags = [_kebab(argument) for argument in arguments]
+    flags = _quoted_places([_kebab(argument) for argument in arguments])
     config = _config_file(flags)
     if issubclass(command, RunConfig):
         flags = [_moved_flag(flag) for flag in flags]
@@ -205,6 +208,26 @@ def _moved(settings: dict[str, Any], where: str) -> dict[str, Any]:
         moves = ", ".join(f"model.{name} is now model.{MOVED[name]}" for name in names)
         print(f"{where}: {moves}", file=sys.stderr, flush=True)
     return settings | {"model": inner}
+
+
+def _quoted_places(flags: list[str]) -> list[str]:
+    """Quote what follows the flags that may be given again, so that a name with a comma stays one."""
+    quoted: list[str] = []
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        if equals and name in _PLACES:
+            quoted.append(f"{name}={_quoted(value)}")
+        else:
+            quoted.append(_quoted(flag) if quoted and quoted[-1] in _PLACES else flag)
+    return quoted
+
+
+def _quoted(value: str) -> str:
+    """A place as a JSON text; a JSON list or object as it is."""
+    try:
+        return value if isinstance(json.loads(value), (list, dict)) else json.dumps(value)
+    except ValueError:
+        return json.dumps(value)
 
 
 def _moved_flag(flag: str) -> str:

@@ -96,7 +96,7 @@ def write_part(config: RunConfig, file: Path, number: int, bar: Progress) -> Non
     """
     manifest, bank = read_manifest(config.data.shards), KernelBank.open(config.data.bank)
     samples = (tile for shard in manifest.train for tile in read_samples(read_shard(config.data.shards, shard)))
-    tiles = [decode_tile(tile.png) for tile in samples]
+    tiles = [decode_tile(tile.image) for tile in samples]
     pools = _pools(bank)
     random, net = rng(config.seed, epoch=number, key="features", purpose="fit"), SpectralInit(config.model.scales, 1)
     rows: list[tuple[np.ndarray, np.ndarray, int, int, float, float]] = []

@@ -1,4 +1,4 @@
-"""Sources to shards with Ray Data: inspect every file, plan the shards, write each in a task of its own.
+"""Sources to shards with Ray Data: open the containers, inspect every image, plan the shards, write each in a task.
 
 Every step is idempotent: a shard that is already there and hashes to what its note says is kept, so the command
 that was killed finishes when it is run again. The manifest comes last.
@@ -7,7 +7,8 @@ that was killed finishes when it is run again. The manifest comes last.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
 
@@ -29,42 +30,52 @@ from pipeline.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.data.sources import Source, list_sources, read_source
+from pipeline.data.sources import Place, Source, list_places, members, named, read_source, say_passed_over
 from pipeline.data.tiles import TileSample, cut, tile_count, write_samples
 from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image, picture_digest
+from pipeline.images.photograph import Codec
 from pipeline.seeds import fraction
 
 _KIND = "shard set"
 _NOTES = "_notes"  # what each finished shard task recorded; removed once the manifest holds it all
-# Measured on photographs: a lossless PNG takes about 60% of the raw bytes. Only the shards' size hangs on it.
-_PNG_BYTES_PER_PIXEL = 1.8
+# Measured on photographs. Only the shards' size hangs on it.
+_BYTES_PER_PIXEL: dict[Codec, float] = {"png": 1.8, "webp": 1.2, "raw": 3.0}
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """Describe one input file; `reason` is why it cannot be used, or empty."""
+    """Describe one image; `reason` is why it cannot be used, or empty."""
 
-    name: str
-    member: int
-    uri: str
+    source: Source
     sha256: str
     height: int
     width: int
     picture: str  # digest of the decoded pixels
     reason: str
 
+    @property
+    def name(self) -> str:
+        """Return what the image is called."""
+        return self.source.name
+
 
 def make_shards(
-    source: str, output: str, settings: ShardSettings, *, max_bad_fraction: float = 0.01
+    source: str | Sequence[str],
+    output: str,
+    settings: ShardSettings,
+    *,
+    max_bad_fraction: float = 0.01,
+    column: str | None = None,
 ) -> tuple[Manifest, bool]:
-    """Cut the images of `source` (folder, zip or s3:// prefix) into WebDataset tars under `output`.
+    """Cut photographs into WebDataset tars under `output`.
 
     Args:
-        source: folder, zip or s3:// prefix of images.
+        source: one or several of: a folder, an s3:// prefix, a zip, tar or Parquet file, a .txt list of these.
         output: path or URI of the shard set.
         settings: what decides its bytes.
         max_bad_fraction: unusable images tolerated before the job stops.
+        column: of the images in Parquet files; None for the one whose type says so.
 
     Returns:
         The manifest, and whether a finished shard set made from the same files and settings was reused.
@@ -75,10 +86,11 @@ def make_shards(
     """
     output = storage.absolute(output)
     # Looked at before Ray starts: a place that cannot be reached, or is not ours, is said soon.
-    sources = list_sources(source)
+    asked = [source] if isinstance(source, str) else list(source)
+    places = find_places(asked)
     check_place(output)
     connect()
-    files = _inspect(sources, settings.min_side)
+    files = _inspect(_opened(places, ", ".join(asked), column), settings.min_side)
     source_digest = storage.digest_of([[f.name, f.sha256] for f in files])
     if (finished := _finished(output, source_digest, settings)) is not None:
         return finished, True
@@ -100,7 +112,7 @@ def make_shards(
         train = tuple(s for s in shards if s.name.startswith("train"))
         validation = tuple(s for s in shards if s.name.startswith("validation"))
         if not train:
-            raise BadRequestError(f"{source}: no training tile is left; lower --validation or --drop-flat")
+            raise BadRequestError(f"{', '.join(asked)}: no training tile is left; lower --validation or --drop-flat")
         manifest = Manifest(
             settings=settings,
             source_digest=source_digest,
@@ -116,6 +128,34 @@ def make_shards(
         write_manifest(output, manifest)
         storage.remove_folder(storage.join(output, _NOTES))
     return manifest, False
+
+
+def find_places(sources: Sequence[str]) -> list[Place]:
+    """List the files and containers of all sources, each once. Raises BadRequestError for one that holds none."""
+    return list(dict.fromkeys(place for source in sources for place in list_places(source)))
+
+
+def _opened(places: list[Place], asked: str, column: str | None) -> list[Source]:
+    """All images, those of the containers too; each container is read by a task of its own."""
+    containers = [place for place in places if place.is_container]
+    if not containers:
+        return named(places, {}, asked)
+
+    def list_one(row: dict[str, Any]) -> dict[str, Any]:
+        with os_errors.told():
+            images, others = members(row["uri"], column)
+            return {"place": row["place"], "found": [asdict(image) for image in images], "others": others}
+
+    passed_over: Counter[str] = Counter()
+    inside: dict[Place, list[Source]] = {}
+    items = [{"place": number, "uri": place.uri} for number, place in enumerate(containers)]
+    with Progress("open", len(containers), "container") as bar:
+        for row in rows_of(ray.data.from_items(items, override_num_blocks=len(items)).map(list_one)):
+            inside[containers[row["place"]]] = [Source(**source) for source in row["found"]]
+            passed_over.update(row["others"])
+            bar.advance()
+    say_passed_over(asked, passed_over)
+    return named(places, inside, asked)
 
 
 def check_place(output: str) -> None:
@@ -135,13 +175,15 @@ def _finished(output: str, source_digest: str, settings: ShardSettings) -> Manif
 
 
 def _inspect(sources: list[Source], min_side: int) -> list[Inspected]:
-    """Hash and decode every file, in parallel; in the order of the sources.
+    """Hash and decode every image, in parallel; in the order of the sources.
 
     Decoding here and again for the tiles costs a fifth of the job, and buys a plan that is exact, a refusal before
     anything is written, and duplicates that are found by their pixels.
     """
     blocks = min(len(sources), max(64, len(sources) // 32))
-    items = [{"source": asdict(source), "place": place} for place, source in enumerate(sources)]
+    # By where they lie: what is beside each other in a container is read as a stream.
+    order = sorted(range(len(sources)), key=lambda place: (sources[place].uri, sources[place].member))
+    items = [{"source": asdict(sources[place]), "place": place} for place in order]
 
     def inspect(row: dict[str, Any]) -> dict[str, Any]:
         return {"place": row["place"], "found": asdict(_inspect_one(Source(**row["source"]), min_side))}
@@ -149,7 +191,7 @@ def _inspect(sources: list[Source], min_side: int) -> list[Inspected]:
     found: dict[int, Inspected] = {}
     with Progress("inspect", len(sources), "image") as bar:
         for row in rows_of(ray.data.from_items(items, override_num_blocks=blocks).map(inspect)):
-            found[row["place"]] = Inspected(**row["found"])
+            found[row["place"]] = _inspected(row["found"])
             bar.advance()
     return [found[place] for place in range(len(sources))]
 
@@ -168,7 +210,11 @@ def _inspect_one(source: Source, min_side: int) -> Inspected:
         reason = str(error)
     except MemoryError:
         reason = "out of memory"
-    return Inspected(source.name, source.member, source.uri, sha256, height, width, picture, reason)
+    return Inspected(source, sha256, height, width, picture, reason)
+
+
+def _inspected(row: dict[str, Any]) -> Inspected:
+    return Inspected(**(row | {"source": Source(**row["source"])}))
 
 
 def _usable(files: list[Inspected]) -> tuple[list[Inspected], list[Skipped]]:
@@ -202,7 +248,7 @@ def _plan(split: str, files: list[Inspected], settings: ShardSettings) -> list[d
     groups: list[list[Inspected]] = []
     used = budget
     for file in files:
-        size = file.height * file.width * _PNG_BYTES_PER_PIXEL
+        size = file.height * file.width * _BYTES_PER_PIXEL[settings.codec]
         if used + size / 2 >= budget:
             groups.append([])
             used = 0.0
@@ -232,7 +278,8 @@ def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> di
     """Write one tar, or keep the one a killed run had finished."""
     where = storage.join(output, task["name"])
     note_at = storage.join(output, _NOTES, task["name"] + ".json")
-    made_from = storage.digest_of([settings.model_dump(), [[f["name"], f["sha256"]] for f in task["files"]]])
+    files = [_inspected(file) for file in task["files"]]
+    made_from = storage.digest_of([settings.model_dump(), [[f.name, f.sha256] for f in files]])
     if storage.exists(note_at):
         note = storage.read_json(note_at)
         shard = note["shard"]
@@ -240,7 +287,6 @@ def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> di
             not shard or (storage.exists(where) and storage.sha256_of(where) == shard["sha256"])
         ):
             return dict(note)
-    files = [Inspected(**file) for file in task["files"]]
     with storage.atomic_writer(where) as stream:
         hashed = _Hashed(stream)
         count = write_samples(_samples(files, settings), cast(BinaryIO, hashed))
@@ -264,9 +310,23 @@ class _Hashed:
 
 
 def _samples(files: list[Inspected], settings: ShardSettings) -> Iterator[TileSample]:
+    rows = _parquet_rows(files)
     for file in files:
-        data = read_source(Source(file.uri, file.name, file.member))
+        data = rows.pop(file.source) if file.source in rows else read_source(file.source)
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise BadRequestError(f"{file.name}: changed while the job ran; run the same command again")
         image = decode_image(data)
-        yield from cut(image, settings.tile, name=file.name, sha256=file.sha256, drop_flat=settings.drop_flat)
+        yield from cut(
+            image,
+            settings.tile,
+            name=file.name,
+            sha256=file.sha256,
+            drop_flat=settings.drop_flat,
+            codec=settings.codec,
+        )
+
+
+def _parquet_rows(files: list[Inspected]) -> dict[Source, bytes]:
+    """What comes from Parquet files, read in the order of their rows: a shard's worth, which a task can hold."""
+    rows = sorted((f.source for f in files if f.source.column), key=lambda source: (source.uri, source.member))
+    return {source: read_source(source) for source in rows}

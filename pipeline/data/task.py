@@ -130,13 +130,13 @@ def _decode(slot: Slot, readable: Sequence[Slot]) -> tuple[np.ndarray, str]:
     bad = slot.shard
     if slot.tile:
         try:
-            return decode_tile(slot.tile.png), ""
+            return decode_tile(slot.tile.image), ""
         except BadImageError:
             bad = f"{slot.shard}: {slot.key}"
     for step in range(len(readable)):
         other = readable[(slot.number + step) % len(readable)]
         try:
-            return decode_tile(other.tile.png), bad  # type: ignore[union-attr] # readable slots hold a tile
+            return decode_tile(other.tile.image), bad  # type: ignore[union-attr] # readable slots hold a tile
         except BadImageError:
             continue
     raise ArtefactError(f"none of {len(readable)} tiles beside {slot.shard} decodes; run shard_images.py --verify")

@@ -13,16 +13,21 @@ import cv2
 import numpy as np
 import webdataset
 
-from pipeline.images.encode import encode_png
+from pipeline.images.encode import encode_tile
+from pipeline.images.photograph import Codec
+
+_SUFFIX: dict[Codec, str] = {"png": "png", "webp": "webp", "raw": "npy"}  # raw pixels as NumPy writes them
+_CODEC = {suffix: codec for codec, suffix in _SUFFIX.items()}
 
 
 @dataclass(frozen=True)
 class TileSample:
-    """Hold one sample of a tar: `<key>.png` (lossless tile) and `<key>.json` (where it came from)."""
+    """Hold one sample of a tar: `<key>.png` (or .webp, .npy: a lossless tile) and `<key>.json` (where it is from)."""
 
     key: str
-    png: bytes
+    image: bytes
     json: bytes
+    codec: Codec = "png"
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
@@ -44,7 +49,9 @@ def is_flat(piece: np.ndarray, threshold: float) -> bool:
     return bool(cv2.meanStdDev(piece)[1].max() < threshold)
 
 
-def cut(image: np.ndarray, tile: int, *, name: str, sha256: str, drop_flat: float = 0.0) -> Iterator[TileSample]:
+def cut(
+    image: np.ndarray, tile: int, *, name: str, sha256: str, drop_flat: float = 0.0, codec: Codec = "png"
+) -> Iterator[TileSample]:
     """Cut (H, W, 3) uint8 RGB into lossless samples, row by row; an image smaller than a tile is one sample.
 
     The key is made of the source's hash and the tile's place: unique, free of dots, and the same whatever other
@@ -56,6 +63,7 @@ def cut(image: np.ndarray, tile: int, *, name: str, sha256: str, drop_flat: floa
         name: of the source.
         sha256: of the source.
         drop_flat: tiles that vary less than this many grey levels are left out; 0 keeps all.
+        codec: of the tiles.
     """
     height, width = image.shape[:2]
     for top in tile_starts(height, tile):
@@ -70,7 +78,7 @@ def cut(image: np.ndarray, tile: int, *, name: str, sha256: str, drop_flat: floa
                 "source_size": [height, width],
             }
             key = f"{sha256[:16]}-{top:05d}-{left:05d}"
-            yield TileSample(key, encode_png(piece), json.dumps(place, sort_keys=True).encode())
+            yield TileSample(key, encode_tile(piece, codec), json.dumps(place, sort_keys=True).encode(), codec)
 
 
 def tile_count(height: int, width: int, tile: int) -> int:
@@ -83,7 +91,7 @@ def write_samples(samples: Iterator[TileSample], stream: BinaryIO) -> int:
     count = 0
     with webdataset.TarWriter(stream, user="", group="", encoder=False, mtime=0) as tar:
         for sample in samples:
-            tar.write({"__key__": sample.key, "png": sample.png, "json": sample.json})
+            tar.write({"__key__": sample.key, _SUFFIX[sample.codec]: sample.image, "json": sample.json})
             count += 1
     return count
 
@@ -98,6 +106,8 @@ def read_samples(tar_bytes: bytes) -> Iterator[TileSample]:
                 continue
             key, _, extension = info.name.partition(".")
             members[extension] = stream.read()
-            if len(members) == 2:  # json, then png: webdataset writes a sample's members side by side
-                yield TileSample(key, members["png"], members["json"])
+            if len(members) == 2:  # webdataset writes a sample's members side by side
+                place = members.pop("json")
+                ((suffix, image),) = members.items()
+                yield TileSample(key, image, place, _CODEC[suffix])
                 members = {}

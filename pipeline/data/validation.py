@@ -74,7 +74,7 @@ def _draws(config: RunConfig, rank: int, workers: int, limit: int | None) -> lis
     draws = []
     for shard, tile in itertools.islice(tiles, rank, limit, workers):
         try:
-            pixels = decode_tile(tile.png)
+            pixels = decode_tile(tile.image)
         except BadImageError as error:
             raise ArtefactError(f"{uri}/{shard.name}: validation sample {tile.key}: {error}; remake it") from error
         draws.append(draw(pixels, tile.key, 0, epoch=0, seed=_SEED, data=data, bank=bank.kernels))

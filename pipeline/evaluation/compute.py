@@ -162,9 +162,9 @@ def _checked_images(
 
     found: dict[str, str] = {}
     skipped: dict[str, str] = {}
-    for source in list_sources(uri):
+    for source in list_sources(uri, nested=False):
         if source.member >= 0:
-            raise BadRequestError(f"{uri}: unpack the zip; the evaluation reads folders and prefixes")
+            raise BadRequestError(f"{uri}: unpack it; the evaluation reads folders and prefixes")
         data = storage.read_bytes(source.uri)
         try:
             height, width = decode_image(data).shape[:2]

@@ -19,6 +19,7 @@ from pipeline.images.jpeg_level import jpeg_error
 from pipeline.images.parts import Parts
 from pipeline.images.photograph import FORMAT_OF_KIND, JpegCoding, Photograph
 
+_NUMPY = b"\x93NUMPY"
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
@@ -57,10 +58,25 @@ def decode_image(data: bytes) -> np.ndarray:
 def decode_tile(data: bytes) -> np.ndarray:
     """Decode a tile that this project wrote, the fast way: (H, W, 3) uint8 RGB.
 
+    Args:
+        data: a PNG, a lossless WebP or a NumPy file, told by its first bytes.
+
     Raises:
         BadImageError: damaged data.
     """
+    if data.startswith(_NUMPY):
+        return _from_numpy(data)
     return _imdecode(data, cv2.IMREAD_COLOR_RGB)
+
+
+def _from_numpy(data: bytes) -> np.ndarray:
+    try:
+        pixels: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadImageError(f"damaged NumPy file ({error})") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise BadImageError(f"(H, W, 3) uint8 is expected, it holds {pixels.shape} {pixels.dtype}")
+    return pixels
 
 
 def picture_digest(image: np.ndarray) -> str:

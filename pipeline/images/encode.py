@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.images import BadImageError, jpeg, png, tiff, webp
 from pipeline.images.convert import has_alpha, to_opencv
-from pipeline.images.photograph import SUFFIX, JpegCoding, Photograph
+from pipeline.images.photograph import SUFFIX, Codec, JpegCoding, Photograph
 
 # Of the lossless codecs measured (docs/data.md), the one that decodes fastest among the PNGs below 0.6 of the raw size.
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
@@ -30,6 +30,24 @@ def encode_png(image: np.ndarray) -> bytes:
             return png.as_grey_alpha(encode_png(wide.view(">u2")[..., 0].astype(np.uint16)))
         return png.as_grey_alpha(encode_png(wide.astype(">u2").view(np.uint8)))
     return _imencode("png", image, _PNG)
+
+
+def encode_tile(image: np.ndarray, codec: Codec) -> bytes:
+    """Encode (H, W, 3) uint8 RGB without loss; equal pixels give equal bytes.
+
+    Args:
+        image: the pixels.
+        codec: `png`; `webp`, smaller and slower; `raw`, the bytes as they are in a NumPy file.
+    """
+    match codec:
+        case "png":
+            return encode_png(image)
+        case "webp":
+            return _imencode("webp", image, _LOSSLESS_WEBP)
+        case "raw":
+            buffer = io.BytesIO()
+            np.save(buffer, np.ascontiguousarray(image), allow_pickle=False)
+            return buffer.getvalue()
 
 
 def encode_photograph(photograph: Photograph, quality: int) -> bytes:

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.images.parts import Metadata
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
+Codec = Literal["png", "webp", "raw"]  # of training tiles
 SUFFIX: dict[str, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 # The format of a result by the input's; those without one of their own become PNG.
 FORMAT_OF_KIND: dict[str, Format] = {

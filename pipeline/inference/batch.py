@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -120,16 +121,7 @@ def _on_cluster(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[Res
         raise BadRequestError(
             f"--workers {workers}: the cluster has {has}; each worker takes one of each kind there is"
         )
-    rows = [
-        {
-            "uri": job.source.uri,
-            "name": job.source.name,
-            "member": job.source.member,
-            "target": job.target,
-            "kind": job.kind,
-        }
-        for job in jobs
-    ]
+    rows = [{"source": asdict(job.source), "target": job.target, "kind": job.kind} for job in jobs]
     threads = max(1, min(cpus, usable_cpus()) // workers)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Worker,  # type: ignore[arg-type] # Ray makes an actor of a class
@@ -155,7 +147,7 @@ class Worker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         """Restore one image; columns of an RestoreResult."""
-        source = Source(row["uri"], row["name"], int(row["member"]))
+        source = Source(**row["source"])
         with os_errors.told():
             outcome = restore_job(RestoreJob(source, row["target"], row["kind"]), self.context)
         return {"name": outcome.name, "output": outcome.output, "note": outcome.note}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.data.sources import Source, file_source, list_sources, read_source
+from pipeline.data.sources import Source, file_source, holds_images, list_sources, read_source
 from pipeline.images import BadImageError
 from pipeline.images.photograph import FORMAT_OF_SUFFIX, SUFFIX, Format
 from pipeline.inference.settings import RestoreSettings
@@ -63,12 +63,12 @@ def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
         BadRequestError: there are none, or two jobs would write the same file.
     """
     root, output = storage.absolute(settings.input), storage.absolute(settings.output)
-    if storage.is_file(root) and PurePosixPath(root).suffix.lower() != ".zip":
+    if storage.is_file(root) and not holds_images(root):
         sources = [file_source(*root.rsplit("/", 1))]
     else:
         if output == root:
             raise BadRequestError(f"--output {settings.output} is the input; results would be taken for photographs")
-        sources = list_sources(root, leave_out=output)
+        sources = list_sources(root, leave_out=output, nested=False)
     shared = Counter(str(PurePosixPath(source.name).with_suffix("")) for source in sources)
     jobs = [
         _job(source, settings, output, whole_name=shared[str(PurePosixPath(source.name).with_suffix(""))] > 1)

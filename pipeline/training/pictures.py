@@ -28,7 +28,9 @@ def fixed_batch(config: RunConfig) -> Batch:
         return held_out[0]
     uri, bank = config.data.shards, open_bank(config.data.bank).kernels
     tiles = itertools.islice(read_samples(read_shard(uri, read_manifest(uri).train[0])), _ROWS)
-    draws = [draw(decode_tile(t.png), t.key, 0, epoch=0, seed=config.seed, data=config.data, bank=bank) for t in tiles]
+    draws = [
+        draw(decode_tile(t.image), t.key, 0, epoch=0, seed=config.seed, data=config.data, bank=bank) for t in tiles
+    ]
     return to_batch(draws, config.model.scales[0], config.data.lr_quantize)
 
 

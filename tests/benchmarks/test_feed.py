@@ -73,7 +73,7 @@ def test_our_feed_task(benchmark, photo: np.ndarray) -> None:
         draws = [
             draw(pixels, tile.key, patch, epoch=0, seed=0, data=DATA, bank=BANK)
             for tile in read_samples(tar)
-            for pixels in [decode_tile(tile.png)]
+            for pixels in [decode_tile(tile.image)]
             for patch in range(DATA.patches_per_tile)
         ]
         for first in range(0, len(draws), 16):

@@ -18,7 +18,8 @@ from kernels_bank.runtime import s3_objects, storage
 from kernels_bank.runtime.errors import BadRequestError, DamagedError
 from kernels_bank.runtime.mirror import local_folder
 from kernels_bank.runtime.s3 import S3Error
-from pipeline.data.sources import _open_zip, list_sources, read_source
+from pipeline.data.sources import list_sources, read_source
+from pipeline.data.sources.zip_members import open_zip
 from tests.helpers.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.flow
@@ -153,7 +154,7 @@ def test_a_zip_is_read_by_its_own_checksums(plain, proxy: FaultProxy, kind: str)
             archive.writestr(f"{number}.png", CONTENT + bytes([number]))
     plain.put_object(Bucket="test", Key="verified/x.zip", Body=packed.getvalue())
     proxy.faults = [Fault(kind, share=0.15, methods="GET", path="x.zip")]  # type: ignore[arg-type]
-    _open_zip.cache_clear()
+    open_zip.cache_clear()
     sources = list_sources(f"{HOME}/x.zip")
     assert [read_source(source) for source in sources] == [CONTENT + bytes([number]) for number in range(8)]
     assert proxy.counts[kind] > 1

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -52,6 +54,25 @@ def test_a_zip_and_s3_give_the_same_tars(shards: str, photographs: Path, tmp_pat
         storage.write_bytes(f"s3://test/photos/{file.name}", file.read_bytes())
     make_shards("s3://test/photos", "s3://test/shards", SETTINGS)
     assert hashes("s3://test/shards") == hashes(shards)
+
+
+def test_tars_parquet_a_list_and_several_sources_give_the_same_tars(
+    shards: str, photographs: Path, tmp_path: Path, s3: str
+):
+    files = sorted(photographs.iterdir())
+    for number, part in enumerate((files[:1], files[1:])):
+        with tarfile.open(tmp_path / "part.tar", "w") as tar:
+            for file in part:
+                tar.add(file, file.name)
+        storage.write_bytes(f"s3://test/tars/{number}.tar", (tmp_path / "part.tar").read_bytes())
+    rows = [{"image": {"bytes": file.read_bytes(), "path": file.name}} for file in reversed(files)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "all.parquet")
+    storage.write_bytes("s3://test/parquet/all.parquet", (tmp_path / "all.parquet").read_bytes())
+    (tmp_path / "list.txt").write_text("\n".join(str(file) for file in reversed(files)))
+    several = ["s3://test/tars/0.tar", "s3://test/tars/1.tar"]
+    for number, source in enumerate(("s3://test/tars", "s3://test/parquet", str(tmp_path / "list.txt"), several)):
+        make_shards(source, str(tmp_path / f"out{number}"), SETTINGS)
+        assert hashes(str(tmp_path / f"out{number}")) == hashes(shards), source
 
 
 def test_ray_data_reads_the_tars_unchanged(shards: str):

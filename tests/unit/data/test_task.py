@@ -95,7 +95,7 @@ def test_a_window_that_is_damaged_as_a_whole_is_filled_from_another(config: RunC
 def test_a_damaged_tile_is_named(config: RunConfig, shard_set: Path):
     """A tile that was damaged before the shard was hashed."""
     tiles = list(read_samples((shard_set / WINDOW[0]).read_bytes()))
-    tiles[1] = TileSample(tiles[1].key, tiles[1].png[:100], tiles[1].json)
+    tiles[1] = TileSample(tiles[1].key, tiles[1].image[:100], tiles[1].json)
     stream = io.BytesIO()
     write_samples(iter(tiles), stream)
     rewrite(shard_set, WINDOW[0], stream.getvalue())

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from typing import get_args
 
 import numpy as np
+import pytest
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.tiles import cut, is_flat, read_samples, tile_count, tile_starts, write_samples
 from pipeline.images.decode import decode_tile
+from pipeline.images.photograph import Codec
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -34,12 +37,16 @@ def test_starts_cover_the_axis_and_stay_inside(length: int, tile: int):
     assert len(set(starts)) == len(starts)
 
 
-def test_the_image_can_be_put_together_again():
+@pytest.mark.parametrize("codec", get_args(Codec))
+def test_the_image_can_be_put_together_again(codec: Codec):
     image = picture(100, 77)
     again = np.zeros_like(image)
-    for sample in cut(image, 32, name="a.png", sha256="f" * 64):
+    stream = io.BytesIO()
+    write_samples(cut(image, 32, name="a.png", sha256="f" * 64, codec=codec), stream)
+    for sample in read_samples(stream.getvalue()):
+        assert sample.codec == codec
         top, left, bottom, right = json.loads(sample.json)["box"]
-        again[top:bottom, left:right] = decode_tile(sample.png)
+        again[top:bottom, left:right] = decode_tile(sample.image)
     assert np.array_equal(again, image)
 
 
@@ -67,7 +74,7 @@ def test_tars_are_byte_identical_and_carry_no_clock_or_owner():
 
 def test_our_reader_and_plain_webdataset_see_the_same_samples(tmp_path):
     data = tar(picture(70, 90), 32)
-    ours = [(s.key, s.png, s.json) for s in read_samples(data)]
+    ours = [(s.key, s.image, s.json) for s in read_samples(data)]
     (tmp_path / "a.tar").write_bytes(data)
     theirs = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
     assert ours == [(s["__key__"], s["png"], s["json"]) for s in theirs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from PIL import Image
 
 from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image, decode_tile
-from pipeline.images.encode import encode_png
+from pipeline.images.encode import encode_png, encode_tile
 from pipeline.images.header import read_header
+from pipeline.images.photograph import Codec
 
 RED = (200, 30, 10)
 
@@ -34,7 +36,10 @@ def test_colours_come_out_as_rgb(kind: str):
 
 def test_png_roundtrip_is_lossless_and_its_bytes_repeat():
     pixels = np.random.default_rng(0).integers(0, 256, (17, 23, 3), dtype=np.uint8)
-    assert np.array_equal(decode_tile(encode_png(pixels)), pixels)
+    for codec in get_args(Codec):
+        assert np.array_equal(decode_tile(encode_tile(pixels, codec)), pixels)
+        with pytest.raises(BadImageError):
+            decode_tile(encode_tile(pixels, codec)[:-9])
     assert encode_png(pixels) == encode_png(pixels.copy())
 
 

@@ -1,0 +1,140 @@
+"""Where photographs come from: folders, s3:// prefixes, lists of URIs, and zips, tars and Parquet files of images."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.data.sources.parquet_rows import parquet_rows, read_parquet_row
+from pipeline.data.sources.places import Place, file_source, holds_images, list_places
+from pipeline.data.sources.source import Source, is_hidden, is_image, say_passed_over, suffix, suffixes
+from pipeline.data.sources.tar_members import read_tar_member, tar_members
+from pipeline.data.sources.zip_members import read_zip_member, zip_members
+
+__all__ = [
+    "Place",
+    "Source",
+    "file_source",
+    "holds_images",
+    "list_places",
+    "list_sources",
+    "members",
+    "named",
+    "read_source",
+    "say_passed_over",
+]
+
+_AT_ONCE = 8  # containers whose contents are listed at a time
+
+
+def list_sources(
+    uri: str, *, leave_out: str | None = None, column: str | None = None, nested: bool = True
+) -> list[Source]:
+    """List every image of a source, sorted by name. Files of other suffixes are counted on stderr.
+
+    What an image is, is decided by its suffix; how it is read, by its content. Hidden files do not count. Every row of
+    a Parquet file is one.
+
+    Args:
+        uri: of a folder (recursive), an s3:// prefix, a zip, tar or Parquet file, or a .txt list of these.
+        leave_out: URI of a folder below it that holds no sources.
+        column: of the images in Parquet files; None for the one whose type says so.
+        nested: whether the zips, tars and Parquet files in a folder count.
+
+    Raises:
+        BadRequestError: nothing is there, or there is no image in it.
+    """
+    places = list_places(uri, leave_out=leave_out, nested=nested)
+    containers = [place for place in places if place.is_container]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        inside = list(pool.map(lambda place: members(place.uri, column), containers))
+    say_passed_over(uri, sum((others for _, others in inside), Counter()))
+    return named(places, {place: images for place, (images, _) in zip(containers, inside, strict=True)}, uri)
+
+
+def members(uri: str, column: str | None = None) -> tuple[list[Source], Counter[str]]:
+    """List the images in a zip, tar or Parquet file, in its order.
+
+    Args:
+        uri: of the container.
+        column: of the images in a Parquet file; None for the one whose type says so.
+
+    Returns:
+        The images, and how many other members it has by suffix.
+
+    Raises:
+        BadRequestError: the container cannot be read.
+    """
+    if suffix(uri) == ".parquet":
+        return parquet_rows(uri, column), Counter()
+    lists: dict[str, Callable[[str], list[Source]]] = {".zip": zip_members, ".tar": tar_members}
+    seen = [s for s in lists[suffix(uri)](uri) if not is_hidden(s.name)]
+    return [s for s in seen if _counts(s)], suffixes(s.name for s in seen if not _counts(s))
+
+
+def _counts(source: Source) -> bool:
+    """An image, or what cannot be told because the tar is damaged."""
+    return is_image(source.name) or (suffix(source.uri) == ".tar" and source.size < 0)
+
+
+def named(places: Sequence[Place], inside: dict[Place, list[Source]], asked: str) -> list[Source]:
+    """Join the files and the members of the containers, sorted by name.
+
+    A member has the name that it has in its container, so that it is called the same wherever it lies. Names that
+    occur in two places get the container's before them, and where that does not tell them apart, what the user named.
+
+    Args:
+        places: files and containers.
+        inside: the members of each container.
+        asked: what the user named, for the message.
+
+    Raises:
+        BadRequestError: there is no image.
+    """
+    found = [(place, source) for place in places for source in _sources(place, inside)]
+    if not found:
+        raise BadRequestError(f"{asked}: no images in it")
+    for prefix in (_container, _root):
+        homes = defaultdict(set)
+        for place, source in found:
+            homes[source.name].add(place)
+        found = [
+            (place, replace(source, name=f"{prefix(place)}/{source.name}") if len(homes[source.name]) > 1 else source)
+            for place, source in found
+        ]
+    return sorted((source for _, source in found), key=lambda source: (source.name, source.uri, source.member))
+
+
+def _sources(place: Place, inside: dict[Place, list[Source]]) -> Iterable[Source]:
+    return inside[place] if place.is_container else [Source(place.uri, place.name)]
+
+
+def _container(place: Place) -> str:
+    if not place.is_container:
+        return place.root.rpartition("/")[2]
+    return place.name or place.uri.rpartition("/")[2]
+
+
+def _root(place: Place) -> str:
+    return place.root.partition("://")[2].strip("/") or place.root.strip("/")
+
+
+def read_source(source: Source) -> bytes:
+    """Return the encoded image.
+
+    Raises:
+        BadImageError: a member of a container that is damaged, or packed in a way that is not read.
+        ArtefactError: the file is gone or cannot be read.
+    """
+    if source.member < 0:
+        return storage.read_bytes(source.uri)
+    match suffix(source.uri):
+        case ".tar":
+            return read_tar_member(source)
+        case ".parquet":
+            return read_parquet_row(source)
+    return read_zip_member(source)

@@ -1,0 +1,140 @@
+"""From what a user names to the files and containers of images in it, before any container is opened."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.data.sources.source import (
+    CONTAINERS,
+    Source,
+    in_words,
+    is_hidden,
+    is_image,
+    refuse_compressed_tar,
+    say_passed_over,
+    suffix,
+    suffixes,
+)
+
+_LIST = ".txt"
+_LIST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Place:
+    """Name one file of a source: an image, or a container whose members are."""
+
+    uri: str
+    name: str  # path below what the user named; of a container alone: empty, its members have names enough
+    root: str  # what the user named
+
+    @property
+    def is_container(self) -> bool:
+        """Tell whether it has members."""
+        return suffix(self.uri) in CONTAINERS
+
+
+def holds_images(uri: str) -> bool:
+    """Tell by its suffix whether a file is a container or a list of images."""
+    return suffix(uri) in (*CONTAINERS, _LIST)
+
+
+def list_places(uri: str, *, leave_out: str | None = None, nested: bool = True) -> list[Place]:
+    """List what a folder, prefix, container or list holds. Files of other kinds are counted on stderr.
+
+    Args:
+        uri: of a folder (recursive), an s3:// prefix, a .zip, .tar or .parquet file, or a .txt with one of these or
+            of image files a line.
+        leave_out: URI of a folder below it that holds no sources.
+        nested: whether the containers in a folder count.
+
+    Raises:
+        BadRequestError: nothing is there, or no image is in it.
+    """
+    root = storage.absolute(uri)
+    if suffix(root) == _LIST and storage.is_file(root):
+        return _of_list(root)
+    return _of_place(root, uri, leave_out, nested=nested)
+
+
+def _of_place(root: str, uri: str, leave_out: str | None = None, *, nested: bool = True) -> list[Place]:
+    refuse_compressed_tar(root)
+    if not storage.exists(root):
+        raise BadRequestError(f"{uri}: no such folder, zip, tar, Parquet file or prefix")
+    if storage.is_file(root):
+        if suffix(root) in CONTAINERS:
+            return [Place(root, "", root)]
+        raise BadRequestError(
+            f"{uri}: is a single file; name its folder, a .zip, .tar or .parquet file, a .txt list, or an s3:// prefix"
+        )
+    files = [file_source(root, name) for name, _ in storage.list_files(root, recursive=True)]
+    seen = [s for s in files if not is_hidden(s.name) and not (leave_out and s.uri.startswith(f"{leave_out}/"))]
+    found = [Place(s.uri, s.name, root) for s in seen if is_image(s.name) or (nested and suffix(s.name) in CONTAINERS)]
+    taken = {place.name for place in found}
+    others = suffixes(s.name for s in seen if s.name not in taken)
+    if not found:
+        there = f", but {in_words(others)}" if others else ""
+        raise BadRequestError(
+            f"{uri}: no images in it{there}; PNG, JPEG, WebP, BMP, TIFF, AVIF and HEIC files are used, and tar, zip "
+            "and Parquet files of them"
+        )
+    say_passed_over(uri, others)
+    return found
+
+
+def _of_list(root: str) -> list[Place]:
+    """What the lines of a text file name: URIs, or paths relative to it; empty lines and `#` comments do not count."""
+    try:
+        text = storage.read_bytes(root, limit=_LIST_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise BadRequestError(f"{root}: not UTF-8; a list has one URI or path a line") from error
+    folder = root.rpartition("/")[0]
+    files: list[str] = []
+    places: list[Place] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
+            continue
+        try:
+            where = storage.absolute(entry if "://" in entry or entry.startswith(("/", "~")) else f"{folder}/{entry}")
+            storage.path_of(where)  # of a known scheme
+            if is_image(where):
+                files.append(where)
+            elif suffix(where) == _LIST:
+                raise BadRequestError(f"{entry}: a list in a list; name both with --source")
+            else:
+                places += _of_place(where, entry)
+        except BadRequestError as error:
+            raise BadRequestError(f"{root}, line {number}: {error}") from error
+    if not files and not places:
+        raise BadRequestError(f"{root}: no line names an image; a list has one URI or path a line")
+    above = _common_folder(files)
+    return [Place(uri, uri[len(above) :].lstrip("/"), above) for uri in files] + places
+
+
+def file_source(root: str, name: str) -> Source:
+    """Return the source of a file below a folder or prefix.
+
+    A name that is not UTF-8 is spelled with escapes, and its URI percent-encoded.
+    """
+    path = storage.join(root, name)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return Source(f"file://{quote(os.fsencode(path))}", os.fsencode(name).decode(errors="backslashreplace"))
+    return Source(path, name)
+
+
+def _common_folder(uris: Sequence[str]) -> str:
+    """The longest folder that all of them lie in."""
+    if not uris:
+        return ""
+    first, last = (uri.split("/")[:-1] for uri in (min(uris), max(uris)))
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "/".join(part for part, _ in shared)

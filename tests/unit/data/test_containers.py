@@ -1,0 +1,157 @@
+"""Tars by plain `tarfile`, Parquet by pandas and lists of URIs: what is found in them, and by which names."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from pipeline.data.sources import list_sources, read_source
+from pipeline.images import BadImageError
+
+FILES = {"a/1.png": b"first" * 300, "a/2.JPG": b"second", "b/1.png": b"third" * 70000}
+
+
+def pack(path: Path, files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> str:
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def contents(uri: str, **choices: object) -> dict[str, bytes]:
+    return {source.name: read_source(source) for source in list_sources(uri, **choices)}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_every_form_of_a_source_holds_the_same_images_by_the_same_names(tmp_path: Path, form: int):
+    for name, data in FILES.items():
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(data)
+    rows = pd.DataFrame({"image": [{"bytes": data, "path": name} for name, data in FILES.items()], "label": [3, 1, 2]})
+    rows.to_parquet(tmp_path / "set.parquet")
+    (tmp_path / "list.txt").write_text("# all\n\n" + "\n".join(f"folder/{name}" for name in reversed(FILES)))
+    pack(tmp_path / "set.tar", {f"./{name}": data for name, data in FILES.items()}, form)
+    (tmp_path / "bucket").mkdir()
+    for number, (name, data) in enumerate(FILES.items()):
+        pack(tmp_path / f"bucket/part-{number}.tar", {name: data})
+    for form_of_it in ("folder", "set.parquet", "list.txt", "set.tar", "bucket"):
+        assert contents(str(tmp_path / form_of_it)) == FILES, form_of_it
+
+
+def test_other_members_of_a_tar_are_dropped_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    long = f"{'folder/' * 30}0001.seg.png"
+    uri = pack(
+        tmp_path / "x.tar", {"0001.jpg": b"1", "0001.json": b"{}", "0001.cls": b"7", "._0001.jpg": b"", long: b"2"}
+    )
+    assert contents(uri) == {"0001.jpg": b"1", long: b"2"}
+    assert "x.tar: passed over, by suffix: 1 .json, 1 .cls" in capsys.readouterr().err
+
+
+def test_equal_names_in_two_containers_get_the_containers(tmp_path: Path):
+    for part in ("p", "q"):
+        pack(tmp_path / f"{part}.tar", {"1.png": part.encode(), f"{part}.png": b""})
+    assert contents(str(tmp_path)) == {"p.tar/1.png": b"p", "q.tar/1.png": b"q", "p.png": b"", "q.png": b""}
+
+
+@pytest.mark.parametrize("cut", [700, 1500, 2200])
+def test_what_is_whole_of_a_cut_tar_is_read_and_the_rest_is_one_bad_image(tmp_path: Path, cut: int):
+    path = Path(pack(tmp_path / "x.tar", {f"{i}.png": bytes([65 + i]) * 500 for i in range(3)}))
+    path.write_bytes(path.read_bytes()[:cut])
+    good, bad = [], []
+    for source in list_sources(str(path)):
+        try:
+            good.append(read_source(source))
+        except BadImageError as error:
+            bad.append(str(error))
+    assert good == [bytes([65 + i]) * 500 for i in range(cut // 1024)]
+    assert len(bad) >= 1
+    assert all("x.tar" in reason for reason in bad)
+
+
+@pytest.mark.parametrize(("name", "content"), [("x.tar", b"no tar" * 500), ("x.parquet", b"PAR1 not"), ("e.tar", b"")])
+def test_what_is_no_container_is_refused_by_name(tmp_path: Path, name: str, content: bytes):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadRequestError, match=name):
+        list_sources(str(tmp_path / name))
+
+
+def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path: Path):
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    with pytest.raises(BadRequestError, match=r"unpack it to a \.tar"):
+        list_sources(str(tmp_path / "x.tar.gz"))
+
+
+def test_a_column_of_plain_bytes_is_named_by_its_rows_and_read_in_any_order(tmp_path: Path):
+    data = [bytes([i]) * (i + 1) for i in range(100)]
+    table = pa.table({"jpg": pa.array(data, pa.large_binary()), "id": list(range(100))})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=37)
+    sources = list_sources(str(tmp_path / "x.parquet"))
+    assert [source.name for source in sources[:2]] == ["00000000", "00000001"]
+    for row in np.random.default_rng(0).permutation(100):
+        assert read_source(sources[row]) == data[row]
+
+
+def test_a_row_without_bytes_is_a_bad_image(tmp_path: Path):
+    rows = [{"bytes": None, "path": "gone.png"}, {"bytes": b"x", "path": None}]
+    parquet.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
+    numbered, gone = list_sources(str(tmp_path / "x.parquet"))
+    assert (read_source(numbered), numbered.name, gone.name) == (b"x", "00000001", "gone.png")
+    with pytest.raises(BadImageError, match="row 0 holds no bytes"):
+        read_source(gone)
+
+
+def test_a_column_is_named_where_its_type_does_not_tell(tmp_path: Path):
+    parquet.write_table(pa.table({"image": [b"i"], "mask": [b"m"], "n": [1]}), tmp_path / "two.parquet")
+    parquet.write_table(pa.table({"n": [1]}), tmp_path / "none.parquet")
+    with pytest.raises(BadRequestError, match=r"it has image, mask; .*--column"):
+        list_sources(str(tmp_path / "two.parquet"))
+    assert contents(str(tmp_path / "two.parquet"), column="mask") == {"00000000": b"m"}
+    with pytest.raises(BadRequestError, match=r"column 'n' holds no images; it has image, mask"):
+        list_sources(str(tmp_path / "two.parquet"), column="n")
+    with pytest.raises(BadRequestError, match=r"it has only n \(int64\)"):
+        list_sources(str(tmp_path / "none.parquet"))
+
+
+def test_a_list_names_files_folders_and_containers(tmp_path: Path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/x.png").write_bytes(b"x")
+    (tmp_path / "alone.png").write_bytes(b"alone")
+    pack(tmp_path / "t.tar", {"y.png": b"y"})
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/alone.png\none\n file://{tmp_path}/t.tar \n")
+    assert contents(str(tmp_path / "list.txt")) == {"alone.png": b"alone", "x.png": b"x", "y.png": b"y"}
+    (tmp_path / "list.txt").write_text("alone.png\nmissing.png\n")
+    gone = list_sources(str(tmp_path / "list.txt"))[1]
+    with pytest.raises(ArtefactError, match=r"missing\.png"):
+        read_source(gone)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no line names an image"),
+        ("a.png\nftp://x/y.png", r"list\.txt, line 2: .*unknown scheme 'ftp'"),
+        ("nowhere", r"line 1: nowhere: no such folder"),
+        ("list.txt", "a list in a list"),
+    ],
+)
+def test_a_line_that_is_no_source_is_named(tmp_path: Path, text: str, message: str):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(BadRequestError, match=message):
+        list_sources(str(tmp_path / "list.txt"))
+
+
+def test_restoring_a_folder_leaves_its_containers_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.png").write_bytes(b"a")
+    pack(tmp_path / "backup.tar", {"b.png": b"b"})
+    assert contents(str(tmp_path), nested=False) == {"a.png": b"a"}
+    assert "passed over, by suffix: 1 .tar" in capsys.readouterr().err
