@@ -71,7 +71,8 @@ def read_mat(data: bytes) -> Arrays:
     if kind not in _NUMBERS | {"cell"}:
         raise ArtefactError(f"the variable '{name}' is of MATLAB's class {kind}; {_WANTED}")
     _refuse_large(shape)
-    value = scipy_io.loadmat(stream(), variable_names=[name])[name]
+    # In MATLAB's own types, or a logical array in a cell would be one of numbers.
+    value = scipy_io.loadmat(stream(), variable_names=[name], mat_dtype=kind == "cell")[name]
     return [_cell(item, i) for i, item in enumerate(value.ravel(), start=1)] if kind == "cell" else np.asarray(value)
 
 
@@ -85,22 +86,37 @@ def _read_mat_hdf5(data: bytes) -> Arrays:
         inside = [n for n in file if not n.startswith("#") and isinstance(file.get(n, getlink=True), h5py.HardLink)]
         name = _only(inside)
         node = file[name]
-        kind = node.attrs.get("MATLAB_class", b"")
-        kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
+        kind = _class(node)
         if isinstance(node, h5py.Group) or (kind and kind not in _NUMBERS | {"cell"}):
             kind = "sparse" if "MATLAB_sparse" in node.attrs else kind or "struct"
             raise ArtefactError(f"the variable '{name}' is of MATLAB's class {kind}; {_WANTED}")
         if h5py.check_ref_dtype(node.dtype) is not None:
             references = _values(node).ravel()
-            return [_cell(_values(file[reference]), i) for i, reference in enumerate(references, start=1)]
+            return [_referenced(file, reference, i) for i, reference in enumerate(references, start=1)]
         return _values(node)
+
+
+def _class(node: Any) -> str:  # noqa: ANN401 - an HDF5 node
+    """MATLAB's class of a variable; empty in files of other programs."""
+    kind = node.attrs.get("MATLAB_class", b"")
+    return kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
+
+
+def _referenced(file: Any, reference: Any, number: int) -> np.ndarray:  # noqa: ANN401 - h5py's
+    """What a cell holds."""
+    if not reference:
+        raise ArtefactError(f"cell {number} holds nothing; {_WANTED}")
+    node = file[reference]
+    if (kind := _class(node)) and kind not in _NUMBERS:
+        raise ArtefactError(f"cell {number} is of MATLAB's class {kind}; {_WANTED}")
+    return _cell(_values(node), number)
 
 
 def _values(node: Any) -> np.ndarray:  # noqa: ANN401 - an HDF5 node
     """Return a data set in MATLAB's order of axes; it stores columns first, so every array comes transposed."""
     if not hasattr(node, "dtype"):
         raise ArtefactError(f"a cell holds something else than numbers; {_WANTED}")
-    if "MATLAB_empty" in node.attrs:
+    if "MATLAB_empty" in node.attrs or node.shape is None:
         return np.zeros((0, 0))
     if node.external or node.is_virtual:
         raise ArtefactError("its values lie in other files, which are not read")

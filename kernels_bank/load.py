@@ -86,6 +86,7 @@ def split(array: np.ndarray, *, last_counts: bool) -> list[np.ndarray]:
 
 def _refuse_flattened(array: np.ndarray) -> None:
     """Refuse rows or columns that may be whole kernels, flattened; those of a square array only if each sums to 1."""
+    readings = []
     for name, count, length, sums in (
         ("rows", *array.shape, array.sum(1)),
         ("columns", *array.shape[::-1], array.sum(0)),
@@ -94,11 +95,13 @@ def _refuse_flattened(array: np.ndarray) -> None:
         if side < 3 or side * side != length or count < 2:
             continue
         if count != length or np.allclose(sums, 1, atol=1e-3):
-            raise ArtefactError(
-                f"an array of shape {array.shape} can be read as one kernel or as {count} flattened ones of "
-                f"{side} x {side}, its {name}; reshape it to ({count}, {side}, {side}), "
-                "or fill one kernel up with zeros to a square"
-            )
+            readings.append((f"{count} flattened ones of {side} x {side}, its {name}", f"({count}, {side}, {side})"))
+    if readings:
+        raise ArtefactError(
+            f"an array of shape {array.shape} can be read as one kernel or as "
+            f"{', or as '.join(reading for reading, _ in readings)}; reshape it to "
+            f"{' or '.join(shape for _, shape in readings)}, or fill one kernel up with zeros to a square"
+        )
 
 
 def _refuse_other_types(array: np.ndarray) -> None:

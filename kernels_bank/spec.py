@@ -60,7 +60,7 @@ class KernelBankSpec(BaseModel):
         if self.size % 2 == 0:
             raise ValueError(f"size {self.size} is even; a centre pixel needs an odd side")
         if self.count == 0:
-            raise ValueError("gaussian, motion, disk and delta are all 0; ask for at least one kernel")
+            raise ValueError(f"{', '.join(FAMILIES)} are all 0; ask for at least one kernel")
         if self.motion and self.size < 7:
             raise ValueError(f"size {self.size}: motion kernels need at least 7; choose motion 0 or a larger size")
         ranges = {"sigma": self.sigma, "extent": self.extent, "memory": self.memory, "disk_radius": self.disk_radius}

@@ -22,7 +22,7 @@ from kernels_bank.codec_quality import Loss
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.runtime.sealed import unsealed, write_sealed
-from kernels_bank.spec import Family, KernelBankSpec
+from kernels_bank.spec import FAMILIES, Family, KernelBankSpec
 
 SCHEMA = 1
 # Raised whenever the same spec draws other kernels than before: shards of another generator are never mixed in.
@@ -95,7 +95,7 @@ def plan(spec: KernelBankSpec) -> list[Shard]:
 
 def law_digest(spec: KernelBankSpec) -> str:
     """Return the identity of everything that decides which kernel an index is: not the counts, not the codec."""
-    free = {"gaussian", "motion", "disk", "delta", "components", "explained_variance", "standardize"}
+    free = {*FAMILIES, "components", "explained_variance", "standardize"}
     return storage.digest_of({"generator": GENERATOR, **spec.model_dump(exclude=free)})
 
 
@@ -119,8 +119,13 @@ def write_shard(
         shard: which kernels.
         law: digest of the law they were drawn from.
         kernels: (rows, k, k) float32.
-        parameters: the drawn ones by name, each (rows,).
+        parameters: the drawn ones by name, each (rows,); all of `PARAMETERS`.
+
+    Raises:
+        ValueError: a parameter that the files have no column for.
     """
+    if unknown := parameters.keys() - set(PARAMETERS):
+        raise ValueError(f"{', '.join(sorted(unknown))}: not in PARAMETERS, so it would not be stored")
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.frozen import Frozen
 from pipeline.model_config import ModelConfig
@@ -51,10 +51,20 @@ class CameraConfig(Frozen):
         return self
 
 
+class ShardSetConfig(Frozen):
+    """Name one of several shard sets."""
+
+    uri: str
+    weight: float = Field(1.0, gt=0, le=1000, description="how often an epoch shows each of its tiles")
+
+
 class DataConfig(Frozen):
     """Say where samples come from and how they are degraded."""
 
-    shards: str = Field(description="URI of a shard set made by jobs/shard_images.py", json_schema_extra=MAY_CHANGE)
+    shards: str | tuple[ShardSetConfig, ...] = Field(
+        description="URI of a shard set made by jobs/shard_images.py, or a list of {uri, weight}",
+        json_schema_extra=MAY_CHANGE,
+    )
     bank: str = Field(
         description="URI of a kernel bank made by jobs/build_kernel_bank.py", json_schema_extra=MAY_CHANGE
     )
@@ -82,6 +92,30 @@ class DataConfig(Frozen):
     task_cpus: float = Field(
         1.0, gt=0, description="logical CPUs a data task reserves; it keeps one core busy", json_schema_extra=MAY_CHANGE
     )
+
+    @property
+    def shard_sets(self) -> tuple[ShardSetConfig, ...]:
+        """Return the shard sets, one or several."""
+        return (ShardSetConfig(uri=self.shards),) if isinstance(self.shards, str) else self.shards
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _sets_by_uri(cls, value: object) -> object:
+        """A set may be named by its URI alone."""
+        if not isinstance(value, (list, tuple)):
+            return value
+        if not value:
+            raise ValueError("is empty; name a shard set")
+        if len(value) == 1 and isinstance(value[0], str):
+            return value[0]
+        return [{"uri": one} if isinstance(one, str) else one for one in value]
+
+    @model_validator(mode="after")
+    def _sets_differ(self) -> DataConfig:
+        uris = [one.uri for one in self.shard_sets]
+        if twice := [uri for uri in uris if uris.count(uri) > 1]:
+            raise ValueError(f"shards: {twice[0]} is there twice; give it once, with a weight")
+        return self
 
     @model_validator(mode="after")
     def _sigma_ordered(self) -> DataConfig:

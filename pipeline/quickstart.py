@@ -64,7 +64,7 @@ def quickstart(config: RunConfig, protocol: Path) -> Result:
         bank = build_bank(BANK, config.data.bank)
         print(f"  {BANK.count} kernels, code of {bank.codec.components} components; see {config.data.bank}/preview.png")
     with step("2/6 shards"):
-        shards, reused = make_shards(str(train), config.data.shards, SHARDS)
+        shards, reused = make_shards(str(train), config.data.shard_sets[0].uri, SHARDS)
         state = "the same shards are there; reused" if reused else "written"
         print(f"  {shards.images} photographs, {shards.samples} tiles in {len(shards.train)} shards: {state}")
     with step(f"3/6 training, {config.train.steps} steps from {config.train.start_from}"):
@@ -102,7 +102,7 @@ def planned(config: RunConfig, protocol: Path) -> str:
         f"everything would lie in {config.output}",
         f"photographs    {photographs}, bundled",
         f"kernel bank    {BANK.count} kernels: {state(config.data.bank, 'manifest.json')}",
-        f"shards         {state(config.data.shards, 'manifest.json')}",
+        f"shards         {state(config.data.shard_sets[0].uri, 'manifest.json')}",
     ]
     home = storage.join(config.output, config.name)
     lines += [

@@ -24,7 +24,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kernels_bank import KernelBank
 from kernels_bank.runtime.progress import Progress
 from pipeline.config import RunConfig
-from pipeline.data.manifest import read_manifest, read_shard
+from pipeline.data.manifest import read_shard
+from pipeline.data.mixture import open_mixture
 from pipeline.data.samples import degrade_draws, draw
 from pipeline.data.tiles import read_samples
 from pipeline.images.decode import decode_tile
@@ -94,8 +95,8 @@ def write_part(config: RunConfig, file: Path, number: int, bar: Progress) -> Non
         number: of the part: with the seed it decides the samples.
         bar: shows how far it is.
     """
-    manifest, bank = read_manifest(config.data.shards), KernelBank.open(config.data.bank)
-    samples = (tile for shard in manifest.train for tile in read_samples(read_shard(config.data.shards, shard)))
+    bank, sets = KernelBank.open(config.data.bank), open_mixture(config.data).sets
+    samples = (t for one in sets for shard in one.manifest.train for t in read_samples(read_shard(one.uri, shard)))
     tiles = [decode_tile(tile.image) for tile in samples]
     pools = _pools(bank)
     random, net = rng(config.seed, epoch=number, key="features", purpose="fit"), SpectralInit(config.model.scales, 1)
@@ -200,7 +201,7 @@ def _batches(config: RunConfig, seen: Seen) -> Iterator[Tensor]:
 
 def digests(config: RunConfig) -> dict[str, str]:
     """Say what the model was made from."""
-    origin = {"shards": read_manifest(config.data.shards).digest, "bank": KernelBank.open(config.data.bank).digest}
+    origin = {"shards": open_mixture(config.data).digest, "bank": KernelBank.open(config.data.bank).digest}
     return origin | {"restorer": config.train.start_from or "none"}
 
 

@@ -115,9 +115,11 @@ def _judge(uri: str, error: Exception) -> Exception:
     from botocore.parsers import ResponseParserError
 
     requests = (boto.ClientError, boto.BotoCoreError, ResponseParserError, OSError, ValueError)
+    place = f"{uri} (endpoint {_endpoint()})"
+    if isinstance(error, RecursionError):
+        return S3RefusedError(f"{place}: the answer leads elsewhere, again and again; is it an S3 server?")
     if isinstance(error, (BadRequestError, FileNotFoundError)) or not isinstance(error, requests):
         return error
-    place = f"{uri} (endpoint {_endpoint()})"
     if isinstance(error, boto.ClientError):
         _answered = True
         return _judge_answer(uri, place, error)
@@ -149,6 +151,11 @@ def _judge_answer(uri: str, place: str, error: Any) -> Exception:  # noqa: ANN40
         return S3Error(f"{place}: the server answers {code} ({said})")
     advice = "" if has_credentials() else "; no credentials were found, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return S3RefusedError(f"{place}: refused, {code} ({said}){advice}")
+
+
+def no_s3_server(uri: str) -> S3RefusedError:
+    """Return the error of an endpoint that answers, but not as S3 does."""
+    return S3RefusedError(f"{uri} (endpoint {_endpoint()}): the answer is not one of S3; is the endpoint right?")
 
 
 def has_credentials() -> bool:

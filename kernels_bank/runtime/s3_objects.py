@@ -20,7 +20,7 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 from kernels_bank.runtime.errors import DamagedError
-from kernels_bank.runtime.s3 import TRIES, S3RefusedError, ask, bucket_and_key
+from kernels_bank.runtime.s3 import TRIES, S3RefusedError, ask, bucket_and_key, no_s3_server
 
 _CHUNK = 1 << 20
 _PART = 64 << 20  # what is larger goes up in parts of this size
@@ -185,10 +185,22 @@ def stat(uri: str, tries: int = TRIES) -> Entry | None:
         # An answer without a body says nothing of what is wrong: that is left to the listing.
         with contextlib.suppress(FileNotFoundError, S3RefusedError):
             head = ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key), tries)
+            if "LastModified" not in head:
+                raise no_s3_server(uri)
             return Entry(key, int(head["ContentLength"]), head["LastModified"])
-    prefix = f"{key}/" if key else ""
-    page = ask(uri, lambda client: client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1), tries)
+    page = _list(uri, tries, Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
     return Entry(key, folder=True) if page.get("Contents") or not key else None
+
+
+def _list(uri: str, tries: int, **query: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A page of a listing: what has no listing is no bucket, or no S3 server."""
+    try:
+        page: dict[str, Any] = ask(uri, lambda client: client.list_objects_v2(**query), tries)
+    except FileNotFoundError as error:
+        raise no_s3_server(uri) from error
+    if "IsTruncated" not in page and "KeyCount" not in page and "Name" not in page:
+        raise no_s3_server(uri)
+    return page
 
 
 def entries(uri: str, *, recursive: bool, tries: int = TRIES) -> Iterator[Entry]:
@@ -202,7 +214,7 @@ def entries(uri: str, *, recursive: bool, tries: int = TRIES) -> Iterator[Entry]
     prefix = f"{key}/" if key else ""
     query: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix} | ({} if recursive else {"Delimiter": "/"})
     while True:
-        page = ask(uri, lambda client: client.list_objects_v2(**query), tries)
+        page = _list(uri, tries, **query)
         for item in page.get("Contents", []):
             yield Entry(item["Key"][len(prefix) :], int(item["Size"]), item["LastModified"])
         for item in page.get("CommonPrefixes", []):

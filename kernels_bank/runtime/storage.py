@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -146,20 +147,57 @@ def _mode(uri: str | Path) -> int | None:
         raise BadRequestError(f"{uri}: {error.strerror}; give another name") from error
 
 
-def list_files(uri: str | Path, *, recursive: bool = False) -> list[tuple[str, int]]:
+def list_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | None = None) -> list[tuple[str, int]]:
     """Return (path relative to `uri`, bytes) of every file below it, sorted; empty when there is nothing.
 
     On S3 a path may have empty parts, also at its start: `join` gives the URI all the same.
+
+    Args:
+        uri: of the folder or prefix.
+        recursive: whether what lies in folders below it counts.
+        odd: gets the paths of what is neither a file nor a folder: links to nothing, pipes.
     """
     if is_s3(uri):
         found = s3_objects.entries(str(uri), recursive=recursive)
         return sorted(
             (entry.name, entry.size) for entry in found if not entry.folder and entry.name[-1:] not in {"", "/"}
         )
-    return sorted(_local_files(path_of(uri), recursive=recursive))
+    return sorted(_local_files(path_of(uri), recursive=recursive, odd=[] if odd is None else odd))
 
 
-def _local_files(root: str, *, recursive: bool) -> Iterator[tuple[str, int]]:
+def outside(root: str, files: list[tuple[str, int]], folder: str | None) -> list[str]:
+    """Return the names of files below `root` that do not lie in `folder`, whatever links lead there.
+
+    Args:
+        root: what was listed.
+        files: names and sizes.
+        folder: URI; None: nothing lies there.
+    """
+    names = [name for name, _ in files]
+    if folder is None or is_s3(root) != is_s3(folder):
+        return names
+    if is_s3(root):
+        return [name for name in names if not join(root, name).startswith(f"{folder}/")]
+    real = functools.lru_cache(maxsize=None)(os.path.realpath)
+    without, above = real(path_of(folder)), path_of(root)
+    return [name for name in names if without not in _upwards(real(os.path.dirname(f"{above}/{name}")))]  # noqa: PTH120
+
+
+def _upwards(folder: str) -> Iterator[str]:
+    """A folder and all above it."""
+    yield folder
+    while (above := folder.rpartition("/")[0]) and above != folder:
+        yield (folder := above)
+
+
+def same_place(one: str, other: str) -> bool:
+    """Tell whether two URIs are one place, whatever links lead there."""
+    if is_s3(one) or is_s3(other):
+        return absolute(one) == absolute(other)
+    return os.path.realpath(path_of(one)) == os.path.realpath(path_of(other))
+
+
+def _local_files(root: str, *, recursive: bool, odd: list[str]) -> Iterator[tuple[str, int]]:
     """Yield (path below `root`, bytes) of every file. A folder that links lead to more than once is entered once."""
     waiting, entered = [""], {_identity(root)}
     while waiting:
@@ -170,12 +208,15 @@ def _local_files(root: str, *, recursive: bool) -> Iterator[tuple[str, int]]:
                 try:
                     about = entry.stat()
                 except OSError:  # a link to nothing or to itself, or a file that has just gone
+                    odd.append(name)
                     continue
                 if stat.S_ISREG(about.st_mode):
                     yield name, about.st_size
                 elif recursive and stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in entered:
                     entered.add((about.st_dev, about.st_ino))
                     waiting.append(name)
+                elif not stat.S_ISDIR(about.st_mode):
+                    odd.append(name)
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,12 +23,13 @@ import ray.data
 import torch
 from ray.data.collate_fn import NumpyBatchCollateFn
 
+from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.runtime.rows import keep_errors, plain_errors
 from pipeline.config import RunConfig
 from pipeline.data import plan
 from pipeline.data.batch import Batch
-from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.data.mixture import Mixture, Window, open_mixture
 from pipeline.data.task import read_segment
 
 # A task hands its samples on in blocks of about this size, so that the first batch does not wait for the last.
@@ -57,17 +59,16 @@ class Feed:
         Raises:
             ArtefactError: a shard that is missing, or more damaged tiles than `max_bad_fraction` allows.
         """
-        manifest = read_manifest(self._config.data.shards)
-        raw = self._stream(manifest, count, cpus=cpus, pin=torch.device(device).type == "cuda")
-        return _batches(_tolerating(raw, manifest, self._config.data.max_bad_fraction), torch.device(device))
+        mixture = open_mixture(self._config.data)
+        raw = self._stream(mixture, count, cpus=cpus, pin=torch.device(device).type == "cuda")
+        return _batches(_tolerating(raw, mixture, self._config.data.max_bad_fraction), torch.device(device))
 
-    def _stream(self, manifest: Manifest, count: int, *, cpus: float, pin: bool) -> Iterator[dict[str, Any]]:
+    def _stream(self, mixture: Mixture, count: int, *, cpus: float, pin: bool) -> Iterator[dict[str, Any]]:
         data = self._config.data
-        windows = -(-len(manifest.train) // data.shards_per_window)
-        window_samples = manifest.samples * data.patches_per_tile / windows
+        windows = math.ceil(mixture.shards_an_epoch / data.shards_per_window)
+        window_samples = mixture.tiles_an_epoch * data.patches_per_tile / windows
         stretch = max(1, round(_STRETCH * window_samples / self._batch_size)) * self._batch_size
-        segments = plan.stream(
-            manifest.train,
+        segments = mixture.stream(
             seed=self._config.seed,
             patches_per_tile=data.patches_per_tile,
             shards_per_window=data.shards_per_window,
@@ -78,14 +79,15 @@ class Feed:
         for part in plan.in_stretches(mine, count * self._batch_size, stretch):
             rows = []
             for segment in part:
-                rows.append({**asdict(segment), "shards": ",".join(segment.shards), "position": position})
+                shards = {"shards": ",".join(segment.shards), "window": mixture.window(segment).to_json()}
+                rows.append({**asdict(segment), **shards, "position": position})
                 position += len(segment)
-            yield from self._read(rows, manifest, cpus=cpus, pin=pin)
+            yield from self._read(rows, cpus=cpus, pin=pin)
 
-    def _read(self, rows: list[dict[str, Any]], manifest: Manifest, *, cpus: float, pin: bool) -> Iterable[Any]:
+    def _read(self, rows: list[dict[str, Any]], *, cpus: float, pin: bool) -> Iterable[Any]:
         """One Ray Dataset over some rows of the plan."""
         config = self._config
-        task = functools.partial(_read_row, config=config, manifest=manifest, batch_size=self._batch_size)
+        task = functools.partial(_read_row, config=config, batch_size=self._batch_size)
         plan_rows = ray.data.from_items(rows, override_num_blocks=len(rows))
         data = plan_rows.map_batches(task, batch_size=1, num_cpus=config.data.task_cpus, batch_format="numpy")
         keep_errors(data)
@@ -100,15 +102,14 @@ class Feed:
         )
 
 
-def _read_row(
-    row: dict[str, Any], *, config: RunConfig, manifest: Manifest, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
+def _read_row(row: dict[str, Any], *, config: RunConfig, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     # Tasks run side by side, one core each.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     epoch, start, stop, position = (int(row[name][0]) for name in ("epoch", "start", "stop", "position"))
     segment = plan.Segment(epoch, tuple(str(row["shards"][0]).split(",")), start, stop)
-    return read_segment(segment, position, config=config, manifest=manifest, batch_size=batch_size)
+    shards = Window.from_json(str(row["window"][0]))
+    return read_segment(segment, position, config=config, shards=shards, batch_size=batch_size)
 
 
 class _Collate(NumpyBatchCollateFn):
@@ -128,18 +129,18 @@ class _Collate(NumpyBatchCollateFn):
 
 
 def _tolerating(
-    batches: Iterator[dict[str, Any]], manifest: Manifest, max_bad_fraction: float
+    batches: Iterator[dict[str, Any]], mixture: Mixture, max_bad_fraction: float
 ) -> Iterator[dict[str, Any]]:
     """Name what is damaged as it passes, and stop when it is more than a share of the training tiles."""
-    shards = {shard.name: shard.samples for shard in manifest.train}
+    shards = {storage.join(s.uri, shard.name): shard.samples for s in mixture.sets for shard in s.manifest.train}
     bad: dict[str, int] = {}  # damaged shard or tile -> how many tiles that is
     with plain_errors():
         for batch in batches:
             for name in set(batch["bad"]) - bad.keys():
                 bad[name] = shards.get(name, 1)
                 logging.getLogger(__name__).warning("%s: damaged, other tiles take its place", name)
-            if sum(bad.values()) > max_bad_fraction * manifest.samples:
-                raise ArtefactError(_too_many(bad, manifest.samples, max_bad_fraction))
+            if sum(bad.values()) > max_bad_fraction * mixture.samples:
+                raise ArtefactError(_too_many(bad, mixture.samples, max_bad_fraction))
             yield batch
 
 

@@ -7,9 +7,13 @@ own, and a position in its stream is all that a checkpoint has to remember.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,12 +22,33 @@ from pipeline.frozen import Frozen
 from pipeline.seeds import rng
 
 
+class Label(NamedTuple):
+    """Name a shard of one of several sets, and for which time it is read.
+
+    >>> str(Label(1, "train-000002.tar", 3))
+    '1:train-000002.tar:3'
+    """
+
+    set: int
+    name: str
+    turn: int
+
+    def __str__(self) -> str:
+        return f"{self.set}:{self.name}:{self.turn}"
+
+    @classmethod
+    def parse(cls, text: str, epoch: int) -> Label:
+        """Read a label; a file name alone is a shard of a run's only set, read once an epoch."""
+        number, *rest = text.split(":")
+        return cls(int(number), rest[0], int(rest[1])) if rest else cls(0, text, epoch)
+
+
 @dataclass(frozen=True)
 class Segment:
     """Name the samples `start` to `stop` of one window's mixed order."""
 
     epoch: int
-    shards: tuple[str, ...]  # file names
+    shards: tuple[str, ...]  # file names, or labels where there are several sets
     start: int
     stop: int
 
@@ -53,6 +78,42 @@ def stream(shards: Sequence[Shard], *, seed: int, patches_per_tile: int, shards_
             chosen = [shards[i] for i in order[first : first + shards_per_window]]
             samples = sum(shard.samples for shard in chosen) * patches_per_tile
             yield Segment(epoch, tuple(shard.name for shard in chosen), 0, samples)
+
+
+def mixed_stream(
+    sets: Sequence[tuple[Sequence[Shard], Fraction]], *, seed: int, patches_per_tile: int, shards_per_window: int
+) -> Iterator[Segment]:
+    """Yield all windows of all epochs of several sets, without end; shards are named by labels.
+
+    A set of n shards and weight w is read over and over, each time in an order drawn anew. Epoch e has what lies
+    between places e w n and (e + 1) w n of that: with weight 2 every tile twice, with weight 1/3 a third of the shards,
+    each exactly once in three epochs. Within an epoch the shards of all sets are shuffled.
+
+    Args:
+        sets: the shards and the weight of each.
+        seed: of the run.
+        patches_per_tile: samples taken from a tile each time it is shown.
+        shards_per_window: shards whose samples are mixed.
+    """
+    for epoch in itertools.count():
+        chosen: list[tuple[Label, int]] = []
+        for number, (shards, weight) in enumerate(sets):
+            first, last = (math.floor(place * weight * len(shards)) for place in (epoch, epoch + 1))
+            for place in range(first, last):
+                turn, at = divmod(place, len(shards))
+                shard = shards[_order(seed, turn, number, len(shards))[at]]
+                chosen.append((Label(number, shard.name, turn), shard.samples))
+        order = rng(seed, epoch=epoch, key="shards", purpose="order").permutation(len(chosen))
+        for start in range(0, len(order), shards_per_window):
+            window = [chosen[i] for i in order[start : start + shards_per_window]]
+            samples = sum(count for _, count in window) * patches_per_tile
+            yield Segment(epoch, tuple(str(label) for label, _ in window), 0, samples)
+
+
+@functools.lru_cache(maxsize=64)
+def _order(seed: int, turn: int, number: int, count: int) -> np.ndarray:
+    """In which a set's shards are read for the n-th time."""
+    return rng(seed, epoch=turn, key=f"shards of set {number}", purpose="order").permutation(count)
 
 
 def remaining(segments: Iterator[Segment], stage: Stage) -> Iterator[Segment]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels_bank.gaussian import draw_gaussian, gaussian_kernels, perturb
 from kernels_bank.runtime.errors import BadRequestError
-from kernels_bank.spec import KernelBankSpec
+from kernels_bank.spec import FAMILIES, KernelBankSpec
 from pipeline.camera import to_linear
 from pipeline.config import DataConfig
 from pipeline.data.camera_draw import CameraDraw, draw_camera, through_camera
@@ -71,7 +71,7 @@ def draw(tile: np.ndarray, key: str, patch: int, *, epoch: int, seed: int, data:
     return Draw(name, hr, kernel, 0.0 if clean else float(level), random, camera)
 
 
-def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epoch: int, seed: int) -> list[Draw]:
+def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epochs: Sequence[int], seed: int) -> list[Draw]:
     """Give each draw a Gaussian kernel of its own, drawn from a bank's law instead of being one of its kernels.
 
     The parameters come from each sample's own generator and the kernels are then made together, which is thirty times
@@ -80,7 +80,7 @@ def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epoch: int
     Args:
         draws: of one task.
         law: the bank's spec.
-        epoch: of the run.
+        epochs: of each draw.
         seed: of the run.
 
     Raises:
@@ -89,9 +89,9 @@ def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epoch: int
     if law.gaussian != law.count:
         raise BadRequestError(
             "data.kernel_source 'online' draws Gaussians, and the bank holds other kernels too; use 'bank', or a bank "
-            "built with --motion 0 --disk 0 --delta 0"
+            f"built with {' '.join(f'--{family} 0' for family in FAMILIES if family != 'gaussian')}"
         )
-    randoms = [rng(seed, epoch=epoch, key=d.key, purpose="kernel") for d in draws]
+    randoms = [rng(seed, epoch=epoch, key=d.key, purpose="kernel") for d, epoch in zip(draws, epochs, strict=True)]
     drawn = [
         draw_gaussian(1, rng=random, sigma=law.sigma, isotropic=law.isotropic, sigma_law=law.sigma_law)
         for random in randoms

@@ -16,7 +16,8 @@ from kernels_bank import KernelBank
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import RunConfig
 from pipeline.data import plan
-from pipeline.data.manifest import DamagedShardError, Manifest, read_shard
+from pipeline.data.manifest import DamagedShardError, read_shard
+from pipeline.data.mixture import PlacedShard, Window
 from pipeline.data.samples import Draw, degrade_draws, draw, with_fresh_kernels
 from pipeline.data.tiles import TileSample, read_samples
 from pipeline.images import BadImageError
@@ -27,18 +28,19 @@ from pipeline.images.decode import decode_tile
 class Slot:
     """Place a tile in a window of shards; empty when its shard is damaged."""
 
-    shard: str
+    shard: str  # its URI
+    turn: int
     number: int
     tile: TileSample | None
 
     @property
     def key(self) -> str:
         """Return the tile's key, or a stand-in for one that cannot be read."""
-        return self.tile.key if self.tile else f"{self.shard.removesuffix('.tar')}#{self.number}"
+        return self.tile.key if self.tile else f"{self.shard.rpartition('/')[2].removesuffix('.tar')}#{self.number}"
 
 
 def read_segment(
-    segment: plan.Segment, position: int, *, config: RunConfig, manifest: Manifest, batch_size: int
+    segment: plan.Segment, position: int, *, config: RunConfig, shards: Window, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield all samples of a segment in its mixed order, a batch's at a time: no block mixes two batches' scales.
 
@@ -46,16 +48,16 @@ def read_segment(
         segment: which samples.
         position: of the segment's first sample in the stream of its worker; it decides the batches.
         config: of the run.
-        manifest: of the shards.
+        shards: of the segment.
         batch_size: of the worker.
 
     Raises:
         ArtefactError: a shard is missing, or no tile of any shard can be read.
     """
     bank = open_bank(config.data.bank)
-    window = _read_window(config.data.shards, manifest, segment.shards)
+    window = [slot for shard in shards.shards for slot in _slots(shard)]
     # Those that give their pixels to places whose own tile is damaged.
-    readable = [slot for slot in window if slot.tile] or _spare(config.data.shards, manifest, segment.shards)
+    readable = [slot for slot in window if slot.tile] or _spare(shards)
     order = plan.mixed_order(segment, len(window), config.data.patches_per_tile, seed=config.seed)
     placed: dict[int, tuple[Draw, str]] = {}
     for index in np.unique(order[:, 0]):
@@ -63,13 +65,12 @@ def read_segment(
         pixels, bad = _decode(slot, readable)
         for place in np.flatnonzero(order[:, 0] == index):
             patch = int(order[place, 1])
-            one = draw(
-                pixels, slot.key, patch, epoch=segment.epoch, seed=config.seed, data=config.data, bank=bank.kernels
-            )
+            one = draw(pixels, slot.key, patch, epoch=slot.turn, seed=config.seed, data=config.data, bank=bank.kernels)
             placed[int(place)] = (one, bad)
     draws = [placed[place][0] for place in range(len(segment))]
     if config.data.kernel_source == "online":
-        draws = with_fresh_kernels(draws, bank.spec, epoch=segment.epoch, seed=config.seed)
+        turns = [window[index].turn for index, _ in order]
+        draws = with_fresh_kernels(draws, bank.spec, epochs=turns, seed=config.seed)
     done = 0
     while done < len(draws):
         batch, offset = divmod(position + done, batch_size)
@@ -100,29 +101,25 @@ def open_bank(uri: str) -> KernelBank:
     return KernelBank.open(uri)
 
 
-def _read_window(uri: str, manifest: Manifest, names: tuple[str, ...]) -> list[Slot]:
-    shards = {shard.name: shard for shard in manifest.train}
-    slots: list[Slot] = []
-    for name in names:
-        shard = shards[name]
-        try:
-            tiles: list[TileSample | None] = [*read_samples(read_shard(uri, shard))]
-        except DamagedShardError:
-            tiles = [None] * shard.samples
-        if len(tiles) != shard.samples:
-            raise ArtefactError(f"{uri}/{name}: {len(tiles)} samples, its manifest says {shard.samples}")
-        slots += [Slot(name, number, tile) for number, tile in enumerate(tiles)]
-    return slots
+def _slots(placed: PlacedShard) -> list[Slot]:
+    """The places of a shard's tiles."""
+    shard = placed.shard
+    try:
+        tiles: list[TileSample | None] = [*read_samples(read_shard(placed.uri, shard))]
+    except DamagedShardError:
+        tiles = [None] * shard.samples
+    if len(tiles) != shard.samples:
+        raise ArtefactError(f"{placed.name}: {len(tiles)} samples, its manifest says {shard.samples}")
+    return [Slot(placed.name, placed.turn, number, tile) for number, tile in enumerate(tiles)]
 
 
-def _spare(uri: str, manifest: Manifest, names: tuple[str, ...]) -> list[Slot]:
+def _spare(shards: Window) -> list[Slot]:
     """The tiles of the first readable shard outside of a window that is damaged as a whole."""
-    for shard in manifest.train:
-        if shard.name not in names:
-            readable = [slot for slot in _read_window(uri, manifest, (shard.name,)) if slot.tile]
-            if readable:
-                return readable
-    raise ArtefactError(f"{uri}: none of its {len(manifest.train)} shards can be read; remake them")
+    for placed in shards.spare:
+        if readable := [slot for slot in _slots(placed) if slot.tile]:
+            return readable
+    names = ", ".join(placed.name for placed in (*shards.shards, *shards.spare))
+    raise ArtefactError(f"none of these shards can be read: {names}; remake them")
 
 
 def _decode(slot: Slot, readable: Sequence[Slot]) -> tuple[np.ndarray, str]:

@@ -8,10 +8,12 @@ import itertools
 import numpy as np
 import torch
 
+from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
-from pipeline.data.manifest import read_manifest, read_shard
+from pipeline.data.manifest import read_shard
+from pipeline.data.mixture import open_mixture
 from pipeline.data.samples import Draw, degrade_draws, draw, with_fresh_kernels
 from pipeline.data.task import open_bank
 from pipeline.data.tiles import read_samples
@@ -68,16 +70,21 @@ def to_batch(draws: list[Draw], scale: int, lr_quantize: str) -> Batch:
 
 
 def _draws(config: RunConfig, rank: int, workers: int, limit: int | None) -> list[Draw]:
-    data, uri = config.data, config.data.shards
+    data = config.data
     bank = open_bank(data.bank)
-    tiles = ((s, t) for s in read_manifest(uri).validation for t in read_samples(read_shard(uri, s)))
+    tiles = (
+        (storage.join(one.uri, shard.name), tile)
+        for one in open_mixture(data).sets
+        for shard in one.manifest.validation
+        for tile in read_samples(read_shard(one.uri, shard))
+    )
     draws = []
     for shard, tile in itertools.islice(tiles, rank, limit, workers):
         try:
             pixels = decode_tile(tile.image)
         except BadImageError as error:
-            raise ArtefactError(f"{uri}/{shard.name}: validation sample {tile.key}: {error}; remake it") from error
+            raise ArtefactError(f"{shard}: validation sample {tile.key}: {error}; remake it") from error
         draws.append(draw(pixels, tile.key, 0, epoch=0, seed=_SEED, data=data, bank=bank.kernels))
     if data.kernel_source == "online" and draws:
-        draws = with_fresh_kernels(draws, bank.spec, epoch=0, seed=_SEED)
+        draws = with_fresh_kernels(draws, bank.spec, epochs=[0] * len(draws), seed=_SEED)
     return draws

@@ -188,7 +188,7 @@ def _output(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[F
 def _data(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Shards and bank, where they are named: whole here, and every node sees the same manifest."""
     findings = []
-    for name, uri in (("shards", config.data.shards), ("bank", config.data.bank)):
+    for name, uri in (*(("shards", one.uri) for one in config.data.shard_sets), ("bank", config.data.bank)):
         if not uri:
             continue
         manifest = storage.join(storage.absolute(uri), "manifest.json")

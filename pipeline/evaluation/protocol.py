@@ -75,6 +75,14 @@ class Protocol(Frozen):
                 return signal.convolve2d(kernel.astype(np.float64), np.outer(line, line)).astype(np.float32)
 
     @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Protocol:
+        """A setting that the degradation does not use is a mistake."""
+        for name in ("jpeg", "reduction"):
+            if self.degradation != "camera" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without degradation 'camera'; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _kernels_for_all_scales(self) -> Protocol:
         if self.gaussian_widths is not None and not set(self.sigmas) <= set(self.gaussian_widths):
             raise ValueError(f"gaussian_widths: give a pair for each of the scales {sorted(self.sigmas)}")
@@ -123,7 +131,8 @@ def load_protocol(name_or_path: str) -> Protocol:
     """Load a protocol by its name, or from a YAML file with the fields of `Protocol`.
 
     Raises:
-        BadRequestError: no such name or file, or the file's fields do not validate.
+        BadRequestError: no such name or file, the file's fields do not validate, or it takes the name of another
+            protocol, under which numbers are kept and compared.
     """
     if name_or_path in PROTOCOLS:
         return PROTOCOLS[name_or_path]
@@ -133,8 +142,11 @@ def load_protocol(name_or_path: str) -> Protocol:
             f"protocol '{name_or_path}': neither a known name ({', '.join(PROTOCOLS)}) nor a YAML file"
         )
     try:
-        return Protocol.model_validate(read_yaml(name_or_path, f"protocol {path}"))
+        protocol = Protocol.model_validate(read_yaml(name_or_path, f"protocol {path}"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise BadRequestError(f"protocol {path}: {where}: {first['msg']}") from error
+    if protocol.name in PROTOCOLS and protocol != PROTOCOLS[protocol.name]:
+        raise BadRequestError(f"protocol {path}: name '{protocol.name}' is that of a known one; choose another")
+    return protocol

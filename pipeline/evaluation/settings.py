@@ -17,5 +17,9 @@ class EvaluationSettings(Frozen):
         "benchmark", description="the protocol's own or the 12 built-in ones, or a .mat, .npy, .npz or .png of kernels"
     )
     scales: tuple[Scale, ...] | None = Field(None, description="default: all that the model was made for")
-    protocol: str = Field("usrnet-table1", description="usrnet-table1, float, dan-gaussian8, or a YAML file")
+    protocol: str = Field(
+        "usrnet-table1",
+        description="usrnet-table1, float, dan-gaussian8, camera-area, camera-bicubic, these two with -q95, -q85 or "
+        "-q70, or a YAML file",
+    )
     compare: tuple[str, ...] = Field((), description="other models to show beside, by URI")

@@ -95,7 +95,7 @@ def load_kernel(given: str) -> np.ndarray:
     """Load the one kernel of a file, or of a bank by `bank:URI#INDEX`. Raises BadRequestError."""
     if given.startswith(_BANK):
         uri, _, index = given.removeprefix(_BANK).rpartition("#")
-        if not uri or not index.isdigit():
+        if not uri or not (index.isascii() and index.isdecimal()):
             raise BadRequestError(f"--kernel {given}: write bank:URI#INDEX")
         bank = KernelBank.open(uri)
         if int(index) >= len(bank):
@@ -150,6 +150,8 @@ def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
         _write(job, photograph, restored, encoded, about)
     except (BadImageError, BadRequestError) as error:
         return RestoreResult(job.source.name, "", str(error))
+    except (IsADirectoryError, NotADirectoryError) as error:  # something else has the result's name
+        return RestoreResult(job.source.name, "", f"{error.filename or job.result}: {error.strerror}; use --name")
     except (MemoryError, torch.OutOfMemoryError) as error:
         return RestoreResult(job.source.name, "", f"out of memory ({type(error).__name__}); lower --max-memory")
     return RestoreResult(job.source.name, job.result, "; ".join([_note(photograph.pixels, restored), *found]))

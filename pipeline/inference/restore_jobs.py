@@ -8,6 +8,7 @@ one of these names is somebody's own.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from pathlib import PurePosixPath
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.names import spelled
 from pipeline.data.sources import Source, file_source, holds_images, list_sources, read_source
 from pipeline.images import BadImageError
 from pipeline.images.photograph import FORMAT_OF_SUFFIX, SUFFIX, Format
@@ -58,30 +60,48 @@ def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
     """List every image of the input with the place of its result; results of earlier calls are no inputs.
 
     Two images of one name, `a.jpg` beside `a.png`, keep their suffix in the names of their results: `a.jpg-x2.png`.
+    Those that even then have one name, as members of a zip can, are numbered.
 
     Raises:
         BadRequestError: there are none, or two jobs would write the same file.
     """
     root, output = storage.absolute(settings.input), storage.absolute(settings.output)
     if storage.is_file(root) and not holds_images(root):
-        sources = [file_source(*root.rsplit("/", 1))]
+        folder, name = root.rsplit("/", 1)
+        # A key on S3 may have empty parts, which joining would drop.
+        sources = [Source(root, spelled(name)) if storage.is_s3(root) else file_source(folder, name)]
     else:
-        if output == root:
+        if storage.same_place(output, root):
             raise BadRequestError(f"--output {settings.output} is the input; results would be taken for photographs")
         sources = list_sources(root, leave_out=output, nested=False)
-    shared = Counter(str(PurePosixPath(source.name).with_suffix("")) for source in sources)
-    jobs = [
-        _job(source, settings, output, whole_name=shared[str(PurePosixPath(source.name).with_suffix(""))] > 1)
-        for source in sources
-    ]
+    jobs = [_job(source, stem, settings, output) for source, stem in zip(sources, _stems(sources), strict=True)]
     _refuse_collisions(jobs)
     return jobs
 
 
-def _job(source: Source, settings: RestoreSettings, output: str, *, whole_name: bool) -> RestoreJob:
+def _stems(sources: list[Source]) -> list[str]:
+    """What the result of each is called by: its name without suffix, with it, or with a number, until all differ."""
+    paths = [PurePosixPath(source.name) for source in sources]
+    stems = [path.stem for path in paths]
+    while True:
+        uses = Counter((path.parent, stem) for path, stem in zip(paths, stems, strict=True))
+        longer = [path.name if uses[path.parent, stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
+        if longer == stems:
+            break
+        stems = longer
+    taken: set[tuple[PurePosixPath, str]] = set()
+    for place, (path, stem) in enumerate(zip(paths, stems, strict=True)):
+        number = itertools.count(2)
+        while (path.parent, stems[place]) in taken:
+            stems[place] = f"{stem}-{next(number)}"
+        taken.add((path.parent, stems[place]))
+    return stems
+
+
+def _job(source: Source, stem: str, settings: RestoreSettings, output: str) -> RestoreJob:
     path = PurePosixPath(source.name)
     kind = FORMAT_OF_SUFFIX.get(path.suffix.lower(), "png") if settings.format == "same" else settings.format
-    name = settings.name.format(stem=path.name if whole_name else path.stem, scale=settings.scale)
+    name = settings.name.format(stem=stem, scale=settings.scale)
     folder = [] if str(path.parent) == "." else [str(path.parent)]
     return RestoreJob(source, storage.join(output, *folder, name), kind)
 
@@ -99,6 +119,15 @@ def _refuse_collisions(jobs: list[RestoreJob]) -> None:
                     f"{other.source.name} and {job.source.name} would both write {output}; rename one, or choose "
                     "another --name"
                 )
+    for job in jobs:
+        folder = job.target.rpartition("/")[0]
+        while folder:
+            if folder in writer:
+                raise BadRequestError(
+                    f"{writer[folder].source.name} would be written as {folder}, which is the folder of "
+                    f"{job.source.name}'s result; choose another --name"
+                )
+            folder = folder.rpartition("/")[0]
 
 
 def split_done(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
+from kernels_bank.runtime.names import spelled
 from pipeline.config import Sigma
 from pipeline.frozen import Frozen
 from pipeline.model_config import Scale
@@ -66,19 +67,14 @@ class RestoreSettings(Frozen):
     @classmethod
     def _name_is_one(cls, value: str) -> str:
         try:
-            fields = {field for _, field, _, _ in string.Formatter().parse(value) if field is not None}
+            parts = [part for part in string.Formatter().parse(value) if part[1] is not None]
         except ValueError as error:
             raise ValueError(f"'{value}' is no template ({error}); such as {{stem}}-x{{scale}}") from error
-        if "stem" not in fields or fields - {"stem", "scale"}:
+        fields = {field for _, field, _, _ in parts}
+        if "stem" not in fields or fields - {"stem", "scale"} or any(form or change for _, _, form, change in parts):
             raise ValueError(f"'{value}': {{stem}} is needed, {{scale}} can be in it, and nothing else in braces")
-        try:
-            value.format(stem="stem", scale=2)
-        except (ValueError, IndexError, KeyError, AttributeError) as error:
-            raise ValueError(f"'{value}' cannot be filled in ({error}); such as {{stem}}-x{{scale}}") from error
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{value!r} is not UTF-8") from error
+        if spelled(value) != value:
+            raise ValueError(f"{value!r} is not UTF-8, or holds control characters")
         if PurePosixPath(value).name != value or value.startswith("."):
             raise ValueError(f"'{value}': a file name is expected; --output says where")
         return value

@@ -160,7 +160,7 @@ def recorded_pictures(api: MlflowClient, run_id: str) -> tuple[set[tuple[str, in
     for info in api.list_artifacts(run_id, _IMAGES):
         stem, _, suffix = info.path.removeprefix(f"{_IMAGES}/").rpartition(".")
         parts = stem.split("+")
-        if len(parts) > 3 and parts[1] == "step" and parts[2].isdigit():
+        if len(parts) > 3 and parts[1] == "step" and parts[2].isdecimal():
             picture = (parts[0].replace("~", "/"), int(parts[2]))
             if suffix == "png":
                 whole.add(picture)

@@ -12,7 +12,7 @@ from kernels_bank.runtime.lease import refuse_second_writer
 from kernels_bank.runtime.output import check_own
 from pipeline.config import RunConfig
 from pipeline.data.feed import Feed
-from pipeline.data.manifest import read_manifest
+from pipeline.data.mixture import open_mixture
 from pipeline.images import png
 from pipeline.images.encode import encode_png
 from pipeline.tracking.health import check_store
@@ -54,7 +54,7 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     connect(min_cpus=cpus_needed(config))
     train, workers = config.train, config.train.fewest_workers
     cpus = check_cluster(config) / workers
-    samples = read_manifest(config.data.shards).samples * config.data.patches_per_tile
+    samples = round(open_mixture(config.data).tiles_an_epoch * config.data.patches_per_tile)
     batches = Feed(config, stages=(), workers=workers, rank=0).batches(_BATCHES, cpus=cpus)
     first = next(batches)
     started = time.perf_counter()

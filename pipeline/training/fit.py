@@ -15,8 +15,8 @@ from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.output import own_output
-from pipeline.config import RunConfig
-from pipeline.data.manifest import read_manifest
+from pipeline.config import RunConfig, ShardSetConfig
+from pipeline.data.mixture import open_mixture
 from pipeline.images.encode import encode_png
 from pipeline.model.weights import load_model
 from pipeline.model_folder import MANIFEST, check_folder
@@ -111,8 +111,8 @@ def _train(run: TrainingRun, start: InitialWeights, run_id: str | None, lease: L
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         log_bank(tracked, config.data.bank)
-        for name, digest in run.digests.items():
-            runs.log_input(tracked, name, digest, getattr(config.data, name))
+        for name, digest, uri in _inputs(config, run.digests):
+            runs.log_input(tracked, name, digest, uri)
         last = run_workers(run, start, tracked, data_cpus)
         with last.as_directory() as folder:
             lease.check()
@@ -167,14 +167,25 @@ def say_schedule(config: RunConfig, record: dict, step: int) -> None:
 
 def data_digests(config: RunConfig) -> dict[str, str]:
     """Return the identity of what the run learns from. Raises ArtefactError when shards or bank are not there."""
-    return {"shards": read_manifest(config.data.shards).digest, "bank": KernelBank.open(config.data.bank).digest}
+    return {"shards": open_mixture(config.data).digest, "bank": KernelBank.open(config.data.bank).digest}
+
+
+def _inputs(config: RunConfig, digests: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Name, digest and URI of all that the run learns from; each of several shard sets by its number."""
+    sets = open_mixture(config.data).sets
+    names = ["shards"] if len(sets) == 1 else [f"shards-{number}" for number in range(1, len(sets) + 1)]
+    shards = [(name, one.manifest.digest, one.uri) for name, one in zip(names, sets, strict=True)]
+    return [*shards, ("bank", digests["bank"], config.data.bank)]
 
 
 def absolute(config: RunConfig) -> RunConfig:
     """Return the config with URIs that mean the same in every worker's own working directory."""
-    data = config.data.model_copy(
-        update={"shards": storage.absolute(config.data.shards), "bank": storage.absolute(config.data.bank)}
-    )
+    shards = config.data.shards
+    if isinstance(shards, str):
+        placed: str | tuple[ShardSetConfig, ...] = storage.absolute(shards)
+    else:
+        placed = tuple(one.model_copy(update={"uri": storage.absolute(one.uri)}) for one in shards)
+    data = config.data.model_copy(update={"shards": placed, "bank": storage.absolute(config.data.bank)})
     return config.model_copy(update={"data": data, "output": storage.absolute(config.output)})
 
 

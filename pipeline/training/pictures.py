@@ -10,7 +10,8 @@ from torch import nn
 
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
-from pipeline.data.manifest import read_manifest, read_shard
+from pipeline.data.manifest import read_shard
+from pipeline.data.mixture import open_mixture
 from pipeline.data.pictures import kernel_picture, rows_picture, to_uint8
 from pipeline.data.samples import draw
 from pipeline.data.task import open_bank
@@ -26,8 +27,8 @@ def fixed_batch(config: RunConfig) -> Batch:
     """Make a few fixed samples, of the validation split where there is one; independent of epoch and worker."""
     if held_out := validation_batches(config, limit=_ROWS, batch_size=_ROWS):
         return held_out[0]
-    uri, bank = config.data.shards, open_bank(config.data.bank).kernels
-    tiles = itertools.islice(read_samples(read_shard(uri, read_manifest(uri).train[0])), _ROWS)
+    first, bank = open_mixture(config.data).sets[0], open_bank(config.data.bank).kernels
+    tiles = itertools.islice(read_samples(read_shard(first.uri, first.manifest.train[0])), _ROWS)
     draws = [
         draw(decode_tile(t.image), t.key, 0, epoch=0, seed=config.seed, data=config.data, bank=bank) for t in tiles
     ]

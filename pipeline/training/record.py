@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
-from pipeline.config import MAY_CHANGE, RunConfig
+from pipeline.config import MAY_CHANGE, RunConfig, ShardSetConfig
 from pipeline.frozen import Frozen
 from pipeline.model_folder import first_problem
 
@@ -79,7 +79,11 @@ def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: b
     record, before = kept.model_dump(mode="json", exclude_none=True), kept.config
     free = free_fields(RunConfig)
     found = _differences(before.model_dump(exclude=free), config.model_dump(exclude=free))
-    found += [f"{name} digest" for name in digests if record["digests"].get(name) != digests[name]]
+    different = [name for name in digests if record["digests"].get(name) != digests[name]]
+    found += [f"{name} digest" for name in different if name != "shards"]
+    if "shards" in different:
+        was, now = (_listed(one.data.shard_sets) for one in (before, config))
+        found.append(f"data.shards: {was} -> {now}" if was != now else "shards digest")
     if changed:
         found = [difference for difference in found if difference.startswith(("model.", "train.learn:"))]
     if found:
@@ -88,6 +92,10 @@ def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: b
             f"or start afresh with --resume never{'' if changed else ', or go on all the same with --resume changed'}"
         )
     return record | {"version": kept.version}
+
+
+def _listed(sets: tuple[ShardSetConfig, ...]) -> str:
+    return " + ".join(f"{one.weight:g} x {one.uri}" if one.weight != 1 else one.uri for one in sets)
 
 
 def free_fields(kind: type[BaseModel]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from kernels_bank import KernelBank
 from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data.feed import Feed
 from pipeline.data.manifest import read_manifest
+from pipeline.data.mixture import open_mixture
 from pipeline.data.photographs import copy_photographs
 from pipeline.data.samples import degrade_draws, draw
 from pipeline.data.task import read_segment
@@ -194,9 +195,10 @@ def test_block_bytes(benchmark, world: World) -> None:
     manifest = read_manifest(world.config.data.shards)
     names = tuple(shard.name for shard in manifest.train[:2])
     window = plan.Segment(0, names, 0, 8 * sum(shard.samples for shard in manifest.train[:2]))
+    shards = open_mixture(world.config.data).window(window)
 
     def to_blocks() -> list:
-        rows = read_segment(window, 0, config=world.config, manifest=manifest, batch_size=BATCH)
+        rows = read_segment(window, 0, config=world.config, shards=shards, batch_size=BATCH)
         return [BlockAccessor.batch_to_block(columns) for columns in rows]
 
     blocks = benchmark.pedantic(to_blocks, rounds=2)

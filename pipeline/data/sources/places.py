@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.names import spelled
 from pipeline.data.sources.source import (
     CONTAINERS,
     Source,
@@ -73,8 +75,9 @@ def _of_place(root: str, uri: str, leave_out: str | None = None, *, nested: bool
         raise BadRequestError(
             f"{uri}: is a single file; name its folder, a .zip, .tar or .parquet file, a .txt list, or an s3:// prefix"
         )
-    files = [file_source(root, name) for name, _ in storage.list_files(root, recursive=True)]
-    seen = [s for s in files if not is_hidden(s.name) and not (leave_out and s.uri.startswith(f"{leave_out}/"))]
+    odd: list[str] = []
+    kept = storage.outside(root, storage.list_files(root, recursive=True, odd=odd), leave_out)
+    seen = [source for source in (file_source(root, name) for name in kept) if not is_hidden(source.name)]
     found = [Place(s.uri, s.name, root) for s in seen if is_image(s.name) or (nested and suffix(s.name) in CONTAINERS)]
     taken = {place.name for place in found}
     others = suffixes(s.name for s in seen if s.name not in taken)
@@ -85,6 +88,10 @@ def _of_place(root: str, uri: str, leave_out: str | None = None, *, nested: bool
             "and Parquet files of them"
         )
     say_passed_over(uri, others)
+    if named := [spelled(name) for name in odd if is_image(name) and not is_hidden(name)]:
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        what = f"passed over, links to nothing and what is no file: {', '.join(named[:3])}{more}"
+        print(f"{uri}: {what}", file=sys.stderr, flush=True)
     return found
 
 
@@ -121,14 +128,12 @@ def _of_list(root: str) -> list[Place]:
 def file_source(root: str, name: str) -> Source:
     """Return the source of a file below a folder or prefix.
 
-    A name that is not UTF-8 is spelled with escapes, and its URI percent-encoded.
+    A name that is not UTF-8, or holds control characters, is spelled with escapes, and its URI percent-encoded.
     """
     path = storage.join(root, name)
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return Source(f"file://{quote(os.fsencode(path))}", os.fsencode(name).decode(errors="backslashreplace"))
-    return Source(path, name)
+    if spelled(path) != path and not storage.is_s3(path):
+        return Source(f"file://{quote(os.fsencode(path))}", spelled(name))
+    return Source(path, spelled(name))
 
 
 def _common_folder(uris: Sequence[str]) -> str:

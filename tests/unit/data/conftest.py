@@ -25,7 +25,7 @@ SHARDS, TILES = 5, 3
 def write_shard(folder: Path, name: str, seed: int, tiles: int = TILES) -> Shard:
     image = np.random.default_rng(seed).integers(0, 256, (64, 64 * tiles, 3), dtype=np.uint8)
     stream = io.BytesIO()
-    sha256 = hashlib.sha256(name.encode()).hexdigest()
+    sha256 = hashlib.sha256(f"{name} {seed // 1000}".encode() if seed >= 1000 else name.encode()).hexdigest()
     count = write_samples(cut(image, 64, name=name, sha256=sha256), stream)
     (folder / name).write_bytes(stream.getvalue())
     digest = hashlib.sha256(stream.getvalue()).hexdigest()
@@ -35,8 +35,18 @@ def write_shard(folder: Path, name: str, seed: int, tiles: int = TILES) -> Shard
 @pytest.fixture
 def shard_set(tmp_path: Path) -> Path:
     """Five training shards and two for validation, three tiles of 64 x 64 each."""
-    train = tuple(write_shard(tmp_path, f"train-{i:06d}.tar", i) for i in range(SHARDS))
-    held_out = tuple(write_shard(tmp_path, f"validation-{i:06d}.tar", 100 + i) for i in range(2))
+    return write_set(tmp_path, 0)
+
+
+@pytest.fixture
+def other_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many of other pictures."""
+    return write_set(tmp_path_factory.mktemp("other"), 1000)
+
+
+def write_set(folder: Path, seed: int) -> Path:
+    train = tuple(write_shard(folder, f"train-{i:06d}.tar", seed + i) for i in range(SHARDS))
+    held_out = tuple(write_shard(folder, f"validation-{i:06d}.tar", seed + 100 + i) for i in range(2))
     manifest = Manifest(
         settings=ShardSettings(tile=64),
         source_digest="",
@@ -45,8 +55,8 @@ def shard_set(tmp_path: Path) -> Path:
         images=7,
         digest=content_digest(train, held_out),
     )
-    storage.write_json(tmp_path / MANIFEST, manifest.model_dump())
-    return tmp_path
+    storage.write_json(folder / MANIFEST, manifest.model_dump())
+    return folder
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 from hypothesis import given
@@ -36,6 +37,45 @@ def test_every_epoch_holds_every_shard_once(counts: list[int], window: int):
     for epoch in range(3):
         names = [n for s in segments(counts, 3, shards_per_window=window) if s.epoch == epoch for n in s.shards]
         assert sorted(names) == [shard.name for shard in shards(*counts)]
+
+
+sets = st.lists(st.tuples(counts, st.fractions(Fraction(1, 5), 4, max_denominator=5)), min_size=1, max_size=3)
+
+
+def mixed(of: list[tuple[list[int], Fraction]], epochs: int, seed: int = 0) -> list[plan.Segment]:
+    several = [(shards(*counts), weight) for counts, weight in of]
+    stream = plan.mixed_stream(several, seed=seed, patches_per_tile=2, shards_per_window=2)
+    return list(itertools.takewhile(lambda segment: segment.epoch < epochs, stream))
+
+
+@given(sets)
+def test_a_mixture_shows_every_shard_as_often_as_its_weight_says(of: list[tuple[list[int], Fraction]]):
+    """In as many epochs as the weight's denominator exactly, in any number of epochs within one."""
+    for epochs in range(1, 6):
+        labels = [plan.Label.parse(text, s.epoch) for s in mixed(of, epochs) for text in s.shards]
+        assert len(set(labels)) == len(labels)
+        seen = Counter((label.set, label.name) for label in labels)
+        for number, (counts, weight) in enumerate(of):
+            for shard in shards(*counts):
+                times = seen[number, shard.name]
+                assert abs(times - weight * epochs) < 1
+                assert times == weight * epochs or (weight * epochs).denominator > 1
+
+
+@given(sets, st.integers(0, 5))
+def test_a_set_is_read_in_the_same_order_whatever_is_beside_it(of: list[tuple[list[int], Fraction]], seed: int):
+    def first(of: list[tuple[list[int], Fraction]]) -> list[set[str]]:
+        return [{t for s in mixed(of, 4, seed) if s.epoch == e for t in s.shards if t[0] == "0"} for e in range(4)]
+
+    assert first(of) == first(of[:1])
+
+
+@given(sets, st.integers(0, 3))
+def test_a_mixture_is_a_pure_function_and_shuffles_its_sets(of: list[tuple[list[int], Fraction]], seed: int):
+    assert mixed(of, 3, seed) == mixed(of, 3, seed)
+    even = [([1] * 40, Fraction(1)), ([1] * 40, Fraction(1))]
+    numbers = [text[0] for s in mixed(even, 1, seed) for text in s.shards]
+    assert "".join(numbers) not in {"0" * 40 + "1" * 40, "1" * 40 + "0" * 40}
 
 
 @given(counts, stages, st.integers(1, 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -67,6 +69,20 @@ def test_a_protocol_of_ones_own(tmp_path):
             load_protocol(str(file))
     with pytest.raises(BadRequestError, match="neither a known name"):
         load_protocol("usrnet-table2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: usrnet-table1\nsigmas: {2: [0.01]}", "is that of a known one"),
+        ("name: mine\nsigmas: {2: [0]}\njpeg: 80", "jpeg has no effect without degradation 'camera'"),
+        ("name: mine\nsigmas: {2: [0]}\nreduction: bicubic", "reduction has no effect"),
+    ],
+)
+def test_a_file_that_would_be_taken_for_something_else_is_refused(tmp_path: Path, text: str, message: str):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(BadRequestError, match=message):
+        load_protocol(str(tmp_path / "p.yaml"))
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])

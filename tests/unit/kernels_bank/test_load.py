@@ -167,6 +167,7 @@ def huge_header(path: Path) -> None:
             lambda path: scipy_io.savemat(path, {"k": cells([K, cells([K])])}),
             "cell 2 holds",
         ),
+        ("logical.mat", lambda path: scipy_io.savemat(path, {"k": cells([K, K > 0.1])}), "cell 2 holds something else"),
         ("words.mat", lambda path: scipy_io.savemat(path, {"k": cells(["a", "b"])}), "cell 1 holds something else"),
         ("empty.mat", lambda path: scipy_io.savemat(path, {"k": cells([K, np.zeros((0, 0))])}), "kernel 2: a finite"),
         (

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from kernels_bank import preview
 from kernels_bank.generate import KIND, build_shard
 from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.output import own_output
 from kernels_bank.sampling import draw_range
-from kernels_bank.spec import KernelBankSpec
-from kernels_bank.store import Shard, plan, write_shard
+from kernels_bank.spec import FAMILIES, KernelBankSpec
+from kernels_bank.store import PARAMETERS, Shard, plan, write_shard
 
 READ = """
 import json, os, sys
@@ -37,6 +39,18 @@ def test_reading_a_shard_leaves_no_thread_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-c", READ, str(tmp_path), record.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_what_has_no_column_is_refused_not_dropped(tmp_path: Path):
+    kernels = np.full((2, 3, 3), 1 / 9, np.float32)
+    shard = Shard(name="kernels-00000.parquet", family="gaussian", start=0, rows=2)
+    with pytest.raises(ValueError, match="ring_outer: not in PARAMETERS"):
+        write_shard(str(tmp_path), shard, "law", kernels, {"ring_outer": np.zeros(2)})
+
+
+def test_pictures_have_a_word_for_every_parameter_and_a_colour_for_every_family():
+    assert preview._DRAWN.keys() == set(PARAMETERS)
+    assert preview._COLOURS.keys() == set(FAMILIES)
 
 
 def test_a_bank_that_was_deleted_is_not_made_again_by_its_tasks(tmp_path: Path):

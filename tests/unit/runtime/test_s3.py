@@ -150,6 +150,26 @@ def test_a_server_that_has_answered_is_waited_for(server: type[Server], monkeypa
     assert len(asked) == s3.TRIES - 1
 
 
+@pytest.mark.parametrize("kind", ["page", "redirect", "nothing"])
+def test_an_endpoint_that_is_no_s3_server_is_said_in_a_line(server: type[Server], kind: str):
+    """A console's port, a proxy that sends one elsewhere, a server that knows no such path."""
+
+    def answer(handler: Server) -> None:
+        body = b"<!DOCTYPE html><html><body>Welcome</body></html>"
+        handler.send_response({"page": 200, "redirect": 301, "nothing": 404}[kind])
+        if kind == "redirect":
+            handler.send_header("Location", "http://127.0.0.1:9/elsewhere")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(body)
+
+    server.do_GET = server.do_HEAD = answer  # type: ignore[method-assign,assignment]
+    for ask in (lambda: storage.exists("s3://b/x"), lambda: storage.list_files("s3://b/x", recursive=True)):
+        with pytest.raises((S3RefusedError, S3Error), match=r"s3://b/x \(endpoint http://127"):
+            ask()
+
+
 def test_uris_that_name_nothing_are_refused():
     for uri in ("s3://", "s3:///x"):
         with pytest.raises(BadRequestError, match="names no bucket"):
