@@ -276,13 +276,15 @@ def clause(key: str, value: str) -> str:
     """Return a filter for MLflow's searches that finds every entry whose `key` is `value`, and perhaps others.
 
     Its language knows no escape: a text is quoted by the kind of quotes that it does not hold. With both kinds in it, a
-    pattern takes any character in the place of a single quote; the caller compares what came.
+    pattern takes any character in the place of a single quote, and of a backslash, which is an escape in the patterns of
+    PostgreSQL and none in those of SQLite; the caller compares what came.
     """
     if "'" not in value:
         return f"{key} = '{value}'"
     if '"' not in value:
         return f'{key} = "{value}"'
-    return f"{key} LIKE '{value.replace(chr(39), '_')}'"
+    pattern = value.replace("'", "_").replace("\\", "_")
+    return f"{key} LIKE '{pattern}'"
 
 
 def is_silence(error: Exception) -> bool:
