@@ -22,14 +22,14 @@ class Estimate(NamedTuple):
 
     kernel: np.ndarray  # (k, k)
     kernel_round: int | None  # the round that made it; 0 is the initial kernel, None a given one
-    spread: float | None  # mean sum of |k - k'| between it and the kernels of the other places, 0 to 2
+    spread: float | None  # mean sum of |k - k'| between the initial kernels of its place and the others, 0 to 2
 
 
 def estimate_kernel(network: LoadedNetwork, lr: np.ndarray, scale: int, sigma: float, grid: Grid) -> Estimate:
     """Estimate the kernel of a photograph.
 
-    Each of up to three well-textured places gives a kernel, guarded; the one that is nearest to the others is taken,
-    so that a single place with a texture of its own does not decide.
+    Each of up to three well-textured places gives an initial kernel, which costs next to nothing. The place whose
+    kernel is nearest to the others is refined, so that a single place with a texture of its own does not decide.
 
     Args:
         network: the model.
@@ -41,13 +41,13 @@ def estimate_kernel(network: LoadedNetwork, lr: np.ndarray, scale: int, sigma: f
     alone = max(lr.shape[:2]) <= _ALONE
     side = max(lr.shape[:2]) if alone else min(_CROP, max(_LEAST, min(lr.shape[:2]) // 2))
     crops = [lr[top : top + side, left : left + side] for top, left in textured_crops(lr, side, _PLACES)]
-    estimates = [_guarded(network, crop, scale, sigma, grid) for crop in crops]
-    if len(estimates) == 1:
-        return estimates[0]
-    kernels = np.stack([estimate.kernel for estimate in estimates])
+    if len(crops) == 1:
+        return _guarded(network, crops[0], scale, sigma, grid)
+    kernels = np.stack([network.initial_kernel(crop, scale, sigma) for crop in crops])
     distances = np.abs(kernels[:, None] - kernels).sum((-2, -1))
     nearest = int(distances.sum(1).argmin())
-    return estimates[nearest]._replace(spread=float(distances[nearest].sum() / (len(estimates) - 1)))
+    spread = float(distances[nearest].sum() / (len(crops) - 1))
+    return _guarded(network, crops[nearest], scale, sigma, grid)._replace(spread=spread)
 
 
 def _guarded(network: LoadedNetwork, crop: np.ndarray, scale: int, sigma: float, grid: Grid) -> Estimate:

@@ -115,6 +115,23 @@ class LoadedNetwork:
             out: BlindOutput = self.network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid)
             return out
 
+    def initial_kernel(self, image: np.ndarray, scale: int, sigma: float) -> np.ndarray:
+        """Return the kernel (k, k) that the alternation starts from, with the reduction, on the corner grid.
+
+        Args:
+            image: (h, w, 3) float32 in [0, 1].
+            scale: one of `scales`.
+            sigma: noise level.
+
+        Raises:
+            BadRequestError: the model is not blind.
+        """
+        if not isinstance(self.network, BlindUSRNet):
+            raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
+        with torch.inference_mode():
+            kernel: np.ndarray = self.network.initial_kernel(self.tensor(image), scale, sigma)[0].cpu().numpy()
+            return kernel
+
     def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:
         """Restore a periodic image with a known kernel, to (1, 3, s*h, s*w), not clipped.
 

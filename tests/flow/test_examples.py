@@ -13,6 +13,7 @@ EXPECTED = {
     "restore_a_photograph": r"\(96, 120, 3\) -> \(192, 240, 3\)",
     "custom_degradation": r"bicubic +25\.\d\d dB\nrestored +31\.\d\d dB",
     "train_on_your_folder": r"version 1 of example-x2: ",
+    "tars_to_a_judged_model": r"version 1 of mixed: (.|\n)*'psnr\.quick\.held-out-\w+\.x2\.blind': 2\d\.",
     "read_shards_and_bank": r"gaussian +400\nmotion +400\nkernels \(800, 25, 25\), sums (1\.0000|0\.9999)",
 }
 
