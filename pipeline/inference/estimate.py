@@ -11,10 +11,18 @@ from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.layout import torus_margin
 from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.texture import textured_crops
+from pipeline.model import BlindOutput
 
 _CROP, _LEAST = 192, 96  # LR pixels a side: what an estimate is made from
 _ALONE = 288  # an image no larger than this is one place
 _PLACES = 3
+
+
+class Blur(NamedTuple):
+    """Hold what an estimated kernel is made of."""
+
+    width: float  # variance of the blur alone, HR pixels, mean of both axes
+    shares: np.ndarray  # (4,) of `REDUCTIONS`
 
 
 class Estimate(NamedTuple):
@@ -23,6 +31,7 @@ class Estimate(NamedTuple):
     kernel: np.ndarray  # (k, k)
     kernel_round: int | None  # the round that made it; 0 is the initial kernel, None a given one
     spread: float | None  # mean sum of |k - k'| between the initial kernels of its place and the others, 0 to 2
+    blur: Blur | None = None  # of models that tell blur and reduction apart
 
 
 def estimate_kernel(network: LoadedNetwork, lr: np.ndarray, scale: int, sigma: float, grid: Grid) -> Estimate:
@@ -53,4 +62,14 @@ def estimate_kernel(network: LoadedNetwork, lr: np.ndarray, scale: int, sigma: f
 def _guarded(network: LoadedNetwork, crop: np.ndarray, scale: int, sigma: float, grid: Grid) -> Estimate:
     extended = periodic_extension(crop, torus_margin(scale, network.kernel_side))
     out = network.blind(network.tensor(extended), scale, sigma, observed=network.tensor(crop), grid=grid)
-    return Estimate(out.kernel[0].cpu().numpy(), int(out.kernel_round[0]), None)
+    return Estimate(out.kernel[0].cpu().numpy(), int(out.kernel_round[0]), None, blur_of(out))
+
+
+def blur_of(out: BlindOutput) -> Blur | None:
+    """Return what the kernel of a blind restoration of one image is made of, if the model tells."""
+    if out.reductions is None:
+        return None
+    blur = out.rounds[int(out.kernel_round[0])].blur[0].cpu().numpy().astype(np.float64)
+    line = np.arange(len(blur)) - len(blur) // 2
+    width = (blur * (line[:, None] ** 2 + line**2)).sum() / 2
+    return Blur(float(width), out.reductions[0].cpu().numpy())

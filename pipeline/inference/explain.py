@@ -29,6 +29,9 @@ def diagnose(image: np.ndarray, restored: Restored) -> list[str]:
         )
     if restored.field is None and restored.spread is not None and restored.spread > APART:
         found.append(f"the blur differs from place to place (kernels are {restored.spread:.2f} apart, of at most 2)")
+    if restored.trust is not None and restored.trust < 1:
+        share = f"{restored.trust:.0%} of the restoration is" if restored.trust else "nothing of the restoration is"
+        found.append(f"{share} believed, the rest is a plain enlargement; a trust of 1 takes all of it")
     top = to_rgb(image).max(-1)
     clipped = float((top == np.iinfo(image.dtype).max).mean())
     if clipped > CLIPPED:

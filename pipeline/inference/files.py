@@ -34,7 +34,7 @@ _BANK = "bank:"
 # Settings that a result depends on, beside model, kernel and start.
 _DECIDING = {"scale", "sigma", "self_ensemble", "format", "depth", "quality", "strip_metadata"}
 # Likewise, but where they have their defaults, results of versions without them are the same.
-_DECIDING_IF_SET = {"strength", "kernel_field"}
+_DECIDING_IF_SET = {"strength", "kernel_field", "trust"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
         **settings.model_dump(include=_DECIDING),
         **settings.model_dump(include=_DECIDING_IF_SET, exclude_defaults=True),
     }
+    if restorer.trust is not None and kernel is None:
+        request["trust_net"] = restorer.trust.digest
     return RestoreContext(settings, restorer, kernel, x0, storage.digest_of(request))
 
 
@@ -128,6 +130,7 @@ def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
             file_error=photograph.file_error,
             strength=settings.strength,
             kernel_field=settings.kernel_field,
+            trust=settings.trust,
         )
         bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
         pixels = to_depth(restored.image, bits)

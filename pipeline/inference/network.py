@@ -13,6 +13,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.catalogue import ModelLocation, locate, open_network
 from pipeline.config import Grid
 from pipeline.inference import memory
+from pipeline.inference.trust import TrustNet, open_trust
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
 
 _DEFAULT_REACH = 25
@@ -31,11 +32,20 @@ class LoadedNetwork:
         uri: what people call it.
         digest: sha256 of its weights.
         device: that it is moved to.
+        trust: says how far a blind restoration is right; None: it is taken as it is.
     """
 
-    def __init__(self, network: BlindUSRNet | USRNet, *, uri: str, digest: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: BlindUSRNet | USRNet,
+        *,
+        uri: str,
+        digest: str,
+        device: torch.device,
+        trust: TrustNet | None = None,
+    ) -> None:
         self.network = network.to(device).eval()
-        self.uri, self.digest, self.device = uri, digest, device
+        self.uri, self.digest, self.device, self.trust = uri, digest, device, trust
         memory.bound_fft_plans(device)
 
     @classmethod
@@ -55,11 +65,12 @@ class LoadedNetwork:
         location = uri if isinstance(uri, ModelLocation) else locate(str(uri))
         network, digest = open_network(location)
         name = location.name if isinstance(uri, ModelLocation) else str(uri)
-        return cls(network, uri=name, digest=digest, device=device or default_device())
+        trust = open_trust(location)
+        return cls(network, uri=name, digest=digest, device=device or default_device(), trust=trust)
 
     def on(self, device: torch.device) -> Self:
         """Return the same model on another device."""
-        return type(self)(self.network, uri=self.uri, digest=self.digest, device=device)
+        return type(self)(self.network, uri=self.uri, digest=self.digest, device=device, trust=self.trust)
 
     @property
     def is_blind(self) -> bool:

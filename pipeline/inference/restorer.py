@@ -18,6 +18,7 @@ from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.noise import estimate_sigma
 from pipeline.inference.planes import channel_count, split_alpha, to_float, to_type
 from pipeline.inference.strength import assumed_kernel, assumed_sigma, check_strength
+from pipeline.inference.trust import Evidence, features, mix
 from pipeline.inference.windows import Result, Settings, restore_planes
 from pipeline.reduction import place
 
@@ -42,6 +43,7 @@ class Restored:
     estimate_seconds: float = 0.0
     field: KernelField | None = None  # the kernels of all places, where one for each was asked for
     strength: float = 1.0  # below 1, kernel and noise level were told weaker than they are said here
+    trust: float | None = None  # share of the restoration in the image, the rest is bicubic; None: not asked for
 
     def facts(self) -> dict[str, int | float | None]:
         """Return what reports and answers say of it, by the names that they use."""
@@ -53,6 +55,7 @@ class Restored:
             "kernel_round": self.kernel_round,
             "kernel_spread": self.spread,
             "windows": self.windows,
+            "trust": self.trust,
         }
 
 
@@ -73,6 +76,7 @@ class Restorer(LoadedNetwork):
         kernel_field: bool = False,
         file_error: float = 0.0,
         grid: Grid = "centre",
+        trust: float | Literal["auto"] = "auto",
     ) -> Restored:
         """Restore a real photograph: estimate its kernel unless given, then restore it, in windows where it is large.
 
@@ -96,15 +100,19 @@ class Restorer(LoadedNetwork):
                 it to the noise that the pixels show.
             grid: `centre` puts the restored picture where a bicubic enlargement lies, whatever the kernel; `corner`
                 puts LR pixel (i, j) on HR pixel (s*i, s*j) of a centred kernel, as the article does.
+            trust: how far the restoration is trusted, from 0, the bicubic enlargement, to 1; `auto` lets the model say,
+                where the kernel is estimated, there is one for all places, and the grid is `centre`.
 
         Raises:
             BadRequestError: a scale the model was not made for, an image, kernel or x0 of the wrong shape, a
-                non-blind model without a kernel, a kernel and a field of them, a strength outside [0, 1], a memory
-                limit that no window fits into.
+                non-blind model without a kernel, a kernel and a field of them, a strength or trust outside
+                [0, 1], a memory limit that no window fits into.
         """
         started = time.perf_counter()
         self.check(scale, kernel_given=kernel is not None)
         check_strength(strength)
+        if trust != "auto" and not (0 <= trust <= 1 and grid == "centre"):
+            raise BadRequestError(f"trust {trust} on the {grid} grid: a number from 0 to 1 is expected, and 'centre'")
         if kernel is not None and kernel_field:
             raise BadRequestError("kernel_field estimates the kernels; leave out the given one")
         colour, alpha = split_alpha(image)
@@ -121,6 +129,11 @@ class Restorer(LoadedNetwork):
         settings = settings._replace(sigma=assumed_sigma(level, strength), kernel=assumed_kernel(used, strength))
         told = None if field is None else field.weakened(strength)
         result = _restored(self, lr, settings, told, **size)
+        believed = None if trust == "auto" else float(trust)
+        if trust == "auto" and field is None and grid == "centre":
+            believed = self._trust(lr, result, estimate, level, file_error, scale)
+        if believed is not None:
+            mix(lr, result.image, believed, scale)
         restored = to_type(result.image, image.dtype)
         if is_grey(image):
             grey = to_type(result.image.mean(-1, keepdims=True), image.dtype)
@@ -141,7 +154,18 @@ class Restorer(LoadedNetwork):
             estimate_seconds=estimated - started,
             field=field,
             strength=strength,
+            trust=believed,
         )
+
+    def _trust(
+        self, lr: np.ndarray, result: Result, estimate: Estimate, level: float, file_error: float, scale: int
+    ) -> float | None:
+        """How far the model itself says that it is right; None where it does not say."""
+        if self.trust is None or estimate.blur is None:
+            return None
+        width, shares = estimate.blur
+        seen = Evidence(scale, level, file_error, result.residual, width, shares, refined=bool(estimate.kernel_round))
+        return self.trust(features(lr, result.image, seen))
 
     def _alpha(self, alpha: np.ndarray, settings: Settings, field: KernelField | None, image: np.ndarray) -> np.ndarray:
         """(h, w) -> (s*h, s*w, 1) of the image's type; an alpha that is the same everywhere stays exactly that."""

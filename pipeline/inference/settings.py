@@ -41,6 +41,11 @@ class RestoreSettings(Frozen):
     strength: float = Field(
         1, ge=0, le=1, description="how much of the blur is undone: 0 is close to a plain enlargement, 1 is full"
     )
+    trust: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        "auto",
+        description="share of the restoration in the result, the rest is a plain enlargement; auto: as the model "
+        "judges where it estimated the blur itself",
+    )
     self_ensemble: bool = Field(False, description="mean over eight flips and quarter turns: eight times the work")
     max_memory: ByteSize = Field(
         ByteSize(2 * 2**30), gt=0, description="memory of each worker; larger images are restored in windows"

@@ -63,6 +63,7 @@ def carry_out(request: RestoreRequest, served: Served, max_memory: int) -> Answe
             max_memory=max_memory,
             strength=request.options.strength,
             file_error=photograph.file_error,
+            trust=request.options.trust,
         )
     except BadRequestError as error:
         height, width = photograph.pixels.shape[:2]

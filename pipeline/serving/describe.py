@@ -68,6 +68,7 @@ RESTORE: dict[str, Any] = {
                 "X-Kernel": _header("the kernel: a .npy file (k, k) float32, in base64"),
                 "X-Sigma": _header("noise level, estimated or given, [0, 1] scale"),
                 "X-Strength": _header("how much of the blur was undone, 0 to 1"),
+                "X-Trust": _header("share of the restoration in the image, the rest is bicubic; absent if not judged"),
                 "X-Residual": _header("RMS of what the restored image leaves unexplained of the input, [0, 1] scale"),
                 "X-Kernel-Round": _header("the round whose kernel the guard let stand; 0 is the initial kernel"),
                 "X-Warnings": _header("what speaks against one uniform blur; absent if nothing does"),

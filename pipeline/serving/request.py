@@ -50,6 +50,11 @@ class RestoreOptions(Frozen):
     )
     sigma: Literal["auto"] | Sigma = Field("auto", description="noise level, [0, 1] scale; auto: estimated")
     strength: float = Field(1, ge=0, le=1, description="how much of the blur is undone: 0 is a plain enlargement")
+    trust: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        "auto",
+        description="share of the restoration in the result, the rest is a plain enlargement; auto: as the model "
+        "judges where it estimated the blur itself",
+    )
     kernel: Kernel | None = Field(
         None,
         description="the blur kernel as JSON rows, such as an earlier answer's kernel: saves the estimate; best as a "

@@ -76,7 +76,8 @@ $("strength").addEventListener("change", () => {
   const first = answer, form = new FormData();
   form.append("kernel", JSON.stringify(first.kernel));
   form.append("image", photograph);
-  send({ scale: first.scale, sigma: first.sigma }, form, "Restoring …", (content) => {
+  const trust = first.trust ?? "auto";
+  send({ scale: first.scale, sigma: first.sigma, trust }, form, "Restoring …", (content) => {
     const { sigma_from, kernel_from, warnings, input, bicubic } = first;
     return again({ ...content, sigma_from, kernel_from, warnings, input, bicubic });
   });
@@ -125,6 +126,7 @@ async function again(content) {
     ["size", `${content.width} × ${content.height} pixels`],
     ["noise σ", `${(content.sigma * 255).toFixed(2)} of 255, ${content.sigma_from}`],
     ["strength", `${Math.round(content.strength * 100)}%`],
+    ["trusted", content.trust === null ? "not judged" : `${Math.round(content.trust * 100)}%`],
     ["unexplained", `${(content.residual * 255).toFixed(2)} of 255`],
     ["time", `${Object.values(content.seconds).reduce((a, b) => a + b, 0).toFixed(1)} s`],
   ]);

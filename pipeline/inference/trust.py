@@ -1,0 +1,219 @@
+"""How far a blind restoration is to be trusted: where it would do harm, it is mixed with a plain enlargement.
+
+A wrong kernel can cost more than a right one gains, and what a net has never seen (lamps on black, patterns, pictures
+that never were sharp) it may take for blur. Of two pictures u, enlarged, and r, restored, the best mixture
+u + w (r - u) has w = 1/2 + (MSE(u) - MSE(r)) / (2 MSE(u, r)): 1 where all that was changed is right, 0 where all is
+wrong. A small net reads w off what can be seen without the truth. It was trained to gain decibels, and to pay twice for
+those it loses (`tools/fit_trust.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from kernels_bank.runtime.errors import ArtefactError
+from pipeline.catalogue import ModelLocation
+from pipeline.model.upsample import upsample
+from pipeline.model_folder import read_file, read_manifest
+
+TRUST = "trust.safetensors"  # in a model folder
+_ROWS = 128  # LR rows looked at a time: the enlargement of a large picture is never held as a whole
+_HALO = 4  # LR rows around them that their enlargement depends on
+_CLEAR, _NONE = 0.93, 0.07  # beyond these the picture is not mixed
+_MOST_BYTES = 1 << 20
+_TINY = 1e-6
+
+FEATURES = (
+    *("changed", "changed_by", "variation", "spread", "overshoot", "overshoot_by", "unexplained", "unexplained_by"),
+    *("level", "file_error", "width", "side", "clipped", "detail", "contrast", "detail_share", "spread_lr"),
+    *("spread_enlarged", "flat", "scale_2", "scale_4", "direct", "area", "bicubic", "refined", "limits", "noise"),
+)
+
+
+class Evidence(NamedTuple):
+    """Hold what is known of a blind restoration beside its pixels."""
+
+    scale: int
+    level: float  # noise level told to the restorer, [0, 1] scale
+    file_error: float  # the part of it that the file's coding has, [0, 1] scale
+    residual: float  # RMS that the restored picture leaves unexplained, [0, 1] scale
+    width: float  # variance of the blur without the reduction, HR pixels, mean of both axes
+    shares: np.ndarray  # (4,) of `REDUCTIONS`
+    refined: bool  # whether kernel steps made the kernel
+
+
+@dataclass(frozen=True)
+class TrustNet:
+    """Read the trust off evidence: the mean over a few nets of one hidden layer."""
+
+    mean: np.ndarray  # (n,) of the features it was fitted on
+    std: np.ndarray  # (n,)
+    hidden: np.ndarray  # (nets, n, h)
+    hidden_bias: np.ndarray  # (nets, h)
+    out: np.ndarray  # (nets, h)
+    out_bias: np.ndarray  # (nets,)
+    digest: str  # sha256 of its file
+
+    def __call__(self, features: np.ndarray) -> float:
+        """Return w in [0, 1] of features (n,); 1 and 0 exactly where it is nearly that."""
+        x = np.clip((features - self.mean) / self.std, -3, 3)
+        hidden = torch.nn.functional.gelu(torch.from_numpy(np.einsum("n,knh->kh", x, self.hidden) + self.hidden_bias))
+        logits = (hidden.numpy() * self.out).sum(1) + self.out_bias
+        w = float((1 / (1 + np.exp(-logits))).mean())
+        return 1.0 if w > _CLEAR else 0.0 if w < _NONE else w
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> TrustNet:
+        """Read a `trust.safetensors`. Raises ArtefactError for one that is damaged or of other features."""
+        try:
+            tensors = load(data)
+            length = int.from_bytes(data[:8], "little")
+            listed = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("features", "")
+            values = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
+            net = cls(**values, digest=hashlib.sha256(data).hexdigest())
+        except (SafetensorError, ValueError, TypeError) as error:
+            raise ArtefactError(f"{where}: damaged ({error})") from error
+        if listed != ",".join(FEATURES) or net.mean.shape != (len(FEATURES),):
+            raise ArtefactError(f"{where}: made for other features; use this program's version of the model")
+        return net
+
+
+def open_trust(location: ModelLocation) -> TrustNet | None:
+    """Return the trust net of a model, if it has one. Raises ArtefactError for one that is damaged."""
+    if location.folder.endswith(".pth"):
+        return None
+    listed = read_manifest(location.folder).sha256
+    if TRUST not in listed:
+        return None
+    data = read_file(location.folder, TRUST, listed[TRUST], limit=_MOST_BYTES)
+    return TrustNet.parse(data, f"{location.folder}/{TRUST}")
+
+
+def features(lr: np.ndarray, restored: np.ndarray, seen: Evidence) -> np.ndarray:
+    """Compute what the net looks at, (n,) float64.
+
+    Args:
+        lr: (h, w, 3) float32 in [0, 1].
+        restored: (s*h, s*w, 3) float32 in [0, 1].
+        seen: what else is known.
+    """
+    scale, total = seen.scale, _Sums()
+    for rows, enlarged in _enlarged(lr, scale):
+        total.add(restored[rows], enlarged, scale)
+    count = restored.size
+    changed = float(np.sqrt(total.changed / count)) + _TINY
+    overshoot = float(np.sqrt(total.overshoot / count)) + _TINY
+    detail = lr - cv2.GaussianBlur(lr, (0, 0), 1.0)
+    fine, contrast = _rms(detail), _rms(lr - lr.mean((0, 1)))
+    variation, spread = total.gradients(0)
+    plain, plain_spread = total.gradients(1)
+    values = {
+        "changed": _log(changed / (plain + 1e-3)),
+        "changed_by": _log(changed),
+        "variation": _log(variation / (plain + 1e-4)),
+        "spread": _log(spread / plain_spread),
+        "overshoot": _log((overshoot + 1e-4) / (changed + 1e-4)),
+        "overshoot_by": _log(overshoot + 1e-4),
+        "unexplained": _log((seen.residual + 2e-4) / (seen.level + 2e-3)),
+        "unexplained_by": _log(seen.residual + 2e-4),
+        "level": _log(seen.level + 1e-3),
+        "file_error": _log(seen.file_error + 1e-3),
+        "width": _log(seen.width + 0.05) - 2 * np.log(scale),
+        "side": 0.5 * np.log(lr.shape[0] * lr.shape[1]),
+        "clipped": float(((lr <= 1.01 / 255) | (lr >= 253.99 / 255)).any(-1).mean()),
+        "detail": _log(fine + 1e-4),
+        "contrast": _log(contrast + 1e-3),
+        "detail_share": _log(fine / (contrast + 1e-3)),
+        "spread_lr": _spread(lr),
+        "spread_enlarged": plain_spread,
+        "flat": float((np.abs(detail).max(-1) < 1.5 / 255).mean()),
+        "scale_2": float(scale == 2),
+        "scale_4": float(scale == 4),
+        "direct": float(seen.shares[0]),
+        "area": float(seen.shares[1]),
+        "bicubic": float(seen.shares[2]),
+        "refined": float(seen.refined),
+        "limits": total.limits / count,
+        "noise": _log((seen.level + 1e-3) / (fine + 1e-4)),
+    }
+    return np.array([values[name] for name in FEATURES])
+
+
+def mix(lr: np.ndarray, restored: np.ndarray, trust: float, scale: int) -> None:
+    """Turn a restored picture into u + w (r - u), in place; u is the bicubic enlargement on the centre grid.
+
+    Args:
+        lr: (h, w, 3) float32 in [0, 1].
+        restored: (s*h, s*w, 3) float32 in [0, 1].
+        trust: w, in [0, 1].
+        scale: s.
+    """
+    if trust < 1:
+        for rows, enlarged in _enlarged(lr, scale):
+            restored[rows] += (1 - trust) * (enlarged - restored[rows])
+
+
+class _Sums:
+    """Add up a picture's figures strip by strip; what lies across the few seams does not count."""
+
+    def __init__(self) -> None:
+        self.changed = self.overshoot = self.limits = 0.0
+        self._steps = np.zeros((2, 2, 2))  # of restored and enlarged, down and across: sum of |step| and of step^2
+        self._counts = np.zeros((2,))
+
+    def add(self, restored: np.ndarray, enlarged: np.ndarray, scale: int) -> None:
+        """Add a strip (n, s*w, 3) of both pictures."""
+        box = np.ones((2 * scale + 1, 2 * scale + 1), np.uint8)
+        low, high = cv2.erode(enlarged, box), cv2.dilate(enlarged, box)
+        beyond = np.maximum(low - restored, 0) ** 2 + np.maximum(restored - high, 0) ** 2
+        self.overshoot += float(beyond.sum(dtype=np.float64))
+        self.changed += float(np.square(restored - enlarged, dtype=np.float64).sum())
+        self.limits += float(((restored <= 0) | (restored >= 1)).sum())
+        for number, picture in enumerate((restored, enlarged)):
+            for axis in (0, 1):
+                step = np.diff(picture, axis=axis)
+                self._steps[number, axis] += np.abs(step).sum(dtype=np.float64), np.square(step).sum(dtype=np.float64)
+        self._counts += (restored.shape[0] - 1) * restored[0].size, restored[:, 1:].size
+
+    def gradients(self, number: int) -> tuple[float, float]:
+        """Return total variation a pixel and how evenly it is spread, of the restored picture (0) or the other (1)."""
+        sums, squares = self._steps[number, :, 0], self._steps[number, :, 1]
+        count = max(self._counts.sum(), 1)
+        mean, power = sums.sum() / count, squares.sum() / count
+        return float((sums / np.maximum(self._counts, 1)).sum()), float((mean + 1e-9) / (np.sqrt(power) + 1e-9))
+
+
+def _enlarged(lr: np.ndarray, scale: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The bicubic enlargement in strips: which HR rows, and they."""
+    height = lr.shape[0]
+    for first in range(0, height, _ROWS):
+        last = min(first + _ROWS, height)
+        start, end = max(0, first - _HALO), min(height, last + _HALO)
+        planes = torch.from_numpy(np.ascontiguousarray(lr[start:end])).permute(2, 0, 1)[None]
+        strip = upsample(planes, scale, "bicubic", "centre")[0].clamp(0, 1).permute(1, 2, 0).numpy()
+        yield slice(scale * first, scale * last), strip[scale * (first - start) : scale * (last - start)]
+
+
+def _spread(image: np.ndarray) -> float:
+    steps = np.concatenate([np.diff(image, axis=axis).ravel() for axis in (0, 1)])
+    return float((np.abs(steps).mean() + 1e-9) / (_rms(steps) + 1e-9)) if steps.size else 1.0
+
+
+def _rms(values: np.ndarray) -> float:
+    if not values.size:
+        return _TINY
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean())) + _TINY
+
+
+def _log(value: float) -> float:
+    return float(np.log(max(value, _TINY)))
