@@ -26,7 +26,10 @@ from pipeline.evaluation.row import Measures
 from pipeline.images.jpeg_level import jpeg_error
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
+from pipeline.inference.estimate import blur_of
 from pipeline.inference.noise import estimate_sigma
+from pipeline.inference.trust import Evidence, features, mix
+from pipeline.model import BlindOutput
 from pipeline.seeds import rng
 
 _CHROMA: Subsampling = "4:2:0"
@@ -106,10 +109,14 @@ def assumed_sigma(lr: np.ndarray, sigma: float, protocol: Protocol) -> float:
     """
     if protocol.degradation != "camera":
         return sigma
-    error = 0.0
-    if protocol.jpeg:
-        error = jpeg_error((lr * 255).round().astype(np.uint8), quantisation_tables(protocol.jpeg), 2)
-    return math.hypot(estimate_sigma(lr), error)
+    return math.hypot(estimate_sigma(lr), _file_error(lr, protocol))
+
+
+def _file_error(lr: np.ndarray, protocol: Protocol) -> float:
+    """What a JPEG's tables tell of its error, [0, 1] scale."""
+    if not protocol.jpeg:
+        return 0.0
+    return jpeg_error((lr * 255).round().astype(np.uint8), quantisation_tables(protocol.jpeg), 2)
 
 
 def restore_all(
@@ -137,11 +144,10 @@ def restore_all(
         placed = model.tensor(periodic_extension(lr, -(-kernel.shape[0] // scale)) if mirrored else lr)
         if blind:
             out = model.blind(placed, scale, sigma, observed=model.tensor(lr), grid=protocol.grid)
-            sr, used, rounds = out.sr, out.kernel[0].cpu().numpy(), [r.sr for r in out.rounds]
-        else:
-            known = torch.as_tensor(kernel, dtype=torch.float32, device=model.device)[None]
-            sr, used, rounds = model.nonblind(placed, known, scale, sigma), kernel, []
-        return Estimate(_cut(sr, height, width), used, [_cut(r, height, width) for r in rounds])
+            used, rounds = out.kernel[0].cpu().numpy(), [_cut(r.sr, height, width) for r in out.rounds]
+            return Estimate(_believed(model, out, placed, lr, sigma, protocol), used, rounds)
+        known = torch.as_tensor(kernel, dtype=torch.float32, device=model.device)[None]
+        return Estimate(_cut(model.nonblind(placed, known, scale, sigma), height, width), kernel, [])
 
     cpu = torch.device("cpu")
     found = {name: _measured(cpu, functools.partial(resized, enlarge)) for name, enlarge in baselines.items()}
@@ -149,6 +155,34 @@ def restore_all(
         blind = model.is_blind and name != NONBLIND
         found[name] = _measured(model.device, functools.partial(restored, model, blind=blind))
     return found
+
+
+def _believed(
+    model: Restorer, out: BlindOutput, placed: torch.Tensor, lr: np.ndarray, sigma: float, protocol: Protocol
+) -> np.ndarray:
+    """The blind restoration of an LR image (h, w, 3), as far as the model trusts it; `placed` is what it saw of it."""
+    scale, (height, width) = out.sr.shape[-1] // placed.shape[-1], lr.shape[:2]
+    sr, blur = _cut(out.sr, scale * height, scale * width), blur_of(out)
+    if model.trust is None or blur is None:
+        return sr
+    left = (degrade(out.sr.clamp(0, 1), out.kernel, scale) - placed)[0, :, :height, :width]
+    # What was blurred with what lies outside is explained by no picture.
+    around = 0 if protocol.degradation == "usrnet" else out.kernel.shape[-1] // (2 * scale) + 1
+    rows, columns = (slice(n, -n or None) for n in (min(around, side // 4) for side in (height, width)))
+    image = sr.clip(0, 1)
+    seen = Evidence(
+        scale=scale,
+        level=sigma,
+        file_error=_file_error(lr, protocol),
+        residual=float(left[:, rows, columns].square().mean().sqrt()),
+        width=blur.width,
+        shares=blur.shares,
+        refined=bool(out.kernel_round[0]),
+        grid=protocol.grid,
+    )
+    trust = model.trust(features(lr, image, seen))
+    mix(lr, image, trust, scale, protocol.grid)
+    return sr if trust == 1 else image
 
 
 def _measured(device: torch.device, work: Callable[[], Estimate]) -> Estimate:

@@ -101,7 +101,7 @@ class Restorer(LoadedNetwork):
             grid: `centre` puts the restored picture where a bicubic enlargement lies, whatever the kernel; `corner`
                 puts LR pixel (i, j) on HR pixel (s*i, s*j) of a centred kernel, as the article does.
             trust: how far the restoration is trusted, from 0, the bicubic enlargement, to 1; `auto` lets the model say,
-                where the kernel is estimated, there is one for all places, and the grid is `centre`.
+                where the kernel is estimated and there is one for all places.
 
         Raises:
             BadRequestError: a scale the model was not made for, an image, kernel or x0 of the wrong shape, a
@@ -111,8 +111,8 @@ class Restorer(LoadedNetwork):
         started = time.perf_counter()
         self.check(scale, kernel_given=kernel is not None)
         check_strength(strength)
-        if trust != "auto" and not (0 <= trust <= 1 and grid == "centre"):
-            raise BadRequestError(f"trust {trust} on the {grid} grid: a number from 0 to 1 is expected, and 'centre'")
+        if trust != "auto" and not 0 <= trust <= 1:
+            raise BadRequestError(f"trust {trust}: a number from 0 to 1 is expected")
         if kernel is not None and kernel_field:
             raise BadRequestError("kernel_field estimates the kernels; leave out the given one")
         colour, alpha = split_alpha(image)
@@ -130,10 +130,20 @@ class Restorer(LoadedNetwork):
         told = None if field is None else field.weakened(strength)
         result = _restored(self, lr, settings, told, **size)
         believed = None if trust == "auto" else float(trust)
-        if trust == "auto" and field is None and grid == "centre":
-            believed = self._trust(lr, result, estimate, level, file_error, scale)
+        if trust == "auto" and field is None and self.trust is not None and estimate.blur is not None:
+            seen = Evidence(
+                scale=scale,
+                level=level,
+                file_error=file_error,
+                residual=result.residual,
+                width=estimate.blur.width,
+                shares=estimate.blur.shares,
+                refined=bool(estimate.kernel_round),
+                grid=grid,
+            )
+            believed = self.trust(features(lr, result.image, seen))
         if believed is not None:
-            mix(lr, result.image, believed, scale)
+            mix(lr, result.image, believed, scale, grid)
         restored = to_type(result.image, image.dtype)
         if is_grey(image):
             grey = to_type(result.image.mean(-1, keepdims=True), image.dtype)
@@ -156,16 +166,6 @@ class Restorer(LoadedNetwork):
             strength=strength,
             trust=believed,
         )
-
-    def _trust(
-        self, lr: np.ndarray, result: Result, estimate: Estimate, level: float, file_error: float, scale: int
-    ) -> float | None:
-        """How far the model itself says that it is right; None where it does not say."""
-        if self.trust is None or estimate.blur is None:
-            return None
-        width, shares = estimate.blur
-        seen = Evidence(scale, level, file_error, result.residual, width, shares, refined=bool(estimate.kernel_round))
-        return self.trust(features(lr, result.image, seen))
 
     def _alpha(self, alpha: np.ndarray, settings: Settings, field: KernelField | None, image: np.ndarray) -> np.ndarray:
         """(h, w) -> (s*h, s*w, 1) of the image's type; an alpha that is the same everywhere stays exactly that."""

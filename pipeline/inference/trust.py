@@ -23,6 +23,7 @@ from safetensors.numpy import load
 
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.catalogue import ModelLocation
+from pipeline.config import Grid
 from pipeline.model.upsample import upsample
 from pipeline.model_folder import read_file, read_manifest
 
@@ -50,6 +51,7 @@ class Evidence(NamedTuple):
     width: float  # variance of the blur without the reduction, HR pixels, mean of both axes
     shares: np.ndarray  # (4,) of `REDUCTIONS`
     refined: bool  # whether kernel steps made the kernel
+    grid: Grid = "centre"  # where the restored picture lies
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def features(lr: np.ndarray, restored: np.ndarray, seen: Evidence) -> np.ndarray
         seen: what else is known.
     """
     scale, total = seen.scale, _Sums()
-    for rows, enlarged in _enlarged(lr, scale):
+    for rows, enlarged in _enlarged(lr, scale, seen.grid):
         total.add(restored[rows], enlarged, scale)
     count = restored.size
     changed = float(np.sqrt(total.changed / count)) + _TINY
@@ -149,17 +151,18 @@ def features(lr: np.ndarray, restored: np.ndarray, seen: Evidence) -> np.ndarray
     return np.array([values[name] for name in FEATURES])
 
 
-def mix(lr: np.ndarray, restored: np.ndarray, trust: float, scale: int) -> None:
-    """Turn a restored picture into u + w (r - u), in place; u is the bicubic enlargement on the centre grid.
+def mix(lr: np.ndarray, restored: np.ndarray, trust: float, scale: int, grid: Grid = "centre") -> None:
+    """Turn a restored picture into u + w (r - u), in place; u is the bicubic enlargement.
 
     Args:
         lr: (h, w, 3) float32 in [0, 1].
         restored: (s*h, s*w, 3) float32 in [0, 1].
         trust: w, in [0, 1].
         scale: s.
+        grid: where the restored picture lies.
     """
     if trust < 1:
-        for rows, enlarged in _enlarged(lr, scale):
+        for rows, enlarged in _enlarged(lr, scale, grid):
             restored[rows] += (1 - trust) * (enlarged - restored[rows])
 
 
@@ -193,14 +196,14 @@ class _Sums:
         return float((sums / np.maximum(self._counts, 1)).sum()), float((mean + 1e-9) / (np.sqrt(power) + 1e-9))
 
 
-def _enlarged(lr: np.ndarray, scale: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _enlarged(lr: np.ndarray, scale: int, grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
     """The bicubic enlargement in strips: which HR rows, and they."""
     height = lr.shape[0]
     for first in range(0, height, _ROWS):
         last = min(first + _ROWS, height)
         start, end = max(0, first - _HALO), min(height, last + _HALO)
         planes = torch.from_numpy(np.ascontiguousarray(lr[start:end])).permute(2, 0, 1)[None]
-        strip = upsample(planes, scale, "bicubic", "centre")[0].clamp(0, 1).permute(1, 2, 0).numpy()
+        strip = upsample(planes, scale, "bicubic", grid)[0].clamp(0, 1).permute(1, 2, 0).numpy()
         yield slice(scale * first, scale * last), strip[scale * (first - start) : scale * (last - start)]
 
 

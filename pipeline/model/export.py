@@ -1,7 +1,8 @@
-"""Write a restorer as a file that runs without this program, and check the file in its own runtime.
+"""Write a part of a network as a file that runs without this program, and check the file in its own runtime.
 
 restorer-x<scale>.pt2    a program for `torch.export.load`, which needs torch alone
 restorer-x<scale>.onnx   a graph for ONNX Runtime and others
+initial-kernel-x<scale>  likewise: from the LR image to the kernel that a blind restoration starts from
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.model.blind import BlindUSRNet, restorer_of
 from pipeline.model.portable import PortableRestorer
+from pipeline.model.portable_initial import PortableInitialKernel
+from pipeline.model.spectral import WINDOW
 from pipeline.model.usrnet import USRNet
 
 Format = Literal["torch-export", "onnx"]
@@ -30,26 +33,41 @@ _CHECKED_KERNELS = (21, 15, 31)
 _SIDES = (16, 8192)  # of LR images that the restorer takes
 _KERNEL_HALVES = (1, 49)  # k = 2 half + 1
 _SIGMA = 0.01
+_TWO_WINDOWS = 3 * WINDOW // 2  # LR pixels: with one, exporters take the number of windows for a constant
 
-Answer = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # of an exported file to lr, kernel, sigma
-Example = tuple[Tensor, Tensor, Tensor]  # lr, kernel, sigma
-_INPUTS, _OUTPUT = ("lr", "kernel", "sigma"), "sr"
+Part = Literal["restorer", "initial-kernel"]
+Answer = Callable[..., np.ndarray]  # of an exported file to its inputs
+Example = tuple[Tensor, ...]
 
 
-def export_restorer(network: BlindUSRNet | USRNet, folder: Path, form: Format, scale: int) -> tuple[str, float]:
-    """Write the known-kernel restorer of a network for one scale.
+class _Exported(NamedTuple):
+    """Say how a part of a network is exported."""
+
+    module: nn.Module  # in operations that every runtime has
+    ours: Callable[..., Tensor]  # what this program answers to the same inputs
+    inputs: tuple[str, ...]
+    output: str
+    examples: list[Example]  # the first one is traced
+    shapes: tuple[dict[int, object], ...]  # of the inputs: what stays open
+
+
+def export_part(
+    network: BlindUSRNet | USRNet, folder: Path, form: Format, scale: int, part: Part = "restorer"
+) -> tuple[str, float]:
+    """Write a part of a network for one scale.
 
     Args:
         network: in eval mode, on the CPU.
         folder: exists; a file of the same name is overwritten.
         form: of the file.
         scale: one of those that the network restores.
+        part: the restorer with a known kernel, or the net of the initial kernel.
 
     Returns:
         The file's name, and the greatest difference between its answers and the network's at three sizes.
 
     Raises:
-        BadRequestError: another scale, or a package is missing.
+        BadRequestError: another scale, a network that has no such part, or a package is missing.
         JobFailedError: the exporter cannot express the network, or the file answers differently; it is not kept.
     """
     if scale not in network.scales:
@@ -57,20 +75,22 @@ def export_restorer(network: BlindUSRNet | USRNet, folder: Path, form: Format, s
         raise BadRequestError(f"--scale {scale}: this model restores {known}")
     if form == "onnx":
         _need_onnx()
-    restorer = restorer_of(network)
-    file = folder / f"restorer-x{scale}{SUFFIX[form]}"
-    examples = [_example(size, side) for size, side in zip(CHECKED_SIZES, _CHECKED_KERNELS, strict=True)]
+    exported = _restorer(network, scale) if part == "restorer" else _initial_kernel(network, scale)
+    file = folder / f"{part}-x{scale}{SUFFIX[form]}"
     try:
-        program = _traced(PortableRestorer(restorer, scale), examples[0])
-        run = _write_program(program, file) if form == "torch-export" else _write_onnx(program, file)
+        with torch.no_grad():
+            program = torch.export.export(
+                exported.module.eval(), exported.examples[0], dynamic_shapes=exported.shapes, strict=False
+            )
+        run = _write_program(program, file) if form == "torch-export" else _write_onnx(program, file, exported)
     except Exception as error:  # the exporters raise errors of many kinds, some of them pages long
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise JobFailedError(f"{file.name}: the exporter cannot express it ({reason:.300})") from error
     difference = 0.0
-    for lr, kernel, sigma in examples:
+    for inputs in exported.examples:
         with torch.no_grad():
-            expected = restorer(lr, kernel, scale, sigma).numpy()
-        difference = max(difference, float(np.abs(run(lr.numpy(), kernel.numpy(), sigma.numpy()) - expected).max()))
+            expected = exported.ours(*inputs).numpy()
+        difference = max(difference, float(np.abs(run(*(value.numpy() for value in inputs)) - expected).max()))
     if not difference <= TOLERANCE:
         file.unlink()
         raise JobFailedError(
@@ -79,14 +99,35 @@ def export_restorer(network: BlindUSRNet | USRNet, folder: Path, form: Format, s
     return file.name, difference
 
 
-def _traced(portable: PortableRestorer, example: Example) -> torch.export.ExportedProgram:
-    """The program of a restorer, the sizes of image and kernel left open."""
+def _restorer(network: BlindUSRNet | USRNet, scale: int) -> _Exported:
+    """The restorer, the sizes of image and kernel left open."""
+    restorer = restorer_of(network)
     height, width = (torch.export.Dim(name, min=_SIDES[0], max=_SIDES[1]) for name in ("height", "width"))
     side = 2 * torch.export.Dim("kernel_half", min=_KERNEL_HALVES[0], max=_KERNEL_HALVES[1]) + 1
-    with torch.no_grad():
-        return torch.export.export(
-            portable.eval(), example, dynamic_shapes=({2: height, 3: width}, {1: side, 2: side}, {})
-        )
+    return _Exported(
+        PortableRestorer(restorer, scale),
+        lambda lr, kernel, sigma: restorer(lr, kernel, scale, sigma),
+        ("lr", "kernel", "sigma"),
+        "sr",
+        [_example(size, side) for size, side in zip(CHECKED_SIZES, _CHECKED_KERNELS, strict=True)],
+        ({2: height, 3: width}, {1: side, 2: side}, {}),
+    )
+
+
+def _initial_kernel(network: BlindUSRNet | USRNet, scale: int) -> _Exported:
+    """The net of the initial kernel, the size of the image left open."""
+    if not isinstance(network, BlindUSRNet) or network.spectral is None:
+        raise BadRequestError("--part initial-kernel: this model has no net that reads a kernel off a picture")
+    height, width = (torch.export.Dim(name, min=_TWO_WINDOWS, max=_SIDES[1]) for name in ("height", "width"))
+    return _Exported(
+        PortableInitialKernel(network, scale),
+        lambda lr, sigma: network.initial_kernel(lr, scale, sigma),
+        ("lr", "sigma"),
+        "kernel",
+        # The first is traced, and must have more than one window each way.
+        [(lr, sigma) for lr, _, sigma in (_example(size, 5) for size in ((64, 90), (48, 57), (80, 49)))],
+        ({2: height, 3: width}, {}),
+    )
 
 
 def _write_program(program: torch.export.ExportedProgram, file: Path) -> Answer:
@@ -95,20 +136,20 @@ def _write_program(program: torch.export.ExportedProgram, file: Path) -> Answer:
     return lambda *inputs: np.asarray(module(*map(torch.from_numpy, inputs)).detach())
 
 
-def _write_onnx(program: torch.export.ExportedProgram, file: Path) -> Answer:
+def _write_onnx(program: torch.export.ExportedProgram, file: Path, exported: _Exported) -> Answer:
     import onnxruntime
 
     with contextlib.redirect_stdout(sys.stderr):  # it reports its stages on stdout
         graph = torch.onnx.export(
-            program, (), input_names=list(_INPUTS), output_names=[_OUTPUT], dynamo=True, verbose=False
+            program, (), input_names=list(exported.inputs), output_names=[exported.output], dynamo=True, verbose=False
         )
     assert graph is not None
     graph.save(file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return lambda *inputs: np.asarray(session.run(None, dict(zip(_INPUTS, inputs, strict=True)))[0])
+    return lambda *inputs: np.asarray(session.run(None, dict(zip(exported.inputs, inputs, strict=True)))[0])
 
 
-def _example(size: tuple[int, int], side: int) -> Example:
+def _example(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor, Tensor]:
     """An image of blurred noise, a lopsided kernel, a noise level."""
     rng = np.random.default_rng(side)
     noise = torch.from_numpy(rng.random((1, 3, size[0] + 4, size[1] + 4), np.float32))

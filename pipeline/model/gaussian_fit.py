@@ -6,13 +6,15 @@ answers to that. Half of all blurs that the model expects are Gaussians, which h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 # Sum of |k - g|: 92% of the estimates of Gaussian kernels are nearer to theirs, and 9% of motion kernels' (which are
 # then as good as before). Measured in docs/training-log.md.
 NEAR = 0.15
-_NARROWEST, _WIDEST = 0.05, 400.0  # variances, squared pixels
+NARROWEST, WIDEST = 0.05, 400.0  # variances, squared pixels
 _CORRECTIONS = 3
 
 
@@ -28,12 +30,23 @@ def snap_to_gaussian(kernel: Tensor, near: float = NEAR) -> Tensor:
 
 def matching_gaussian(kernel: Tensor) -> Tensor:
     """Return the centred Gaussian (B, k, k) with a kernel's covariance, as both are sampled and cut off."""
+    return matched(kernel, _possible, torch.linalg.inv)
+
+
+def matched(kernel: Tensor, possible: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the same by given operations on covariances (B, 2, 2).
+
+    Args:
+        kernel: (B, k, k).
+        possible: brings both variances into range.
+        inverse: of a covariance.
+    """
     target = _covariance(kernel)
-    covariance = _possible(target)
+    covariance = possible(target)
     for _ in range(_CORRECTIONS):
         # Sampling makes narrow Gaussians narrower still and the grid's edge cuts wide ones: meet what is measured.
-        covariance = _possible(covariance + target - _covariance(_sampled(covariance, kernel.shape[-1])))
-    return _sampled(covariance, kernel.shape[-1])
+        covariance = possible(covariance + target - _covariance(_sampled(covariance, kernel.shape[-1], inverse)))
+    return _sampled(covariance, kernel.shape[-1], inverse)
 
 
 def _covariance(kernel: Tensor) -> Tensor:
@@ -51,14 +64,14 @@ def _covariance(kernel: Tensor) -> Tensor:
 def _possible(covariance: Tensor) -> Tensor:
     """The same with both variances in range."""
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(_NARROWEST, _WIDEST)[:, None]) @ vectors.mT
+    return (vectors * values.clamp(NARROWEST, WIDEST)[:, None]) @ vectors.mT
 
 
-def _sampled(covariance: Tensor, size: int) -> Tensor:
+def _sampled(covariance: Tensor, size: int, inverse: Callable[[Tensor], Tensor]) -> Tensor:
     """(B, size, size) Gaussians at the pixels, of sum 1."""
     place = torch.arange(-(size // 2), size // 2 + 1, dtype=covariance.dtype, device=covariance.device)
     points = torch.stack(torch.meshgrid(place, place, indexing="ij"), -1)  # (size, size, 2)
-    distance = torch.einsum("ijp,bpq,ijq->bij", points, torch.linalg.inv(covariance), points)
+    distance = torch.einsum("ijp,bpq,ijq->bij", points, inverse(covariance), points)
     # The centre is the largest: the exponent never underflows everywhere.
     density = (-distance / 2).exp()
     return density / density.sum((-2, -1), keepdim=True)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pipeline.reduction import REDUCTIONS
 
 WINDOW, FEATURES = 32, 3
-_FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is rounding
+FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is rounding
 _USUAL = 64  # LR pixels a side of a picture that is neither large nor small
 
 
@@ -103,21 +103,25 @@ class SpectralInit(nn.Module):
 
     def features(self, lr: Tensor) -> Tensor:
         """Compute (B, 3 * 32 * 17): log mean power, plain and per window, and mean log power, without 1/f^2."""
-        window, whitening = self.get_buffer("window"), self.get_buffer("whitening")
-        luma = _luma(lr.to(window.dtype))
-        short = [max(WINDOW - side, 0) for side in luma.shape[-2:]]
+        window = self.get_buffer("window")
+        grey = luma(lr.to(window.dtype))
+        short = [max(WINDOW - side, 0) for side in grey.shape[-2:]]
         if any(short):
-            luma = F.pad(luma[:, None], (0, short[1], 0, short[0]), mode="replicate")[:, 0]
-        patches = luma.unfold(1, WINDOW, WINDOW // 2).unfold(2, WINDOW, WINDOW // 2).flatten(1, 2)
+            grey = F.pad(grey[:, None], (0, short[1], 0, short[0]), mode="replicate")[:, 0]
+        patches = grey.unfold(1, WINDOW, WINDOW // 2).unfold(2, WINDOW, WINDOW // 2).flatten(1, 2)
         patches = (patches - patches.mean((-2, -1), keepdim=True)) * window
         spectra = torch.fft.rfft2(patches)
-        power = (spectra.real.square() + spectra.imag.square()) / window.square().sum()  # (B, N, 32, 17)
-        shape = power / (power.sum((-2, -1), keepdim=True) + _FLOOR * WINDOW) + 1e-9
-        logs = torch.stack(((power.mean(1) + _FLOOR).log(), shape.mean(1).log(), shape.log().mean(1)), 1) + whitening
+        return self.of_power((spectra.real.square() + spectra.imag.square()) / window.square().sum())
+
+    def of_power(self, power: Tensor) -> Tensor:
+        """Compute the features of the windows' power spectra (B, N, 32, 17)."""
+        whitening = self.get_buffer("whitening")
+        shape = power / (power.sum((-2, -1), keepdim=True) + FLOOR * WINDOW) + 1e-9
+        logs = torch.stack(((power.mean(1) + FLOOR).log(), shape.mean(1).log(), shape.log().mean(1)), 1) + whitening
         return (logs - logs.mean((-2, -1), keepdim=True)).flatten(1)
 
 
-def _luma(image: Tensor) -> Tensor:
-    """BT.601 luma (B, h, w) of RGB in [0, 1]."""
+def luma(image: Tensor) -> Tensor:
+    """Return the BT.601 luma (B, h, w) of RGB in [0, 1]."""
     red, green, blue = image.unbind(1)
     return 0.299 * red + 0.587 * green + 0.114 * blue

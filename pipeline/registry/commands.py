@@ -120,6 +120,9 @@ class Export(Request):
         "folder", alias="format", description="weights, codec, model.json, README.md; or the restorer as .pt2 or .onnx"
     )
     scale: int | None = Field(None, description="of the .pt2 or .onnx; needed where the model has several")
+    part: Literal["restorer", "initial-kernel"] = Field(
+        "restorer", description="of the .pt2 or .onnx: what restores with a known kernel, or what estimates a first one"
+    )
 
     def answer(self) -> Answer:
         """Say where it is, and how far the file of another runtime is from the network."""
@@ -127,11 +130,12 @@ class Export(Request):
         if self.form != "folder":
             from pipeline.registry.exchange import export_as
 
-            return export_as(self.model, self.output, self.form, self.scale, store) | {"output": str(self.output)}
+            made = export_as(self.model, self.output, self.form, self.scale, store, part=self.part)
+            return made | {"output": str(self.output)}
         from pipeline.registry.fetch import export
 
-        if self.scale is not None:
-            raise BadRequestError("--scale is for --format torch-export and onnx; a model folder has all its scales")
+        if self.scale is not None or self.part != "restorer":
+            raise BadRequestError("--scale and --part are for --format torch-export and onnx; a model folder has all")
         export(self.model, self.output, store)
         return {"model": versions.find(self.model, store).uri, "output": str(self.output)}
 

@@ -16,9 +16,15 @@ ORIGIN = "origin.json"
 
 
 def export_as(
-    uri: str, output: Path, form: Literal["torch-export", "onnx"], scale: int | None, tracking_uri: str | None = None
+    uri: str,
+    output: Path,
+    form: Literal["torch-export", "onnx"],
+    scale: int | None,
+    tracking_uri: str | None = None,
+    *,
+    part: Literal["restorer", "initial-kernel"] = "restorer",
 ) -> dict[str, Any]:
-    """Write the known-kernel restorer of a version in an exchange format to the new directory `output`.
+    """Write a part of a version in an exchange format to the new directory `output`.
 
     Args:
         uri: NAME@ALIAS or NAME/VERSION, with or without `models:/`.
@@ -26,6 +32,7 @@ def export_as(
         form: of the files.
         scale: that they restore; None for the only one that the model has.
         tracking_uri: of the store; None for the one of the environment.
+        part: the restorer with a known kernel, or the net of the initial kernel.
 
     Returns:
         What `origin.json` says: the version, its digest, the file, its scale and greatest difference from the network.
@@ -35,7 +42,7 @@ def export_as(
         ArtefactError: the stored files are not those that were registered.
         JobFailedError: the exporter cannot express the network, or a file answers differently; nothing is written.
     """
-    from pipeline.model.export import export_restorer
+    from pipeline.model.export import export_part
     from pipeline.model.weights import load_model
 
     check_new(output)
@@ -51,7 +58,7 @@ def export_as(
     with new_directory(output) as incoming:
         made = incoming / "files"
         made.mkdir()
-        name, difference = export_restorer(network, made, form, scale)
+        name, difference = export_part(network, made, form, scale, part)
         origin = {
             "model": version.uri,
             "model_json_sha256": storage.sha256_of(folder / MANIFEST),

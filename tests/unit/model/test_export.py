@@ -16,6 +16,7 @@ from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.model import BlindUSRNet, USRNet
 from pipeline.model import export as exporting
 from pipeline.model.portable import PortableRestorer
+from pipeline.model.portable_initial import PortableInitialKernel
 
 PAGE = Path(__file__).parents[3] / "docs" / "export.md"
 
@@ -47,10 +48,34 @@ def test_the_restorer_is_the_networks_own(small, draw_kernels, x0, scale, height
     assert (ours - network(lr, kernel, scale, 0.03)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("reductions", [False, True])
+@pytest.mark.parametrize(("scale", "height", "width"), [(2, 48, 61), (3, 64, 48)])
+@torch.no_grad()
+def test_the_initial_kernel_is_the_networks_own(small, codec, reductions, scale, height, width):
+    config = small(scales=(2, 3), rounds=0, initial="spectral", reductions=reductions)
+    network = worked(BlindUSRNet(config, codec))
+    lr, sigma = smooth(height, width), torch.tensor([0.01])
+    ours, theirs = network.initial_kernel(lr, scale, sigma), PortableInitialKernel(network, scale)(lr, sigma)
+    assert (ours - theirs).abs().max() < 1e-5
+    assert (ours - network.initial_kernel(torch.rand_like(lr), scale, sigma)).abs().max() > 1e-4
+
+
+def test_the_initial_kernel_runs_in_torch_alone_and_only_where_there_is_one(small, codec, tmp_path: Path):
+    network = worked(BlindUSRNet(small(rounds=0, initial="spectral"), codec))
+    name, difference = exporting.export_part(network, tmp_path, "torch-export", 2, "initial-kernel")
+    assert (name, difference <= exporting.TOLERANCE) == ("initial-kernel-x2.pt2", True)
+    run = torch.export.load(tmp_path / name).module()
+    lr, sigma = smooth(120, 75), torch.tensor([0.02])
+    with torch.no_grad():
+        assert (run(lr, sigma) - network.initial_kernel(lr, 2, sigma)).abs().max() < 1e-4
+    with pytest.raises(BadRequestError, match="no net that reads a kernel off a picture"):
+        exporting.export_part(network.restorer, tmp_path, "torch-export", 2, "initial-kernel")
+
+
 def test_the_pages_lines_run_an_onnx_file_without_this_program(small, codec, draw_kernels, tmp_path: Path):
     network = worked(BlindUSRNet(small(unfoldings=1, scales=(2, 3), rounds=0), codec))
     (tmp_path / "exported").mkdir()
-    name, difference = exporting.export_restorer(network, tmp_path / "exported", "onnx", 2)
+    name, difference = exporting.export_part(network, tmp_path / "exported", "onnx", 2)
     assert name == "restorer-x2.onnx"
     assert difference <= exporting.TOLERANCE
     picture, kernel = np.random.default_rng(0).integers(0, 256, (37, 52, 3), np.uint8), draw_kernels(1, 13)
@@ -76,10 +101,10 @@ def test_a_file_that_answers_differently_is_not_kept_and_another_scale_is_refuse
         file.write_bytes(b"a program")
         return lambda lr, kernel, sigma: np.zeros((1, 3, 2 * lr.shape[2], 2 * lr.shape[3]), np.float32)
 
-    monkeypatch.setattr(exporting, "_traced", lambda portable, example: None)
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
     monkeypatch.setattr(exporting, "_write_program", write)
     with pytest.raises(JobFailedError, match=r"restorer-x2\.pt2: its answers differ by .* from the network's"):
-        exporting.export_restorer(network, tmp_path, "torch-export", 2)
+        exporting.export_part(network, tmp_path, "torch-export", 2)
     assert not list(tmp_path.iterdir())
     with pytest.raises(BadRequestError, match="--scale 4: this model restores 2, 3"):
-        exporting.export_restorer(network, tmp_path, "torch-export", 4)
+        exporting.export_part(network, tmp_path, "torch-export", 4)

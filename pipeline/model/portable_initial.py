@@ -1,0 +1,104 @@
+"""The initial kernel in operations that every runtime has: the spectra as convolutions, no FFT, no eigenvalues.
+
+It is the same function as `BlindUSRNet.initial_kernel` in eval mode; `export.py` compares the two in the other runtime.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.model.blind import BlindUSRNet
+from pipeline.model.gaussian_fit import NARROWEST, NEAR, WIDEST, matched
+from pipeline.model.spectral import WINDOW, luma
+from pipeline.reduction import reduction_kernels
+
+_BANDS = WINDOW // 2 + 1
+
+
+class PortableInitialKernel(nn.Module):
+    """Estimate the kernel that a blind restoration starts from, of one image at one scale."""
+
+    def __init__(self, network: BlindUSRNet, scale: int) -> None:
+        super().__init__()
+        assert network.spectral is not None
+        self.network, self.spectral, self.scale = network, network.spectral, scale
+        place = torch.arange(WINDOW, dtype=torch.float64)
+        down = torch.outer(place, place) * (2 * torch.pi / WINDOW)
+        across = down[:_BANDS]
+        window = self.spectral.get_buffer("window").double()
+        # e^-i(a + b) of row frequency a and column frequency b, (32 * 17, 1, 32, 32) each.
+        angle = (down[:, None, :, None] + across[None, :, None, :]).reshape(-1, 1, WINDOW, WINDOW)
+        waves = torch.cat((angle.cos() * window, -angle.sin() * window))
+        self.register_buffer("waves", waves.float())
+        self.register_buffer("of_mean", waves.sum((-3, -2, -1)).float())
+        self.register_buffer("reductions", reduction_kernels(scale, "corner").clone())
+        self.energy = float(window.square().sum())
+
+    def forward(self, lr: Tensor, sigma: Tensor) -> Tensor:
+        """Map (1, 3, h, w) in [0, 1], h and w at least 48, and sigma (1,) to the kernel (1, k, k), corner grid."""
+        side = torch.sqrt(torch.ones_like(lr[:, 0]).sum((-2, -1)))
+        blurs, shares = [], []
+        for quarters, mirrored in itertools.product(range(4), (False, True)):
+            view = _turned(lr, quarters)
+            answer = self.spectral.answer(self._features(view.flip(-1) if mirrored else view), self.scale, sigma, side)
+            blur = self.network.decode(answer.code)
+            blurs.append(_turned(blur.flip(-1) if mirrored else blur, -quarters % 4))
+            if answer.shares is not None:
+                shares.append(answer.shares)
+        blur = _snapped(torch.stack(blurs).mean(0))
+        if not shares:
+            return blur
+        # As `pipeline.reduction.compose`, whose table of filters is none of the traced program.
+        filters = torch.einsum("br,rij->bij", torch.stack(shares).mean(0), self.get_buffer("reductions"))
+        whole = F.conv2d(blur[None], filters.flip(-2, -1)[:, None], padding=filters.shape[-1] // 2)[0]
+        return whole / whole.sum((-2, -1), keepdim=True)
+
+    def _features(self, lr: Tensor) -> Tensor:
+        """What `SpectralInit.features` computes."""
+        grey = luma(lr)[:, None]
+        grey = grey - grey.mean()  # or float32 would round what the means of the windows leave
+        spectra = F.conv2d(grey, self.get_buffer("waves"), stride=WINDOW // 2).flatten(2)  # (1, 2 * 544, N)
+        means = F.avg_pool2d(grey, WINDOW, WINDOW // 2).flatten(2)  # (1, 1, N)
+        spectra = spectra - self.get_buffer("of_mean")[:, None] * means
+        real, imaginary = spectra.chunk(2, 1)
+        power = (real.square() + imaginary.square()) / self.energy
+        power = power.transpose(1, 2).unflatten(-1, (WINDOW, _BANDS))
+        return self.spectral.of_power(power)
+
+
+def _turned(image: Tensor, quarters: int) -> Tensor:
+    """`rot90` of the last two axes."""
+    match quarters % 4:
+        case 1:
+            return image.transpose(-2, -1).flip(-2)
+        case 2:
+            return image.flip(-2, -1)
+        case 3:
+            return image.transpose(-2, -1).flip(-1)
+    return image
+
+
+def _snapped(kernel: Tensor) -> Tensor:
+    """What `snap_to_gaussian` computes, the eigenvalues of two rows and columns in closed form."""
+    gaussian = matched(kernel, _possible, _inverse)
+    distance = (kernel - gaussian).abs().sum((-2, -1), keepdim=True)
+    return torch.where(distance <= NEAR, gaussian, kernel)
+
+
+def _possible(covariance: Tensor) -> Tensor:
+    """(B, 2, 2) with both variances in range."""
+    a, b, d = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
+    middle, half = (a + d) / 2, (a - d) / 2
+    radius = (half.square() + b.square()).sqrt()
+    high, low = ((middle + sign * radius).clamp(NARROWEST, WIDEST) for sign in (1, -1))
+    mean, share = (high + low) / 2, (high - low) / 2 / radius.clamp_min(1e-20)
+    return torch.stack((mean + share * half, share * b, share * b, mean - share * half), -1).reshape(-1, 2, 2)
+
+
+def _inverse(covariance: Tensor) -> Tensor:
+    a, b, d = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
+    return torch.stack((d, -b, -b, a), -1).reshape(-1, 2, 2) / (a * d - b * b)[:, None, None]
