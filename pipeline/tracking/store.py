@@ -276,8 +276,8 @@ def clause(key: str, value: str) -> str:
     """Return a filter for MLflow's searches that finds every entry whose `key` is `value`, and perhaps others.
 
     Its language knows no escape: a text is quoted by the kind of quotes that it does not hold. With both kinds in it, a
-    pattern takes any character in the place of a single quote, and of a backslash, which is an escape in the patterns of
-    PostgreSQL and none in those of SQLite; the caller compares what came.
+    pattern takes any character in the place of a single quote, and of a backslash, which is an escape in the patterns
+    of PostgreSQL and none in those of SQLite; the caller compares what came.
     """
     if "'" not in value:
         return f"{key} = '{value}'"
