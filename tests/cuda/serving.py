@@ -48,10 +48,10 @@ def check_request(place: Place) -> Facts:
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=REPO, env=environment, stdout=stream, stderr=stream)
     try:
-        health = _health(f"http://127.0.0.1:{port}", process, log)
+        health = _health(f"http://127.0.0.1:{port}", process, log, place.patience(80))
         started = time.monotonic()
         request = f"http://127.0.0.1:{port}/restore?scale=2&sigma=0.01"
-        with urllib.request.urlopen(request, data=encode_png(image), timeout=60) as answer:
+        with urllib.request.urlopen(request, data=encode_png(image), timeout=place.patience(60)) as answer:
             restored = decode_image(answer.read())
         seconds = time.monotonic() - started
     finally:
@@ -67,8 +67,16 @@ def check_request(place: Place) -> Facts:
     return {"device": health["device"], "seconds of a request": seconds, "mean difference": mean}
 
 
-def _health(url: str, process: subprocess.Popen[bytes], log: Path) -> dict:
-    deadline = time.monotonic() + 80
+def _health(url: str, process: subprocess.Popen[bytes], log: Path, patience: float) -> dict:
+    """Ask until it answers.
+
+    Args:
+        url: of the server.
+        process: the server's, which may end.
+        log: what it says.
+        patience: seconds.
+    """
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/healthz", timeout=5) as answer:
