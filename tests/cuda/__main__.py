@@ -20,7 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tests.cuda import machine
-from tests.cuda.report import WAITING, Entry, Report, Stage, read_stage
+from tests.cuda.report import REHEARSAL, WAITING, Entry, Report, Stage, read_stage
 
 REPO = Path(__file__).parents[2]
 # Name, tier, seconds at most.
@@ -112,7 +112,7 @@ def _run(report: Report, given: argparse.Namespace) -> None:
     started = time.monotonic()
     report.machine = _machine() | {"process": os.getpid()}
     device = given.device if given.device != "auto" else _device(report.machine)
-    report.machine["checked"] = "the card" if device == "cuda" else "the CPU, at small sizes"
+    report.machine["checked"] = "the card" if device == "cuda" else REHEARSAL
     report.write()
     patience = 1 if device == "cuda" else PATIENCE
     deadline = started + (given.limit or patience * LIMIT_S)

@@ -21,7 +21,7 @@ from pipeline.model_config import ModelConfig
 from tests.cuda import machine
 from tests.cuda.__main__ import STAGES, _chosen, _device
 from tests.cuda.place import FULL, Place
-from tests.cuda.report import WAITING, Entry, Report, Stage, read_stage
+from tests.cuda.report import REHEARSAL, WAITING, Entry, Report, Stage, read_stage
 from tests.cuda.stage import checks_of
 
 REPO = Path(__file__).parents[2]
@@ -173,6 +173,21 @@ def test_a_wrong_request_is_one_line():
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"card": "1 x H100", "checked": "the card"}, "(1 x H100;"),
+        ({"card": "1 x H100", "checked": REHEARSAL}, "(a rehearsal on the CPU"),
+        ({"checked": REHEARSAL}, "(no CUDA card: a rehearsal on the CPU"),
+        ({"nvidia-smi": "H100", "checked": "the card"}, "(no CUDA card that PyTorch can use;"),
+    ],
+)
+def test_a_verdict_says_what_was_checked(tmp_path: Path, described: dict, said: str):
+    report = Report(tmp_path, [])
+    report.machine = described
+    assert said in report.verdict()
 
 
 def test_a_report_names_what_failed_and_what_was_not_tried(tmp_path: Path):
