@@ -112,7 +112,7 @@ def check_training_run(place: Place) -> Facts:
 
 
 def _tail(log: Path, what: str) -> str:
-    return f"{what}: {' | '.join(log.read_text(errors='replace').strip().splitlines()[-3:])[:600]}"
+    return f"{what}, {log}: {' | '.join(log.read_text(errors='replace').strip().splitlines()[-3:])[:600]}"
 
 
 def check_data_wait(place: Place) -> dict[str, list[Facts]]:

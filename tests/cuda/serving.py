@@ -84,4 +84,4 @@ def _health(url: str, process: subprocess.Popen[bytes], log: Path, patience: flo
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     said = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-    raise AssertionError(f"it does not answer: {said[:600]}")
+    raise AssertionError(f"it does not answer, {log}: {said[:600]}")
