@@ -60,11 +60,12 @@ def check_request(place: Place) -> Facts:
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
-    assert health["device"] == place.device.type, f"the replica is on {health['device']}"
+    device = health["model"]["device"]
+    assert device == place.device.type, f"the replica is on {device}"
     expected = Restorer.load(MODEL, device=torch.device("cpu")).restore(image, 2, 0.01).image
     mean = float(np.abs(restored.astype(np.float64) - expected).mean())
     within("mean difference in grey levels", mean, 1)
-    return {"device": health["device"], "seconds of a request": seconds, "mean difference": mean}
+    return {"device": device, "seconds of a request": seconds, "mean difference": mean}
 
 
 def _health(url: str, process: subprocess.Popen[bytes], log: Path, patience: float) -> dict:
