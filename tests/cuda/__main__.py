@@ -20,7 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tests.cuda import machine
-from tests.cuda.report import WAITING, Entry, Report, Stage, read_stage
+from tests.cuda.report import REHEARSAL, WAITING, Entry, Report, Stage, read_stage
 
 REPO = Path(__file__).parents[2]
 # Name, tier, seconds at most.
@@ -34,19 +34,28 @@ STAGES = (
     ("serving", 2, 100),
 )
 LIMIT_S = 450.0  # of all; the script's own limit of eight minutes comes after it
+# Without a card no rented minute is lost, and the machine may be busy: each limit is so many times as long.
+PATIENCE = 4
 
 
 class _StoppedError(Exception):
     """Report that a signal asked for the end."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answer a wrong request with one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end."""
+        self.exit(2, f"error: {message}\n")
+
+
 def main() -> int:
-    """Run the stages; return 0 when nothing failed and all was tried or skipped, else 1."""
+    """Run the stages; return 0 when something passed, nothing failed and the rest was skipped, else 1."""
     given = _arguments()
-    stages = [read_stage(name, tier) for name, tier, _ in STAGES if not given.only or name in given.only]
-    report = Report(given.out, stages)
-    # The process that limits our time may be killed, and would leave us behind.
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    report = Report(given.out, _chosen(given.only))
+    if given.end_with_parent:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
@@ -59,16 +68,40 @@ def main() -> int:
     report.write()
     print(f"{report.verdict()}\n{given.out / 'report.md'}", flush=True)
     counts = report.counts()
-    return 1 if counts["failed"] or counts[WAITING] else 0
+    return 1 if counts["failed"] or counts[WAITING] or not counts["passed"] else 0
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.cuda", description=(__doc__ or "").splitlines()[0])
+    parser = _Parser(prog="python -m tests.cuda", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for report.md and report.json")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for all stages together")
-    parser.add_argument("--only", action="append", choices=[name for name, _, _ in STAGES], help="this stage alone")
+    parser.add_argument("--limit", type=float, help="seconds for all stages together")
+    only = {"action": "append", "metavar": "STAGE[/CHECK]", "help": "this stage or check alone; several times"}
+    parser.add_argument("--only", type=_known, **only)
+    by_script = "end when the process that started this one does, as the script's limit of time may be killed"
+    parser.add_argument("--end-with-parent", action="store_true", help=by_script)
     return parser.parse_args()
+
+
+def _known(wish: str) -> str:
+    """Return the name of a stage, or of a stage's check. Raises ArgumentTypeError."""
+    stage, _, check = wish.partition("/")
+    names = [name for name, _, _ in STAGES]
+    if stage not in names:
+        raise argparse.ArgumentTypeError(f"no stage {stage!r}; there are {', '.join(names)}")
+    checks = list(read_stage(stage, 1).checks)
+    if check not in checks and wish != stage:
+        raise argparse.ArgumentTypeError(f"{stage} has no check {check!r}; there are {', '.join(checks)}")
+    return wish
+
+
+def _chosen(only: list[str] | None) -> list[Stage]:
+    """List the stages with the checks that are wanted, in their order; all without a wish."""
+    stages = [read_stage(name, tier) for name, tier, _ in STAGES]
+    for stage in stages:
+        if only and stage.name not in only:
+            stage.checks = {name: entry for name, entry in stage.checks.items() if f"{stage.name}/{name}" in only}
+    return [stage for stage in stages if stage.checks]
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -76,18 +109,14 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _run(report: Report, given: argparse.Namespace) -> None:
-    deadline = time.monotonic() + given.limit
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.cuda.machine"], cwd=REPO, capture_output=True, text=True, timeout=120, check=False
-    )
-    if done.returncode == 0:
-        report.machine = json.loads(done.stdout.strip().splitlines()[-1])
-    else:
-        report.machine = {"not described": (done.stderr.strip().splitlines() or ["?"])[-1]}
-    report.machine["process"] = os.getpid()
+    started = time.monotonic()
+    report.machine = _machine() | {"process": os.getpid()}
+    device = given.device if given.device != "auto" else _device(report.machine)
+    report.machine["checked"] = "the card" if device == "cuda" else REHEARSAL
     report.write()
-    device = given.device if given.device != "auto" else "cuda" if "card" in report.machine else "cpu"
-    limits = {name: limit for name, _, limit in STAGES}
+    patience = 1 if device == "cuda" else PATIENCE
+    deadline = started + (given.limit or patience * LIMIT_S)
+    limits = {name: patience * limit for name, _, limit in STAGES}
     for stage in report.stages:
         if absent := machine.missing(stage.tier):
             for entry in stage.checks.values():
@@ -97,28 +126,56 @@ def _run(report: Report, given: argparse.Namespace) -> None:
         _stage(report, stage, device, min(deadline, time.monotonic() + limits[stage.name]))
 
 
+def _machine() -> dict[str, object]:
+    """Describe the machine, in a process of its own: what is asked may hang or crash."""
+    command = [sys.executable, "-m", "tests.cuda.machine"]
+    try:
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        return {"not described": "no answer in 120 s"}
+    if done.returncode != 0:
+        return {"not described": (done.stderr.strip().splitlines() or [_how_it_ended(done.returncode)])[-1]}
+    described: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    return described
+
+
+def _device(described: dict[str, object]) -> str:
+    """Choose the device. A card that the driver knows and torch does not must fail, and not pass on the CPU."""
+    return "cuda" if {"card", "nvidia-smi", "not described"} & described.keys() else "cpu"
+
+
 def _stage(report: Report, stage: Stage, device: str, deadline: float) -> None:
     """Run a stage's checks; a check that takes its process with it does not take those after it."""
     results = report.folder / f"{stage.name}.jsonl"
     results.unlink(missing_ok=True)
     print(f"{stage.name}: {len(stage.checks)} checks on {device}", flush=True)
-    after = ""
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 1:
+    left = list(stage.checks)
+    while left:
+        if deadline - time.monotonic() <= 1:
             stage.note = "The time was up."
             report.write()
             return
-        begun = _process(report, stage, device, results, deadline, after)
+        begun = _process(report, stage, device, results, deadline, left)
         if begun is None:
             return
-        after = begun
+        left = left[left.index(begun) + 1 :]
 
 
-def _process(report: Report, stage: Stage, device: str, results: Path, deadline: float, after: str) -> str | None:
-    """Run one process to its end; return the check that it died of, if it did."""
-    command = [sys.executable, "-m", "tests.cuda.stage", stage.name, "--device", device, "--results", str(results)]
-    command += ["--after", after] if after else []
+def _process(
+    report: Report, stage: Stage, device: str, results: Path, deadline: float, checks: list[str]
+) -> str | None:
+    """Run one process to its end; return the check that it died of, if it did.
+
+    Args:
+        report: what is known, kept current.
+        stage: of which the checks are.
+        device: on which they run.
+        results: the file in which the process says what it does.
+        deadline: when it is killed, on the monotonic clock.
+        checks: their names, in their order.
+    """
+    command = [sys.executable, "-m", "tests.cuda.stage", stage.name, *checks]
+    command += ["--device", device, "--results", str(results)]
     results.touch()
     with (
         (report.folder / f"{stage.name}.log").open("ab") as log,

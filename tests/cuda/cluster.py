@@ -82,7 +82,7 @@ def check_training_run(place: Place) -> Facts:
     ray.shutdown()  # the job starts a Ray of its own, and needs the card
     log, snapshot = folder / "train.log", folder / "runs/accepted/checkpoints/checkpoint_manager_snapshot.json"
     first = _start(file, log)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + place.patience(150)
     while time.monotonic() < deadline and first.poll() is None and not snapshot.exists():
         time.sleep(0.1)
     was_running = first.poll() is None
@@ -91,7 +91,7 @@ def check_training_run(place: Place) -> Facts:
     assert snapshot.exists(), _tail(log, "no checkpoint")
     second = _start(file, log)
     try:
-        second.wait(timeout=150)
+        second.wait(timeout=place.patience(150))
     finally:
         second.kill()
     assert second.returncode == 0, _tail(log, f"status {second.returncode}")
@@ -112,7 +112,7 @@ def check_training_run(place: Place) -> Facts:
 
 
 def _tail(log: Path, what: str) -> str:
-    return f"{what}: {' | '.join(log.read_text(errors='replace').strip().splitlines()[-3:])[:600]}"
+    return f"{what}, {log}: {' | '.join(log.read_text(errors='replace').strip().splitlines()[-3:])[:600]}"
 
 
 def check_data_wait(place: Place) -> dict[str, list[Facts]]:
@@ -160,6 +160,7 @@ def check_placement(place: Place) -> Facts:
     def seen() -> str:
         return json.dumps([os.environ.get("CUDA_VISIBLE_DEVICES", ""), torch.cuda.device_count()])
 
-    visible, count = json.loads(ray.get(ray.remote(num_gpus=1 if place.is_card else 0)(seen).remote(), timeout=60))
+    task = ray.remote(num_gpus=1 if place.is_card else 0)(seen)
+    visible, count = json.loads(ray.get(task.remote(), timeout=place.patience(60)))
     assert count == (1 if place.is_card else 0)
     return {"cards of Ray": cards, "CUDA_VISIBLE_DEVICES": visible or "-"}

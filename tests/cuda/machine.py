@@ -40,6 +40,18 @@ def _memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
+def _told_by_the_driver(command: list[str]) -> dict[str, object]:
+    """Return the cards that the driver lists, or why it does not."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return {"nvidia-smi": "no answer in 60 s"}
+    cards = "; ".join(line for line in done.stdout.splitlines() if line)
+    if done.returncode == 0 and cards:
+        return {"nvidia-smi": cards}
+    return {"nvidia-smi failed": (done.stderr.strip() or done.stdout.strip() or "it lists no cards")[:200]}
+
+
 def describe() -> dict[str, object]:
     """Describe the machine, its cards and packages."""
     found: dict[str, object] = {
@@ -53,8 +65,7 @@ def describe() -> dict[str, object]:
     }
     if (smi := shutil.which("nvidia-smi")) is not None:
         command = [smi, "--query-gpu=name,driver_version,memory.total,pcie.link.gen.max", "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-        found["nvidia-smi"] = "; ".join(done.stdout.split("\n")).strip("; ") or done.stderr.strip()[:200]
+        found |= _told_by_the_driver(command)
     if "torch" in missing(1):
         return found
     import torch

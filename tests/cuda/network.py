@@ -9,7 +9,21 @@ from pipeline.model import BlindUSRNet, USRNet, data_step
 from pipeline.model.weights import load_model
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.shipped import shipped_folder
-from tests.cuda.place import FULL, Facts, Place, codec, float32, has_tf32, kernels, largest, pictures, rms, skip, within
+from tests.cuda.place import (
+    FULL,
+    TINY,
+    Facts,
+    Place,
+    codec,
+    float32,
+    has_tf32,
+    kernels,
+    largest,
+    pictures,
+    rms,
+    skip,
+    within,
+)
 
 SCALES = (1, 2, 3, 4)
 
@@ -77,7 +91,8 @@ def _restored(network: USRNet, place: Place, scale: int, side: tuple[int, int], 
 def _trained(place: Place, *, scales: tuple[int, ...] = (2,), bf16: bool = False) -> tuple[float, float]:
     """The trained restorer of shipped:blind-sr-x2, on odd sizes, perhaps told other scales too."""
     network = load_model(shipped_folder("shipped:blind-sr-x2")).restorer.eval()
-    found = [_restored(network, place, scale, (21 + 4 * scale, 37), bf16=bf16) for scale in scales]
+    sides = [(place.pick(21 + 4 * scale, 20 + scale), place.pick(37, 21)) for scale in scales]
+    found = [_restored(network, place, scale, side, bf16=bf16) for scale, side in zip(scales, sides, strict=True)]
     return max(worst for worst, _ in found), max(mean for _, mean in found)
 
 
@@ -125,14 +140,15 @@ def check_alternation(place: Place) -> Facts:
     """Kernel estimates in training's alternation equal float64 on the CPU within 1e-3 (sum of absolute differences)."""
     torch.manual_seed(0)
     worst = 0.0
+    restorer = RestorerConfig(unfoldings=4) if place.is_card else TINY.restorer
     for schedule, start in (("rounds", "delta"), ("interleaved", "spectral")):
         settings = ModelConfig(
             scales=(2, 3),
-            restorer=RestorerConfig(unfoldings=4),
+            restorer=restorer,
             kernel=KernelConfig(rounds=2, schedule=schedule, initial=start),
         )
         network = BlindUSRNet(settings, codec()).eval()
-        lr = pictures(2, 40, 36)
+        lr = pictures(2, place.pick(40, 28), place.pick(36, 24))
         with torch.no_grad(), float32(tf32=False):
             expected = network.double()(lr.double(), 3, 0.01)
             ours = network.float().to(place.device)(lr.to(place.device), 3, 0.01)
@@ -146,7 +162,7 @@ def check_kernel_steps_and_guard(place: Place) -> Facts:
     """Kernel steps and the guard's choices are those of the CPU: kernels within 0.02 (sum of differences)."""
     network = load_model(shipped_folder("shipped:blind-sr-x2")).eval()
     blur = kernels(2, network.kernel_size)
-    side = place.pick(96, 48)
+    side = place.pick(96, 32)
     lr = degrade(pictures(2, 2 * side, 2 * side), blur, 2)
     with torch.inference_mode(), float32(tf32=False):
         expected = network.infer(lr, 2, 0.0)

@@ -57,6 +57,10 @@ class Place:
         """Return a size: the card's, or a small one."""
         return card if self.is_card else small
 
+    def patience(self, seconds: float) -> float:
+        """Return how long to wait for another process; without a card four times as long, the machine may be busy."""
+        return seconds if self.is_card else 4 * seconds
+
     def wait(self) -> None:
         """Wait until the device has done all its work."""
         if self.is_card:

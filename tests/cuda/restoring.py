@@ -29,7 +29,7 @@ def _grey_levels(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 def check_photograph(place: Place) -> Facts:
     """A photograph restored blindly differs from the CPU's by 2 grey levels at most where the kernel is the same."""
-    image = _photograph(place.pick(180, 48), place.pick(240, 56))
+    image = _photograph(place.pick(180, 32), place.pick(240, 40))
     with float32(tf32=False):
         ours = Restorer.load(MODEL, device=place.device).restore(image, 2)
         expected = Restorer.load(MODEL, device=torch.device("cpu")).restore(image, 2)
@@ -60,7 +60,7 @@ def _limit(restorer: Restorer, pixels: float) -> int:
 def check_windows_under_a_limit(place: Place) -> Facts:
     """Windows under a memory limit give what the whole gives within 2 grey levels, and stay below the limit."""
     restorer, kernel = Restorer.load(MODEL, device=place.device), _narrow()
-    image = _photograph(place.pick(750, 420), place.pick(1000, 56))
+    image = _photograph(place.pick(750, 280), place.pick(1000, 24))
     plenty = 64 << 30
     with float32(tf32=False):
         whole = restorer.restore(image, 2, 0.05, kernel, max_memory=plenty)
@@ -118,7 +118,7 @@ def _with_little_memory(place: Place, pixels: int, use: Callable[[Restorer], Fac
 
 def check_out_of_memory(place: Place) -> Facts:
     """Memory that runs out below the limit is answered by smaller windows, whose picture is that of the whole."""
-    kernel, image = _narrow(), _photograph(place.pick(1200, 420), place.pick(1600, 56))
+    kernel, image = _narrow(), _photograph(place.pick(1200, 280), place.pick(1600, 24))
     with float32(tf32=False):
         whole = Restorer.load(MODEL, device=place.device).restore(image, 2, 0.05, kernel, max_memory=64 << 30)
 

@@ -48,10 +48,10 @@ def check_request(place: Place) -> Facts:
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=REPO, env=environment, stdout=stream, stderr=stream)
     try:
-        health = _health(f"http://127.0.0.1:{port}", process, log)
+        health = _health(f"http://127.0.0.1:{port}", process, log, place.patience(80))
         started = time.monotonic()
         request = f"http://127.0.0.1:{port}/restore?scale=2&sigma=0.01"
-        with urllib.request.urlopen(request, data=encode_png(image), timeout=60) as answer:
+        with urllib.request.urlopen(request, data=encode_png(image), timeout=place.patience(60)) as answer:
             restored = decode_image(answer.read())
         seconds = time.monotonic() - started
     finally:
@@ -60,15 +60,24 @@ def check_request(place: Place) -> Facts:
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
-    assert health["device"] == place.device.type, f"the replica is on {health['device']}"
+    device = health["model"]["device"]
+    assert device == place.device.type, f"the replica is on {device}"
     expected = Restorer.load(MODEL, device=torch.device("cpu")).restore(image, 2, 0.01).image
     mean = float(np.abs(restored.astype(np.float64) - expected).mean())
     within("mean difference in grey levels", mean, 1)
-    return {"device": health["device"], "seconds of a request": seconds, "mean difference": mean}
+    return {"device": device, "seconds of a request": seconds, "mean difference": mean}
 
 
-def _health(url: str, process: subprocess.Popen[bytes], log: Path) -> dict:
-    deadline = time.monotonic() + 80
+def _health(url: str, process: subprocess.Popen[bytes], log: Path, patience: float) -> dict:
+    """Ask until it answers.
+
+    Args:
+        url: of the server.
+        process: the server's, which may end.
+        log: what it says.
+        patience: seconds.
+    """
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/healthz", timeout=5) as answer:
@@ -76,4 +85,4 @@ def _health(url: str, process: subprocess.Popen[bytes], log: Path) -> dict:
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     said = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-    raise AssertionError(f"it does not answer: {said[:600]}")
+    raise AssertionError(f"it does not answer, {log}: {said[:600]}")

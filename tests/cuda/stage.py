@@ -1,4 +1,4 @@
-"""Run the checks of one module in this process: `python -m tests.cuda.stage NAME --device cuda --results FILE`.
+"""Run checks of one module in this process: `python -m tests.cuda.stage NAME CHECK... --device cuda --results FILE`.
 
 Each begins and ends with a line of JSON in FILE, so that whoever started this process knows what a crash was about.
 """
@@ -35,9 +35,9 @@ def main() -> None:
     """Run one stage."""
     parser = argparse.ArgumentParser()
     parser.add_argument("stage")
+    parser.add_argument("checks", nargs="+")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--after", default="", help="leave out the checks up to this one")
     given = parser.parse_args()
     _end_with_parent()
 
@@ -49,11 +49,11 @@ def main() -> None:
 
     from tests.cuda.place import Place, SkippedError
 
-    torch.set_num_threads(min(4, torch.get_num_threads()))
     place = Place(torch.device(given.device))
+    # One for the small tensors of a CPU: threads that wait for each other on a busy machine cost minutes.
+    torch.set_num_threads(min(place.pick(4, 1), torch.get_num_threads()))
     checks = checks_of(importlib.import_module(f"tests.cuda.{given.stage}"))
-    names = list(checks)
-    for name in names[names.index(given.after) + 1 :] if given.after else names:
+    for name in given.checks:
         check = checks[name]
         tell(check=name, result="begun")
         started, result, reason, facts = time.monotonic(), "passed", "", {}

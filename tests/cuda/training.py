@@ -59,7 +59,7 @@ def check_step(place: Place) -> Facts:
 
 def _losses(place: Place, steps: int, **train: object) -> list[float]:
     config = run_config(TINY, 48, learning_rate=2e-3, kernel_learning_rate=2e-3, **train)
-    trained, samples = learner(place, config), batch(place, 8, 48, 2)
+    trained, samples = learner(place, config), batch(place, place.pick(8, 4), 48, 2)
     return [train_step(trained, samples, config.train, step)["loss"] for step in range(steps)]
 
 

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,10 @@ import torch
 import yaml
 
 from pipeline.model_config import ModelConfig
-from tests.cuda.__main__ import STAGES
+from tests.cuda import machine
+from tests.cuda.__main__ import STAGES, _chosen, _device
 from tests.cuda.place import FULL, Place
-from tests.cuda.report import WAITING, Entry, Report, Stage, read_stage
+from tests.cuda.report import REHEARSAL, WAITING, Entry, Report, Stage, read_stage
 from tests.cuda.stage import checks_of
 
 REPO = Path(__file__).parents[2]
@@ -87,12 +90,104 @@ def test_an_acceptance_that_is_killed_leaves_what_it_told(tmp_path: Path, number
     assert "- speed: restorations: did not run" in text
 
 
+def test_a_report_goes_on_without_the_shell_that_began_it(tmp_path: Path):
+    command = '"$0" -m tests.cuda "$1" --only training/seeds --only network/restorer_tf32 --device cpu &'
+    arguments = ["bash", "-c", command, sys.executable, str(tmp_path)]
+    subprocess.run(
+        arguments, cwd=REPO, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60
+    )
+    report = tmp_path / "report.json"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (report.exists() and "complete" in report.read_text()):
+        time.sleep(0.1)
+    assert json.loads(report.read_text())["counts"] == {"passed": 1, "failed": 0, "skipped": 1, WAITING: 0}
+
+
+def test_checks_are_chosen_in_their_order():
+    chosen = _chosen(["training/seeds", "ranks", "training/step"])
+    assert [(stage.name, list(stage.checks)) for stage in chosen] == [
+        ("training", ["step", "seeds"]),
+        ("ranks", ["data_parallel"]),
+    ]
+    assert [stage.name for stage in _chosen(None)] == [name for name, _, _ in STAGES]
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"), [("fast", "no stage 'fast'"), ("speed/x", "speed has no check 'x'"), ("speed/", "no check ''")]
+)
+def test_a_check_that_does_not_exist_is_one_line(tmp_path: Path, wish: str, said: str):
+    command = [sys.executable, "-m", "tests.cuda", str(tmp_path), "--only", wish]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+
+
+def test_a_card_that_only_the_driver_knows_is_not_passed_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA H100, 570.1, 81559 MiB, 5'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    described = machine.describe()
+    assert described["nvidia-smi"] == "NVIDIA H100, 570.1, 81559 MiB, 5"
+    assert _device(described) == "cuda"
+    smi.write_text("#!/bin/sh\necho 'no devices were found' >&2; exit 6\n")
+    described = machine.describe()
+    assert described["nvidia-smi failed"] == "no devices were found"
+    assert _device(described) == "cpu"
+
+
+def _wheel(folder: Path, package: str) -> None:
+    name = package.replace("-", "_")
+    with zipfile.ZipFile(folder / f"{name}-9.9-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}-9.9.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 9.9\n")
+        wheel.writestr(f"{name}-9.9.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{name}-9.9.dist-info/RECORD", "")
+
+
+def test_wheels_are_installed_beside_the_report_also_where_one_is_absent(tmp_path: Path):
+    venv.create(tmp_path / "bare", with_pip=True)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for package in machine.TIERS[1]:
+        if package not in {"torch", "scipy"}:
+            _wheel(wheels, package)
+    out = tmp_path / "out"
+    environment = ENVIRONMENT | {"PYTHON": str(tmp_path / "bare/bin/python")}
+    environment.pop("PYTHONPATH", None)
+    command = ["bash", str(SCRIPT), str(out), str(wheels)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1, "nothing passed"
+    assert done.stderr == f"not installed: scipy; {out}/install.log says why\n"
+    report = json.loads((out / "report.json").read_text())
+    assert "numpy 9.9" in report["machine"]["packages"]
+    assert {check["reason"] for stage in report["stages"][:1] for check in stage["checks"]} == {"needs torch, scipy"}
+    assert report["counts"]["skipped"] == sum(report["counts"].values())
+
+
 def test_a_wrong_request_is_one_line():
     for words in ([], ["a", "b", "c"], ["a", "/no/such/wheels"]):
         done = subprocess.run(["bash", str(SCRIPT), *words], capture_output=True, text=True, timeout=60)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"card": "1 x H100", "checked": "the card"}, "(1 x H100;"),
+        ({"card": "1 x H100", "checked": REHEARSAL}, "(a rehearsal on the CPU"),
+        ({"checked": REHEARSAL}, "(no CUDA card: a rehearsal on the CPU"),
+        ({"nvidia-smi": "H100", "checked": "the card"}, "(no CUDA card that PyTorch can use;"),
+    ],
+)
+def test_a_verdict_says_what_was_checked(tmp_path: Path, described: dict, said: str):
+    report = Report(tmp_path, [])
+    report.machine = described
+    assert said in report.verdict()
 
 
 def test_a_report_names_what_failed_and_what_was_not_tried(tmp_path: Path):

@@ -169,6 +169,8 @@ def test_the_acceptance_is_a_job_of_its_own_on_one_card(all_containers):
     (container,) = all_containers(job)
     assert container["image"] == "blind-sr:0.1.0-cuda"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    environment = {each["name"]: each.get("value") for each in container["env"]}
+    assert environment["ACCEPTANCE_ARGUMENTS"] == "--device cuda", "without a card it would rehearse, and succeed"
     script = re.search(r"/app/(\S+\.sh)", container["command"][-1])
     assert script
     assert (REPO / script[1]).is_file()

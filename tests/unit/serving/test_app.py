@@ -168,6 +168,7 @@ def test_health_says_what_is_served(live):
     health = ask(live, "GET", "/healthz", max_pixels=5000).json
     assert health["status"] == "ready"
     assert health["model"] == live.current.about()
+    assert health["model"]["device"] == "cpu", "tests/cuda/serving.py reads it"
     assert health["limits"]["max_pixels"] == 5000
     assert (health["alias"], health["refused"]) == (None, None)
 
