@@ -20,8 +20,16 @@ def shared() -> Path:
     return folder
 
 
+# What takes longest begins first, so that no process of `pytest -n 2` has minutes left when the other is done. The
+# first needs nothing that the second makes for all.
+_LONGEST = ("test_local_cluster", "test_nodes", "test_train_faults", "test_train", "test_quickstart", "test_examples")
+_EACH_ALONE = ("test_nodes", "test_train_faults")  # each test of these may run in another process
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `pytest -n 2 --dist loadgroup` runs one after another: all tests of the session's Ray, else a file's."""
+    """Group and order for `pytest -n 2 --dist loadgroup --no-loadscope-reorder`: a file's tests run in one process."""
     for item in items:
-        on_ray = "cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cluster" if on_ray else item.path.stem))
+        file = item.path.stem
+        item.add_marker(pytest.mark.xdist_group(f"{file}-{item.name}" if file in _EACH_ALONE else file))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: _LONGEST.index(stem) if (stem := item.path.stem) in _LONGEST else len(_LONGEST))
