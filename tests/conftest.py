@@ -9,6 +9,8 @@ import pytest
 
 # One thread: the tests' tensors are small, and threads that wait for each other on a busy machine cost minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray gives its workers the lowest priority: beside the other tests' processes they would take minutes to start.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")
