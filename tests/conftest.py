@@ -11,6 +11,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray gives its workers the lowest priority: beside the other tests' processes they would take minutes to start.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Every process that a test starts imports with fewer searches for garbage.
+_STARTUP = str(Path(__file__).parent / "helpers" / "startup")
+if _STARTUP not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_STARTUP, os.environ.get("PYTHONPATH"))))
 
 
 @pytest.fixture(scope="session")
