@@ -33,9 +33,16 @@ _EACH_ALONE = ("test_nodes", "test_train_faults")  # each test of these may run 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group and order for `pytest -n 2 --dist loadgroup --no-loadscope-reorder`: a file's tests run in one process."""
+    """Group and order for `pytest -n 2 --dist loadgroup --no-loadscope-reorder`.
+
+    A file's tests run in one process, and all those of the session's tracking server.
+    """
     for item in items:
-        file = item.path.stem
-        item.add_marker(pytest.mark.xdist_group(f"{file}-{item.name}" if file in _EACH_ALONE else file))
+        group = item.path.stem
+        if group in _EACH_ALONE:
+            group = f"{group}-{item.name}"
+        elif {"store", "tracking_server"}.intersection(getattr(item, "fixturenames", ())):
+            group = "tracking_server"
+        item.add_marker(pytest.mark.xdist_group(group))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: _LONGEST.index(stem) if (stem := item.path.stem) in _LONGEST else len(_LONGEST))
