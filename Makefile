@@ -12,7 +12,7 @@ quickstart: $(RUNTIME)
 
 # Two at a time: tests of a Ray cluster spend much of their time waiting for processes to start.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadgroup --durations 20
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 20
 
 lint: $(TESTING)
 	$(BIN)/ruff check .

@@ -70,10 +70,13 @@ class SpectralInit(nn.Module):
             nn.GELU(),
             nn.Linear(hidden[1], components + (len(REDUCTIONS) + components if reductions else 0)),
         )
-        window = torch.hann_window(WINDOW, periodic=False)
-        frequency = torch.fft.fftfreq(WINDOW)[:, None].square() + torch.fft.rfftfreq(WINDOW).square()
-        self.register_buffer("window", window[:, None] * window, persistent=False)
-        self.register_buffer("whitening", (frequency + WINDOW**-2.0).log(), persistent=False)
+        # On the CPU first: for a model on the meta device torch would import its compiler, two seconds.
+        device, cpu = self.by_scale.device, torch.device("cpu")
+        window = torch.hann_window(WINDOW, periodic=False, device=cpu)
+        rows, columns = torch.fft.fftfreq(WINDOW, device=cpu), torch.fft.rfftfreq(WINDOW, device=cpu)
+        frequency = rows[:, None].square() + columns.square()
+        self.register_buffer("window", (window[:, None] * window).to(device), persistent=False)
+        self.register_buffer("whitening", (frequency + WINDOW**-2.0).log().to(device), persistent=False)
 
     def forward(self, lr: Tensor, scale: int, sigma: Tensor) -> Answer:
         """Read LR images (B, 3, h, w), of noise levels (B,); in float32 also under autocast."""

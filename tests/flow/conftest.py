@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import tempfile
@@ -32,45 +34,75 @@ def cluster(s3: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`made_once(NAME, make)`: a folder that all processes of pytest-xdist share, filled by the first that wants it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+    shared.mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, mark = shared / name, shared / f"{name}.whole"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not mark.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                mark.touch()
+        return folder
+
+    return once
+
+
+# What follows is only read by the tests. Making it takes a Ray, which a process that finds it made does not start.
+
+
+@pytest.fixture(scope="session")
+def photographs(made_once: Callable[..., Path]) -> Path:
     """Four real photographs."""
     pytest.importorskip("skimage")
     from pipeline.data.photographs import copy_photographs
 
-    return copy_photographs(tmp_path_factory.mktemp("photographs"))[0]
+    return made_once("photographs", copy_photographs) / "train"
 
 
 @pytest.fixture(scope="session")
-def bank(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+def bank(request: pytest.FixtureRequest, made_once: Callable[..., Path]) -> str:
     """A bank of 200 Gaussian and 200 motion kernels, 21 x 21."""
     from kernels_bank.generate import build_bank
     from kernels_bank.spec import KernelBankSpec
 
-    uri = str(tmp_path_factory.mktemp("bank"))
-    build_bank(KernelBankSpec(gaussian=200, motion=200), uri)
-    return uri
+    def make(folder: Path) -> None:
+        request.getfixturevalue("cluster")
+        build_bank(KernelBankSpec(gaussian=200, motion=200), str(folder))
+
+    return str(made_once("bank", make))
 
 
 @pytest.fixture(scope="session")
-def shards(cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def shards(request: pytest.FixtureRequest, photographs: Path, made_once: Callable[..., Path]) -> str:
     """The photographs as four shards of small tiles."""
     from pipeline.data.manifest import ShardSettings
     from pipeline.data.shards import make_shards
 
-    uri = str(tmp_path_factory.mktemp("shards"))
-    make_shards(str(photographs), uri, ShardSettings(tile=160, shard_mib=0.5))
-    return uri
+    def make(folder: Path) -> None:
+        request.getfixturevalue("cluster")
+        make_shards(str(photographs), str(folder), ShardSettings(tile=160, shard_mib=0.5))
+
+    return str(made_once("shards", make))
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster: None, shards: str, bank: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(request: pytest.FixtureRequest, shards: str, bank: str, made_once: Callable[..., Path]) -> Path:
     """The output folder of a `small_run` that nothing happened to."""
     from pipeline.training.fit import fit
     from tests.flow.training_runs import small_run
 
-    output = tmp_path_factory.mktemp("undisturbed")
-    fit(small_run(shards, bank, str(output)))
-    return output
+    def make(folder: Path) -> None:
+        request.getfixturevalue("cluster")
+        fit(small_run(shards, bank, str(folder)))
+
+    return made_once("undisturbed", make)
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +119,11 @@ def s3() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_store(made_once: Callable[..., Path]) -> Path:
     """An SQLite file with MLflow's tables; copying it saves a test the seconds that making them takes."""
     from pipeline.tracking.store import prepare_store
 
-    database = tmp_path_factory.mktemp("store") / "mlflow.db"
-    prepare_store(f"sqlite:///{database}")
-    return database
+    return made_once("store", lambda folder: prepare_store(f"sqlite:///{folder}/mlflow.db")) / "mlflow.db"
 
 
 @pytest.fixture

@@ -19,7 +19,11 @@ class Local:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ports = {name: free_port() for name in NAMES}
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_"))}
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "MLFLOW_"))} | {
+            # A killed node, whose port refuses, is dead after 2 s and not 15; a busy one still has 4 times 10 s.
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_failure_threshold": "4",
+        }
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         script = [sys.executable, "infra/local_cluster.py", "--folder", str(self.folder)]

@@ -19,7 +19,7 @@ from pipeline.data.plan import Stage
 from pipeline.degrade import degrade
 from pipeline.model_config import ModelConfig
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pipeline.model import BlindUSRNet
 from pipeline.model.weights import load_model
 from tools import fit_initial_kernel as tool
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture

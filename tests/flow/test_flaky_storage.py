@@ -17,7 +17,7 @@ from pipeline.data.manifest import read_manifest, read_shard
 from pipeline.data.tiles import read_samples
 from tests.helpers.fault_proxy import Fault, FaultProxy
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture

@@ -31,8 +31,10 @@ REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def config(shards: str, bank: str, tmp_path: Path) -> RunConfig:
+def config(shards: str, bank: str, empty_store: Path, tmp_path: Path) -> RunConfig:
     """Two workers of 1.5 CPUs: on nodes of two CPUs one a node, with room for its data tasks."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
     run = small_run(shards, bank, str(tmp_path / "runs"), cpus_per_worker=1.5)
     return run.model_copy(update={"tracking": TrackingConfig(model_name=None)})
 

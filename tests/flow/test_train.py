@@ -25,36 +25,49 @@ def but(config: RunConfig, **train: object) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update=train)})
 
 
-def test_a_run_ends_with_a_registered_model_and_is_recorded_whole(config: RunConfig, tmp_path: Path):
+def read_if_there(file: Path) -> str:
+    """Its text; nothing when it was deleted meanwhile."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def test_a_run_ends_with_a_registered_model_and_is_recorded_whole(
+    undisturbed: Path, shards: str, bank: str, tmp_path: Path
+):
     import mlflow
 
     from pipeline.registry import fetch
     from pipeline.training.fit import data_digests, fit
 
-    copies = set(Path(tempfile.gettempdir()).glob("checkpoint_tmp_*"))
+    config = small_run(shards, bank, str(undisturbed))
     fitted = fit(config)
-    assert not fitted.reused
-    assert set(Path(tempfile.gettempdir()).glob("checkpoint_tmp_*")) == copies  # Ray would leave one of each run
+    assert fitted.reused
+    # Ray would leave a copy of a checkpoint of each run. The runs of other processes have theirs meanwhile.
+    ours = [*undisturbed.glob("small/checkpoints/step-*/state.json")]
+    copies = [*Path(tempfile.gettempdir()).glob("checkpoint_tmp_*/state.json")]
+    assert ours
+    assert [state for state in ours + copies if str(undisturbed) in read_if_there(state)] == ours
     folder = fetch.download("models:/small-x2@candidate", tracking_uri=fitted.run.tracking_uri)
     assert same(load_file(folder / "weights.safetensors"), final_weights(config.output))
     client = mlflow.MlflowClient(tracking_uri=fitted.run.tracking_uri)
     run = client.get_run(fitted.run.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["train.steps"] == "12"
+    assert run.data.params["train.steps"] == "24"
     assert "code.revision" in run.data.tags or "code.version" in run.data.tags
     for name in ("loss", "loss_image", "loss_code", "psnr", "grad_norm", "learning_rate", "images_per_s", "data_wait"):
-        assert [m.step for m in client.get_metric_history(fitted.run.run_id, name)] == [2, 4, 6, 8, 10, 12], name
+        assert [m.step for m in client.get_metric_history(fitted.run.run_id, name)] == list(range(2, 25, 2)), name
     assert 0.1 < run.data.metrics["memory_gib"] < 64
     assert 0 < run.data.metrics["system/system_memory_usage_percentage"] <= 100
     inputs = {item.dataset.name: {t.key: t.value for t in item.tags}["sha256"] for item in run.inputs.dataset_inputs}
     assert inputs == data_digests(config)
     assert "kernels/preview.png" in {file.path for file in client.list_artifacts(fitted.run.run_id, "kernels")}
     pictures = [f.path for f in client.list_artifacts(fitted.run.run_id, "images") if f.path.endswith(".png")]
-    assert len(pictures) == 2
+    assert len(pictures) == 4
     picture = decode_image(Path(client.download_artifacts(fitted.run.run_id, pictures[0], str(tmp_path))).read_bytes())
     # LR, bicubic, the two rounds' images, HR; true kernel and the two rounds' kernels: 8 columns of twice the patch.
     assert picture.shape == (4 * (96 + 4) - 4, 8 * (96 + 4) - 4, 3)
-    assert fit(config).reused
 
 
 def test_a_run_that_breaks_says_where_goes_on_when_told_and_starts_afresh_when_told(
@@ -67,6 +80,7 @@ def test_a_run_that_breaks_says_where_goes_on_when_told_and_starts_afresh_when_t
 
     config = but(config, workers=1)
     first = fit(but(config, steps=4))
+    assert not first.reused
     broken = but(config, learning_rate=1e30)
     with pytest.raises(BadRequestError, match=r"learning_rate: 0.0002 -> 1e\+30\); .*--resume changed"):
         fit(broken)

@@ -38,7 +38,11 @@ pytestmark = pytest.mark.flow
 
 
 @pytest.fixture
-def config(shards: str, bank: str, tmp_path: Path) -> RunConfig:
+def config(shards: str, bank: str, empty_store: Path, tmp_path: Path) -> RunConfig:
+    """A run with its tracking store, which is there before it, beside its output too."""
+    (tmp_path / "runs").mkdir()
+    for folder in (tmp_path, tmp_path / "runs"):
+        shutil.copy(empty_store, folder / "mlflow.db")
     return small_run(shards, bank, str(tmp_path / "runs"))
 
 
@@ -152,7 +156,6 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(config: RunConfig
     (checkpoint,) = undisturbed.glob("small/checkpoints/step-00000024")
     size = sum(file.stat().st_size for file in checkpoint.iterdir())
     disk, kept = Path(config.output), tmp_path / "kept"
-    disk.mkdir()
     kept.mkdir()
     variables = environment(
         KIB=str(int(2.5 * size / 1024)),

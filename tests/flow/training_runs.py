@@ -79,7 +79,7 @@ def wait_until(condition: Callable[[], bool], job: subprocess.Popen, limit_s: fl
     while not condition():
         assert job.poll() is None, f"the job ended by itself:\n{end_of_log(job)}"
         assert time.monotonic() < deadline, f"after {limit_s:g} s:\n{end_of_log(job)}"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def end_of_log(job: subprocess.Popen) -> str:
