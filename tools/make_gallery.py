@@ -34,6 +34,13 @@ _FOLDERS = {
 _CELL, _KERNEL, _GAP, _PAGE = 216, 96, 6, 4  # HR pixels a cell; photographs a picture
 
 
+class Stored(NamedTuple):
+    """Hold a picture as its file has it."""
+
+    pixels: np.ndarray  # (h, w, 3) uint8
+    error: float = 0.0  # what the file tells of its own error, [0, 1] scale
+
+
 class Shot(NamedTuple):
     """Say which part of which photograph, and what happened to it."""
 
@@ -42,41 +49,41 @@ class Shot(NamedTuple):
     scale: int
     top: int  # of the part that is shown, in the photograph
     left: int
-    made: Callable[[np.ndarray, int], np.ndarray]
+    made: Callable[[np.ndarray, int], Stored]
     package: str = "skimage"
     truth: bool = True  # the photograph before it was degraded is known
 
 
-def as_it_is(image: np.ndarray, scale: int) -> np.ndarray:
+def as_it_is(image: np.ndarray, scale: int) -> Stored:
     """Leave the photograph alone."""
-    return image
+    return Stored(image)
 
 
-def camera(image: np.ndarray, scale: int) -> np.ndarray:
+def camera(image: np.ndarray, scale: int) -> Stored:
     """Reduce by area, add noise of 2 grey levels, store as JPEG 92."""
     small = _area(image, scale) + 2 * np.random.default_rng(0).standard_normal(_area(image, scale).shape)
     return _jpeg(small, 92)
 
 
-def web(image: np.ndarray, scale: int) -> np.ndarray:
+def web(image: np.ndarray, scale: int) -> Stored:
     """Reduce by an antialiased bicubic filter, store as JPEG 85."""
     return _jpeg(_bicubic(image, scale), 85)
 
 
-def messenger(image: np.ndarray, scale: int) -> np.ndarray:
+def messenger(image: np.ndarray, scale: int) -> Stored:
     """Store as JPEG 80, reduce by area, store as JPEG 70."""
-    return _jpeg(_area(_jpeg(image, 80), scale), 70)
+    return _jpeg(_area(_jpeg(image, 80).pixels, scale), 70)
 
 
-def soft(image: np.ndarray, scale: int) -> np.ndarray:
+def soft(image: np.ndarray, scale: int) -> Stored:
     """Blur by a lens out of focus, reduce by area, store in 8 bit."""
     blurred = cv2.GaussianBlur(image, (0, 0), 0.8 * scale)
-    return _area(blurred, scale).round().astype(np.uint8)
+    return Stored(_area(blurred, scale).round().astype(np.uint8))
 
 
-def reduced(image: np.ndarray, scale: int) -> np.ndarray:
+def reduced(image: np.ndarray, scale: int) -> Stored:
     """Reduce by an antialiased bicubic filter, store in 8 bit."""
-    return _bicubic(image, scale).round().clip(0, 255).astype(np.uint8)
+    return Stored(_bicubic(image, scale).round().clip(0, 255).astype(np.uint8))
 
 
 SHOTS = (
@@ -118,8 +125,8 @@ def _row(shot: Shot, number: int) -> tuple[np.ndarray, str]:
     pixels = decode_photograph(data).pixels
     whole = np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels[..., :3]
     height, width = (side // shot.scale * shot.scale for side in whole.shape[:2])
-    lr = shot.made(whole[:height, :width], shot.scale)
-    restored = Restorer.load(FOR_PHOTOGRAPHS).restore(lr, shot.scale)
+    lr, error = shot.made(whole[:height, :width], shot.scale)
+    restored = Restorer.load(FOR_PHOTOGRAPHS).restore(lr, shot.scale, file_error=error)
     planes = torch.from_numpy(lr.copy()).permute(2, 0, 1)[None].float() / 255
     plain, bicubic = (to_uint8(upsample(planes, shot.scale, mode, "centre")[0]) for mode in ("nearest", "bicubic"))
     # The part that is shown, where the photograph was degraded; of one as it is, what becomes of that part.
@@ -138,7 +145,8 @@ def _row(shot: Shot, number: int) -> tuple[np.ndarray, str]:
 
 def _line(shot: Shot, number: int, figures: list[str], restored: Restored) -> str:
     return (
-        f"| {number} | {shot.file} | {shot.what} | x{shot.scale} | {' | '.join(figures)} | {restored.sigma * 255:.1f} |"
+        f"| {number} | {shot.file} | {shot.what} | x{shot.scale} | {' | '.join(figures)} | {restored.sigma * 255:.1f} "
+        f"| {restored.trust:.2f} |"
     )
 
 
@@ -171,10 +179,11 @@ def _bicubic(image: np.ndarray, scale: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), np.float32)
 
 
-def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+def _jpeg(image: np.ndarray, quality: int) -> Stored:
     buffer = io.BytesIO()
     Image.fromarray(image.round().clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer))
+    photograph = decode_photograph(buffer.getvalue())
+    return Stored(photograph.pixels, photograph.file_error)
 
 
 def _page(pictures: list[str], lines: list[str]) -> str:
@@ -186,8 +195,8 @@ they were restored, and failures stay. Made by `python tools/make_gallery.py`.
 """
     shown = "\n\n".join(f"![{name}](pictures/{name})" for name in pictures)
     table = [
-        "| | file | what happened to it | scale | bicubic, dB | restored, dB | noise told, of 255 |",
-        "|---|---|---|---|---|---|---|",
+        "| | file | what happened to it | scale | bicubic, dB | restored, dB | noise told, of 255 | trusted |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return f"{head}\n{shown}\n\n" + "\n".join([*table, *lines]) + "\n"
 

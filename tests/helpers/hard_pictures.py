@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.images.decode import decode_photograph
+
 
 class Hard(NamedTuple):
     """Hold a picture and what a person has of it."""
@@ -18,6 +20,7 @@ class Hard(NamedTuple):
     hr: np.ndarray  # (s*h, s*w, 3) uint8
     lr: np.ndarray  # (h, w, 3) uint8
     scale: int
+    file_error: float = 0.0  # what its file tells of its own error, [0, 1] scale
 
 
 def text(side: int, size: int = 13) -> np.ndarray:
@@ -127,11 +130,12 @@ def bicubic(hr: np.ndarray, scale: int) -> np.ndarray:
     return np.asarray(Image.fromarray(hr).resize(size, Image.Resampling.BICUBIC))
 
 
-def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """Through a JPEG file."""
+def jpeg(image: np.ndarray, quality: int) -> tuple[np.ndarray, float]:
+    """Through a JPEG file: the pixels, and what the file tells of their error."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer))
+    photograph = decode_photograph(buffer.getvalue())
+    return photograph.pixels, photograph.file_error
 
 
 def hard_pictures() -> Iterator[Hard]:
@@ -144,7 +148,8 @@ def hard_pictures() -> Iterator[Hard]:
     for name in ("text", "screen", "lights", "astronaut", "cat", "page"):
         for quality in (30, 75):
             hr = PICTURES[name](184)
-            yield Hard(f"{name}, JPEG {quality} x2", hr, jpeg(area(hr, 2), quality), 2)
+            pixels, error = jpeg(area(hr, 2), quality)
+            yield Hard(f"{name}, JPEG {quality} x2", hr, pixels, 2, error)
     for name in ("astronaut", "coffee", "cat", "moon", "text"):
         for scale in (2, 4):
             hr = PICTURES[name](64)
