@@ -54,4 +54,4 @@ def test_it_is_better_than_bicubic(pictures: dict[str, Hard], name: str):
 
 
 def psnr(image: np.ndarray, truth: np.ndarray) -> float:
-    return float(-10 * np.log10(np.square((image.astype(np.float64) - truth) / 255).mean()))
+    return float(-10 * np.log10(np.square((image.astype(np.float64) - truth) / 255).mean() + 1e-9))
