@@ -15,7 +15,7 @@ Random = np.random.Generator
 
 
 def text(random: Random, side: int) -> np.ndarray:
-    """Lines of words in one size and two colours."""
+    """Draw lines of words in one size and two colours."""
     ink, paper = ((0, 0, 0), (255, 255, 255)) if random.random() < 0.4 else (_colour(random), _colour(random))
     size, image = int(random.integers(9, 36)), Image.new("RGB", (side, side), paper)
     pen, font, top = ImageDraw.Draw(image), ImageFont.load_default(size), int(random.integers(6))
@@ -27,7 +27,7 @@ def text(random: Random, side: int) -> np.ndarray:
 
 
 def screen(random: Random, side: int) -> np.ndarray:
-    """Rectangles with labels, one over another."""
+    """Draw rectangles with labels, one over another."""
     image = Image.new("RGB", (side, side), _colour(random))
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(int(random.integers(9, 15)))
     for _ in range(random.integers(4, 16)):
@@ -40,7 +40,7 @@ def screen(random: Random, side: int) -> np.ndarray:
 
 
 def lines(random: Random, side: int) -> np.ndarray:
-    """Lines, circles and ellipses, one to three pixels wide."""
+    """Draw lines, circles and ellipses, one to three pixels wide."""
     dark = random.random() < 0.2
     image = np.full((side, side, 3), 0 if dark else 255, np.uint8)
     for _ in range(random.integers(4, 30)):
@@ -58,7 +58,7 @@ def lines(random: Random, side: int) -> np.ndarray:
 
 
 def pattern(random: Random, side: int) -> np.ndarray:
-    """A checkerboard, stripes, waves or dots, turned or not."""
+    """Draw a checkerboard, stripes, waves or dots, turned or not."""
     down, across = np.mgrid[:side, :side].astype(float)
     angle = random.uniform(0, np.pi) if random.random() < 0.5 else 0.0
     u, v = across * np.cos(angle) + down * np.sin(angle), down * np.cos(angle) - across * np.sin(angle)
@@ -78,7 +78,7 @@ def pattern(random: Random, side: int) -> np.ndarray:
 
 
 def night(random: Random, side: int) -> np.ndarray:
-    """Lamps with haloes on black, most of them clipped."""
+    """Draw lamps with haloes on black, most of them clipped."""
     image = np.full((side, side, 3), random.uniform(0, 20))
     down, across = np.mgrid[:side, :side]
     for _ in range(random.integers(2, 40)):
@@ -96,7 +96,7 @@ def night(random: Random, side: int) -> np.ndarray:
 
 
 def smooth(random: Random, side: int) -> np.ndarray:
-    """A sky: a few colours that fade into each other."""
+    """Draw a sky: a few colours that fade into each other."""
     few = int(random.integers(2, 6))
     low, high = (0, 255) if random.random() < 0.5 else (90, 160)
     colours = random.uniform(low, high, (few, few, 3)).astype(np.float32)
@@ -105,7 +105,7 @@ def smooth(random: Random, side: int) -> np.ndarray:
 
 
 def noise(random: Random, side: int) -> np.ndarray:
-    """Nothing but noise around a grey, fine or coarse."""
+    """Draw nothing but noise around a grey, fine or coarse."""
     level, channels = 10 ** random.uniform(0, 1.7), 3 if random.random() < 0.6 else 1
     image = random.uniform(40, 215) + level * random.standard_normal((side, side, channels))
     if random.random() < 0.3:
@@ -114,7 +114,7 @@ def noise(random: Random, side: int) -> np.ndarray:
 
 
 def flat(random: Random, side: int) -> np.ndarray:
-    """One colour."""
+    """Draw one colour."""
     return np.full((side, side, 3), _colour(random), np.uint8)
 
 
