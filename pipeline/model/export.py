@@ -118,14 +118,16 @@ def _initial_kernel(network: BlindUSRNet | USRNet, scale: int) -> _Exported:
     """The net of the initial kernel, the size of the image left open."""
     if not isinstance(network, BlindUSRNet) or network.spectral is None:
         raise BadRequestError("--part initial-kernel: this model has no net that reads a kernel off a picture")
+    # The first is traced, and must have more than one window each way. Stored in 8 bit, as pictures are: without the
+    # rounding's noise floor the logarithm of a blurred image's spectrum would be that of float32's own errors.
+    examples = [_example(size, 5) for size in ((64, 90), (48, 57), (80, 49))]
     height, width = (torch.export.Dim(name, min=_TWO_WINDOWS, max=_SIDES[1]) for name in ("height", "width"))
     return _Exported(
         PortableInitialKernel(network, scale),
         lambda lr, sigma: network.initial_kernel(lr, scale, sigma),
         ("lr", "sigma"),
         "kernel",
-        # The first is traced, and must have more than one window each way.
-        [(lr, sigma) for lr, _, sigma in (_example(size, 5) for size in ((64, 90), (48, 57), (80, 49)))],
+        [((lr * 255).round() / 255, sigma) for lr, _, sigma in examples],
         ({2: height, 3: width}, {}),
     )
 
