@@ -37,7 +37,7 @@ _SIDES, _SCALES = (64, 96, 128, 160, 192, 240), (2, 2, 3, 4)  # HR pixels
 _SOFT = 0.15  # of the photographs: they never were sharp
 _NETS, _HIDDEN, _EPOCHS, _LOSS_COUNTS = 8, 24, 300, 2.0  # a dB lost counts as much as two won
 _BOUNDS = (-6.0, 4.0)  # dB: beyond these one case is as good as another
-_SOFT_WEIGHT = 0.35  # whether a picture is blurred or was never sharp cannot be seen
+_SOFT_WEIGHT = 0.1  # whether a picture is blurred or was never sharp cannot be seen, and people want it sharp
 
 
 class Cases(NamedTuple):
