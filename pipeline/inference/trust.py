@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load
+from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
 
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.catalogue import ModelLocation
@@ -115,7 +115,7 @@ def features(lr: np.ndarray, restored: np.ndarray, seen: Evidence) -> np.ndarray
     count = restored.size
     changed = float(np.sqrt(total.changed / count)) + _TINY
     overshoot = float(np.sqrt(total.overshoot / count)) + _TINY
-    detail = lr - cv2.GaussianBlur(lr, (0, 0), 1.0)
+    detail = lr - gaussian_filter(lr, (1, 1, 0), mode="mirror")
     fine, contrast = _rms(detail), _rms(lr - lr.mean((0, 1)))
     variation, spread = total.gradients(0)
     plain, plain_spread = total.gradients(1)
@@ -176,8 +176,8 @@ class _Sums:
 
     def add(self, restored: np.ndarray, enlarged: np.ndarray, scale: int) -> None:
         """Add a strip (n, s*w, 3) of both pictures."""
-        box = np.ones((2 * scale + 1, 2 * scale + 1), np.uint8)
-        low, high = cv2.erode(enlarged, box), cv2.dilate(enlarged, box)
+        box = (2 * scale + 1, 2 * scale + 1, 1)
+        low, high = (near(enlarged, size=box, mode="nearest") for near in (minimum_filter, maximum_filter))
         beyond = np.maximum(low - restored, 0) ** 2 + np.maximum(restored - high, 0) ** 2
         self.overshoot += float(beyond.sum(dtype=np.float64))
         self.changed += float(np.square(restored - enlarged, dtype=np.float64).sum())

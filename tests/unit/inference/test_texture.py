@@ -32,14 +32,28 @@ def test_a_crop_larger_than_the_image_is_the_image():
     assert textured_crops(np.zeros((5, 9, 3), np.float32), 64, 3) == [(0, 0)]
 
 
-def test_the_kernel_nearest_to_the_others_is_taken(restorer, monkeypatch):
+def test_the_place_whose_initial_kernel_is_nearest_to_the_others_is_refined(restorer, monkeypatch):
     kernels = [np.zeros((3, 3), np.float32) for _ in range(3)]
     kernels[0][0, 0] = kernels[1][1, 1] = kernels[2][1, 1] = 1
     kernels[2][1, 1], kernels[2][1, 2] = 0.9, 0.1
-    found = iter([Estimate(kernel, i, None) for i, kernel in enumerate(kernels)])
-    monkeypatch.setattr(estimate, "_guarded", lambda *_: next(found))
+    crops: list[np.ndarray] = []
+    refined: list[np.ndarray] = []
+
+    def initial(crop: np.ndarray, scale: int, sigma: float) -> np.ndarray:
+        crops.append(crop)
+        return kernels[len(crops) - 1]
+
+    def guarded(network: object, crop: np.ndarray, *_: object) -> Estimate:
+        refined.append(crop)
+        return Estimate(kernels[0], 1, None)
+
+    monkeypatch.setattr(restorer, "initial_kernel", initial)
+    monkeypatch.setattr(estimate, "_guarded", guarded)
     lr = np.random.default_rng(0).random((600, 600, 3)).astype(np.float32)
     best = estimate_kernel(restorer, lr, 2, 0.0, "corner")
+    assert len(crops) == 3
+    assert len(refined) == 1
+    assert refined[0] is crops[1]
     assert best.kernel_round == 1
     np.testing.assert_allclose(best.spread, (2 + 0.2) / 2, rtol=1e-6)
 
