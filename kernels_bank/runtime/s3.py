@@ -114,12 +114,12 @@ def _judge(uri: str, error: Exception) -> Exception:
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
 
-    requests = (boto.ClientError, boto.BotoCoreError, ResponseParserError, OSError, ValueError)
+    requests = (boto.ClientError, boto.BotoCoreError, ResponseParserError, OSError, ValueError, RecursionError)
+    if isinstance(error, (BadRequestError, FileNotFoundError)) or not isinstance(error, requests):
+        return error
     place = f"{uri} (endpoint {_endpoint()})"
     if isinstance(error, RecursionError):
         return S3RefusedError(f"{place}: the answer leads elsewhere, again and again; is it an S3 server?")
-    if isinstance(error, (BadRequestError, FileNotFoundError)) or not isinstance(error, requests):
-        return error
     if isinstance(error, boto.ClientError):
         _answered = True
         return _judge_answer(uri, place, error)

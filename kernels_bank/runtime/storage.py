@@ -17,7 +17,7 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
@@ -180,14 +180,8 @@ def outside(root: str, files: list[tuple[str, int]], folder: str | None) -> list
         return [name for name in names if not join(root, name).startswith(f"{folder}/")]
     real = functools.lru_cache(maxsize=None)(os.path.realpath)
     without, above = real(path_of(folder)), path_of(root)
-    return [name for name in names if without not in _upwards(real(os.path.dirname(f"{above}/{name}")))]  # noqa: PTH120
-
-
-def _upwards(folder: str) -> Iterator[str]:
-    """A folder and all above it."""
-    yield folder
-    while (above := folder.rpartition("/")[0]) and above != folder:
-        yield (folder := above)
+    folders = {name: real(f"{above}/{name.rpartition('/')[0]}") for name in names}
+    return [name for name in names if not PurePosixPath(folders[name]).is_relative_to(without)]
 
 
 def same_place(one: str, other: str) -> bool:

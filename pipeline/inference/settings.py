@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import ByteSize, Field, field_validator, model_validator
 
 from kernels_bank.runtime.names import spelled
-from pipeline.config import Sigma
+from pipeline.config import Share, Sigma
 from pipeline.frozen import Frozen
 from pipeline.model_config import Scale
 from pipeline.shipped import FOR_PHOTOGRAPHS
@@ -41,7 +41,7 @@ class RestoreSettings(Frozen):
     strength: float = Field(
         1, ge=0, le=1, description="how much of the blur is undone: 0 is close to a plain enlargement, 1 is full"
     )
-    trust: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+    trust: Literal["auto"] | Share = Field(
         "auto",
         description="share of the restoration in the result, the rest is a plain enlargement; auto: as the model "
         "judges where it estimated the blur itself",

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from pipeline.config import Sigma
+from pipeline.config import Share, Sigma
 from pipeline.frozen import Frozen
 from pipeline.images.header import read_header
 from pipeline.model_config import Scale
@@ -50,7 +50,7 @@ class RestoreOptions(Frozen):
     )
     sigma: Literal["auto"] | Sigma = Field("auto", description="noise level, [0, 1] scale; auto: estimated")
     strength: float = Field(1, ge=0, le=1, description="how much of the blur is undone: 0 is a plain enlargement")
-    trust: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+    trust: Literal["auto"] | Share = Field(
         "auto",
         description="share of the restoration in the result, the rest is a plain enlargement; auto: as the model "
         "judges where it estimated the blur itself",

@@ -8,7 +8,7 @@ from typing import Any
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.data.sources.source import Source
+from pipeline.data.sources.source import Source, plain
 from pipeline.images import BadImageError
 
 _ROWS = 16  # read at a time
@@ -143,4 +143,4 @@ def _has_path(kind: Any) -> bool:  # noqa: ANN401 - Arrow's
 def _names(file: Any, column: str) -> Iterator[str]:  # noqa: ANN401 - a ParquetFile
     for batch in file.iter_batches(columns=[f"{column}.path"], use_threads=False):
         for value in batch.column(0).to_pylist():
-            yield ((value or {}).get("path") or "").removeprefix("./").lstrip("/")
+            yield plain((value or {}).get("path") or "")

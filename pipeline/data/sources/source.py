@@ -36,6 +36,11 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
+def plain(name: str) -> str:
+    """Return `a/b.png` of `./a/b.png`, as `tar cf x.tar .` writes it, and of `/a/b.png`."""
+    return name.removeprefix("./").lstrip("/")
+
+
 def suffix(name: str) -> str:
     """Return `.png` of `a/B.PNG`."""
     return PurePosixPath(name).suffix.lower()

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.s3_objects import RangeReader
-from pipeline.data.sources.source import Source
+from pipeline.data.sources.source import Source, plain
 from pipeline.images import BadImageError
 
 _BLOCK = 256 << 10  # bytes of a tar on S3 that are asked for at least
@@ -34,7 +34,7 @@ def tar_members(uri: str) -> list[Source]:
                 for info in tar:
                     end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                     if info.isreg() and not info.issparse():
-                        found.append(Source(uri, _plain(info.name), info.offset_data, info.size))
+                        found.append(Source(uri, plain(info.name), info.offset_data, info.size))
         except (tarfile.TarError, UnicodeError, ValueError) as error:
             if not end:
                 raise BadRequestError(f"{uri}: not a readable tar ({error})") from error
@@ -61,11 +61,6 @@ def read_tar_member(source: Source) -> bytes:
     if len(data) < source.size:
         raise BadImageError(f"{source.uri} ends in the middle of it")
     return data
-
-
-def _plain(name: str) -> str:
-    """`a/b.png` for `./a/b.png`, as `tar cf x.tar .` writes it."""
-    return name.removeprefix("./").lstrip("/")
 
 
 def _opened(uri: str, block: int = _BLOCK) -> BinaryIO:
