@@ -18,7 +18,9 @@ def validate(
 ) -> dict[str, float]:
     """Measure `val_psnr` (mean of the images' PSNR, RGB, dB) and `val_kernel_error` (mean of sum |k' - k|, 0 ... 2).
 
-    Only what this run learns: no PSNR for `spectral`, no kernel error for `restorer`. All ranks must call it.
+    Only what this run learns: no PSNR for `spectral`, no kernel error for `restorer`. Where the estimator learns,
+    both are there for every round too (`val_psnr_round_0`, of the initial kernel, and so on): what each adds.
+    All ranks must call it.
 
     Args:
         network: the averaged `BlindUSRNet`.
@@ -32,30 +34,37 @@ def validate(
     assert isinstance(network, BlindUSRNet)
     training = network.training
     network.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # samples, PSNR, kernel error
+    last = network.config.kernel.rounds if train.learn in {"all", "kernel"} else 0
+    sums = torch.zeros(last + 1, 2, dtype=torch.float64, device=device)  # by round: PSNR, kernel error
+    count = torch.zeros((), dtype=torch.float64, device=device)
     for held_out in batches:
         batch = held_out.to(device)
-        sums[0] += len(batch.keys)
+        count += len(batch.keys)
         match train.learn:
             case "restorer":
-                sr, kernel = network.restore(batch.lr, batch.kernel, batch.scale, batch.sigma), batch.kernel
+                rounds = [(network.restore(batch.lr, batch.kernel, batch.scale, batch.sigma), batch.kernel)]
             case "spectral":
-                sr, kernel = batch.hr, network.initial_kernel(batch.lr, batch.scale, batch.sigma)
+                rounds = [(batch.hr, network.initial_kernel(batch.lr, batch.scale, batch.sigma))]
             case _:
-                out = network(batch.lr, batch.scale, batch.sigma)
-                sr, kernel = out.sr, out.kernel
-        error = (sr.clamp(0, 1) - batch.hr).square().mean((1, 2, 3)).clamp_min(1e-10)
-        sums[1] += (-10 * torch.log10(error)).sum()
-        sums[2] += (kernel - batch.kernel).abs().sum()
+                rounds = [each[:2] for each in network(batch.lr, batch.scale, batch.sigma).rounds]
+        for number, (sr, kernel) in enumerate(rounds):
+            error = (sr.clamp(0, 1) - batch.hr).square().mean((1, 2, 3)).clamp_min(1e-10)
+            sums[number, 0] += (-10 * torch.log10(error)).sum()
+            sums[number, 1] += (kernel - batch.kernel).abs().sum()
     network.train(training)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(sums)
-    count, psnr, kernel_error = sums.tolist()
+        torch.distributed.all_reduce(count)
     if not count:
         return {}
-    found = {"val_psnr": psnr / count, "val_kernel_error": kernel_error / count}
+    means = (sums / count).tolist()
     hidden = {"spectral": "val_psnr", "restorer": "val_kernel_error"}.get(train.learn)
-    return {name: value for name, value in found.items() if name != hidden}
+    ends = zip(("val_psnr", "val_kernel_error"), means[-1], strict=True)
+    found = {name: value for name, value in ends if name != hidden}
+    if last:
+        for number, (psnr, kernel_error) in enumerate(means):
+            found |= {f"val_psnr_round_{number}": psnr, f"val_kernel_error_round_{number}": kernel_error}
+    return found
 
 
 def score_of(found: dict[str, float], step: int) -> float:

@@ -40,6 +40,34 @@ def test_a_flat_image_has_none(value):
     assert estimate_sigma(np.full((32, 40, 3), value, np.uint8)) == 0
 
 
+def lamps(side=160, count=6):
+    """Bright disks of hard edges on black, smoothed by one pixel: a twentieth of the picture."""
+    row, column = np.mgrid[:side, :side]
+    place = philox(2).uniform(20, side - 20, (count, 2))
+    near = np.min([np.hypot(row - y, column - x) for y, x in place], axis=0)
+    return (255 * (7 - near).clip(0, 1))[..., None].repeat(3, -1).astype(np.uint8)
+
+
+def page(size=160):
+    """Words on grey: strokes of three pixels, two fifths of the picture."""
+    strokes = (np.mgrid[:size, :size][1] // 3 % 4 == 0) & (np.mgrid[:size, :size][0] // 20 % 2 == 0)
+    return np.where(strokes, 40, 200)[..., None].repeat(3, -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("drawn", [lamps(), 255 - lamps(), page()])
+def test_what_is_drawn_in_flat_colours_has_none(drawn):
+    assert estimate_sigma(drawn) == 0
+
+
+@pytest.mark.parametrize("offset", [-60, 0, 60])
+def test_noise_is_found_where_a_part_is_clipped(offset):
+    """Half of the picture or less, of black or of white, hides its noise and takes nothing from what the rest says."""
+    noisy = scene() + offset + philox(3).normal(0, 5, (120, 160, 3))
+    bright = scene() + offset
+    seen = (noisy * ((bright > 15) & (bright < 240)) + 255.0 * (bright >= 240)).round().clip(0, 255).astype(np.uint8)
+    assert 255 * estimate_sigma(seen) == pytest.approx(5, rel=0.2)
+
+
 def test_too_small_to_tell_is_none():
     assert estimate_sigma(philox(0).integers(0, 256, (15, 200, 3), dtype=np.uint8)) == 0
     assert estimate_sigma(philox(0).integers(0, 256, (16, 200, 3), dtype=np.uint8)) > 0.1

@@ -24,6 +24,10 @@ def test_validation_is_the_mean_over_images_of_all_batches(codec, batch):
     assert found["val_psnr"] == pytest.approx(float(torch.stack(each).mean()), abs=1e-4)
     errors = (out.kernel - batch.kernel).abs().sum((1, 2))
     assert found["val_kernel_error"] == pytest.approx(float(errors.mean()), rel=1e-5)
+    for number, each in enumerate(out.rounds):
+        errors = (each.kernel - batch.kernel).abs().sum((1, 2))
+        assert found[f"val_kernel_error_round_{number}"] == pytest.approx(float(errors.mean()), rel=1e-5)
+    assert found[f"val_psnr_round_{len(out.rounds) - 1}"] == found["val_psnr"] != found["val_psnr_round_0"]
     assert validate(network, [], TRAIN, torch.device("cpu")) == {}
 
 
@@ -32,9 +36,10 @@ def test_the_best_checkpoint_is_chosen_by_what_the_stage_learns(codec, batch, le
     found = validate(
         make_learner(codec).network, [batch], TRAIN.model_copy(update={"learn": learn}), torch.device("cpu")
     )
-    assert set(found) == {
+    assert {name for name in found if "round" not in name} == {
         "restorer": {"val_psnr"},
         "spectral": {"val_kernel_error"},
     }.get(learn, {"val_psnr", "val_kernel_error"})
+    assert any("round" in name for name in found) == (learn in {"all", "kernel"})
     assert score_of(found, 7) == found.get("val_psnr", -found.get("val_kernel_error", 0))
     assert score_of({}, 7) == 7.0
