@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import warnings
 
@@ -15,6 +16,7 @@ from PIL import Image, JpegImagePlugin
 from pipeline.images import BadImageError
 from pipeline.images.convert import from_opencv, orient, over_white, to_depth
 from pipeline.images.header import read_header
+from pipeline.images.jpeg_history import earlier_coding
 from pipeline.images.jpeg_level import jpeg_error
 from pipeline.images.parts import Parts
 from pipeline.images.photograph import FORMAT_OF_KIND, JpegCoding, Photograph
@@ -37,8 +39,20 @@ def decode_photograph(data: bytes) -> Photograph:
     stored = _pixels(parts)
     pixels = _upright(stored, parts)
     coding = _jpeg_coding(parts.stream) if parts.kind == "JPEG" else None
-    file_error = jpeg_error(stored, coding.tables, coding.subsampling) if coding else 0.0
-    return Photograph(pixels, FORMAT_OF_KIND[parts.kind], parts.metadata, coding, file_error, parts.notes)
+    file_error, notes = _coding_error(stored, coding)
+    return Photograph(pixels, FORMAT_OF_KIND[parts.kind], parts.metadata, coding, file_error, parts.notes + notes)
+
+
+def _coding_error(stored: np.ndarray, coding: JpegCoding | None) -> tuple[float, tuple[str, ...]]:
+    """How far the pixels are off by all that they were stored as, and what is worth telling."""
+    error = jpeg_error(stored, coding.tables, coding.subsampling) if coding else 0.0
+    if stored.dtype != np.uint8:
+        return error, ()
+    opaque = stored if stored.ndim == 2 else stored[..., 0] if stored.shape[2] < 3 else stored[..., :3]
+    earlier = earlier_coding(opaque, np.array(coding.tables[0]) if coding else None)
+    if earlier is None:
+        return error, ()
+    return math.hypot(error, earlier.error), (f"it was a JPEG of quality {earlier.quality} or so before",)
 
 
 def decode_image(data: bytes) -> np.ndarray:

@@ -51,12 +51,11 @@ def jpeg_error(pixels: np.ndarray, tables: Sequence[Sequence[int]], subsampling:
 
 def _channel_error(channel: np.ndarray, table: Sequence[int]) -> float:
     """Mean squared error of one channel, grey levels."""
-    blocks = _blocks(channel)
-    if not len(blocks):
+    coefficients = dct_blocks(channel)
+    if not len(coefficients):
         return 0.0
-    basis = _dct_basis()
     steps = np.asarray(table, np.float64).reshape(8, 8)
-    zero = (np.abs(basis @ blocks @ basis.T) < steps / 2).mean(0)
+    zero = (np.abs(coefficients) < steps / 2).mean(0)
     row, column = np.mgrid[:8, :8]
     frequency = np.hypot(row, column)
     told = (zero > _TELLING[0]) & (zero < _TELLING[1]) & (frequency > 0)
@@ -64,7 +63,7 @@ def _channel_error(channel: np.ndarray, table: Sequence[int]) -> float:
     rate[told] = -2 * np.log1p(-zero[told]) / steps[told]
     rest = ~told & (frequency > 0)
     # So many zeros tell at least how wide the law cannot be.
-    few = np.maximum(1 - zero, 0.5 / len(blocks)).clip(None, _TELLING[1])
+    few = np.maximum(1 - zero, 0.5 / len(coefficients)).clip(None, _TELLING[1])
     widest = np.sqrt(2) * steps / (-2 * np.log(few))
     line = _line(frequency, np.where(told, np.sqrt(2) / rate, widest / 2), told)
     width = np.where(zero >= _TELLING[1], np.minimum(line, widest), line)
@@ -108,10 +107,12 @@ def _bands(pixels: np.ndarray) -> np.ndarray:
     return bands.reshape(-1, *pixels.shape[1:])
 
 
-def _blocks(channel: np.ndarray) -> np.ndarray:
-    """(n, 8, 8): the whole blocks."""
+def dct_blocks(channel: np.ndarray) -> np.ndarray:
+    """Transform the whole blocks of a channel (h, w), 0 ... 255: (n, 8, 8) orthonormal DCT-II coefficients."""
     height, width = (side - side % 8 for side in channel.shape)
-    return channel[:height, :width].reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2).reshape(-1, 8, 8) - 128.0
+    blocks = channel[:height, :width].reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2).reshape(-1, 8, 8) - 128.0
+    basis = _dct_basis()
+    return np.asarray(basis @ blocks @ basis.T)
 
 
 def _shrunk(channel: np.ndarray, down: int, right: int) -> np.ndarray:
