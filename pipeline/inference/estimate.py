@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.config import Grid
+from pipeline.inference import work
 from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.layout import torus_margin
 from pipeline.inference.network import LoadedNetwork
+from pipeline.inference.progress import NOBODY, Piece
 from pipeline.inference.texture import textured_crops
 from pipeline.model import BlindOutput
 
@@ -34,7 +36,9 @@ class Estimate(NamedTuple):
     blur: Blur | None = None  # of models that tell blur and reduction apart
 
 
-def estimate_kernel(network: LoadedNetwork, lr: np.ndarray, scale: int, sigma: float, grid: Grid) -> Estimate:
+def estimate_kernel(
+    network: LoadedNetwork, lr: np.ndarray, scale: int, sigma: float, grid: Grid, piece: Piece = NOBODY
+) -> Estimate:
     """Estimate the kernel of a photograph.
 
     Each of up to three well-textured places gives an initial kernel, which costs next to nothing. The place whose
@@ -46,22 +50,41 @@ def estimate_kernel(network: LoadedNetwork, lr: np.ndarray, scale: int, sigma: f
         scale: s.
         sigma: noise level.
         grid: where the picture restored with the kernel will lie.
+        piece: what counts the work.
     """
     alone = max(lr.shape[:2]) <= _ALONE
     side = max(lr.shape[:2]) if alone else min(_CROP, max(_LEAST, min(lr.shape[:2]) // 2))
     crops = [lr[top : top + side, left : left + side] for top, left in textured_crops(lr, side, _PLACES)]
+    height, width = crops[0].shape[:2]
+    piece.expect(work.estimate(network, (height, width), scale, len(crops)))
     if len(crops) == 1:
-        return _guarded(network, crops[0], scale, sigma, grid)
-    kernels = np.stack([network.initial_kernel(crop, scale, sigma) for crop in crops])
+        piece.at("place", 0, 1)
+        return _guarded(network, crops[0], scale, sigma, grid, piece)
+    initial = []
+    for number, crop in enumerate(crops):
+        piece.at("place", number, len(crops))
+        initial.append(network.initial_kernel(crop, scale, sigma))
+        piece.add(work.initial((height, width)))
+    kernels = np.stack(initial)
     distances = np.abs(kernels[:, None] - kernels).sum((-2, -1))
     nearest = int(distances.sum(1).argmin())
     spread = float(distances[nearest].sum() / (len(crops) - 1))
-    return _guarded(network, crops[nearest], scale, sigma, grid)._replace(spread=spread)
+    return _guarded(network, crops[nearest], scale, sigma, grid, piece)._replace(spread=spread)
 
 
-def _guarded(network: LoadedNetwork, crop: np.ndarray, scale: int, sigma: float, grid: Grid) -> Estimate:
+def _guarded(network: LoadedNetwork, crop: np.ndarray, scale: int, sigma: float, grid: Grid, piece: Piece) -> Estimate:
     extended = periodic_extension(crop, torus_margin(scale, network.kernel_side))
-    out = network.blind(network.tensor(extended), scale, sigma, observed=network.tensor(crop), grid=grid)
+    once, steps, taken = work.crop_pass(network, (crop.shape[0], crop.shape[1]), scale), network.kernel_steps, 0
+
+    def tick(what: str) -> None:
+        nonlocal taken
+        piece.add(once if what == "unfolding" else work.kernel_step(network))
+        if what == "kernel step" or taken == 0:
+            taken += what == "kernel step"
+            piece.at("kernel step", taken, steps)
+
+    out = network.blind(network.tensor(extended), scale, sigma, observed=network.tensor(crop), grid=grid, tick=tick)
+    piece.end()
     return Estimate(out.kernel[0].cpu().numpy(), int(out.kernel_round[0]), None, blur_of(out))
 
 

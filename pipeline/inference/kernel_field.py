@@ -19,8 +19,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from pipeline.config import Grid
+from pipeline.inference import work
 from pipeline.inference.estimate import estimate_kernel
 from pipeline.inference.network import LoadedNetwork
+from pipeline.inference.progress import NOBODY, Piece
 from pipeline.inference.strength import assumed_kernel
 from pipeline.inference.texture import structure
 from pipeline.inference.windows import Result, Settings, border, context, restore_planes
@@ -51,6 +53,11 @@ class Box(NamedTuple):
         """Return it with a margin, within the image."""
         top, left = max(self.top - by, 0), max(self.left - by, 0)
         return Box(top, left, min(self.bottom + by, height), min(self.right + by, width))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (h, w)."""
+        return self.bottom - self.top, self.right - self.left
 
     def union(self, other: Box) -> Box:
         """Return the smallest box that holds both."""
@@ -84,7 +91,14 @@ class KernelField(NamedTuple):
 
 
 def estimate_field(
-    network: LoadedNetwork, lr: np.ndarray, settings: Settings, grid: Grid, *, item: int, channels: int
+    network: LoadedNetwork,
+    lr: np.ndarray,
+    settings: Settings,
+    grid: Grid,
+    *,
+    item: int,
+    channels: int,
+    piece: Piece = NOBODY,
 ) -> KernelField:
     """Estimate the kernels of a photograph, window by window.
 
@@ -95,19 +109,22 @@ def estimate_field(
         grid: where the restored picture lies.
         item: bytes of a value of the file's image.
         channels: of the file's image.
+        piece: what counts the work.
 
     Raises:
         BadRequestError: the memory limit is too small for any window.
     """
     height, width = lr.shape[:2]
     boxes = windows(height, width)
+    each = piece.split("place", len(boxes), lambda i: _estimate_work(network, boxes[i], settings.scale))
     neighbourhood = -(-_spacing(max(height, width), _side(height, width)) // CELL) * CELL
     kernels, domains = [settings.kernel], [Box(0, 0, height, width)]
-    for box in boxes:
+    for box, own_piece in zip(boxes, each, strict=True):
         crop = box.of(lr)
         if structure(crop).mean() < _FLAT + 3 * settings.sigma:
+            own_piece.end()
             continue
-        estimate = estimate_kernel(network, crop, settings.scale, settings.sigma, grid)
+        estimate = estimate_kernel(network, crop, settings.scale, settings.sigma, grid, own_piece)
         kernel = _of_side(place(estimate.kernel, settings.scale, grid), settings.kernel.shape[0])
         domain = box.grown(neighbourhood, height, width)
         apart = [float(np.abs(kernel - other).sum()) for other in kernels]
@@ -119,16 +136,38 @@ def estimate_field(
             domains.append(domain)
     shape = -(-height // CELL), -(-width // CELL)
     residual, sharpness = (np.full((len(kernels), *shape), value, np.float32) for value in (np.inf, 0.0))
+    tries = piece.split("kernel", len(kernels), lambda i: work.passes(network, domains[i].size, settings.scale))
     for number, (kernel, domain) in enumerate(zip(kernels, domains, strict=True) if len(kernels) > 1 else ()):
         own = _cut(settings, domain)._replace(kernel=kernel, self_ensemble=False)
-        result = restore_planes(network, domain.of(lr), own, item=item, channels=channels)
+        result = restore_planes(network, domain.of(lr), own, item=item, channels=channels, piece=tries[number])
         domain.cells(residual[number])[:], domain.cells(sharpness[number])[:] = _seen(result, own)
     winner = winners(residual, sharpness, settings.sigma) if len(kernels) > 1 else np.zeros(shape, np.int64)
     return KernelField(np.stack(kernels), _weights(winner, len(kernels)), len(boxes))
 
 
+def field_work(network: LoadedNetwork, size: tuple[int, ...], scale: int) -> float:
+    """Foretell what `estimate_field` costs, if half of the places have a kernel of their own.
+
+    Args:
+        network: the model.
+        size: (h, w) of the image, LR pixels.
+        scale: s.
+    """
+    boxes = windows(size[0], size[1])
+    around = _spacing(max(size), _side(*size))
+    tried = [work.passes(network, box.grown(around, size[0], size[1]).size, scale) for box in boxes]
+    return sum(_estimate_work(network, box, scale) for box in boxes) + sum(tried) / 2
+
+
 def restore_field(
-    network: LoadedNetwork, lr: np.ndarray, settings: Settings, field: KernelField, *, item: int, channels: int
+    network: LoadedNetwork,
+    lr: np.ndarray,
+    settings: Settings,
+    field: KernelField,
+    *,
+    item: int,
+    channels: int,
+    piece: Piece = NOBODY,
 ) -> Result:
     """Restore (h, w, 3) float32 in [0, 1] with a kernel for every place.
 
@@ -139,6 +178,7 @@ def restore_field(
         field: the kernels, as the network is to be told them.
         item: bytes of a value of the file's image.
         channels: of the file's image.
+        piece: what counts the work.
 
     Raises:
         BadRequestError: the memory limit is too small for any window.
@@ -148,10 +188,12 @@ def restore_field(
     used = [number for number, weight in enumerate(field.weights) if weight.max() > 0]
     if len(used) == 1:
         own = settings._replace(kernel=field.kernels[used[0]])
-        return restore_planes(network, lr, own, item=item, channels=channels)
+        return restore_planes(network, lr, own, item=item, channels=channels, piece=piece)
+    whole = piece.left
+    each = piece.split("kernel", len(used), lambda i: whole * float((field.weights[used[i]] > 0).mean()))
     image = np.zeros((scale * height, scale * width, 3), np.float32)
     unexplained, count = np.zeros((height, width), np.float32), 0
-    for number in used:
+    for number, part_piece in zip(used, each, strict=True):
         weight, kernel = field.weights[number], field.kernels[number]
         rows, columns = (np.flatnonzero(weight.any(axis)) for axis in (1, 0))
         # One cell more: weights are interpolated between the middles of cells.
@@ -159,7 +201,7 @@ def restore_field(
         part = part.grown(0, height, width)
         box = part.grown(context(network, settings._replace(kernel=kernel)), height, width)
         own = _cut(settings, box)._replace(kernel=kernel)
-        result = restore_planes(network, box.of(lr), own, item=item, channels=channels)
+        result = restore_planes(network, box.of(lr), own, item=item, channels=channels, piece=part_piece)
         share = enlarged(box.cells(weight), box.bottom - box.top, box.right - box.left, scale)
         box.of(image, scale)[:] += result.image * share[..., None]
         box.of(unexplained)[:] += result.unexplained * share[::scale, ::scale]
@@ -213,6 +255,10 @@ def enlarged(weight: np.ndarray, height: int, width: int, scale: int) -> np.ndar
 
     size = (scale * CELL * weight.shape[1], scale * CELL * weight.shape[0])
     return cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)[: scale * height, : scale * width]
+
+
+def _estimate_work(network: LoadedNetwork, box: Box, scale: int) -> float:
+    return work.estimate(network, box.size, scale, 1)
 
 
 def _side(height: int, width: int) -> int:

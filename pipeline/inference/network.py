@@ -15,6 +15,7 @@ from pipeline.config import Grid
 from pipeline.inference import memory
 from pipeline.inference.trust import TrustNet, open_trust
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
+from pipeline.model.usrnet import Tick
 
 _DEFAULT_REACH = 25
 
@@ -83,6 +84,11 @@ class LoadedNetwork:
         return self.network.kernel_size if isinstance(self.network, BlindUSRNet) else _DEFAULT_REACH
 
     @property
+    def kernel_steps(self) -> int:
+        """Return how many kernel steps an estimate takes."""
+        return self.network.config.kernel.steps if isinstance(self.network, BlindUSRNet) else 0
+
+    @property
     def scales(self) -> tuple[int, ...]:
         """Return the scale factors it was made for."""
         return self.network.scales
@@ -101,7 +107,13 @@ class LoadedNetwork:
         return torch.from_numpy(np.ascontiguousarray(image, np.float32)).permute(2, 0, 1)[None].to(self.device)
 
     def blind(
-        self, lr: Tensor, scale: int, sigma: float, observed: Tensor | None = None, grid: Grid = "corner"
+        self,
+        lr: Tensor,
+        scale: int,
+        sigma: float,
+        observed: Tensor | None = None,
+        grid: Grid = "corner",
+        tick: Tick | None = None,
     ) -> BlindOutput:
         """Estimate the kernel of a periodic image and restore it; nothing is extended or clipped.
 
@@ -114,6 +126,7 @@ class LoadedNetwork:
             observed: its upper-left part that a camera saw, if not all. The initial kernel is read off that part, and
                 the guard judges that part: the smooth band of an extension has a spectrum of its own, and rings.
             grid: where the LR pixels lie in their blocks.
+            tick: called after each unfolding and each kernel step.
 
         Raises:
             BadRequestError: the model is not blind.
@@ -123,8 +136,7 @@ class LoadedNetwork:
         with torch.inference_mode():
             first = self.network.initial(lr if observed is None else observed, scale, sigma)
             part = None if observed is None else (observed.shape[-2], observed.shape[-1])
-            out: BlindOutput = self.network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid)
-            return out
+            return self.network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid, tick=tick)
 
     def initial_kernel(self, image: np.ndarray, scale: int, sigma: float) -> np.ndarray:
         """Return the kernel (k, k) that the alternation starts from, with the reduction, on the corner grid.
@@ -143,7 +155,15 @@ class LoadedNetwork:
             kernel: np.ndarray = self.network.initial_kernel(self.tensor(image), scale, sigma)[0].cpu().numpy()
             return kernel
 
-    def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:
+    def nonblind(
+        self,
+        lr: Tensor,
+        kernel: Tensor,
+        scale: int,
+        sigma: float,
+        x0: Tensor | None = None,
+        tick: Tick | None = None,
+    ) -> Tensor:
         """Restore a periodic image with a known kernel, to (1, 3, s*h, s*w), not clipped.
 
         Args:
@@ -152,11 +172,12 @@ class LoadedNetwork:
             scale: one of `scales`.
             sigma: noise level.
             x0: (1, 3, s*h, s*w) first estimate; None for the model's own.
+            tick: called after each unfolding.
         """
         with torch.inference_mode():
             if isinstance(self.network, BlindUSRNet):
-                return self.network.restore(lr, kernel, scale, sigma, x0)
-            sr: Tensor = self.network(lr, kernel, scale, sigma, x0)
+                return self.network.restore(lr, kernel, scale, sigma, x0, tick)
+            sr: Tensor = self.network(lr, kernel, scale, sigma, x0, tick)
             return sr
 
     def smallest_alpha(self, scale: int, sigma: float) -> float:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import Grid
 from pipeline.images.convert import grey_to_rgb, is_grey
+from pipeline.inference import work
 from pipeline.inference.estimate import Estimate, estimate_kernel
-from pipeline.inference.kernel_field import KernelField, estimate_field, restore_field
+from pipeline.inference.kernel_field import KernelField, estimate_field, field_work, restore_field
 from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.noise import estimate_sigma
 from pipeline.inference.planes import channel_count, split_alpha, to_float, to_type
+from pipeline.inference.progress import Listener, Meter, Piece
 from pipeline.inference.strength import assumed_kernel, assumed_sigma, check_strength
 from pipeline.inference.trust import Evidence, features, mix
-from pipeline.inference.windows import Result, Settings, restore_planes
+from pipeline.inference.windows import Result, Settings, expected_work, restore_planes
 from pipeline.reduction import place
 
 MAX_MEMORY = 2 * 2**30
+_TYPICAL = 0.6  # standard deviation of a photograph's blur, as a multiple of the scale
 
 FirstEstimate = Literal["nearest", "bicubic"] | np.ndarray | None
 
@@ -77,6 +80,7 @@ class Restorer(LoadedNetwork):
         file_error: float = 0.0,
         grid: Grid = "centre",
         trust: float | Literal["auto"] = "auto",
+        on_step: Listener | None = None,
     ) -> Restored:
         """Restore a real photograph: estimate its kernel unless given, then restore it, in windows where it is large.
 
@@ -102,6 +106,7 @@ class Restorer(LoadedNetwork):
                 puts LR pixel (i, j) on HR pixel (s*i, s*j) of a centred kernel, as the article does.
             trust: how far the restoration is trusted, from 0, the bicubic enlargement, to 1; `auto` lets the model say,
                 where the kernel is estimated and there is one for all places.
+            on_step: told after each place, kernel step, unfolding and window; one that raises ends the restoration.
 
         Raises:
             BadRequestError: a scale the model was not made for, an image, kernel or x0 of the wrong shape, a
@@ -120,15 +125,22 @@ class Restorer(LoadedNetwork):
             raise BadRequestError(f"kernel: (k, k) with an odd side is expected, got {kernel.shape}")
         level = math.hypot(estimate_sigma(colour), file_error) if sigma == "auto" else float(sigma)
         lr = to_float(colour)
-        estimate = Estimate(kernel, None, None) if kernel is not None else estimate_kernel(self, lr, scale, level, grid)
-        used = place(estimate.kernel, scale, grid)
         size = {"item": image.itemsize, "channels": channel_count(image)}
-        settings = Settings(scale, level, used, self_ensemble, max_memory, *_start(x0, scale, lr))
-        field = estimate_field(self, lr, settings, grid, **size) if kernel_field else None
+        likely = _typical_kernel(self.kernel_side, scale) if kernel is None else kernel
+        settings = Settings(scale, level, likely, self_ensemble, max_memory, *_start(x0, scale, lr))
+        judged = trust != 1 and (trust != "auto" or (kernel is None and not kernel_field and self.trust is not None))
+        meter = Meter(on_step)
+        pieces = _pieces(self, meter, lr, alpha, settings, field=kernel_field, judged=judged, **size)
+        estimate = Estimate(kernel, None, None)
+        if kernel is None:
+            estimate = estimate_kernel(self, lr, scale, level, grid, pieces.estimate)
+        used = place(estimate.kernel, scale, grid)
+        settings = settings._replace(kernel=used)
+        field = estimate_field(self, lr, settings, grid, **size, piece=pieces.field) if kernel_field else None
         estimated = time.perf_counter()
         settings = settings._replace(sigma=assumed_sigma(level, strength), kernel=assumed_kernel(used, strength))
         told = None if field is None else field.weakened(strength)
-        result = _restored(self, lr, settings, told, **size)
+        result = _restored(self, lr, settings, told, **size, piece=pieces.image)
         believed = None if trust == "auto" else float(trust)
         if trust == "auto" and field is None and self.trust is not None and estimate.blur is not None:
             seen = Evidence(
@@ -144,13 +156,15 @@ class Restorer(LoadedNetwork):
             believed = self.trust(features(lr, result.image, seen))
         if believed is not None:
             mix(lr, result.image, believed, scale, grid)
+        pieces.judging.add(work.judging(*lr.shape[:2], scale) if judged else 0.0)
         restored = to_type(result.image, image.dtype)
         if is_grey(image):
             grey = to_type(result.image.mean(-1, keepdims=True), image.dtype)
             restored = grey if alpha is not None else grey[..., 0]
         if alpha is not None:
             own = settings._replace(x0=None, x0_model=None, sigma=assumed_sigma(0.0, strength))
-            restored = np.concatenate([restored, self._alpha(alpha, own, told, image)], axis=-1)
+            restored = np.concatenate([restored, self._alpha(alpha, own, told, image, pieces.alpha)], axis=-1)
+        meter.finish()
         return Restored(
             image=restored,
             kernel=np.asarray(used, np.float32),
@@ -167,23 +181,78 @@ class Restorer(LoadedNetwork):
             trust=believed,
         )
 
-    def _alpha(self, alpha: np.ndarray, settings: Settings, field: KernelField | None, image: np.ndarray) -> np.ndarray:
+    def _alpha(
+        self, alpha: np.ndarray, settings: Settings, field: KernelField | None, image: np.ndarray, piece: Piece
+    ) -> np.ndarray:
         """(h, w) -> (s*h, s*w, 1) of the image's type; an alpha that is the same everywhere stays exactly that."""
         height, width = (settings.scale * side for side in alpha.shape)
-        if (alpha == alpha.flat[0]).all():
+        if _is_constant(alpha):
             return np.full((height, width, 1), alpha.flat[0])
         planes = grey_to_rgb(to_float(alpha))
-        result = _restored(self, planes, settings, field, item=image.itemsize, channels=4)
+        result = _restored(self, planes, settings, field, item=image.itemsize, channels=4, piece=piece)
         return to_type(result.image[..., :1], image.dtype)
 
 
+class _Pieces(NamedTuple):
+    """The work of a restoration, in its order."""
+
+    estimate: Piece
+    field: Piece
+    image: Piece
+    judging: Piece
+    alpha: Piece
+
+
+def _pieces(
+    network: LoadedNetwork,
+    meter: Meter,
+    lr: np.ndarray,
+    alpha: np.ndarray | None,
+    settings: Settings,
+    *,
+    field: bool,
+    judged: bool,
+    item: int,
+    channels: int,
+) -> _Pieces:
+    """What each part will cost, as far as it can be foretold; those that begin say it better."""
+    if not meter.listens:
+        return _Pieces(*(meter.piece() for _ in _Pieces._fields))
+    size = lr.shape[:2]
+    image = expected_work(network, size, settings, item=item, channels=channels)
+    return _Pieces(
+        estimate=meter.piece(),
+        field=meter.piece(field_work(network, size, settings.scale) if field else 0.0),
+        image=meter.piece(image),
+        judging=meter.piece(work.judging(*size, settings.scale) if judged else 0.0),
+        alpha=meter.piece(0.0 if alpha is None or _is_constant(alpha) else image),
+    )
+
+
+def _typical_kernel(side: int, scale: int) -> np.ndarray:
+    """(side, side) of sum 1: a Gaussian whose windows need about as much context as those of most photographs."""
+    line = np.exp(-0.5 * ((np.arange(side) - side // 2) / (_TYPICAL * scale)) ** 2)
+    return np.outer(line, line) / line.sum() ** 2
+
+
+def _is_constant(alpha: np.ndarray) -> bool:
+    return bool((alpha == alpha.flat[0]).all())
+
+
 def _restored(
-    network: LoadedNetwork, lr: np.ndarray, settings: Settings, field: KernelField | None, *, item: int, channels: int
+    network: LoadedNetwork,
+    lr: np.ndarray,
+    settings: Settings,
+    field: KernelField | None,
+    *,
+    item: int,
+    channels: int,
+    piece: Piece,
 ) -> Result:
     """Restore with the settings' kernel, or with a field of them."""
     if field is None:
-        return restore_planes(network, lr, settings, item=item, channels=channels)
-    return restore_field(network, lr, settings, field, item=item, channels=channels)
+        return restore_planes(network, lr, settings, item=item, channels=channels, piece=piece)
+    return restore_field(network, lr, settings, field, item=item, channels=channels, piece=piece)
 
 
 def _start(

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.degrade import degrade
-from pipeline.inference import layout, memory
+from pipeline.inference import layout, memory, work
 from pipeline.inference.boundary import extend_to
 from pipeline.inference.ensemble import TURNS, Turn
 from pipeline.inference.fill import explained_band
 from pipeline.inference.network import LoadedNetwork
+from pipeline.inference.progress import NOBODY, Part, Piece
 from pipeline.model import restorer_of, upsample
+from pipeline.model.usrnet import Tick
 
 _SMALLER = 0.7  # windows after memory ran out: half would jump over the smallest that are possible
 
@@ -44,7 +46,9 @@ class Result(NamedTuple):
     unexplained: np.ndarray  # (h, w) float32: what is left of each LR pixel, squared, mean over the channels
 
 
-def restore_planes(network: LoadedNetwork, lr: np.ndarray, settings: Settings, *, item: int, channels: int) -> Result:
+def restore_planes(
+    network: LoadedNetwork, lr: np.ndarray, settings: Settings, *, item: int, channels: int, piece: Piece = NOBODY
+) -> Result:
     """Restore (h, w, 3) float32 in [0, 1] with a known kernel.
 
     A card that has less memory left than `settings.max_memory` allows is answered by smaller windows, as often as
@@ -56,6 +60,7 @@ def restore_planes(network: LoadedNetwork, lr: np.ndarray, settings: Settings, *
         settings: what else is known.
         item: bytes of a value of the file's image, and
         channels: how many it has: they count for the memory limit.
+        piece: what counts the work.
 
     Raises:
         BadRequestError: the limit, or what is left of the card's memory, is too small for any window.
@@ -69,7 +74,7 @@ def restore_planes(network: LoadedNetwork, lr: np.ndarray, settings: Settings, *
                 raise BadRequestError(_no_room(network, lr, reason)) from error
             raise
         try:
-            return _restore_windows(network, lr, settings, plan)
+            return _restore_windows(network, lr, settings, plan, piece)
         except torch.OutOfMemoryError as error:
             reason = str(error).split(". ")[0]
         # Out of the handler, which holds on to what its frames had.
@@ -84,7 +89,29 @@ def _no_room(network: LoadedNetwork, lr: np.ndarray, reason: str) -> str:
     )
 
 
-def _restore_windows(network: LoadedNetwork, lr: np.ndarray, settings: Settings, plan: layout.Layout) -> Result:
+def expected_work(
+    network: LoadedNetwork, size: tuple[int, ...], settings: Settings, *, item: int, channels: int
+) -> float:
+    """Foretell what `restore_planes` costs (`work.py`), without restoring; 0 where no window fits.
+
+    Args:
+        network: the model.
+        size: (h, w) of the image, LR pixels.
+        settings: with a kernel that reaches about as far as the one that will be used.
+        item: bytes of a value of the file's image.
+        channels: how many it has.
+    """
+    try:
+        plan = plan_windows(network, size[0], size[1], settings, item=item, channels=channels)
+    except BadRequestError:
+        return 0.0
+    return work.layout(plan, _networks(network, settings), settings.scale, len(_turns(settings)), size)
+
+
+def _restore_windows(
+    network: LoadedNetwork, lr: np.ndarray, settings: Settings, plan: layout.Layout, piece: Piece
+) -> Result:
+    piece.expect(work.layout(plan, _networks(network, settings), settings.scale, len(_turns(settings)), lr.shape))
     scale = settings.scale
     around = layout.torus_margin(scale, settings.kernel.shape[0])
     height, width = (layout.torus_length(length, around) for length in lr.shape[:2])
@@ -96,12 +123,14 @@ def _restore_windows(network: LoadedNetwork, lr: np.ndarray, settings: Settings,
     image = np.zeros((scale * lr.shape[0], scale * lr.shape[1], 3), np.float32)
     left = np.zeros(lr.shape[:2], np.float32)
     squares = 0.0
-    for row, column in itertools.product(plan.rows, plan.columns):
+    for number, (row, column) in enumerate(itertools.product(plan.rows, plan.columns)):
+        piece.at("window", number, plan.count)
         # Filled window by window: over the whole torus at once it would take more memory than a window may.
         known = layout.known(row, column, lr.shape[:2], (height, width))
         window = network.tensor(explained_band(layout.cut(torus, row, column), known, kernel, scale))
-        x0 = _first_estimate(network, window, start, row, column, kernel, settings)
-        sr = _restored(network, window, kernel, x0, settings).clamp_(0, 1)
+        piece.add(work.band(row, column, lr.shape))
+        x0 = _first_estimate(network, window, start, row, column, kernel, settings, piece)
+        sr = _restored(network, window, kernel, x0, settings, piece).clamp_(0, 1)
         unexplained = degrade(sr, kernel, scale) - window
         weights = [torch.from_numpy(span.weight(scale)).to(sr.device) for span in (row, column)]
         part = layout.inner(sr, row, column, scale) * weights[0][:, None] * weights[1]
@@ -110,6 +139,11 @@ def _restore_windows(network: LoadedNetwork, lr: np.ndarray, settings: Settings,
         parts = tuple(slice(span.first, span.last) for span in (row, column))
         left[parts] += _mean_squares(unexplained, row, column, weights, scale)
         squares += _sum_of_squares(unexplained, row, column, weights, settings, lr.shape)
+        if piece.listens:
+            shown = layout.inner(sr, row, column, scale)[0].permute(1, 2, 0) if plan.count > 1 else None
+            part = None if shown is None else Part(scale * row.first, scale * column.first, shown.cpu().numpy())
+            piece.at("window", number + 1, plan.count, part)
+    piece.end()
     counted = 3 * np.prod([length - 2 * border(length, settings) for length in lr.shape[:2]])
     return Result(image, (squares / counted) ** 0.5, plan.count, left)
 
@@ -216,11 +250,14 @@ def _first_estimate(
     column: layout.Span,
     kernel: Tensor,
     settings: Settings,
+    piece: Piece,
 ) -> Tensor | None:
     """x0 of one window, or None for the model's own."""
-    scale = settings.scale
-    if settings.x0_model is not None:
-        return settings.x0_model.nonblind(window, kernel, scale, settings.sigma).clamp(0, 1)
+    scale, other = settings.scale, settings.x0_model
+    if other is not None:
+        return other.nonblind(window, kernel, scale, settings.sigma, tick=_tick(other, window, scale, piece)).clamp(
+            0, 1
+        )
     if isinstance(start, str):
         return upsample(window, scale, start)
     if isinstance(start, np.ndarray):
@@ -228,13 +265,25 @@ def _first_estimate(
     return None
 
 
-def _restored(network: LoadedNetwork, lr: Tensor, kernel: Tensor, x0: Tensor | None, settings: Settings) -> Tensor:
-    scale, sigma = settings.scale, settings.sigma
-    turns = TURNS if settings.self_ensemble else (Turn(False, False, False),)
+def _turns(settings: Settings) -> tuple[Turn, ...]:
+    return TURNS if settings.self_ensemble else (Turn(False, False, False),)
+
+
+def _tick(network: LoadedNetwork, window: Tensor, scale: int, piece: Piece) -> Tick:
+    """Count the unfoldings of a window."""
+    once = work.unfolding(restorer_of(network.network).config) * window.shape[-2] * window.shape[-1] * scale**2
+    return lambda _: piece.add(once)
+
+
+def _restored(
+    network: LoadedNetwork, lr: Tensor, kernel: Tensor, x0: Tensor | None, settings: Settings, piece: Piece
+) -> Tensor:
+    scale, sigma, turns = settings.scale, settings.sigma, _turns(settings)
+    tick = _tick(network, lr, scale, piece)
     total: Tensor | None = None
     for turn in turns:
         turned = None if x0 is None else turn.hr(x0, scale).contiguous()
-        sr = network.nonblind(turn.lr(lr).contiguous(), turn.lr(kernel).contiguous(), scale, sigma, turned)
+        sr = network.nonblind(turn.lr(lr).contiguous(), turn.lr(kernel).contiguous(), scale, sigma, turned, tick)
         back = turn.hr_back(sr, scale)
         total = back if total is None else total + back
     assert total is not None

@@ -29,7 +29,7 @@ from pipeline.model.initial import Initial, over_views
 from pipeline.model.kernel_step import acceptance, refine_kernel
 from pipeline.model.reducer import Reducer
 from pipeline.model.spectral import SpectralInit
-from pipeline.model.usrnet import State, USRNet, check_inputs
+from pipeline.model.usrnet import State, Tick, USRNet, check_inputs
 from pipeline.model_config import ModelConfig
 
 
@@ -113,6 +113,7 @@ class BlindUSRNet(nn.Module):
         initial: Initial | None = None,
         observed_size: tuple[int, int] | None = None,
         grid: Grid = "corner",
+        tick: Tick | None = None,
     ) -> BlindOutput:
         """Restore guarded: a kernel is accepted, image by image, only where what it makes of the image is plausible.
 
@@ -127,12 +128,13 @@ class BlindUSRNet(nn.Module):
                 `self.initial(lr, scale, sigma)`.
             observed_size: (h', w') upper-left part of `lr` that a camera saw, if not all. Only that part is judged.
             grid: where the LR pixels lie in their blocks, and with them the restored image.
+            tick: called after each unfolding and each kernel step.
 
         Raises:
             ValueError: non-finite or mis-shaped inputs, a scale this model was not made for.
         """
         self._check_scale(lr, scale)
-        origin = state = self.restorer.start(lr, scale, sigma)
+        origin = state = self.restorer.start(lr, scale, sigma, tick=tick)
         first = initial or self.initial(lr, scale, sigma)
         reducer = Reducer(first.shares, scale, grid)
         accepted = self._round(0, state, first.blur, first.code, reducer)
@@ -150,7 +152,7 @@ class BlindUSRNet(nn.Module):
         if self.config.kernel.steps:
             levels = check_inputs(lr, scale, sigma, training=self.training)
             begin = accepted.blur if first.start is None or self.config.kernel.rounds else first.start
-            *_, blur = self.refine(lr, begin, scale, levels, reducer)
+            *_, blur = self.refine(lr, begin, scale, levels, reducer, tick)
             new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds between, what was accepted is a whole restoration from x0 already.
             old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted
@@ -160,7 +162,13 @@ class BlindUSRNet(nn.Module):
         return _output(accepted, rounds, kernel_round, first.shares)
 
     def restore(
-        self, lr: Tensor, kernel: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None
+        self,
+        lr: Tensor,
+        kernel: Tensor,
+        scale: int,
+        sigma: float | Tensor,
+        x0: Tensor | None = None,
+        tick: Tick | None = None,
     ) -> Tensor:
         """Restore with known kernels.
 
@@ -170,12 +178,19 @@ class BlindUSRNet(nn.Module):
             scale: s.
             sigma: noise level on the [0, 1] scale, a number or (B,).
             x0: (B, 3, s*h, s*w) first estimate; None for `config.restorer.x0`.
+            tick: called after each unfolding.
         """
-        out: Tensor = self.restorer(lr, kernel, scale, sigma, x0)
+        out: Tensor = self.restorer(lr, kernel, scale, sigma, x0, tick)
         return out
 
     def refine(
-        self, lr: Tensor, blur: Tensor, scale: int, sigma: Tensor, reducer: Reducer | None = None
+        self,
+        lr: Tensor,
+        blur: Tensor,
+        scale: int,
+        sigma: Tensor,
+        reducer: Reducer | None = None,
+        tick: Tick | None = None,
     ) -> list[Tensor]:
         """Return the blur (B, k, k) after each of `config.kernel.steps` kernel steps.
 
@@ -187,16 +202,17 @@ class BlindUSRNet(nn.Module):
             scale: s.
             sigma: (B,) noise level.
             reducer: the reduction behind the blur; None for direct decimation.
+            tick: called after each unfolding and each kernel step.
         """
         reducer = reducer or Reducer(None, scale, "corner")
         glance = -(-self.config.restorer.unfoldings // 2)
 
         def restore(kernel: Tensor, told: Tensor) -> Tensor:
-            state = self.restorer.start(lr, scale, told)
+            state = self.restorer.start(lr, scale, told, tick=tick)
             sharp = self.restorer.unfold(state, self.restorer.operator(reducer.compose(kernel), state), 0, glance)
             return reducer.reduce(sharp.clamp(0, 1))
 
-        return refine_kernel(restore, lr, blur, scale, sigma, self.config.kernel.steps)
+        return refine_kernel(restore, lr, blur, scale, sigma, self.config.kernel.steps, tick)
 
     def initial(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Initial:
         """Estimate what the alternation starts from.

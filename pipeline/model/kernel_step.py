@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model.guard import Acceptance
+from pipeline.model.usrnet import Tick
 
 RIDGE = 1e-3  # of the normal matrix's mean diagonal; measured in docs/network.md
 _ITERATIONS = 100
@@ -45,7 +46,13 @@ def acceptance(scale: int, *, sure: bool) -> tuple[Acceptance, ...]:
 
 
 def refine_kernel(
-    restore: Callable[[Tensor, Tensor], Tensor], lr: Tensor, kernel: Tensor, scale: int, sigma: Tensor, steps: int
+    restore: Callable[[Tensor, Tensor], Tensor],
+    lr: Tensor,
+    kernel: Tensor,
+    scale: int,
+    sigma: Tensor,
+    steps: int,
+    tick: Tick | None = None,
 ) -> list[Tensor]:
     """Restore and estimate in turn, both in closed form but for the prior: the kernel (B, k, k) after each step.
 
@@ -57,6 +64,7 @@ def refine_kernel(
         scale: s.
         sigma: (B,) noise level.
         steps: how many kernel steps, each after a restoration.
+        tick: called after each of them.
     """
     first, last = _ASSUMED_SIGMA
     found = []
@@ -64,6 +72,8 @@ def refine_kernel(
         assumed = first * (last / first) ** (number / max(steps - 1, 1))
         kernel = kernel_step(restore(kernel, sigma.clamp_min(assumed)), lr, kernel, scale)
         found.append(kernel)
+        if tick is not None:
+            tick("kernel step")
     return found
 
 

@@ -7,7 +7,9 @@ published names of the hyper-parameter net and the prior.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from pipeline.model.fourier import BlurOperator, spectrum
 from pipeline.model.prior import ResUNet
 from pipeline.model.upsample import upsample
 from pipeline.model_config import EVERY_SCALE, RestorerConfig
+
+# Called after each unfolding and each kernel step of an inference: for progress, and to end it by raising.
+Tick = Callable[[Literal["unfolding", "kernel step"]], None]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class State:
     alphas: Tensor  # (B, K)
     betas: Tensor  # (B, K)
     scale: int
+    tick: Tick | None = None
 
 
 class HyperNet(nn.Module):
@@ -104,7 +110,13 @@ class USRNet(nn.Module):
         self.h = HyperNet(config.unfoldings, config.hyper_hidden)
 
     def forward(
-        self, lr: Tensor, kernel: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None
+        self,
+        lr: Tensor,
+        kernel: Tensor,
+        scale: int,
+        sigma: float | Tensor,
+        x0: Tensor | None = None,
+        tick: Tick | None = None,
     ) -> Tensor:
         """Restore a batch with known kernels.
 
@@ -114,6 +126,7 @@ class USRNet(nn.Module):
             scale: an integer >= 1, the same for the whole batch.
             sigma: noise level on the [0, 1] scale, a number or (B,).
             x0: (B, 3, s*h, s*w) first estimate, for instance of another restorer; None for `config.x0`.
+            tick: called after each unfolding.
 
         Returns:
             (B, 3, s*h, s*w), not clipped.
@@ -121,11 +134,13 @@ class USRNet(nn.Module):
         Raises:
             ValueError: non-finite or mis-shaped inputs, an even kernel, scale < 1.
         """
-        start = self.start(lr, scale, sigma, x0)
+        start = self.start(lr, scale, sigma, x0, tick)
         check_finite("kernel", kernel, training=self.training)
         return self.unfold(start, self.operator(kernel, start), 0, self.config.unfoldings)
 
-    def start(self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None) -> State:
+    def start(
+        self, lr: Tensor, scale: int, sigma: float | Tensor, x0: Tensor | None = None, tick: Tick | None = None
+    ) -> State:
         """Check the inputs and make the state before the first unfolding.
 
         Raises ValueError for what cannot be restored.
@@ -135,6 +150,7 @@ class USRNet(nn.Module):
             scale: an integer >= 1.
             sigma: noise level on the [0, 1] scale, a number or (B,).
             x0: (B, 3, s*h, s*w) first estimate; None for `config.x0`.
+            tick: called after each unfolding of this state.
         """
         levels = check_inputs(lr, scale, sigma, training=self.training)
         if x0 is None:
@@ -142,7 +158,7 @@ class USRNet(nn.Module):
         elif x0.shape != (*lr.shape[:2], scale * lr.shape[2], scale * lr.shape[3]):
             raise ValueError(f"x0 {tuple(x0.shape)} is not {scale} times the size of the LR image {tuple(lr.shape)}")
         alphas, betas = self.h(levels, scale)
-        return State(x0, lr, spectrum(lr), alphas, betas, scale)
+        return State(x0, lr, spectrum(lr), alphas, betas, scale, tick)
 
     def operator(self, kernel: Tensor, state: State) -> BlurOperator:
         """Make the Fourier form of (B, k, k) kernels for this state's images. It serves any number of unfoldings."""
@@ -174,6 +190,8 @@ class USRNet(nn.Module):
                 x = checkpoint(self._unfolding, x, state.y_spectrum, operator, alpha, beta, use_reentrant=False)
             else:
                 x = self._unfolding(x, state.y_spectrum, operator, alpha, beta)
+            if state.tick is not None:
+                state.tick("unfolding")
         return x
 
     def _compile_prior(self, device: torch.device) -> None:

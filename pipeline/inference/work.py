@@ -1,0 +1,127 @@
+"""What the parts of a restoration cost: how much of the whole each is, for progress and remaining time.
+
+The unit is a nanosecond of one core that multiplies 51 pairs in it, as the machine did on which all of them were
+measured (x2 and x4, crops of 96 to 400 LR pixels, shipped network). Only their ratios count: they say how far a
+restoration is, and a clock says how fast this machine is.
+"""
+
+from __future__ import annotations
+
+from pipeline.inference.boundary import friendly_length
+from pipeline.inference.layout import Layout, Span, torus_margin
+from pipeline.inference.network import LoadedNetwork
+from pipeline.model import restorer_of
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
+
+_MULTIPLICATIONS = 51.0  # a nanosecond
+_DATA_STEP = 35.0  # an HR pixel and unfolding
+_BAND = 2100.0  # an LR pixel of a window that has a part of the torus' band
+_INITIAL, _INITIAL_ALONE = 350.0, 8e6  # an LR pixel of a crop; and a crop
+_KERNEL_STEP, _SIDE = 55e6, 25  # a step, for kernels of this side: their equations have side^2 unknowns
+_JUDGE = 300.0  # an HR pixel
+
+
+def unfolding(config: RestorerConfig) -> float:
+    """Return what one unfolding costs for each HR pixel."""
+    pairs = float(7 * 9 * config.widths[0])  # first and last convolution
+    for level, (width, deeper) in enumerate(zip(config.widths, [*config.widths[1:], 0], strict=True)):
+        sides = 1 if deeper == 0 else 2  # on the way down and on the way up
+        pairs += sides * config.residual_blocks * 2 * 9 * width**2 / 4**level
+        pairs += sides * 4 * width * deeper / 4 ** (level + 1)
+    return _DATA_STEP + pairs / _MULTIPLICATIONS
+
+
+def estimate(network: LoadedNetwork, side: tuple[int, int], scale: int, places: int) -> float:
+    """Return what estimating a kernel costs.
+
+    Args:
+        network: a blind one.
+        side: (h, w) of a place, LR pixels.
+        scale: s.
+        places: how many there are; at one of them the kernel is refined.
+    """
+    config = network.network.config
+    if not isinstance(config, ModelConfig):
+        return 0.0
+    passes = _passes(config.kernel, config.restorer.unfoldings) * crop_pass(network, side, scale)
+    return places * initial(side) + passes + config.kernel.steps * kernel_step(network)
+
+
+def initial(side: tuple[int, int]) -> float:
+    """Return what the initial kernel of a crop of (h, w) LR pixels costs."""
+    return _INITIAL_ALONE + _INITIAL * side[0] * side[1]
+
+
+def crop_pass(network: LoadedNetwork, side: tuple[int, int], scale: int) -> float:
+    """Return what one unfolding of a crop of (h, w) LR pixels and its band costs."""
+    around = torus_margin(scale, network.kernel_side)
+    pixels = friendly_length(side[0] + around) * friendly_length(side[1] + around) * scale**2
+    return pixels * unfolding(restorer_of(network.network).config)
+
+
+def passes(network: LoadedNetwork, size: tuple[int, int], scale: int) -> float:
+    """Return what restoring (h, w) LR pixels with a known kernel costs, without what lies around them.
+
+    Args:
+        network: the model.
+        size: (h, w).
+        scale: s.
+    """
+    config = restorer_of(network.network).config
+    return config.unfoldings * unfolding(config) * size[0] * size[1] * scale**2
+
+
+def kernel_step(network: LoadedNetwork) -> float:
+    """Return what one closed-form kernel step costs."""
+    return _KERNEL_STEP * (network.kernel_side / _SIDE) ** 4
+
+
+def band(row: Span, column: Span, size: tuple[int, ...]) -> float:
+    """Return what filling the band of a window costs: nothing where it lies inside the image.
+
+    Args:
+        row: of the window.
+        column: of the window.
+        size: (h, w) of the image, LR pixels.
+    """
+    spans = zip((row, column), size[:2], strict=True)
+    inside = all(span.start >= 0 and span.start + span.length <= length for span, length in spans)
+    return 0.0 if inside else _BAND * row.padded * column.padded
+
+
+def layout(plan: Layout, networks: list[LoadedNetwork], scale: int, turns: int, size: tuple[int, ...]) -> float:
+    """Return what restoring all windows costs.
+
+    Args:
+        plan: the windows.
+        networks: that restore them, one after the other.
+        scale: s.
+        turns: how many restorations are averaged.
+        size: (h, w) of the image, LR pixels.
+    """
+    configs = [restorer_of(network.network).config for network in networks]
+    each = turns * scale**2 * sum(config.unfoldings * unfolding(config) for config in configs)
+    return plan.cost * each + sum(band(row, column, size) for row in plan.rows for column in plan.columns)
+
+
+def judging(height: int, width: int, scale: int) -> float:
+    """Return what judging and mixing a restored image of (h, w) LR pixels cost.
+
+    Args:
+        height: LR pixels.
+        width: LR pixels.
+        scale: s.
+    """
+    return _JUDGE * height * width * scale**2
+
+
+def _passes(kernel: KernelConfig, unfoldings: int) -> int:
+    """Unfoldings of a guarded blind restoration (`BlindUSRNet.infer`)."""
+    if kernel.schedule == "rounds":
+        passes = unfoldings * (1 + kernel.rounds * (2 if kernel.warm_start else 1))
+    else:
+        first = -(-unfoldings // (kernel.rounds + 1))
+        passes = first + 2 * (unfoldings - first) if kernel.rounds else unfoldings
+    if kernel.steps:
+        passes += kernel.steps * -(-unfoldings // 2) + unfoldings * (2 if kernel.rounds else 1)
+    return passes
