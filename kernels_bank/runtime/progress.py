@@ -20,7 +20,7 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str = "item") -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._done, self._first, self._note = 0, 0, ""
+        self._done, self._first, self._begun, self._note = 0, 0, 0.0, ""
         self._started = self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._bar = None
@@ -56,16 +56,25 @@ class Progress:
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count finished items; `note` replaces the text at the end of the line."""
-        self._done, self._note = self._done + count, note
+        self._done, self._begun, self._note = self._done + count, 0.0, note
         gauges.set_gauge(gauges.DONE, self._done, {"stage": self._label})
         gauges.set_gauge(gauges.TOTAL, self._total, {"stage": self._label})
+        self._show()
+
+    def within(self, share: float, note: str = "") -> None:
+        """Say how much of the next item is done, 0 to 1: it counts for rate and ETA, and not yet as an item."""
+        self._begun, self._note = share, note
+        self._show()
+
+    def _show(self) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=self._done, rate=self._rate_text(), note=note)
+            completed = self._done + self._begun
+            self._bar.update(self._task, completed=completed, rate=self._rate_text(), note=self._note)
         elif time.monotonic() - self._last_line >= _LOG_INTERVAL_S:
             self._line()
 
     def _rate(self) -> float:
-        return (self._done - self._first) / max(time.monotonic() - self._started, 1e-6)
+        return (self._done + self._begun - self._first) / max(time.monotonic() - self._started, 1e-6)
 
     def _rate_text(self) -> str:
         return f"{self._rate():.3g} {self._unit}/s"
@@ -75,7 +84,7 @@ class Progress:
         elapsed = self._last_line - self._started
         rate = self._rate()
         # Resumed work has no rate before its first item.
-        eta = f"ETA {(self._total - self._done) / rate:.0f} s" if rate > 0 else "ETA unknown"
+        eta = f"ETA {(self._total - self._done - self._begun) / rate:.0f} s" if rate > 0 else "ETA unknown"
         tail = f"in {elapsed:.1f} s" if final else eta
         line = f"{self._label}: {self._done}/{self._total} {self._unit} ({self._rate_text()}, {tail}) {self._note}"
         print(line.rstrip(), file=sys.stderr, flush=True)

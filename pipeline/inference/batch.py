@@ -21,6 +21,7 @@ from pipeline.inference import memory
 from pipeline.inference.allocator import keep_freed_memory
 from pipeline.inference.files import RestoreContext, RestoreResult, load_context, restore_job
 from pipeline.inference.network import default_device
+from pipeline.inference.progress import Listener
 from pipeline.inference.restore_jobs import RestoreJob, list_jobs, split_done
 from pipeline.inference.settings import RestoreSettings
 from pipeline.model import restorer_of
@@ -46,7 +47,7 @@ def _restore(settings: RestoreSettings, lease: Lease) -> list[RestoreResult]:
     with Progress("restore", len(todo) + len(done), "image") as bar:
         bar.start_at(len(done))
         lease.check()
-        for outcome in _on_cluster(todo, context) if settings.workers > 1 and todo else _here(todo, context):
+        for outcome in _on_cluster(todo, context) if settings.workers > 1 and todo else _here(todo, context, bar):
             outcomes.append(outcome)
             bar.advance(note=outcome.name)
             lease.check()  # before the next one is written
@@ -99,10 +100,15 @@ def planned(settings: RestoreSettings) -> str:
     return "\n  ".join(lines) + "".join(broken)
 
 
-def _here(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[RestoreResult]:
+def _here(jobs: list[RestoreJob], context: RestoreContext, bar: Progress) -> Iterator[RestoreResult]:
     keep_freed_memory(context.settings.max_memory)
     for job in jobs:
-        yield restore_job(job, context)
+        yield restore_job(job, context, _shown(job.source.name, bar))
+
+
+def _shown(name: str, bar: Progress) -> Listener:
+    """Show the steps of one image on the bar."""
+    return lambda step: bar.within(step.share, f"{name}: {step.text()}")
 
 
 def _on_cluster(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[RestoreResult]:

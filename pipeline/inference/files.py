@@ -26,6 +26,7 @@ from pipeline.images.photograph import Photograph
 from pipeline.inference.comparison import comparison
 from pipeline.inference.explain import APART, diagnose
 from pipeline.inference.field_picture import described, mosaic
+from pipeline.inference.progress import Listener
 from pipeline.inference.restore_jobs import RestoreJob
 from pipeline.inference.restorer import Restored, Restorer
 from pipeline.inference.settings import DEFAULT_QUALITY, RestoreSettings
@@ -109,7 +110,7 @@ def load_kernel(given: str) -> np.ndarray:
     return np.asarray(kernels[0])
 
 
-def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
+def restore_job(job: RestoreJob, context: RestoreContext, on_step: Listener | None = None) -> RestoreResult:
     """Restore one file and write what belongs to it; what is wrong with the file is its outcome."""
     try:
         if (problem := job.name_problem()) is not None:
@@ -131,6 +132,7 @@ def restore_job(job: RestoreJob, context: RestoreContext) -> RestoreResult:
             strength=settings.strength,
             kernel_field=settings.kernel_field,
             trust=settings.trust,
+            on_step=on_step,
         )
         bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
         pixels = to_depth(restored.image, bits)

@@ -131,9 +131,10 @@ class Restorer(LoadedNetwork):
         judged = trust != 1 and (trust != "auto" or (kernel is None and not kernel_field and self.trust is not None))
         meter = Meter(on_step)
         pieces = _pieces(self, meter, lr, alpha, settings, field=kernel_field, judged=judged, **size)
-        estimate = Estimate(kernel, None, None)
         if kernel is None:
             estimate = estimate_kernel(self, lr, scale, level, grid, pieces.estimate)
+        else:
+            estimate = Estimate(kernel, None, None)
         used = place(estimate.kernel, scale, grid)
         settings = settings._replace(kernel=used)
         field = estimate_field(self, lr, settings, grid, **size, piece=pieces.field) if kernel_field else None
@@ -156,7 +157,7 @@ class Restorer(LoadedNetwork):
             believed = self.trust(features(lr, result.image, seen))
         if believed is not None:
             mix(lr, result.image, believed, scale, grid)
-        pieces.judging.add(work.judging(*lr.shape[:2], scale) if judged else 0.0)
+        pieces.judging.add(work.judging(lr.shape, scale) if judged else 0.0)
         restored = to_type(result.image, image.dtype)
         if is_grey(image):
             grey = to_type(result.image.mean(-1, keepdims=True), image.dtype)
@@ -224,7 +225,7 @@ def _pieces(
         estimate=meter.piece(),
         field=meter.piece(field_work(network, size, settings.scale) if field else 0.0),
         image=meter.piece(image),
-        judging=meter.piece(work.judging(*size, settings.scale) if judged else 0.0),
+        judging=meter.piece(work.judging(size, settings.scale) if judged else 0.0),
         alpha=meter.piece(0.0 if alpha is None or _is_constant(alpha) else image),
     )
 

@@ -140,9 +140,9 @@ def _restore_windows(
         left[parts] += _mean_squares(unexplained, row, column, weights, scale)
         squares += _sum_of_squares(unexplained, row, column, weights, settings, lr.shape)
         if piece.listens:
-            shown = layout.inner(sr, row, column, scale)[0].permute(1, 2, 0) if plan.count > 1 else None
-            part = None if shown is None else Part(scale * row.first, scale * column.first, shown.cpu().numpy())
-            piece.at("window", number + 1, plan.count, part)
+            alone = layout.inner(sr, row, column, scale)[0].permute(1, 2, 0).cpu().numpy()
+            finished = Part(scale * row.first, scale * column.first, alone) if plan.count > 1 else None
+            piece.at("window", number + 1, plan.count, finished)
     piece.end()
     counted = 3 * np.prod([length - 2 * border(length, settings) for length in lr.shape[:2]])
     return Result(image, (squares / counted) ** 0.5, plan.count, left)

@@ -104,15 +104,9 @@ def layout(plan: Layout, networks: list[LoadedNetwork], scale: int, turns: int, 
     return plan.cost * each + sum(band(row, column, size) for row in plan.rows for column in plan.columns)
 
 
-def judging(height: int, width: int, scale: int) -> float:
-    """Return what judging and mixing a restored image of (h, w) LR pixels cost.
-
-    Args:
-        height: LR pixels.
-        width: LR pixels.
-        scale: s.
-    """
-    return _JUDGE * height * width * scale**2
+def judging(size: tuple[int, ...], scale: int) -> float:
+    """Return what judging and mixing a restored image of (h, w) LR pixels cost."""
+    return _JUDGE * size[0] * size[1] * scale**2
 
 
 def _passes(kernel: KernelConfig, unfoldings: int) -> int:

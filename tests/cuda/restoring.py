@@ -12,6 +12,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.evaluation.memory import PeakMemory
 from pipeline.inference import Restorer, memory
 from pipeline.model import restorer_of
+from pipeline.model.usrnet import Tick
 from tests.cuda.place import Facts, Place, float32, kernels, pictures, within
 
 MODEL = "shipped:blind-sr-x2"
@@ -88,12 +89,20 @@ class _Short(Restorer):
     largest = 0
     tried: list[int]
 
-    def nonblind(self, lr: Tensor, kernel: Tensor, scale: int, sigma: float, x0: Tensor | None = None) -> Tensor:
+    def nonblind(
+        self,
+        lr: Tensor,
+        kernel: Tensor,
+        scale: int,
+        sigma: float,
+        x0: Tensor | None = None,
+        tick: Tick | None = None,
+    ) -> Tensor:
         pixels = lr.shape[-2] * lr.shape[-1]
         self.tried.append(pixels)
         if pixels > self.largest:
             raise torch.OutOfMemoryError("CUDA out of memory. Pretended")
-        return super().nonblind(lr, kernel, scale, sigma, x0)
+        return super().nonblind(lr, kernel, scale, sigma, x0, tick)
 
 
 def _with_little_memory(place: Place, pixels: int, use: Callable[[Restorer], Facts]) -> Facts:

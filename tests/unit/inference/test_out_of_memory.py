@@ -24,7 +24,7 @@ class Short(LoadedNetwork):
 
     room = 0
 
-    def nonblind(self, lr, kernel, scale, sigma, x0=None):
+    def nonblind(self, lr, kernel, scale, sigma, x0=None, tick=None):
         self.tried.append(lr.shape[-2] * lr.shape[-1])
         if self.tried[-1] > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 EiB. GPU 0 has ...")
