@@ -21,6 +21,7 @@ from pipeline.images.encode import encode_photograph, encode_png
 from pipeline.images.metadata import carried
 from pipeline.images.photograph import Photograph
 from pipeline.inference.explain import diagnose
+from pipeline.inference.progress import Listener
 from pipeline.inference.restorer import Restored
 from pipeline.model import upsample
 from pipeline.serving.errors import RequestError, TooLargeError
@@ -39,8 +40,14 @@ class Answer:
     headers: dict[str, str]
 
 
-def carry_out(request: RestoreRequest, served: Served, max_memory: int) -> Answer:
+def carry_out(request: RestoreRequest, served: Served, max_memory: int, on_step: Listener) -> Answer:
     """Restore the image of a request.
+
+    Args:
+        request: what was asked for.
+        served: the model.
+        max_memory: bytes that this process may grow to.
+        on_step: told after each step of the restoration; one that raises ends it.
 
     Raises:
         BadImageError: it cannot be decoded.
@@ -64,6 +71,7 @@ def carry_out(request: RestoreRequest, served: Served, max_memory: int) -> Answe
             strength=request.options.strength,
             file_error=photograph.file_error,
             trust=request.options.trust,
+            on_step=on_step,
         )
     except BadRequestError as error:
         height, width = photograph.pixels.shape[:2]

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from pipeline.serving.answer import carry_out
 from pipeline.serving.describe import ABOUT, RESTORE
 from pipeline.serving.errors import TOLD, error_body, retry_headers, status_of
+from pipeline.serving.events import EventStream
 from pipeline.serving.model import LiveModel
 from pipeline.serving.pages import POLICY, docs_page, main_page
 from pipeline.serving.request import read_request
@@ -47,8 +48,17 @@ def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
     @app.post("/restore", summary="Restore a photograph", openapi_extra=RESTORE, response_class=Response)
     async def restore(request: Request) -> Response:
         asked = await read_request(request, settings)
+        if asked.streamed:
+            return EventStream(
+                queue,
+                lambda listener: carry_out(asked, live.current, settings.max_memory, listener),
+                windows=asked.options.pictures,
+                said=_said,
+            )
         async with queue.place() as place:
-            answer = await place.run(lambda: carry_out(asked, live.current, settings.max_memory))
+            answer = await place.run(
+                lambda check: carry_out(asked, live.current, settings.max_memory, lambda step: check(step.text()))
+            )
         return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
 
     @app.head("/healthz", include_in_schema=False)
@@ -61,6 +71,7 @@ def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
             "alias": live.uri if live.follows else None,
             "refused": {"model": refused.name, "error": refused.error} if refused else None,
             "places": {"taken": queue.taken, "most": queue.most},
+            "stopped": queue.stopped,
             "limits": settings.model_dump(include={"max_upload", "max_pixels", "timeout"}),
             "up_seconds": round(time.monotonic() - started, 1),
         }
@@ -73,12 +84,9 @@ def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
     async def docs(request: Request) -> Response:
         return HTMLResponse(docs_page(app.openapi(), str(request.base_url)), headers=POLICY)
 
-    for kind in TOLD:
-        app.add_exception_handler(kind, _told)
+    for kind in (*TOLD, MemoryError, torch.OutOfMemoryError, Exception):
+        app.add_exception_handler(kind, _failed)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(MemoryError, _out_of_memory)
-    app.add_exception_handler(torch.OutOfMemoryError, _out_of_memory)
-    app.add_exception_handler(Exception, _unexpected)
     return app
 
 
@@ -92,8 +100,19 @@ def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> 
     return Response(error_body(text), status, headers, "application/json")
 
 
-async def _told(_: Request, error: Exception) -> Response:
-    return _error(status_of(error), str(error), retry_headers(error))
+async def _failed(_: Request, error: Exception) -> Response:
+    return _error(*_said(error), retry_headers(error))
+
+
+def _said(error: Exception) -> tuple[int, str]:
+    """Status and text of an error; the traceback of an unexpected one goes to the log, its number to the client."""
+    if isinstance(error, TOLD):
+        return status_of(error), str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return 503, f"out of memory ({type(error).__name__}); send a smaller image"
+    number = uuid.uuid4().hex[:8]
+    _log.error("internal error %s", number, exc_info=error)
+    return 500, f"internal error {number}; the server's log says more"
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -107,14 +126,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if request.method == "OPTIONS":
         return Response(status_code=200, headers=allow)
     return _error(405, f"{request.method}: {error.detail}; there is {allow['Allow']}", allow)
-
-
-async def _out_of_memory(_: Request, error: Exception) -> Response:
-    return _error(503, f"out of memory ({type(error).__name__}); send a smaller image")
-
-
-async def _unexpected(_: Request, error: Exception) -> Response:
-    """The traceback goes to the log, a number by which it is found there goes to the client."""
-    number = uuid.uuid4().hex[:8]
-    _log.error("internal error %s", number, exc_info=error)
-    return _error(500, f"internal error {number}; the server's log says more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from pipeline.images import BadImageError
 
@@ -72,6 +73,16 @@ def retry_headers(error: Exception) -> dict[str, str]:
 def error_body(text: str) -> bytes:
     """Return `{"error": text}` on one line, without the places of files and servers that the text may name."""
     return json.dumps({"error": public_text(text)}).encode()
+
+
+def event(name: str, data: dict[str, Any]) -> bytes:
+    """Encode one server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def error_event(status: int, text: str) -> bytes:
+    """Encode the event that ends a stream because of an error."""
+    return event("error", {"status": status, "error": public_text(text)})
 
 
 def public_text(text: str) -> str:

@@ -1,7 +1,7 @@
 """What stands before the replicas, in the process that has the clients' connections.
 
 A request goes on when its body is there, within the limits of size, number and rate. What comes back goes to the client
-whole; that a replica died is an answer like any other.
+whole, but for events, which go on as they come; that a replica died is an answer, or an event, like any other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,14 +24,15 @@ from pipeline.serving.errors import (
     SlowError,
     TooLargeError,
     error_body,
+    error_event,
     retry_headers,
     status_of,
 )
 from pipeline.serving.settings import ServeSettings
+from pipeline.serving.stream import CHUNK, SlowReaderError, Stream
 from pipeline.serving.transfers import Pace, Transfers, client_key
 
 _log = logging.getLogger("pipeline.serving")
-_CHUNK = 256 * 1024  # bytes of an answer between two looks at its pace
 _RETRY_S = 5  # a new replica needs about this long
 _PAGE_S = 10.0  # for anything but a restoration
 _BEYOND_S = 10.0  # how much longer than a replica's own limit the gate waits for it
@@ -39,6 +41,7 @@ _BEYOND_S = 10.0  # how much longer than a replica's own limit the gate waits fo
 _LINGER_S, _LINGER_IDLE_S = 30.0, 5.0
 # All that a replica is told of a request's headers. The others speak to servers in between, Ray Serve's among them.
 _PASSED = {b"accept", b"content-encoding", b"content-type", b"host"}
+_EVENTS = b"text/event-stream"
 _REQUEST_ID, _HARMLESS = b"x-request-id", re.compile(rb"[\w.:-]{1,64}")
 
 
@@ -72,21 +75,30 @@ class Connection:
 class Collected:
     """Keep the answer as an ASGI `send`, so that half of one is never sent."""
 
+    stream: Stream
     start: Message | None = None
     parts: list[bytes] = field(default_factory=list)
     whole: bool = False
+    streams: bool = False  # events: they are passed on
 
     async def __call__(self, message: Message) -> None:
-        """Keep a message."""
+        """Keep a message, or pass it on. Raises SlowReaderError."""
         if message["type"] == "http.response.start":
             self.start = message
+            self.streams = any(value.startswith(_EVENTS) for _, value in message.get("headers", []))
+            if self.streams:
+                await self.stream.open(message)
         elif message["type"] == "http.response.body":
-            self.parts.append(bytes(message.get("body", b"")))
             self.whole = not message.get("more_body", False)
+            body = bytes(message.get("body", b""))
+            if self.streams:
+                await self.stream.pass_on(body)
+            else:
+                self.parts.append(body)
 
     def answer(self) -> Answer | None:
         """Return what was collected, if it is all there. An error that is no JSON becomes `{"error": ...}`."""
-        if self.start is None or not self.whole:
+        if self.start is None or not self.whole or self.streams:
             return None
         status, headers, body = self.start["status"], list(self.start.get("headers", [])), b"".join(self.parts)
         kinds = [value.partition(b";")[0].strip().lower() for name, value in headers if name.lower() == b"content-type"]
@@ -128,24 +140,26 @@ class Gate:
                 return
             text = [(name.lower().encode(), value.encode()) for name, value in retry_headers(error).items()]
             answer = _error(status_of(error), str(error), text)
-        with self._transfers.answer(client):
-            await self._deliver(answer, connection)
+        if answer is not None:
+            with self._transfers.answer(client):
+                await self._deliver(answer, connection)
 
-    async def _answered(self, scope: Scope, connection: Connection, client: str, announced: bytes) -> Answer:
+    async def _answered(self, scope: Scope, connection: Connection, client: str, announced: bytes) -> Answer | None:
+        """The answer; None if it went to the client already."""
         if not scope["path"].startswith("/"):
             raise RequestError("the target of a request is a path")
         if connection.unread and any(name == b"upgrade" for name, _ in scope["headers"]):
             # The HTTP server takes what follows the headers for another protocol, and passes none of it on.
             raise RequestError("a request with a body cannot be upgraded; send it without the header Upgrade")
         if scope["method"] != "POST" or scope["path"] != "/restore":
-            return await self._forward(scope, connection, b"", _PAGE_S)
+            return await self._forward(scope, connection, client, b"", _PAGE_S)
         if self._forwarded >= self._most:
             raise BusyError("all places are taken", _RETRY_S)
         if announced.isdigit() and int(announced[:19]) > self._settings.max_upload:
             raise self._too_large()
         with self._transfers.upload(client):
             body = await self._body(connection)
-        return await self._forward(scope, connection, body, self._settings.timeout + _BEYOND_S)
+        return await self._forward(scope, connection, client, body, self._settings.timeout + _BEYOND_S)
 
     async def _body(self, connection: Connection) -> bytes:
         """Read the body. Raises TooLargeError, SlowError or GoneError."""
@@ -166,7 +180,9 @@ class Gate:
             if not connection.unread:
                 return bytes(body)
 
-    async def _forward(self, scope: Scope, connection: Connection, body: bytes, seconds: float) -> Answer:
+    async def _forward(
+        self, scope: Scope, connection: Connection, client: str, body: bytes, seconds: float
+    ) -> Answer | None:
         """Ask a replica. Raises NoReplicaError if none answers, LateError if it takes too long."""
         waiting: bytes | None = body
 
@@ -179,11 +195,19 @@ class Gate:
                 await connection.read()
             return {"type": "http.disconnect"}
 
-        collected, own = Collected(), {**scope, "headers": _passed(scope, len(body))}
+        async def take(message: Message) -> None:
+            try:
+                await collected(message)
+            except SlowReaderError:
+                connection.gone = True  # an answer left incomplete closes the connection
+                limit.reschedule(0)  # and the replica is told, by a request that is cancelled
+
+        stream = Stream(connection.send, self._settings.min_rate, lambda: self._transfers.answer(client))
+        collected, own = Collected(stream), {**scope, "headers": _passed(scope, len(body))}
         self._forwarded += 1
         try:
             async with asyncio.timeout(seconds) as limit:
-                await self._app(own, receive, collected)
+                await self._app(own, receive, take)
         except TimeoutError:
             pass
         except Exception as error:
@@ -193,9 +217,15 @@ class Gate:
         answer = collected.answer()
         if answer is not None:
             return answer
+        failed: Exception = NoReplicaError("the server is restarting what restores images", _RETRY_S)
         if limit.expired() and body:
-            raise LateError(f"not done after {seconds:g} s; send a smaller image or try again later")
-        raise NoReplicaError("the server is restarting what restores images", _RETRY_S)
+            failed = LateError(f"not done after {seconds:g} s; send a smaller image or try again later")
+        if not collected.streams:
+            raise failed
+        if not connection.gone:
+            with suppress(SlowReaderError):
+                await stream.close(b"" if collected.whole else error_event(status_of(failed), str(failed)))
+        return None
 
     async def _deliver(self, answer: Answer, connection: Connection) -> None:
         """Send an answer, if it is read fast enough; then read what is left of the request, within limits."""
@@ -207,8 +237,8 @@ class Gate:
         try:
             async with asyncio.timeout_at(pace.deadline):
                 await connection.send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            for start in range(0, len(answer.body), _CHUNK):
-                part = answer.body[start : start + _CHUNK]
+            for start in range(0, len(answer.body), CHUNK):
+                part = answer.body[start : start + CHUNK]
                 async with asyncio.timeout_at(pace.deadline):
                     await connection.send({"type": "http.response.body", "body": part, "more_body": True})
                 pace.move(len(part))

@@ -35,6 +35,12 @@ def accepts_json(accept: Iterable[str]) -> bool:
     return json > 0 and json >= png
 
 
+def accepts_events(accept: Iterable[str]) -> bool:
+    """Return whether a stream of events is asked for by name."""
+    ranges = [parse(part) for line in accept for part in _split(line)]
+    return any(kind == "text/event-stream" and _weight(given.get("q", "1")) > 0 for kind, given in ranges)
+
+
 def parse(value: str) -> tuple[str, dict[str, str]]:
     """Split a media type into its name and its parameters, both named in lower case; the first of each counts."""
     kind, _, rest = value.partition(";")

@@ -19,7 +19,7 @@ from pipeline.frozen import Frozen
 from pipeline.images.header import read_header
 from pipeline.model_config import Scale
 from pipeline.serving.errors import GoneError, RequestError, TooLargeError
-from pipeline.serving.media import accepts_json, boundary
+from pipeline.serving.media import accepts_events, accepts_json, boundary
 from pipeline.serving.settings import ServeSettings
 
 _FIELDS = 16  # of a form: more than it needs, and no flood
@@ -61,9 +61,15 @@ class RestoreOptions(Frozen):
         "form's field",
     )
     format: Literal["png", "json"] | None = Field(
-        None, description="of the answer; default: json if the request accepts application/json, else png"
+        None,
+        description="of the answer; default: json if the request accepts application/json or text/event-stream, "
+        "else png",
     )
-    pictures: bool = Field(False, description="json only: also the input and its bicubic enlargement, as 8-bit PNGs")
+    pictures: bool = Field(
+        False,
+        description="json only: also the input and its bicubic enlargement, as 8-bit PNGs; of a stream of events also "
+        "each window of a large image when it is finished, as a JPEG",
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class RestoreRequest:
 
     image: bytes
     options: RestoreOptions
+    streamed: bool  # as events
 
 
 async def read_request(request: Request, settings: ServeSettings) -> RestoreRequest:
@@ -100,10 +107,13 @@ async def read_request(request: Request, settings: ServeSettings) -> RestoreRequ
             f"this server takes {settings.max_pixels / 1e6:.3g}"
         )
     options = checked([*request.query_params.multi_items(), *fields])
+    streamed = accepts_events(request.headers.getlist("accept"))
+    if streamed and options.format == "png":
+        raise RequestError("format: a stream of events ends with json; leave out format=png, or accept image/png")
     if options.format is None:
-        wants_json = accepts_json(request.headers.getlist("accept"))
+        wants_json = streamed or accepts_json(request.headers.getlist("accept"))
         options = options.model_copy(update={"format": "json" if wants_json else "png"})
-    return RestoreRequest(image, options)
+    return RestoreRequest(image, options, streamed)
 
 
 def checked(given: list[tuple[str, str]]) -> RestoreOptions:

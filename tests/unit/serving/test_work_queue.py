@@ -14,7 +14,7 @@ from pipeline.serving.work_queue import WorkQueue
 
 async def in_place(queue: WorkQueue, work: Callable[[], object]) -> object:
     async with queue.place() as place:
-        return await place.run(work)
+        return await place.run(lambda _: work())
 
 
 async def until(condition: Callable[[], bool]) -> None:
