@@ -79,8 +79,8 @@ def _guarded(network: LoadedNetwork, crop: np.ndarray, scale: int, sigma: float,
     def tick(what: str) -> None:
         nonlocal taken
         piece.add(once if what == "unfolding" else work.kernel_step(network))
-        if what == "kernel step" or taken == 0:
-            taken += what == "kernel step"
+        taken += what == "kernel step"
+        if steps and (taken == 0 or what == "kernel step"):
             piece.at("kernel step", taken, steps)
 
     out = network.blind(network.tensor(extended), scale, sigma, observed=network.tensor(crop), grid=grid, tick=tick)

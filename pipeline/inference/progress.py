@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 _UNFINISHED = 0.999  # at most, until the end is said
-_FIRST_SHARE = 0.02  # of the work that is done before a remaining time is said
+_FIRST_SHARE = 0.05  # of the work that is done before a remaining time is said
 
 
 class Part(NamedTuple):

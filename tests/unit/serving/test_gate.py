@@ -293,3 +293,59 @@ def test_head_is_get_and_options_says_what_there_is(live, path):
         assert head.headers == get.headers
     options = asyncio.run(call(gated(live), "OPTIONS", path))
     assert (options.status, options.headers["allow"], options.body) == (200, "GET, HEAD, OPTIONS", b"")
+
+
+EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+async def dies_while_it_streams(_: object, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+    await send({"type": "http.response.body", "body": b'event: queue\ndata: {"ahead": 0}\n\n', "more_body": True})
+
+
+def test_a_replica_that_dies_while_it_streams_is_a_last_event():
+    reply = asyncio.run(call(gate(dies_while_it_streams), "POST", "/restore", b"image"))
+    assert reply.status == 200
+    first, last, end = reply.body.split(b"\n\n")
+    assert (first.split(b"\n")[0], end) == (b"event: queue", b"")
+    assert last.startswith(b"event: error\n")
+    assert json.loads(last.split(b"data: ")[1])["status"] == 503
+
+
+def test_events_that_nobody_reads_are_given_up_and_the_replica_is_told():
+    told: list[str] = []
+
+    async def scenario() -> int:
+        app, sent = gate(min_rate=1000), 0
+
+        async def large(_: object, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+            try:
+                for _ in range(10):
+                    await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+                    await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                told.append("cancelled")
+                raise
+
+        app._app = large
+        messages = iter([{"type": "http.request", "body": b"x", "more_body": False}])
+
+        async def receive() -> dict[str, Any]:
+            return next(messages)
+
+        async def send(message: dict[str, Any]) -> None:
+            nonlocal sent
+            sent += len(message.get("body", b""))
+            if sent:
+                await asyncio.sleep(60)
+
+        scope = {"type": "http", "method": "POST", "path": "/restore", "headers": [], "client": ("::1", 1)}
+        await app(scope, receive, send)
+        assert not app._transfers.by_client
+        return sent
+
+    assert asyncio.run(scenario()) < 2**20
+    assert told == ["cancelled"]
