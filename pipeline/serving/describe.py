@@ -10,6 +10,10 @@ ABOUT = (
     "Blind super-resolution: a photograph's blur kernel is estimated, and the photograph made sharp and larger. "
     "Whatever is wrong is answered by one line of JSON, its key is error."
 )
+_EVENTS = (
+    "a stream of events with JSON: queue (ahead), step (stage, done, total, share, seconds_left), with pictures window "
+    "(left, top, width, height, image), and as the last one result, which is the JSON, or error"
+)
 _IMAGE = {"type": "string", "format": "binary", "description": "PNG, JPEG, WebP, TIFF or BMP; 8 or 16 bit"}
 
 
@@ -59,10 +63,12 @@ RESTORE: dict[str, Any] = {
         "200": {
             "description": "the restored image as PNG, of the input's depth and channels; or JSON with image and "
             "kernel_png as base64, kernel as rows of numbers, and what the headers say. The same image with that "
-            "kernel and sigma and another strength costs no second estimate",
+            "kernel and sigma and another strength costs no second estimate. To a request that accepts "
+            f"text/event-stream it is {_EVENTS}",
             "content": {
                 "image/png": {"schema": {"type": "string", "format": "binary"}},
                 "application/json": {"schema": {"type": "object"}},
+                "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}},
             },
             "headers": {
                 "X-Kernel": _header("the kernel: a .npy file (k, k) float32, in base64"),

@@ -1,4 +1,3 @@
-"use strict";
 const $ = (id) => document.getElementById(id);
 const show = (id, on) => { $(id).hidden = !on; };
 let photograph = null, limits = null, pending = null, answer = null;
@@ -40,6 +39,7 @@ function choose(file) {
   const preview = $("preview");
   preview.onload = () => {
     show("preview", true);
+    if (pending) enlarge(Number(chosen("scale")));
     $("size").textContent = `${preview.naturalWidth} × ${preview.naturalHeight} pixels, ${$("size").textContent}`;
   };
   preview.onerror = () => {};  // a TIFF, or no image at all: the server will say
@@ -67,7 +67,8 @@ $("form").addEventListener("submit", (event) => {
   const sigma = chosen("noise") === "auto" ? "auto" : Number($("level").value) / 255;
   answer = null;
   show("result", false);
-  send({ pictures: "true", scale: chosen("scale"), sigma }, photograph, "Estimating the blur, restoring …", present);
+  enlarge(Number(chosen("scale")));
+  send({ pictures: "true", scale: chosen("scale"), sigma }, photograph, present);
 });
 /* Another strength needs no second estimate: the kernel and the noise level of the answer go back. */
 $("strength").addEventListener("change", () => {
@@ -77,32 +78,32 @@ $("strength").addEventListener("change", () => {
   form.append("kernel", JSON.stringify(first.kernel));
   form.append("image", photograph);
   const trust = first.trust ?? "auto";
-  send({ scale: first.scale, sigma: first.sigma, trust }, form, "Restoring …", (content) => {
+  send({ scale: first.scale, sigma: first.sigma, trust }, form, (content) => {
     const { sigma_from, kernel_from, warnings, input, bicubic } = first;
     return again({ ...content, sigma_from, kernel_from, warnings, input, bicubic });
   });
 });
-async function send(wishes, body, doing, then) {
-  const query = new URLSearchParams({ format: "json", strength: $("strength").value / 100, ...wishes });
-  const started = performance.now(), own = pending = new AbortController();
-  const clock = () => { $("seconds").textContent = `${Math.round((performance.now() - started) / 1000)} s`; };
-  const ticking = setInterval(clock, 250);
-  clock();
+async function send(wishes, body, then) {
+  const query = new URLSearchParams({ strength: $("strength").value / 100, ...wishes });
+  const own = pending = new AbortController();
+  const ticking = setInterval(countDown, 250);
   problem("");
   show("busy", true);
-  $("doing").textContent = doing;
+  waiting("Sending the photograph …");
   $("go").disabled = true;
   try {
-    const reply = await fetch(`restore?${query}`, { method: "POST", body, signal: own.signal });
-    const content = await reply.json();
-    if (reply.ok) await then(content); else problem(content.error);
+    const headers = { Accept: "text/event-stream" };
+    const reply = await fetch(`restore?${query}`, { method: "POST", body, headers, signal: own.signal });
+    const content = reply.ok ? await lastEvent(reply) : await reply.json();
+    if (content.error === undefined) await then(content); else problem(content.error);
   } catch (error) {
-    if (error.name !== "AbortError") problem("The connection to the server broke off.");
+    if (!own.signal.aborted) problem("The connection to the server broke off.");
   } finally {
     clearInterval(ticking);
     if (pending === own) {
       pending = null;
       show("busy", false);
+      show("growing", false);
       $("go").disabled = false;
     }
   }
