@@ -25,12 +25,14 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from pipeline.images.decode import decode_image, decode_photograph
 from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
 from tests.flow.chromium import Page, chromium, find_chromium
 from tests.flow.conftest import REPO
+from tests.helpers.events import parse
 from tests.helpers.servers import free_port
 
 pytestmark = pytest.mark.flow
@@ -127,6 +129,12 @@ def photograph(photographs: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
+def large(photographs: Path) -> np.ndarray:
+    """Restoring it takes much longer than stopping that; wider than high."""
+    return np.tile(decode_image((photographs / "coffee.png").read_bytes()), (4, 4, 1))[:1200, :1600]
+
+
+@pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
     program = find_chromium()
     if program is None:
@@ -202,6 +210,43 @@ def test_a_replica_that_is_killed_is_a_503_and_soon_there_again(server, photogra
     assert (status, int(headers["retry-after"]) >= 1, list(json.loads(body))) == (503, True, ["error"])
     status, _, _ = server.post("/restore?sigma=0", image)
     assert status == 200
+
+
+def test_a_restoration_is_told_while_it_happens(server, photograph):
+    asked = urllib.request.Request(
+        f"{server.url}/restore?sigma=0.01", encode_png(photograph), {"Accept": "text/event-stream"}
+    )
+    with urllib.request.urlopen(asked, timeout=120) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        told = parse(answer.read())
+    assert [name for name, _ in told] == ["queue", *["step"] * (len(told) - 2), "result"]
+    assert told[0][1] == {"ahead": 0}
+    shares = [data["share"] for name, data in told if name == "step"]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    plain = json.loads(server.post("/restore?sigma=0.01&format=json", encode_png(photograph))[2])
+    assert told[-1][1]["image"] == plain["image"]
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "image/png"])
+def test_the_work_of_a_client_that_hung_up_is_stopped(server, large, accept):
+    """Both the request that is worked on and the one that waits; the log has a line for each."""
+    stopped, lines = server.health()["stopped"], server.log.read_text().count("the client is gone: ")
+    host = server.url.removeprefix("http://")
+    both = [http.client.HTTPConnection(host, timeout=60) for _ in range(2)]
+    for number, connection in enumerate(both, start=1):
+        connection.request("POST", "/restore?sigma=0.01", encode_png(large), {"Accept": accept})
+        server.until(lambda health, n=number: health["places"]["taken"] == n)
+    if accept == "text/event-stream":
+        assert both[0].getresponse().readline() == b"event: queue\n"
+    for connection in both:
+        assert connection.sock is not None or accept == "text/event-stream"
+        connection.close()
+    found = server.until(lambda health: health["places"]["taken"] == 0)
+    assert found["stopped"] == stopped + 2
+    server.until(lambda _: server.log.read_text().count("the client is gone: ") == lines + 2)
+    assert "the client is gone: a request that waited is dropped" in server.log.read_text()
+    assert "the client is gone: a restoration is stopped after " in server.log.read_text()
 
 
 def test_a_promoted_version_is_taken_over_and_a_damaged_one_is_not(server, photograph):
@@ -307,6 +352,31 @@ def test_twenty_megapixels_are_refused_and_a_broken_file_is(page, server, photog
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert not page.evaluate("document.querySelector('#go').disabled"), "another try is possible"
     assert server.health()["places"]["taken"] == 0
+
+
+def test_a_photograph_is_shown_upright_at_once_and_cancel_ends_the_work(page, server, large, tmp_path):
+    """Stored turned by a quarter, as telephones do."""
+    exif, file = Image.Exif(), tmp_path / "phone.jpg"
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(large).copy()).save(file, quality=95, exif=exif)
+    stopped = server.health()["stopped"]
+    page.open(f"{server.url}/", *WIDTHS["phone"], "light")
+    page.wait_for("document.querySelectorAll('[name=scale]').length > 0")
+    page.choose_file("#file", file)
+    page.wait_for("!$('preview').hidden")
+    page.evaluate("$('go').click()")
+    assert page.evaluate("[$('growing').hidden, $('busy').hidden]") == [False, False]
+    assert page.evaluate("$('growing').width / $('growing').height") == pytest.approx(4 / 3, abs=0.01)
+    colour = (
+        "[...$('growing').getContext('2d').getImageData($('growing').width / 2, $('growing').height / 4, 1, 1).data]"
+    )
+    assert page.evaluate(colour)[:3] == pytest.approx(large[300, 800].tolist(), abs=25)
+    page.wait_for("$('bar').value > 0 && /left|done/.test($('seconds').textContent)")
+    assert page.evaluate("/^(Estimating|Restoring)/.test($('doing').textContent)")
+    page.evaluate("$('cancel').click()")
+    page.wait_for("$('busy').hidden")
+    assert page.evaluate("[$('result').hidden, $('problem').hidden, $('go').disabled]") == [True, True, False]
+    assert server.until(lambda health: health["places"]["taken"] == 0)["stopped"] == stopped + 1
 
 
 def test_what_was_chosen_is_what_is_asked_for(page, server, photograph, tmp_path):

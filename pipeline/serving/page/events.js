@@ -16,7 +16,7 @@ function waiting(text) {
 function countDown() {
   const left = until === null ? null : Math.max(0, Math.round((until - performance.now()) / 1000));
   const minutes = left >= 90 ? `${Math.round(left / 60)} min` : `${left} s`;
-  $("seconds").textContent = left === null ? "" : left === 0 ? "nearly done" : `about ${minutes} left`;
+  $("seconds").textContent = left === null ? "" : left === 0 ? "· nearly done" : `· about ${minutes} left`;
 }
 const happened = {
   queue({ ahead }) {

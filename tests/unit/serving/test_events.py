@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -21,19 +20,10 @@ from pipeline.serving import events as events_module
 from pipeline.serving.answer import Answer
 from pipeline.serving.app import build_app
 from pipeline.serving.settings import ServeSettings
+from tests.helpers.events import parse
 from tests.unit.serving.asgi import ask, call, gated
 
 EVENTS = {"accept": "text/event-stream"}
-
-
-def parse(body: bytes) -> list[tuple[str, Any]]:
-    """Read (event, data) in their order; comments are left out."""
-    found = []
-    for block in body.decode().split("\n\n"):
-        if block and not block.startswith(":"):
-            name, data = block.split("\n")
-            found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return found
 
 
 def test_steps_come_before_the_result_which_is_the_json_answer(live, png):
