@@ -20,6 +20,7 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.config import Grid
 from pipeline.inference import work
+from pipeline.inference.box import CELL, Box
 from pipeline.inference.estimate import estimate_kernel
 from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.progress import NOBODY, Piece
@@ -28,7 +29,6 @@ from pipeline.inference.texture import structure
 from pipeline.inference.windows import Result, Settings, border, context, restore_planes
 from pipeline.reduction import place
 
-CELL = 8  # LR pixels a side: what is decided at once
 _SIDES = 64, 192  # LR pixels of a window that a kernel is estimated from, in small and in large images
 _ALONG = 5  # windows along the longer side of a large image, before they overlap
 _SAME = 0.15  # sum of |k - k'|: no other kernel than the whole image's
@@ -39,39 +39,6 @@ _LEAD = 1.05  # by how much another restoration has to be sharper than the whole
 _SEEN, _SEAM = 0.7, 1.0  # cells: standard deviations of what a score looks at, and of the weights
 _LEAST = 1e-3  # a smaller weight is none
 _FLAT = 1 / 255  # mean of |gradients| that shows no kernel, beside noise
-
-
-class Box(NamedTuple):
-    """Place a part of an image, in LR pixels."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-    def grown(self, by: int, height: int, width: int) -> Box:
-        """Return it with a margin, within the image."""
-        top, left = max(self.top - by, 0), max(self.left - by, 0)
-        return Box(top, left, min(self.bottom + by, height), min(self.right + by, width))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Return (h, w)."""
-        return self.bottom - self.top, self.right - self.left
-
-    def union(self, other: Box) -> Box:
-        """Return the smallest box that holds both."""
-        top, left = min(self.top, other.top), min(self.left, other.left)
-        return Box(top, left, max(self.bottom, other.bottom), max(self.right, other.right))
-
-    def of(self, image: np.ndarray, scale: int = 1) -> np.ndarray:
-        """Cut it out of an image that is `scale` times as large."""
-        return image[scale * self.top : scale * self.bottom, scale * self.left : scale * self.right]
-
-    def cells(self, values: np.ndarray) -> np.ndarray:
-        """Cut it out of (rows, columns) of cells; its corner lies at one of a cell."""
-        top, left, bottom, right = self.top // CELL, self.left // CELL, -(-self.bottom // CELL), -(-self.right // CELL)
-        return values[top:bottom, left:right]
 
 
 class KernelField(NamedTuple):

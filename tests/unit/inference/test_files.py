@@ -62,6 +62,16 @@ def test_a_restoration_that_changes_nothing_loses_nothing(same, tmp_path):
     assert read(tmp_path, "grey.png").metadata.icc is None
 
 
+def test_the_line_of_progress_moves_within_a_single_photograph(same, photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kernels_bank.runtime.progress._LOG_INTERVAL_S", 0.0)
+    put(tmp_path, "a.png", photo)
+    restore_files(same())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("restore: 0/1 image (0 image/s, ETA unknown) a.png: window 1 of 1")
+    assert any("image/s, ETA 0 s) a.png: window 1 of 1" in line for line in lines[1:-1])
+    assert lines[-1].startswith("restore: 1/1 image (")
+
+
 def test_a_turned_photograph_is_turned_and_then_restored(folder, photo, tmp_path):
     """EXIF-rotated = rotated, then restored: the same pixels."""
     (tmp_path / "in").mkdir()
@@ -328,10 +338,10 @@ def test_a_restoration_that_was_taken_over_stops_before_the_next_image(same, pho
         put(tmp_path, name, photo)
     restore_one = batch.restore_job
 
-    def stand_still(job, context):
+    def stand_still(job, context, on_step):
         store = lease_store(f"{tmp_path}/out/{ENTRY}")
         store.replace(store.read(), {"pid": 7, "host": "elsewhere", "token": "other"})
-        return restore_one(job, context)
+        return restore_one(job, context, on_step)
 
     monkeypatch.setattr(batch, "restore_job", stand_still)
     with pytest.raises(JobFailedError, match="taken over by process 7 on elsewhere"):

@@ -91,6 +91,37 @@ def test_a_client_that_leaves_gives_its_place_back():
     asyncio.run(scenario())
 
 
+def test_work_that_was_given_up_ends_at_its_next_check(caplog):
+    async def scenario() -> None:
+        queue, taken, moved = WorkQueue(waiting=1, timeout=10), [0], []
+
+        def work(check: Callable[[str], None]) -> None:
+            while True:
+                check(f"step {taken[0]}")
+                taken[0] += 1
+                threading.Event().wait(0.005)
+
+        async def hold() -> None:
+            async with queue.place(moved.append) as place:
+                await place.run(work)
+
+        first, second = (asyncio.create_task(hold()) for _ in range(2))
+        await until(lambda: taken[0] > 3)
+        assert moved == [0, 1]
+        first.cancel()
+        seen = taken[0]
+        await until(lambda: moved == [0, 1, 0])
+        await until(lambda: taken[0] > seen + 3)
+        second.cancel()
+        await until(lambda: queue.taken == 0)
+        assert queue.stopped == 2
+
+    asyncio.run(scenario())
+    assert [record.getMessage().split(" after ")[0] for record in caplog.records] == [
+        "the client is gone: a restoration is stopped"
+    ] * 2
+
+
 @pytest.mark.parametrize("error", [ValueError("its own"), TimeoutError("its own")])
 def test_an_error_of_the_work_is_the_callers_and_frees_the_place(error: Exception):
     def fail() -> None:
