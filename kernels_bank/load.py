@@ -13,6 +13,7 @@ from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 _NEGATIVE = 0.4
 
 
+@np.errstate(over="ignore", invalid="ignore")  # values whose sum overflows are refused below
 def load_kernels(path: str | Path) -> np.ndarray:
     """Read blur kernels from a path or URI.
 

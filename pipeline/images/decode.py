@@ -20,6 +20,7 @@ from pipeline.images.jpeg_history import earlier_coding
 from pipeline.images.jpeg_level import jpeg_error
 from pipeline.images.parts import Parts
 from pipeline.images.photograph import FORMAT_OF_KIND, JpegCoding, Photograph
+from pipeline.images.quiet import quiet_decoders
 
 _NUMPY = b"\x93NUMPY"
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
@@ -112,7 +113,8 @@ def _pixels(parts: Parts) -> np.ndarray:
     """Return the pixels as stored: grey, grey with alpha, RGB or RGBA."""
     match parts.kind:
         case "JPEG":
-            return _decode_jpeg(parts.stream)
+            with quiet_decoders():
+                return _decode_jpeg(parts.stream)
         case "AVIF" | "HEIF":
             return _decode_with_pillow(parts.stream)
     raw = _imdecode(parts.stream, cv2.IMREAD_UNCHANGED)
@@ -162,7 +164,8 @@ def _decode_with_pillow(stream: bytes) -> np.ndarray:
 
 def _imdecode(data: bytes, flags: int) -> np.ndarray:
     try:
-        raw = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        with quiet_decoders():
+            raw = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError(str(error)) from error

@@ -28,6 +28,7 @@ _SUM, _ROUNDING = 1.0, 1e-3
 _MASS = 4.0  # sum of |k|: an estimated kernel may have small negative lobes
 
 
+@np.errstate(over="ignore", invalid="ignore")  # values whose sum overflows are refused below
 def _kernel(rows: list[list[float]]) -> list[list[float]]:
     """Look at a kernel from outside. Raises ValueError."""
     side = len(rows)

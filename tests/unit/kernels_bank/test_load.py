@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -182,6 +183,11 @@ def huge_header(path: Path) -> None:
         ("infinite.npy", lambda path: np.save(path, np.where(K.max() == K, np.inf, K)), "a finite"),
         ("large.npy", lambda path: np.save(path, np.full((3, 3), 1e308)), "values are too large"),
         (
+            "largest.npy",
+            lambda path: np.save(path, np.full((9, 9), np.finfo(np.longdouble).max)),
+            "values are too large",
+        ),
+        (
             "lobes.npy",
             lambda path: np.save(path, np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]])),
             "negative values of 80%",
@@ -196,7 +202,7 @@ def huge_header(path: Path) -> None:
 )
 def test_what_is_no_kernel_or_could_be_two_things_is_refused_with_what_it_is(tmp_path, name, write, message):
     write(tmp_path / name)
-    with pytest.raises(ArtefactError, match=message) as error:
+    with pytest.raises(ArtefactError, match=message) as error, warnings.catch_warnings(action="error"):
         load_kernels(tmp_path / name)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
