@@ -15,7 +15,9 @@ class Restore(Command, RestoreSettings):  # type: ignore[misc] # both carry a mo
     """Estimate each photograph's blur kernel and make it sharp and larger."""
 
     check: bool = Field(
-        False, description="load everything, look at every image, say what would be done; write nothing"
+        False,
+        description="load everything, look at every image, say what would be done; write nothing. Exit status 1 if an "
+        "image could not be restored",
     )
 
 
@@ -25,7 +27,9 @@ def main(command: Restore) -> None:
 
     settings = command.settings(RestoreSettings)
     if command.check:
-        print(batch.planned(settings))
+        plan = batch.planned(settings)
+        print(plan.text)
+        plan.checked()
         return
     outcomes = batch.restore_files(settings)
     for outcome in outcomes:

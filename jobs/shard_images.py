@@ -44,18 +44,18 @@ def main(command: ShardImages) -> None:
     if bool(command.source) == bool(command.download):
         raise BadRequestError("the photographs come from --source or from --download; give one of them")
     sources = [command.source] if isinstance(command.source, str) else list(command.source)
+    if command.check:
+        from kernels_bank.runtime import storage
+        from pipeline.data.shards import check_place, find_places
+
+        check_place(storage.absolute(command.output))
     if command.download:
         if command.check:
             print(f"would fetch {SETS[command.download]} from {command.base_url} to {command.downloads}")
             return
         sources = [str(download(SETS[command.download], command.downloads, base_url=command.base_url))]
     if command.check:
-        from kernels_bank.runtime import storage
-        from pipeline.data.shards import check_place, find_places
-
-        places = find_places(sources)
-        check_place(storage.absolute(command.output))
-        print(f"{_counted(places)}; output {command.output}")
+        print(f"{_counted(find_places(sources))}; output {command.output}")
         return
     from pipeline.data.shards import make_shards
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,29 +56,46 @@ def _restore(settings: RestoreSettings, lease: Lease) -> list[RestoreResult]:
 
 def checked(outcomes: list[RestoreResult]) -> list[RestoreResult]:
     """Return the results if every image was restored. Raises JobFailedError that names the others."""
-    failed = [outcome for outcome in outcomes if not outcome.output]
-    if failed:
-        names = ", ".join(outcome.name for outcome in failed[:5]) + (" ..." if len(failed) > 5 else "")
-        raise JobFailedError(f"{len(failed)} of {len(outcomes)} images were not restored: {names}")
+    _refuse([outcome.name for outcome in outcomes if not outcome.output], len(outcomes), "were not restored")
     return outcomes
 
 
-def planned(settings: RestoreSettings) -> str:
+def _refuse(failed: list[str], of: int, what: str) -> None:
+    if failed:
+        names = ", ".join(failed[:5]) + (" ..." if len(failed) > 5 else "")
+        raise JobFailedError(f"{len(failed)} of {of} images {what}: {names}")
+
+
+class Plan(NamedTuple):
+    """Say what a command would do."""
+
+    text: str
+    images: int  # of the input
+    broken: list[str]  # names of those that it could not restore
+
+    def checked(self) -> None:
+        """Raise JobFailedError, as the command itself would, when it could not restore every image."""
+        _refuse(self.broken, self.images, "would not be restored")
+
+
+def planned(settings: RestoreSettings) -> Plan:
     """Describe what `restore_files` would do: everything reachable is looked at, nothing written. Raises as it does."""
     check_writable(settings.output)
     refuse_second_writer(storage.absolute(settings.output))
     context = load_context(settings)
     todo, done = split_done(list_jobs(settings), settings, context.request)
-    sizes, broken = [], []
+    sizes, broken, problems = [], [], []
     for job in todo:
         if (problem := job.name_problem()) is not None:
-            broken.append(f"\n  not possible   {job.source.name}: {problem}")
+            broken.append(job.source.name)
+            problems.append(f"\n  not possible   {job.source.name}: {problem}")
             continue
         try:
             header = read_header(read_source(job.source))
             sizes.append((header.height * header.width, f"{header.width} x {header.height}"))
         except BadImageError as error:
-            broken.append(f"\n  not readable   {job.source.name}: {error}")
+            broken.append(job.source.name)
+            problems.append(f"\n  not readable   {job.source.name}: {error}")
     kernel = f"estimated{' for every place' if settings.kernel_field else ''}"
     if context.kernel is not None:
         kernel = f"{settings.kernel}, {context.kernel.shape[0]} pixels a side"
@@ -97,7 +114,7 @@ def planned(settings: RestoreSettings) -> str:
         f"workers        {settings.workers}",
         f"memory         {settings.max_memory / 2**30:.2f} GiB: {max(pixels, 0) / 1e6:.1f} megapixels at once",
     ]
-    return "\n  ".join(lines) + "".join(broken)
+    return Plan("\n  ".join(lines) + "".join(problems), len(todo) + len(done), broken)
 
 
 def _here(jobs: list[RestoreJob], context: RestoreContext, bar: Progress) -> Iterator[RestoreResult]:

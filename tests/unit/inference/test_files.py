@@ -129,7 +129,7 @@ def test_a_kernel_for_every_place_comes_with_a_picture_of_them(folder, photo, tm
     put(tmp_path, "cat.png", photo)
     places = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
     settings = RestoreSettings(model=str(folder), kernel_field=True, strength=0.8, **places)
-    assert "estimated for every place" in planned(settings)
+    assert "estimated for every place" in planned(settings).text
     checked(restore_files(settings))
     assert read(tmp_path, "cat-x2-field.png").pixels.shape == (128, 144, 3)
     report = json.loads((tmp_path / "out" / "cat-x2.json").read_text())
@@ -286,10 +286,12 @@ def test_a_kernel_of_a_bank(monkeypatch):
 def test_a_check_writes_nothing_and_says_what_would_be(same, photo, tmp_path):
     put(tmp_path, "a.png", photo)
     (tmp_path / "in" / "text.png").write_text("no image")
-    text = planned(same())
-    assert "1 images would be restored at x1" in text
-    assert "the largest is 72 x 64" in text
-    assert "text.png: not a readable image" in text
+    plan = planned(same())
+    assert "1 images would be restored at x1" in plan.text
+    assert "the largest is 72 x 64" in plan.text
+    assert "text.png: not a readable image" in plan.text
+    with pytest.raises(JobFailedError, match=r"^1 of 2 images would not be restored: text.png$"):
+        plan.checked()
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(BadRequestError, match="is a file; name a folder"):
@@ -327,9 +329,12 @@ def test_names_that_are_no_text_come_in_and_never_go_out(same, photo, tmp_path):
 def test_a_check_names_results_whose_names_are_too_long(same, photo, tmp_path):
     put(tmp_path, "n" * 245 + ".png", photo)
     put(tmp_path, "a.png", photo)
-    text = planned(same())
-    assert "1 images would be restored" in text
-    assert "255 are possible" in text
+    plan = planned(same())
+    assert "1 images would be restored" in plan.text
+    assert "255 are possible" in plan.text
+    assert plan.broken == ["n" * 245 + ".png"]
+    (tmp_path / "in" / plan.broken[0]).unlink()
+    planned(same()).checked()
 
 
 def test_a_restoration_that_was_taken_over_stops_before_the_next_image(same, photo, tmp_path, monkeypatch):
