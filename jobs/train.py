@@ -38,8 +38,10 @@ def main(command: Train) -> None:
 
     fitted = fit(config, resume=command.resume, verbose=command.verbose)
     done = "was finished before; nothing to do" if fitted.reused else "finished"
-    name = config.tracking.model_name
-    version = f": {name} version {fitted.version}, alias {config.tracking.alias}" if name else ", not registered"
+    names = fitted.tracking
+    version = ", not registered"
+    if fitted.version is not None:
+        version = f": {names.model_name} version {fitted.version}, alias {names.alias}"
     print(f"run '{config.name}' {done}{version}")
     print(f"  weights   {fitted.model}")
     print(f"  tracking  {fitted.run.shown}  run {fitted.run.run_id}")

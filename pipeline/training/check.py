@@ -18,7 +18,15 @@ from pipeline.images.encode import encode_png
 from pipeline.tracking.health import check_store
 from pipeline.tracking.store import RunRef, sqlite_path, tracking_uri
 from pipeline.training.commit import newest
-from pipeline.training.fit import Resume, absolute, check_cluster, cpus_needed, data_digests, initial_weights
+from pipeline.training.fit import (
+    Resume,
+    absolute,
+    check_cluster,
+    cpus_needed,
+    data_digests,
+    initial_weights,
+    say_changes,
+)
 from pipeline.training.pictures import contact_sheet
 from pipeline.training.planning.cost import training_cost
 from pipeline.training.record import KIND, earlier, names_without_mark
@@ -46,6 +54,8 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     # The checkpoint itself is looked at by the run: here nothing is changed.
     step = int(found.rpartition("-")[2]) if found else None
     start = initial_weights(config, step, home)
+    if step is not None:
+        say_changes(config, record, step)
     check_own(home, KIND, names_without_mark(home))
     refuse_second_writer(home)
     _refuse_other_file(sheet)

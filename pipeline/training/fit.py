@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.output import own_output
-from pipeline.config import RunConfig, ShardSetConfig
+from pipeline.config import RunConfig, ShardSetConfig, TrackingConfig
 from pipeline.data.mixture import open_mixture
 from pipeline.images.encode import encode_png
 from pipeline.model.weights import load_model
@@ -41,8 +41,9 @@ class Fitted:
 
     model: str  # URI of the model folder: weights (EMA), codec and model.json
     run: runs.RunRef
-    version: int | None  # in the registry, under config.tracking.model_name; None when that is
+    version: int | None  # in the registry, under the name and alias of `tracking`; None when it has none
     reused: bool  # it was finished before; nothing was trained
+    tracking: TrackingConfig
 
 
 def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) -> Fitted:
@@ -64,7 +65,8 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
     digests = data_digests(config)
     home = storage.join(config.output, config.name)
     record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
-    if (done := _finished(config, home, record)) is not None:
+    done = _finished(config, home, record)
+    if done is not None and not _is_renamed(config, done):
         return done
     with own_output(home, KIND, names_without_mark(home)) as lease:
         if resume == "never":
@@ -72,12 +74,13 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
         # Read again: another driver may have begun or ended this run before this one was the only one.
         if (now := earlier(home, config, digests, changed=resume == "changed")) != record:
             record = now
-            if (done := _finished(config, home, record)) is not None:
-                return done
+            done = _finished(config, home, record)
+        if done is not None:
+            return _rename(TrainingRun(config, digests, home, changed=False), record, done)
         step = commit.usable_step(storage.join(home, "checkpoints"))
         start = initial_weights(config, step, home)
         if step is not None:
-            say_schedule(config, record, step)
+            say_changes(config, record, step)
         connect(min_cpus=cpus_needed(config), verbose=verbose)
         run = TrainingRun(config, digests, home, resume == "changed")
         return _train(run, start, record.get("run_id"), lease)
@@ -89,7 +92,27 @@ def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
         return None
     run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
     runs.send_unsent(run, home, _say)
-    return Fitted(storage.join(home, "model"), run, record["version"], reused=True)
+    names = TrackingConfig.model_validate(record["config"]["tracking"])
+    return Fitted(storage.join(home, "model"), run, record["version"], reused=True, tracking=names)
+
+
+def _is_renamed(config: RunConfig, done: Fitted) -> bool:
+    """Check whether the model of a finished run is wanted in the registry under another name or alias."""
+    name, alias = config.tracking.model_name, config.tracking.alias
+    return name is not None and (name, alias) != (done.tracking.model_name, done.tracking.alias)
+
+
+def _rename(run: TrainingRun, record: dict, done: Fitted) -> Fitted:
+    """Register the model of a finished run under the name and alias that are now asked for, if they are others."""
+    if not _is_renamed(run.config, done):
+        return done
+    with scratch.temporary("export") as local:
+        for name, _ in storage.list_files(done.model):
+            (local / name).write_bytes(storage.read_bytes(storage.join(done.model, name)))
+        version = _register(run, done.run, local)
+    known = record["config"] | {"tracking": run.config.tracking.model_dump(mode="json")}
+    storage.write_json(storage.join(run.home, RECORD), record | {"config": known, "version": version})
+    return replace(done, version=version, tracking=run.config.tracking)
 
 
 def _train(run: TrainingRun, start: InitialWeights, run_id: str | None, lease: Lease) -> Fitted:
@@ -125,7 +148,7 @@ def _train(run: TrainingRun, start: InitialWeights, run_id: str | None, lease: L
         raise
     finally:
         runs.finish(tracked, status)
-    return Fitted(model, tracked, version, reused=False)
+    return Fitted(model, tracked, version, reused=False, tracking=config.tracking)
 
 
 def _say(line: str) -> None:
@@ -153,16 +176,30 @@ def initial_weights(config: RunConfig, step: int | None, home: str) -> InitialWe
     return InitialWeights(KernelBank.open(config.data.bank).codec, None)
 
 
-def say_schedule(config: RunConfig, record: dict, step: int) -> None:
-    """Tell the user of a learning rate that jumps, because the cosine now spans another number of steps."""
-    train = config.train
-    before = train.model_copy(update={"steps": record["config"]["train"]["steps"]} if record else {})
+def say_changes(config: RunConfig, record: dict, step: int) -> None:
+    """Tell the user what a run that resumes does not take over, or what jumps where it resumes.
+
+    The learning rate jumps with another schedule, warm-up or peak, and with a cosine over another number of steps.
+
+    Args:
+        config: of the run now.
+        record: of its earlier sittings.
+        step: of the checkpoint that it resumes from.
+    """
+    if not record:
+        return
+    before, train = RunConfig.model_validate(record["config"]).train, config.train
+    changes = [
+        f"train.{name} {getattr(before, name)} -> {getattr(train, name)}"
+        for name in ("steps", "schedule", "halve_at", "warmup_steps", "learning_rate", "kernel_learning_rate")
+        if getattr(before, name) != getattr(train, name)
+    ]
     was, now = (learning_rate_factor(step, one) for one in (before, train))
-    if before.steps != train.steps and abs(was - now) > 0.01:
-        _say(
-            f"train.steps {before.steps} -> {train.steps}: at step {step} the cosine's learning rate changes from "
-            f"{was:.0%} to {now:.0%} of its peak"
-        )
+    if changes and step < train.steps and abs(was - now) > 0.01:
+        how = "the cosine's learning rate" if before.schedule == train.schedule == "cosine" else "the learning rate"
+        _say(f"{', '.join(changes)}: at step {step} {how} changes from {was:.0%} to {now:.0%} of its peak")
+    if (train.start_from, train.start_parts) != (before.start_from, before.start_parts):
+        _say(f"train.start_from {train.start_from}: without effect, the run goes on from its checkpoint of step {step}")
 
 
 def data_digests(config: RunConfig) -> dict[str, str]:
@@ -209,16 +246,21 @@ def check_cluster(config: RunConfig) -> float:
 
 def _export_model(run: TrainingRun, tracked: runs.RunRef, folder: Path, model: str) -> int | None:
     """The checkpoint's averaged weights as the run's model folder, and as a version of the registered model."""
-    config, name = run.config, run.config.tracking.model_name
     with scratch.temporary("export") as local:  # the registry reads a local folder; `model` may be on S3
         checkpoint.export(folder, local)
         # The manifest last: it says that all other files are there.
         for file in sorted(local.iterdir(), key=lambda file: file.name == MANIFEST):
             storage.write_bytes(storage.join(model, file.name), file.read_bytes())
-        if name is None:
-            return None
-        (local / PICTURE).write_bytes(encode_png(card_picture(load_model(local), fixed_batch(config))))
-        return versions.register(tracked, local, name, config.tracking.alias, metrics={}, tags=run.digests)
+        return _register(run, tracked, local)
+
+
+def _register(run: TrainingRun, tracked: runs.RunRef, folder: Path) -> int | None:
+    """A copy of the run's model folder as a version of the registered model; a picture is added to it."""
+    config, names = run.config, run.config.tracking
+    if names.model_name is None:
+        return None
+    (folder / PICTURE).write_bytes(encode_png(card_picture(load_model(folder), fixed_batch(config))))
+    return versions.register(tracked, folder, names.model_name, names.alias, metrics={}, tags=run.digests)
 
 
 def _is_whole(model: str) -> bool:

@@ -22,7 +22,7 @@ from pipeline.model.weights import load_model
 from pipeline.model_config import EstimatorConfig, KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training import checkpoint
 from pipeline.training.commit import COPY, SNAPSHOT, usable_step
-from pipeline.training.fit import initial_weights, say_schedule
+from pipeline.training.fit import initial_weights, say_changes
 
 MODEL = ModelConfig(
     restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1),
@@ -245,11 +245,41 @@ def test_fewer_steps_than_the_checkpoint_has_are_refused(tmp_path: Path):
         initial_weights(CONFIG, 9, str(tmp_path))
 
 
-def test_more_steps_of_a_cosine_are_told(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"steps": 16},
+            "train.steps 8 -> 16: at step 8 the cosine's learning rate changes from 5% to 52% of its peak\n",
+        ),
+        (
+            {"steps": 16, "schedule": "halving", "halve_at": (9,)},
+            (
+                "train.steps 8 -> 16, train.schedule cosine -> halving, train.halve_at () -> (9,): at step 8 the "
+                "learning rate changes from 5% to 100% of its peak\n"
+            ),
+        ),
+        (
+            {"steps": 100, "warmup_steps": 90},
+            (
+                "train.steps 8 -> 100, train.warmup_steps 0 -> 90: at step 8 the cosine's learning rate changes "
+                "from 5% to 10% of its peak\n"
+            ),
+        ),
+        (
+            {"start_from": "models:/other/1"},
+            "train.start_from models:/other/1: without effect, the run goes on from its checkpoint of step 8\n",
+        ),
+        ({"learning_rate": 1e-5}, ""),  # its share of the peak is the same, and the peak was asked for
+        ({"log_every": 3}, ""),
+    ],
+)
+def test_what_jumps_or_has_no_effect_where_a_run_resumes_is_told(
+    change: dict, said: str, capsys: pytest.CaptureFixture[str]
+):
     record = {"config": CONFIG.model_dump(mode="json")}
-    say_schedule(CONFIG.model_copy(update={"train": TrainConfig(steps=16)}), record, 8)
-    assert capsys.readouterr().err == (
-        "train.steps 8 -> 16: at step 8 the cosine's learning rate changes from 5% to 52% of its peak\n"
-    )
-    say_schedule(CONFIG, record, 8)
+    say_changes(CONFIG.model_copy(update={"train": TrainConfig.model_validate({"steps": 8} | change)}), record, 8)
+    assert capsys.readouterr().err == said
+    say_changes(CONFIG, record, 8)
+    say_changes(CONFIG, {}, 8)
     assert capsys.readouterr().err == ""
