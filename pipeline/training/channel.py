@@ -1,13 +1,12 @@
 """The thread between a running training and its driver: a tiny actor with the newest numbers and what to say.
 
 Ray can forward every worker's output to the driver, but then Ray's own noise comes with it; the newest numbers are
-all that a live line needs.
+all that a live line needs. The actor's process imports this module, and with it no more than Ray itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import threading
 import time
@@ -16,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import ray
-import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kernels_bank.runtime import watch
@@ -87,35 +85,9 @@ class StopFlag:
         return False
 
 
-class ReportWorkerFailures(ray.train.UserCallback):
-    """Tell the user that Ray Train replaced lost workers, and why; it does so without a word."""
-
-    def __init__(self, channel: Any) -> None:  # noqa: ANN401 - an actor handle
-        self._channel = channel
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401
-        """Record the failure, when the controller calls."""
-        reason = failure_reason(worker_exceptions)
-        self._channel.failed.remote(reason)
-
-
 def say(channel: Any, line: str) -> None:  # noqa: ANN401 - an actor handle
     """Tell the user something, without waiting."""
     channel.say.remote(line)
-
-
-def failure_reason(failures: dict[int, Exception]) -> str:
-    """Return the first error, by rank, in a line; the whole traceback is in the log of the worker."""
-    rank, error = min(failures.items())
-    error = getattr(error, "health_check_failure", error)  # why Ray Train lost touch with the worker
-    lines = str(error).strip().splitlines()
-    # An error of the training function comes as its traceback, whose last line begins with the error's class; what
-    # Ray says of a lost process begins with what happened and ends with links to its manual.
-    told = (lines[-1] if lines[0].startswith("Traceback") else lines[0]) if lines else ""
-    found = re.match(r"(?:\w+\.)*(\w+(?:Error|Exception)): (.*)", told)
-    kind, text = (found[1], found[2]) if found else (type(error).__name__, told)
-    ours = {"BadRequestError", "ArtefactError", "UnavailableError", "DamagedError", "JobFailedError"}
-    return f"worker {rank}: " + (text if kind in ours else f"{kind}: {text}" if text else kind)
 
 
 class LiveLine:

@@ -19,8 +19,9 @@ from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.s3 import PATIENT
 from pipeline.tracking.runs import RunRef
 from pipeline.training import gloo, nccl
-from pipeline.training.channel import LiveLine, ReportWorkerFailures, failure_reason
+from pipeline.training.channel import LiveLine
 from pipeline.training.commit import KeepSnapshot, last_good, newest
+from pipeline.training.failures import ReportWorkerFailures, failure_reason
 from pipeline.training.loop import train_worker
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.start import InitialWeights

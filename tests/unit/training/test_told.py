@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.training.channel import failure_reason
+from pipeline.training.failures import failure_reason
 from pipeline.training.loop import note
 
 RATES = {"images_per_s": 13.268, "data_wait": 0.0126, "grad_norm": 1.0}
@@ -37,3 +40,9 @@ def test_what_ray_says_of_a_lost_worker_is_its_first_line():
     lost = WorkerHealthCheckFailedError("A worker health check failed.", failure=error)
     assert failure_reason({0: lost}) == failure_reason({0: error})
     assert failure_reason({0: RayActorError()}).startswith("worker 0: RayActorError: The actor ")
+
+
+def test_the_actor_that_carries_the_live_line_starts_without_ray_train():
+    """It is the first of a training's processes that must answer; Ray Train takes a second to import."""
+    code = "import sys, pipeline.training.channel; sys.exit('ray.train' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
