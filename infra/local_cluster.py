@@ -27,7 +27,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from getpass import getuser
 from pathlib import Path
@@ -69,8 +69,8 @@ def up(folder: Path, nodes: int, settings: Settings) -> None:
         write_secret(folder / "settings.json", json.dumps(asdict(settings)))
         write_secret(folder / "token", secrets.token_hex(32))
         servers = {role: start(folder, settings) for role, (start, _) in SERVERS.items()}
-        for number in range(nodes):
-            join(folder, settings, number)
+        join(folder, settings, [0])
+        join(folder, settings, range(1, nodes))
         for role, server in servers.items():
             wait_for(folder, settings, role, server)
     except BaseException:
@@ -118,22 +118,29 @@ def refuse_busy_ports(settings: Settings) -> None:
         raise ClusterError(f"another program listens on port {', '.join(busy)}; end it, or give other ports")
 
 
-def join(folder: Path, settings: Settings, number: int) -> None:
-    """Start a node and wait until Ray has it.
+def join(folder: Path, settings: Settings, numbers: Iterable[int]) -> None:
+    """Start nodes side by side and wait until Ray has them all.
 
     `ray start` gives up after 30 s, which a busy machine may need, and may leave processes behind: then once more.
+
+    Args:
+        folder: of the cluster.
+        settings: of the cluster.
+        numbers: of the nodes.
     """
-    role, deadline = f"node-{number}", time.monotonic() + PATIENCE_S
-    while True:
-        starter = start_node(folder, settings, number)
-        while not starter.poll():  # still starting, or well started
-            if number in alive_nodes(folder, settings):
-                return
-            if time.monotonic() > deadline:
-                raise ClusterError(f"{role} did not come up within {PATIENCE_S:.0f} s; is this machine overloaded?")
-            time.sleep(0.3)
-        say(f"{role} did not start ({last_line(folder / f'{role}.log')}); once more")
-        end(of_role(folder, role), gently=False)
+    deadline = time.monotonic() + PATIENCE_S
+    starters = {number: start_node(folder, settings, number) for number in numbers}
+    while missing := starters.keys() - set(alive_nodes(folder, settings)):
+        for number in sorted(missing):
+            role = f"node-{number}"
+            if starters[number].poll():  # neither still starting nor well started
+                say(f"{role} did not start ({last_line(folder / f'{role}.log')}); once more")
+                end(of_role(folder, role), gently=False)
+                starters[number] = start_node(folder, settings, number)
+        if time.monotonic() > deadline:
+            late = ", ".join(f"node-{number}" for number in sorted(missing))
+            raise ClusterError(f"{late} did not come up within {PATIENCE_S:.0f} s; is this machine overloaded?")
+        time.sleep(0.3)
 
 
 def usage(folder: Path, settings: Settings) -> str:
@@ -265,7 +272,7 @@ def run(arguments: argparse.Namespace) -> None:
             print("unset AWS_CA_BUNDLE")
         case "add-node":
             number = next_number(folder)
-            join(folder, settings, number)
+            join(folder, settings, [number])
             say(f"node {number} is up")
         case "kill-node":
             if arguments.number == 0:

@@ -27,7 +27,7 @@ def shared() -> Path:
 
 
 # What takes longest begins first, so that no process of `pytest -n 2` has minutes left when the other is done. The
-# first needs nothing that the second makes for all.
+# first needs at its end what the second makes for all.
 _LONGEST = ("test_local_cluster", "test_nodes", "test_train_faults", "test_train", "test_quickstart", "test_examples")
 _EACH_ALONE = ("test_nodes", "test_train_faults")  # each test of these may run in another process
 

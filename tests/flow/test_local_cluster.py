@@ -1,4 +1,4 @@
-"""A whole cluster of processes: up, a job, the doctor, a node and the S3 server lost and back, down to nothing."""
+"""A whole cluster of processes: up, jobs, the doctor, nodes and the S3 server lost and back, down to nothing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import RunConfig
 from tests.flow.launcher import Local
+from tests.flow.node_runs import every_second, lose_a_node, named, recorded, run_on_nodes, stages, weights
+from tests.flow.training_runs import final_weights, same
 
-pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(1800)]
 
 
-def test_a_cluster_from_up_to_down(local: Local):
-    up = local.up()
+def test_a_cluster_from_up_to_down(local: Local, request: pytest.FixtureRequest, tmp_path: Path):
+    up = local.up(cpus=2)
     assert up.returncode == 0, up.stderr
     assert "--working-dir . -- python jobs/" in up.stderr
     assert oct((local.folder / "token").stat().st_mode)[-3:] == "600"
@@ -77,6 +80,12 @@ def test_a_cluster_from_up_to_down(local: Local):
     verified = local.run([sys.executable, "jobs/build_kernel_bank.py", "--output", bank, "--verify"])
     assert verified.returncode == 0, verified.stderr
 
+    # Late, because another process makes them meanwhile.
+    shards, bank, undisturbed = (request.getfixturevalue(name) for name in ("shards", "bank", "undisturbed"))
+    lost_nodes_change_nothing_and_fewer_workers_keep_the_batch(
+        local, run_on_nodes(shards, bank, str(tmp_path / "runs")), undisturbed
+    )
+
     assert local.marked()
     down = local("down")
     assert down.returncode == 0, down.stderr
@@ -89,3 +98,26 @@ def wait_for_nodes(local: Local, numbers: str) -> None:
     while f"believes alive: {numbers}\n" not in (seen := local("status").stderr):
         assert time.monotonic() < deadline, seen
         time.sleep(1)
+
+
+def lost_nodes_change_nothing_and_fewer_workers_keep_the_batch(
+    local: Local, config: RunConfig, undisturbed: Path
+) -> None:
+    """SIGKILL to a node that trains, with a replacement and without."""
+    tracking = local.environment["MLFLOW_TRACKING_URI"]
+
+    replaced, file = named(config, "replaced")
+    job = lose_a_node(local, replaced, file, 1)
+    assert local("add-node").returncode == 0
+    assert job.wait(timeout=600) == 0
+    assert recorded(replaced, tracking) == every_second(replaced)
+    assert stages(replaced) == [(2, replaced.train.steps * replaced.train.batch_size // 2)]
+    assert same(weights(replaced), final_weights(undisturbed))
+
+    fewer, file = named(config, "fewer", min_workers=1)
+    job = lose_a_node(local, fewer, file, 3)
+    assert job.wait(timeout=600) == 0
+    assert recorded(fewer, tracking) == every_second(fewer)
+    (before, taken), (after, rest) = stages(fewer)
+    assert (before, after) == (2, 1)
+    assert 2 * taken + rest == fewer.train.steps * fewer.train.batch_size

@@ -1,7 +1,9 @@
-"""Training on real Ray Train workers: a whole run and what it records, a run that breaks, a run begun afresh."""
+"""Training on real Ray Train workers: a whole run and what it records; one begun afresh in its place that breaks."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -70,17 +72,23 @@ def test_a_run_ends_with_a_registered_model_and_is_recorded_whole(
     assert picture.shape == (4 * (96 + 4) - 4, 8 * (96 + 4) - 4, 3)
 
 
-def test_a_run_that_breaks_says_where_goes_on_when_told_and_starts_afresh_when_told(
-    config: RunConfig, capfd: pytest.CaptureFixture
+def test_a_run_that_starts_afresh_and_breaks_says_where_and_goes_on_when_told(
+    config: RunConfig, undisturbed: Path, capfd: pytest.CaptureFixture
 ):
-    """Far too high a learning rate: the step after its first one is not finite."""
+    """In the place of a finished run. Far too high a learning rate: the step after its first one is not finite."""
     import mlflow
 
     from pipeline.training.fit import fit
 
     config = but(config, workers=1)
-    first = fit(but(config, steps=4))
+    shutil.copytree(undisturbed / "small", Path(config.output) / "small")
+    before = json.loads((undisturbed / "small" / "run.json").read_text())
+    first = fit(but(config, steps=4), resume="never")
     assert not first.reused
+    assert first.run.run_id != before["run_id"]
+    kept = Path(config.output) / "small.1" / "model" / "weights.safetensors"
+    assert same(load_file(kept), final_weights(undisturbed))
+    assert not same(final_weights(config.output), final_weights(undisturbed))
     broken = but(config, learning_rate=1e30)
     with pytest.raises(BadRequestError, match=r"learning_rate: 0.0002 -> 1e\+30\); .*--resume changed"):
         fit(broken)
@@ -99,9 +107,3 @@ def test_a_run_that_breaks_says_where_goes_on_when_told_and_starts_afresh_when_t
     assert mended.run.run_id == first.run.run_id
     assert client.get_run(first.run.run_id).info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(first.run.run_id, "loss")] == [2, 4, 6, 8, 10, 12]
-
-    before = final_weights(config.output)
-    fresh = fit(but(config, steps=2), resume="never")
-    assert fresh.run.run_id != first.run.run_id
-    assert same(load_file(home.with_name("small.1") / "model" / "weights.safetensors"), before)
-    assert not same(final_weights(config.output), before)
