@@ -17,7 +17,7 @@ from pipeline.images import png
 from pipeline.images.encode import encode_png
 from pipeline.tracking.health import check_store
 from pipeline.tracking.store import RunRef, sqlite_path, tracking_uri
-from pipeline.training.commit import newest
+from pipeline.training.commit import usable_step
 from pipeline.training.fit import (
     Resume,
     absolute,
@@ -50,14 +50,12 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     digests = data_digests(config)
     home, store = storage.join(config.output, config.name), tracking_uri(config.output)
     record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
-    found = newest(storage.join(home, "checkpoints")) if record else ""
-    # The checkpoint itself is looked at by the run: here nothing is changed.
-    step = int(found.rpartition("-")[2]) if found else None
+    refuse_second_writer(home)  # before its checkpoints are looked at, which it may be replacing
+    step = usable_step(storage.join(home, "checkpoints"), mend=False) if record else None
     start = initial_weights(config, step, home)
     if step is not None:
         say_changes(config, record, step)
     check_own(home, KIND, names_without_mark(home))
-    refuse_second_writer(home)
     _refuse_other_file(sheet)
     database = sqlite_path(store)
     recorded = "SQLite file to be made" if database and not database.exists() else check_store(store)
@@ -78,7 +76,7 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     gflop, gib = (cost.forward_flops + cost.backward_flops) / 1e9, cost.peak_bytes(images) / 2**30
     plan = f"{train.steps} steps of {train.batch_size} on {train.workers} workers"
     lines = [
-        f"run '{config.name}' {_state(record, home, train.steps)}: {plan}",
+        f"run '{config.name}' {_state(record, step, train.steps)}: {plan}",
         f"cost           {cost.parameters:,} parameters, {gflop:.1f} GFLOP a sample, {gib:.2f} GiB a worker",
         f"epoch          {samples} samples; the run is {epochs:.1f} epochs",
         f"batch          {', '.join(f'{name} {shape}' for name, shape in shapes.items())}, for each worker",
@@ -97,10 +95,9 @@ def _refuse_other_file(sheet: Path) -> None:
         raise BadRequestError(f"{sheet.absolute()}: is no contact sheet of this program; move it, nothing was touched")
 
 
-def _state(record: dict, home: str, steps: int) -> str:
+def _state(record: dict, step: int | None, steps: int) -> str:
     if not record:
         return "can start"
     if record.get("finished") == steps:
         return "is finished"
-    found = newest(storage.join(home, "checkpoints"))
-    return f"can resume (from {found})" if found else "can start again (there is no checkpoint yet)"
+    return f"can resume (from step {step})" if step else "can start again (there is no checkpoint yet)"

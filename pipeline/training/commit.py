@@ -108,20 +108,29 @@ class KeepSnapshot(ray.train.UserCallback):
 
 def mend_snapshot(folder: str) -> None:
     """Put the copy in place of a snapshot that is not whole; without a copy no checkpoint was ever committed."""
+    snapshot = storage.join(folder, SNAPSHOT)
+    if (source := _whole_one(folder)) == snapshot or not storage.exists(snapshot):
+        return
+    if source:
+        storage.write_bytes(snapshot, storage.read_bytes(source))
+    else:
+        storage.remove_file(snapshot)
+
+
+def _whole_one(folder: str) -> str:
+    """The snapshot, or its copy if it is not whole, or nothing without one."""
     snapshot, copy = storage.join(folder, SNAPSHOT), storage.join(folder, COPY)
     if not storage.exists(snapshot):
-        return
+        return ""
     content = storage.read_bytes(snapshot)
     try:
         json.loads(content)
     except (ValueError, RecursionError):
-        if storage.exists(copy):
-            storage.write_bytes(snapshot, storage.read_bytes(copy))
-        else:
-            storage.remove_file(snapshot)
+        return copy if storage.exists(copy) else ""
+    return snapshot
 
 
-def usable_step(folder: str) -> int | None:
+def usable_step(folder: str, *, mend: bool = True) -> int | None:
     """Make Ray Train's snapshot name only good checkpoints; return the step of the newest, or nothing without one.
 
     Every file of the newest one is checked. A damaged one is put aside as NAME.damaged, and the one before takes its
@@ -129,14 +138,15 @@ def usable_step(folder: str) -> int | None:
 
     Args:
         folder: URI of the run's checkpoints.
+        mend: change the folder so; else only say what is damaged.
 
     Raises:
         BadRequestError: the run has checkpoints, but none that is good.
         UnavailableError: their storage cannot be read.
     """
-    mend_snapshot(folder)
-    where = storage.join(folder, SNAPSHOT)
-    if not storage.exists(where):
+    if mend:
+        mend_snapshot(folder)
+    if not (where := _whole_one(folder)):
         return None
     snapshot = storage.read_json(where, nan=True)  # metrics may be anything
     listed, latest = _listed(snapshot, where)
@@ -160,10 +170,10 @@ def usable_step(folder: str) -> int | None:
             f"{folder}: no checkpoint of this run is good: {'; '.join(problems)}; "
             "give the files back, or start afresh with --resume never"
         )
-    if problems:
+    if problems and mend:
         _put_aside(folder, snapshot, listed, good)
-        for problem in problems:
-            print(f"damaged checkpoint: {problem}; the run goes on from {good}", file=sys.stderr, flush=True)
+    for problem in problems:
+        print(f"damaged checkpoint: {problem}; the run goes on from {good}", file=sys.stderr, flush=True)
     return None if good is None else _step(good)
 
 

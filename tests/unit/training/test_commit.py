@@ -15,7 +15,7 @@ import pytest
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError, JobFailedError
 from pipeline.training import commit
-from pipeline.training.commit import SNAPSHOT, KeepSnapshot, mend_snapshot, newest
+from pipeline.training.commit import COPY, SNAPSHOT, KeepSnapshot, mend_snapshot, newest, usable_step
 
 
 def snapshot(step: int) -> str:
@@ -32,6 +32,9 @@ def commit_step(folder: Path, step: int) -> None:
 def test_a_snapshot_cut_anywhere_is_the_one_before(tmp_path: Path, cut: int):
     commit_step(tmp_path, 8)
     (tmp_path / SNAPSHOT).write_text(snapshot(12)[:cut])
+    with pytest.raises(ArtefactError, match=COPY):  # what is looked at is the copy, which lists no checkpoint here
+        usable_step(str(tmp_path), mend=False)
+    assert (tmp_path / SNAPSHOT).read_text() == snapshot(12)[:cut]
     mend_snapshot(str(tmp_path))
     assert (tmp_path / SNAPSHOT).read_text() == snapshot(8)
     assert newest(str(tmp_path)) == f"{tmp_path}/step-00000008"

@@ -97,6 +97,11 @@ def test_whatever_is_damaged_the_checkpoint_before_is_taken(
     damage(run / "step-00000008" / name)
     with pytest.raises(ArtefactError):
         checkpoint.check(run / "step-00000008")
+    before = sorted(run.rglob("*"))
+    assert usable_step(str(run), mend=False) == 4  # as `train --check` looks
+    assert sorted(run.rglob("*")) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("damaged checkpoint: ")
     assert usable_step(str(run)) == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("damaged checkpoint: ")
@@ -148,6 +153,8 @@ def test_without_a_good_one_the_error_says_what_to_do_and_nothing_is_moved(run: 
     for step in (4, 8):
         flip(run / f"step-{step:08d}" / checkpoint.OPTIMIZER)
     with pytest.raises(BadRequestError, match=r"no checkpoint of this run is good: .*8/opt.*4/opt.*--resume never$"):
+        usable_step(str(run), mend=False)
+    with pytest.raises(BadRequestError, match=r"no checkpoint of this run is good: "):
         usable_step(str(run))
     assert sorted(path.name for path in run.glob("step-*")) == ["step-00000004", "step-00000008"]
 
