@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrackingConfig
 from pipeline.images.decode import decode_image
 from tests.flow.training_runs import final_weights, same, small_run
 
@@ -78,6 +78,7 @@ def test_a_run_that_starts_afresh_and_breaks_says_where_and_goes_on_when_told(
     """In the place of a finished run. Far too high a learning rate: the step after its first one is not finite."""
     import mlflow
 
+    from pipeline.registry import fetch
     from pipeline.training.fit import fit
 
     config = but(config, workers=1)
@@ -107,3 +108,13 @@ def test_a_run_that_starts_afresh_and_breaks_says_where_and_goes_on_when_told(
     assert mended.run.run_id == first.run.run_id
     assert client.get_run(first.run.run_id).info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(first.run.run_id, "loss")] == [2, 4, 6, 8, 10, 12]
+
+    # Finished, it is registered under the name that it is now given, and says so from then on.
+    named = config.model_copy(update={"tracking": TrackingConfig(model_name="other-x2", alias="second")})
+    for wanted in (named, named, config.model_copy(update={"tracking": TrackingConfig()})):
+        renamed = fit(wanted)
+        assert (renamed.reused, renamed.version, renamed.tracking) == (True, 1, named.tracking)
+    assert client.get_model_version_by_alias("other-x2", "second").run_id == first.run.run_id
+    folder = fetch.download("models:/other-x2@second", tracking_uri=first.run.tracking_uri)
+    assert same(load_file(folder / "weights.safetensors"), final_weights(config.output))
+    assert len(client.search_model_versions("name = 'other-x2'")) == 1

@@ -183,6 +183,8 @@ def test_a_death_inside_ray_is_one_line_and_s3_that_is_away_costs_no_step(
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
     }
     log, step = tmp_path / "job.log", 0
+    # All steps may be done before the first checkpoint is there; each kill comes before the next one is.
+    proxy.faults = [Fault("delay", methods="PUT", path=re.escape(SNAPSHOT), seconds=2)]
     for title in ("ray::TrainController", "raylet/raylet", "gcs/gcs_server"):
         before = log.stat().st_size if log.exists() else 0
         job = run_job(config, tmp_path, **variables)
