@@ -34,7 +34,7 @@ from tests.flow.training_runs import (
 )
 from tests.helpers.fault_proxy import Fault, FaultProxy
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
