@@ -25,6 +25,7 @@ from pipeline.training.fit import (
     cpus_needed,
     data_digests,
     initial_weights,
+    is_whole,
     say_changes,
 )
 from pipeline.training.pictures import contact_sheet
@@ -51,7 +52,10 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     home, store = storage.join(config.output, config.name), tracking_uri(config.output)
     record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
     refuse_second_writer(home)  # before its checkpoints are looked at, which it may be replacing
-    step = usable_step(storage.join(home, "checkpoints"), mend=False) if record else None
+    finished = record.get("finished") == config.train.steps and is_whole(storage.join(home, "model"))
+    step = config.train.steps if finished else None
+    if record and not finished:
+        step = usable_step(storage.join(home, "checkpoints"), mend=False)
     start = initial_weights(config, step, home)
     if step is not None:
         say_changes(config, record, step)
@@ -76,7 +80,7 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     gflop, gib = (cost.forward_flops + cost.backward_flops) / 1e9, cost.peak_bytes(images) / 2**30
     plan = f"{train.steps} steps of {train.batch_size} on {train.workers} workers"
     lines = [
-        f"run '{config.name}' {_state(record, step, train.steps)}: {plan}",
+        f"run '{config.name}' {'is finished' if finished else _state(record, step)}: {plan}",
         f"cost           {cost.parameters:,} parameters, {gflop:.1f} GFLOP a sample, {gib:.2f} GiB a worker",
         f"epoch          {samples} samples; the run is {epochs:.1f} epochs",
         f"batch          {', '.join(f'{name} {shape}' for name, shape in shapes.items())}, for each worker",
@@ -95,9 +99,7 @@ def _refuse_other_file(sheet: Path) -> None:
         raise BadRequestError(f"{sheet.absolute()}: is no contact sheet of this program; move it, nothing was touched")
 
 
-def _state(record: dict, step: int | None, steps: int) -> str:
+def _state(record: dict, step: int | None) -> str:
     if not record:
         return "can start"
-    if record.get("finished") == steps:
-        return "is finished"
     return f"can resume (from step {step})" if step else "can start again (there is no checkpoint yet)"

@@ -88,7 +88,7 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
 
 def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
     """Return what is there of a finished run whose model is whole, and send what waits for the tracking server."""
-    if record.get("finished") != config.train.steps or not _is_whole(storage.join(home, "model")):
+    if record.get("finished") != config.train.steps or not is_whole(storage.join(home, "model")):
         return None
     run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
     runs.send_unsent(run, home, _say)
@@ -263,8 +263,8 @@ def _register(run: TrainingRun, tracked: runs.RunRef, folder: Path) -> int | Non
     return versions.register(tracked, folder, names.model_name, names.alias, metrics={}, tags=run.digests)
 
 
-def _is_whole(model: str) -> bool:
-    """Whether every file of a finished run's model folder is as it was written; says which one is not."""
+def is_whole(model: str) -> bool:
+    """Check whether every file of a finished run's model folder is as it was written; say which one is not."""
     try:
         check_folder(model)
     except UnavailableError:
