@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime-installed
 TESTING := .venv/.test-installed
 
-.PHONY: quickstart test lint bench test-cuda bench-cuda drill clean
+.PHONY: quickstart test lint bench bench-quick test-cuda bench-cuda drill clean
 
 quickstart: $(RUNTIME)
 	$(BIN)/python jobs/quickstart.py
@@ -23,7 +23,17 @@ lint: $(TESTING)
 	$(BIN)/python tools/check_docs.py
 
 bench: $(TESTING)
-	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=median,ops,rounds -s
+	mkdir -p runs
+	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=median,ops,rounds -s \
+		--benchmark-json runs/bench.json
+	$(BIN)/python -m tests.benchmarks.ratios runs/bench.json --write
+
+# Half a minute of it, as CI runs it: says what became slower by more than a fifth, and does not fail for that.
+bench-quick: $(TESTING)
+	mkdir -p runs
+	$(BIN)/pytest tests/benchmarks --benchmark-only -m quick -q --benchmark-columns=median,rounds \
+		--benchmark-json runs/bench-quick.json
+	$(BIN)/python -m tests.benchmarks.ratios runs/bench-quick.json
 
 # With a CUDA card; without one the tests skip, and say so. make bench-cuda writes its tables to BENCH.
 BENCH ?= runs/bench-cuda

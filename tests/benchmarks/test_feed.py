@@ -43,11 +43,12 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
 
 
 def rate(benchmark, samples: int) -> None:
-    benchmark.extra_info["samples_per_s"] = round(samples / benchmark.stats.stats.median, 1)
-    print(f"\n{benchmark.name}: {benchmark.extra_info['samples_per_s']} samples/s")
+    benchmark.extra_info["samples"] = samples
+    print(f"\n{benchmark.name}: {samples / benchmark.stats.stats.median:.1f} samples/s")
 
 
-@pytest.mark.benchmark(group="samples from a 2K photograph")
+@pytest.mark.quick
+@pytest.mark.benchmark(group="samples from a 2K photograph", timer=time.process_time)
 def test_field_loader(benchmark, photo: np.ndarray) -> None:
     png, random = encode_png(photo), np.random.default_rng(0)
 
@@ -63,7 +64,8 @@ def test_field_loader(benchmark, photo: np.ndarray) -> None:
     rate(benchmark, 1)
 
 
-@pytest.mark.benchmark(group="samples from a 2K photograph")
+@pytest.mark.quick
+@pytest.mark.benchmark(group="samples from a 2K photograph", timer=time.process_time)
 def test_our_feed_task(benchmark, photo: np.ndarray) -> None:
     stream = io.BytesIO()
     write_samples(cut(photo, 480, name="a", sha256="0" * 64), stream)
@@ -89,7 +91,8 @@ def patches() -> tuple[torch.Tensor, torch.Tensor]:
     return hr, torch.from_numpy(BANK[:16])
 
 
-@pytest.mark.benchmark(group="degradation of 16 patches")
+@pytest.mark.quick
+@pytest.mark.benchmark(group="degradation of 16 patches", timer=time.process_time)
 def test_scipy_per_patch(benchmark) -> None:
     hr, kernels = (tensor.numpy() for tensor in patches())
     benchmark(
@@ -97,7 +100,8 @@ def test_scipy_per_patch(benchmark) -> None:
     )
 
 
-@pytest.mark.benchmark(group="degradation of 16 patches")
+@pytest.mark.quick
+@pytest.mark.benchmark(group="degradation of 16 patches", timer=time.process_time)
 def test_our_degrade(benchmark) -> None:
     hr, kernels = patches()
     torch.set_num_threads(1)

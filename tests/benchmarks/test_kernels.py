@@ -175,6 +175,7 @@ def microseconds(make: Callable[[int], np.ndarray], count: int) -> float:
     return (time.thread_time() - started) / count * 1e6
 
 
+@pytest.mark.quick
 @pytest.mark.benchmark(group="drawing kernels")
 @pytest.mark.parametrize("family", ["gaussian", "motion"])
 def test_drawing(benchmark, report: Report, family: str) -> None:
@@ -209,6 +210,7 @@ def test_drawing(benchmark, report: Report, family: str) -> None:
         ["how", "µs a kernel", "ours is faster by"],
         [[n, f"{m:.1f}", f"{r:.0f}x"] for n, m, r in zip(names, medians, ratios, strict=True)],
     )
+    benchmark.extra_info["ratios"] = {f"{family} kernels": ratios[1]}
     benchmark(ours, BATCH)
 
 

@@ -35,6 +35,7 @@ def batch(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return lr, hr, kernel / kernel.sum((1, 2), keepdim=True), torch.full((count,), 0.01)
 
 
+@pytest.mark.quick
 @pytest.mark.benchmark(group="data step, 8 x 3 x 96 x 96, x2, forward", timer=time.process_time, min_rounds=20)
 @pytest.mark.parametrize("form", ["published", "residual", "residual-operator-kept"])
 def test_data_step(benchmark: Callable, form: str) -> None:
@@ -104,6 +105,7 @@ def test_checkpointing(benchmark: Callable, activations: str) -> None:
     benchmark(training_step(USRNet(TINY.changed(**update)), 4, fused=True))
 
 
+@pytest.mark.quick
 @pytest.mark.benchmark(
     group="inference, 336 x 224 result, x2, tiny", timer=time.process_time, min_rounds=3, warmup=True
 )

@@ -179,6 +179,10 @@ def test_ray_against_a_plain_loop_and_two_workers_against_one(benchmark, config:
     print(f"\nby hand      {size / wall:.2f} samples/s, {cpu:.3f} s CPU a step")
     for name, run in (("one worker ", one), ("two workers", two)):
         print(f"{name}  {size / run.wall:.2f} samples/s, {run.cpu:.3f} s CPU a step, data wait {run.data_wait:.1%}")
+    benchmark.extra_info["ratios"] = {
+        "a training step's CPU, one worker against a plain loop": cpu / one.cpu,
+        "a training step's CPU a worker, two against one": one.cpu / two.cpu,
+    }
     print(f"Ray against the plain loop: {one.wall / wall - 1:+.1%} time, {one.cpu / cpu - 1:+.1%} CPU a step")
     print(f"two workers against one: {one.wall / two.wall:.2f}x samples/s, {one.cpu / two.cpu:.2f}x less CPU each")
 
