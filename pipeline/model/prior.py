@@ -27,7 +27,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c, h, w) to (B, c, h, w)."""
         out: Tensor = self.res(x)
-        return x + out
+        return out.add_(x)  # in place: one feature map less to be written
 
 
 class ResUNet(nn.Module):
@@ -70,12 +70,12 @@ class ResUNet(nn.Module):
         level3 = self.m_down2(level2)
         level4 = self.m_down3(level3)
         out = self.m_body(level4)
-        out = self.m_up3(out + level4)
-        out = self.m_up2(out + level3)
-        out = self.m_up1(out + level2)
+        out = self.m_up3(out.add_(level4))
+        out = self.m_up2(out.add_(level3))
+        out = self.m_up1(out.add_(level2))
         with torch.autocast(image.device.type, enabled=False):
             # In bf16 the image itself would be rounded to steps of one grey level.
-            restored: Tensor = self.m_tail((out + level1).to(self.m_tail.weight.dtype))
+            restored: Tensor = self.m_tail(out.add_(level1).to(self.m_tail.weight.dtype))
         return restored
 
     def _initialise(self) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.model import USRNet, upsample
+from pipeline.model.prior import ResUNet
 from pipeline.model.weights import load_usrnet
 
 ORACLES = ["usrnet_tiny_x2", "usrnet_tiny_x3_noisy"]
@@ -164,3 +165,23 @@ def test_refuses_bad_input_and_says_the_shape(change, message, small):
     arguments = {"lr": torch.rand(1, 3, 12, 12), "kernel": torch.full((1, 5, 5), 0.04), "scale": 2, "sigma": 0.0}
     with pytest.raises(ValueError, match=message):
         USRNet(small().restorer)(**(arguments | change))
+
+
+def test_the_priors_sums_in_place_have_the_right_gradients_and_leave_the_input_alone():
+    torch.manual_seed(0)
+    prior = ResUNet((2, 2, 2, 2), 1, global_skip=True).double()
+    for weight in prior.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    x, beta = torch.rand(1, 3, 8, 8, dtype=torch.float64, requires_grad=True), torch.full((1,), 0.1).double()
+    before = x.detach().clone()
+    assert torch.autograd.gradcheck(lambda image: prior(image, beta), x, fast_mode=True)
+    # Of a filter whose block adds in place, against its finite difference.
+    weight = prior.m_down1[0].res[0].weight
+    (slope,) = torch.autograd.grad(prior(x, beta).square().sum(), weight)
+    with torch.no_grad():
+        values = []
+        for step in (1e-6, -2e-6):
+            weight[0, 0, 1, 1] += step
+            values.append(float(prior(x, beta).square().sum()))
+    assert float(slope[0, 0, 1, 1]) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+    torch.testing.assert_close(x.detach(), before, rtol=0, atol=0)

@@ -1,0 +1,95 @@
+"""How fast this machine is on one core: matrix products, FFTs, memory; and what that allows at least."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model import BlurOperator
+
+_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Hold measured rates of one core, float32."""
+
+    gemm: float  # flop/s of a product of 1024 x 1024 matrices
+    fft: float  # flop/s, 2.5 N log2 N for a real transform of N pixels; of the sizes below the fastest
+    memory: float  # bytes/s, read and written, of a copy that no cache holds
+
+    def convolution(self, result: Tensor, module: nn.Module, image: Tensor) -> float:
+        """Return the seconds that a convolution takes at least: by its flop, or by its image in and out."""
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        # Each output value of a convolution, each input value of a transposed one, meets one filter of these weights.
+        pixels = image if isinstance(module, nn.ConvTranspose2d) else result
+        flop = 2 * (pixels.numel() // pixels.shape[1]) * weight.numel()
+        return max(flop / self.gemm, self._moved(image, result))
+
+    def transform(self, result: Tensor, image: Tensor) -> float:
+        """Return the seconds that a real two-dimensional FFT, or its inverse, takes at least."""
+        real = image if result.is_complex() else result
+        size = real.shape[-1] * real.shape[-2]
+        return 2.5 * real.numel() * math.log2(size) / self.fft
+
+    def data_step(self, result: Tensor, operator: BlurOperator, image: Tensor, spectrum: Tensor, _: Tensor) -> float:
+        """Return the seconds that a data step takes at least beside its FFTs: all read once, the result written.
+
+        Args:
+            result: of `BlurOperator.step`, and
+            operator: what it was given.
+            image: the same.
+            spectrum: the same.
+        """
+        return self._moved(result, image, spectrum, operator.transfer, operator.power)
+
+    def __str__(self) -> str:
+        return (
+            f"One core of an {_processor()}: {self.gemm / 1e9:.0f} GFLOP/s in matrix products, "
+            f"{self.fft / 1e9:.1f} GFLOP/s in FFTs, {self.memory / 1e9:.1f} GB/s in copies."
+        )
+
+    def _moved(self, *tensors: Tensor) -> float:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / self.memory
+
+
+def measure_machine() -> Machine:
+    """Measure the rates, each the median of a few rounds of CPU time."""
+    matrix = torch.rand(1024, 1024)
+    large = torch.rand(2**25)
+    target = torch.empty_like(large)
+    gemm = _seconds(lambda: matrix @ matrix)
+    copy = _seconds(lambda: target.copy_(large))
+    return Machine(
+        gemm=2 * 1024**3 / gemm,
+        fft=max(map(_fft_rate, (224, 480, 896))),
+        memory=2 * 4 * large.numel() / copy,
+    )
+
+
+def _fft_rate(side: int) -> float:
+    """Flop/s of transforming three planes there and back."""
+    image = torch.rand(3, side, side)
+    seconds = _seconds(lambda: torch.fft.irfft2(torch.fft.rfft2(image), s=(side, side)))
+    return 2 * 2.5 * image.numel() * math.log2(side * side) / seconds
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo", encoding="ascii") as lines:  # noqa: PTH123
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    work()
+    rounds = []
+    for _ in range(_ROUNDS):
+        started = time.thread_time()
+        work()
+        rounds.append(time.thread_time() - started)
+    return statistics.median(rounds)
