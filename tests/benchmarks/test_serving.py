@@ -36,7 +36,7 @@ REPO = Path(__file__).parents[2]
 MANY, MEMORY = 16, 2 * 2**30
 KERNEL = json.dumps((np.ones((5, 5)) / 25).round(4).tolist())
 WAYS = {"known": {"sigma": "0.01", "kernel": KERNEL}, "blind": {}}
-COUNT = {"known": 32, "blind": 16}
+COUNT = {"known": 32, "blind": 16}  # pictures of a burst
 
 
 class Burst(NamedTuple):
