@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -184,10 +185,11 @@ def several_at_once(model: Restorer, alone: Stopwatch, count: int = 8) -> str:
         one = min(_each(lambda: restored(lr[:1], kernel[:1], SCALE, 0.01), 1) for _ in range(3))
         each = min(_each(lambda: restored(lr, kernel, SCALE, 0.01), 1) for _ in range(2)) / count
     whole, bound = sum(alone.seconds.values()), alone.bound("convolutions")
-    return (
+    return textwrap.fill(
         f"With the band that makes it periodic it has {side} x {side} pixels. Alone it takes the network "
         f"{1000 * one:.0f} ms, of {count} at once each {1000 * each:.0f}: {one / each:.2f}x. Were convolutions as fast "
-        f"as matrix products and all else free, the whole would be {whole / bound:.1f}x as fast."
+        f"as matrix products and all else free, the whole would be {whole / bound:.1f}x as fast.",
+        width=120,
     )
 
 
@@ -239,7 +241,7 @@ def training_step(draws: Sequence[samples.Draw], machine: Machine, rounds: int =
 
     seconds = _each(step, rounds)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        step()
+        _each(step, rounds)
     taken: dict[str, float] = dict.fromkeys((*_OPERATORS.values(), "all else"), 0.0)
     for event in seen.key_averages():
         part = next((name for pattern, name in _OPERATORS.items() if re.search(pattern, event.key)), "all else")
@@ -256,7 +258,7 @@ def training_step(draws: Sequence[samples.Draw], machine: Machine, rounds: int =
 _OPERATORS = {
     "convolution_backward": "convolutions, backward",
     "convolution": "convolutions, forward",
-    "fft": "FFTs",
+    "fft|Fft": "FFTs",
     "[Aa]dam|lerp|norm": "clipping, Adam, averaged weights",
 }
 

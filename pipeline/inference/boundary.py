@@ -37,10 +37,12 @@ def extend_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def friendly_length(least: int) -> int:
     """Return the next length >= `least` that is a multiple of 8 and whose FFT is fast.
 
+    Factors 7 and 11 are as fast as 2, 3 and 5 here, and most of the time goes into convolutions: fewer pixels win.
+
     >>> friendly_length(97)
-    120
+    112
     """
-    return next_fast_len(-(-least // _MULTIPLE), real=True) * _MULTIPLE
+    return next_fast_len(-(-least // _MULTIPLE)) * _MULTIPLE
 
 
 def _extend_rows(image: np.ndarray, height: int) -> np.ndarray:
