@@ -36,20 +36,23 @@ class KernelBank:
 
     Attributes:
         kernels: (N, k, k) float32, read-only, each >= 0 and of sum 1.
-        family: (N,) of "gaussian", "motion", "disk", "delta".
         digest: identity of the kernels; codecs, checkpoints and models carry it.
         codec: the bank's kernel code.
-        spec: what the bank was built from.
+        spec: what the bank was built from; its counts say of which family a kernel is.
     """
 
     kernels: np.ndarray
-    family: np.ndarray
     digest: str
     codec: KernelCodec
     spec: KernelBankSpec
 
     def __len__(self) -> int:
         return len(self.kernels)
+
+    @property
+    def family(self) -> np.ndarray:
+        """Return (N,) of "gaussian", "motion", "disk", "delta": 32 bytes a kernel, made when asked for."""
+        return np.repeat(list(self.spec.counts), list(self.spec.counts.values()))
 
     @classmethod
     def open(cls, uri: str | Path) -> KernelBank:
@@ -70,10 +73,8 @@ class KernelBank:
         codec = KernelCodec.from_bytes(data, storage.join(uri, CODEC))
         if codec.digest != manifest.codec.digest or codec.bank_digest != manifest.digest:
             raise ArtefactError(f"{storage.join(uri, CODEC)}: is not the codec of this bank; build the bank again")
-        names = np.array([shard.family for shard in manifest.shards])
         return cls(
             kernels=_cached_kernels(str(uri), manifest),
-            family=np.repeat(names, [shard.rows for shard in manifest.shards]),
             digest=manifest.digest,
             codec=codec,
             spec=manifest.spec,

@@ -7,6 +7,7 @@ else can write to.
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kernels_bank.runtime.process import boot_id
 from kernels_bank.store import Manifest, content_digest
 
 _MARK_BYTES = 4096
+_LARGE = 2 << 30  # bytes of kernels; a smaller bank soon lies in memory whole
 
 
 def mapped(path: Path, manifest: Manifest) -> np.ndarray | None:
@@ -41,7 +43,7 @@ def mapped(path: Path, manifest: Manifest) -> np.ndarray | None:
         return None
     mark = path.with_suffix(".verified")
     if before is not None and _is_private(path.parent) and _read(mark) == before:
-        return kernels
+        return _for_draws(kernels)
     start = 0
     for shard in manifest.shards:
         if content_digest(kernels[start : start + shard.rows]) != shard.content:
@@ -54,6 +56,13 @@ def mapped(path: Path, manifest: Manifest) -> np.ndarray | None:
         and os.access(path.parent, os.W_OK)
     ):
         storage.write_json(mark, before)
+    return _for_draws(kernels)
+
+
+def _for_draws(kernels: np.ndarray) -> np.ndarray:
+    """Let a large bank be read a kernel at a time: by default each draw would read 128 KiB or more around it."""
+    if kernels.nbytes > _LARGE and isinstance(kernels.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        kernels.base.madvise(mmap.MADV_RANDOM)
     return kernels
 
 

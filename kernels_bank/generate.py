@@ -126,24 +126,26 @@ def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], np
     from kernels_bank.runtime.rows import rows_of
 
     shards = plan(spec)
-    rows = [{"position": i, "shard": s.model_dump_json(), "spec": spec.model_dump_json()} for i, s in enumerate(shards)]
-    done: dict[int, dict[str, Any]] = {}
+    rows = [{"shard": shard.model_dump_json(), "spec": spec.model_dump_json()} for shard in shards]
+    # In the order of the plan, so that the sums, and with them the codec, do not depend on which task ended first. Each
+    # is added as it comes: those of 2,500 shards together would take 4 GB.
+    records: list[ShardRecord] = []
+    total, outer = np.zeros(spec.size**2), np.zeros((spec.size**2, spec.size**2))
     graph = ray.data.from_items(rows, override_num_blocks=len(rows)).map(functools.partial(build_shard, uri=uri))
+    graph.context.execution_options.preserve_order = True
     try:
         with Progress("kernels", total=spec.count, unit="kernel") as bar:
             for row in rows_of(graph):
-                done[row["position"]] = row
-                bar.advance(shards[row["position"]].rows, note=f"{len(done)} of {len(shards)} shards")
+                records.append(ShardRecord.model_validate_json(row["record"]))
+                total += row["total"]
+                outer += row["outer"]
+                bar.advance(records[-1].rows, note=f"{len(records)} of {len(shards)} shards")
     except (BadRequestError, JobFailedError, RayTaskError) as error:
         cause = error.cause if isinstance(error, RayTaskError) else None
         reason = str(cause or error).strip().splitlines()[0]
         raise JobFailedError(
-            f"after {len(done)} of {len(shards)} shards: {reason}; the same command goes on from there"
+            f"after {len(records)} of {len(shards)} shards: {reason}; the same command goes on from there"
         ) from error
-    # In the order of the plan, so that the sums, and with them the codec, do not depend on which task ended first.
-    ordered = [done[i] for i in range(len(shards))]
-    records = [ShardRecord.model_validate_json(row["record"]) for row in ordered]
-    total, outer = (np.sum([row[name] for row in ordered], axis=0) for name in ("total", "outer"))
     return records, total, outer
 
 
@@ -176,7 +178,6 @@ def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:
             raise JobFailedError(f"{storage.join(uri, shard.name)}: cannot be written ({reason})") from error
     flat = kernels.reshape(len(kernels), -1).astype(np.float64)
     return {
-        "position": row["position"],
         "record": record.model_dump_json(),
         "total": flat.sum(axis=0),
         "outer": flat.T @ flat,

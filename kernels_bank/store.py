@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -210,7 +211,10 @@ def read_manifest(uri: str | Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise ArtefactError(f"{where}: damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})") from error
-    if sum(shard.rows for shard in manifest.shards) != manifest.spec.count:
+    rows: Counter[Family] = Counter()
+    for shard in manifest.shards:
+        rows[shard.family] += shard.rows
+    if rows != Counter(manifest.spec.counts):
         raise ArtefactError(f"{where}: damaged (its shards do not hold as many kernels as its spec says)")
     if bank_digest(manifest.spec.size, manifest.shards) != manifest.digest:
         raise ArtefactError(f"{where}: damaged (its digest does not match its list of shards)")

@@ -56,10 +56,10 @@ def test_pictures_have_a_word_for_every_parameter_and_a_colour_for_every_family(
 def test_a_bank_that_was_deleted_is_not_made_again_by_its_tasks(tmp_path: Path):
     spec = KernelBankSpec(gaussian=20, motion=0, size=9)
     (shard,) = plan(spec)
-    row = {"spec": spec.model_dump_json(), "shard": shard.model_dump_json(), "position": 0}
+    row = {"spec": spec.model_dump_json(), "shard": shard.model_dump_json()}
     place = tmp_path / "gone"
     with own_output(str(place), KIND):
-        assert build_shard(row, str(place))["position"] == 0
+        assert len(build_shard(row, str(place))["total"]) == 81
     shutil.rmtree(place)  # a task runs in a process of its own, which only knows the place's name
     with pytest.raises(JobFailedError, match="was deleted while this command wrote to it"):
         build_shard(row, str(place))
