@@ -143,7 +143,14 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, exported: _Ex
 
     with contextlib.redirect_stdout(sys.stderr):  # it reports its stages on stdout
         graph = torch.onnx.export(
-            program, (), input_names=list(exported.inputs), output_names=[exported.output], dynamo=True, verbose=False
+            program,
+            (),
+            input_names=list(exported.inputs),
+            output_names=[exported.output],
+            dynamo=True,
+            verbose=False,
+            # Its optimiser takes a summand of 1e-9 for zero: the logarithm of a faint spectrum then is another one.
+            optimize=False,
         )
     assert graph is not None
     graph.save(file)

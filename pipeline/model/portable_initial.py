@@ -1,4 +1,4 @@
-"""The initial kernel in operations that every runtime has: the spectra as convolutions, no FFT, no eigenvalues.
+"""The initial kernel in operations that every runtime has: the spectra as products with matrices, no eigenvalues.
 
 It is the same function as `BlindUSRNet.initial_kernel` in eval mode; `export.py` compares the two in the other runtime.
 """
@@ -27,16 +27,11 @@ class PortableInitialKernel(nn.Module):
         assert network.spectral is not None
         self.network, self.spectral, self.scale = network, network.spectral, scale
         place = torch.arange(WINDOW, dtype=torch.float64)
-        down = torch.outer(place, place) * (2 * torch.pi / WINDOW)
-        across = down[:_BANDS]
-        window = self.spectral.get_buffer("window").double()
-        # e^-i(a + b) of row frequency a and column frequency b, (32 * 17, 1, 32, 32) each.
-        angle = (down[:, None, :, None] + across[None, :, None, :]).reshape(-1, 1, WINDOW, WINDOW)
-        waves = torch.cat((angle.cos() * window, -angle.sin() * window))
-        self.register_buffer("waves", waves.float())
-        self.register_buffer("of_mean", waves.sum((-3, -2, -1)).float())
+        angle = torch.outer(place, place) * (2 * torch.pi / WINDOW)
+        self.register_buffer("cosines", angle.cos())
+        self.register_buffer("sines", angle.sin())
+        self.register_buffer("window", self.spectral.get_buffer("window").double())
         self.register_buffer("reductions", reduction_kernels(scale, "corner").clone())
-        self.energy = float(window.square().sum())
 
     def forward(self, lr: Tensor, sigma: Tensor) -> Tensor:
         """Map (1, 3, h, w) in [0, 1], h and w at least 48, and sigma (1,) to the kernel (1, k, k), corner grid."""
@@ -58,16 +53,21 @@ class PortableInitialKernel(nn.Module):
         return whole / whole.sum((-2, -1), keepdim=True)
 
     def _features(self, lr: Tensor) -> Tensor:
-        """What `SpectralInit.features` computes."""
-        grey = luma(lr)[:, None]
-        grey = grey - grey.mean()  # or float32 would round what the means of the windows leave
-        spectra = F.conv2d(grey, self.get_buffer("waves"), stride=WINDOW // 2).flatten(2)  # (1, 2 * 544, N)
-        means = F.avg_pool2d(grey, WINDOW, WINDOW // 2).flatten(2)  # (1, 1, N)
-        spectra = spectra - self.get_buffer("of_mean")[:, None] * means
-        real, imaginary = spectra.chunk(2, 1)
-        power = (real.square() + imaginary.square()) / self.energy
-        power = power.transpose(1, 2).unflatten(-1, (WINDOW, _BANDS))
-        return self.spectral.of_power(power)
+        """What `SpectralInit.features` computes; in float64, so that a flat window has no power in any runtime."""
+        window, cosines, sines = (self.get_buffer(name) for name in ("window", "cosines", "sines"))
+        windows = _windows(luma(lr.double())[0])
+        windows = (windows - windows.mean((-2, -1), keepdim=True)) * window
+        across, up = windows @ cosines[:, :_BANDS], windows @ sines[:, :_BANDS]
+        real, imaginary = cosines @ across - sines @ up, cosines @ up + sines @ across
+        power = (real.square() + imaginary.square()) / window.square().sum()
+        return self.spectral.of_power(power[None])
+
+
+def _windows(grey: Tensor) -> Tensor:
+    """The windows (N, 32, 32) of (h, w), which overlap by half."""
+    half, inside = WINDOW // 2, torch.arange(WINDOW)
+    down, across = (torch.arange(side // half - 1)[:, None] * half + inside for side in (grey.shape[0], grey.shape[1]))
+    return grey[down][:, :, across].transpose(1, 2).flatten(0, 1)
 
 
 def _turned(image: Tensor, quarters: int) -> Tensor:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -60,14 +61,29 @@ def test_the_initial_kernel_is_the_networks_own(small, codec, reductions, scale,
     assert (ours - network.initial_kernel(torch.rand_like(lr), scale, sigma)).abs().max() > 1e-4
 
 
-def test_the_initial_kernel_runs_in_torch_alone_and_only_where_there_is_one(small, codec, tmp_path: Path):
-    network = worked(BlindUSRNet(small(rounds=0, initial="spectral"), codec))
+def test_the_initial_kernel_runs_in_torch_alone_and_in_onnx_runtime(small, codec, tmp_path: Path):
+    network = worked(BlindUSRNet(small(rounds=0, initial="spectral", reductions=True), codec))
     name, difference = exporting.export_part(network, tmp_path, "torch-export", 2, "initial-kernel")
     assert (name, difference <= exporting.TOLERANCE) == ("initial-kernel-x2.pt2", True)
-    run = torch.export.load(tmp_path / name).module()
-    lr, sigma = smooth(120, 75), torch.tensor([0.02])
-    with torch.no_grad():
-        assert (run(lr, sigma) - network.initial_kernel(lr, 2, sigma)).abs().max() < 1e-4
+    onnx, difference = exporting.export_part(network, tmp_path, "onnx", 2, "initial-kernel")
+    assert (onnx, difference <= exporting.TOLERANCE) == ("initial-kernel-x2.onnx", True)
+    program = torch.export.load(tmp_path / name).module()
+    session = onnxruntime.InferenceSession(tmp_path / onnx)
+    half_flat = smooth(100, 90)
+    half_flat[..., 40:] = 1.0  # blown highlights: windows without any spectrum
+    for lr, level in ((smooth(120, 75), 0.02), (half_flat, 0.0)):
+        sigma = torch.tensor([level])
+        with torch.no_grad():
+            expected = network.initial_kernel(lr, 2, sigma)
+            assert (program(lr, sigma) - expected).abs().max() < 1e-4
+        (answer,) = session.run(None, {"lr": lr.numpy(), "sigma": sigma.numpy()})
+        assert np.abs(answer - expected.numpy()).max() < 1e-4
+
+
+def test_a_network_without_a_net_of_the_initial_kernel_exports_none(small, codec, tmp_path: Path):
+    network = BlindUSRNet(small(rounds=0, initial="mean"), codec).eval()
+    with pytest.raises(BadRequestError, match="no net that reads a kernel off a picture"):
+        exporting.export_part(network, tmp_path, "torch-export", 2, "initial-kernel")
     with pytest.raises(BadRequestError, match="no net that reads a kernel off a picture"):
         exporting.export_part(network.restorer, tmp_path, "torch-export", 2, "initial-kernel")
 
