@@ -128,8 +128,9 @@ def remove_leftovers(place: str, keep: Iterable[str]) -> None:
     mark, kept = _read_mark(place), set(keep)
     if mark is None:
         return
+    ours = set(mark["files"])
     for name, _ in storage.list_files(place):
-        if _meant(name) in mark["files"] and name not in kept:
+        if _meant(name) in ours and name not in kept:
             storage.remove_file(storage.join(place, name))
 
 

@@ -36,6 +36,12 @@ class Entry:
     size: int = 0
     changed: datetime | None = None
     folder: bool = False
+    etag: str = ""
+
+    @property
+    def stamp(self) -> str:
+        """Return what tells whether the object was written to: its size and ETag."""
+        return f"{self.size} {self.etag}"
 
 
 def read(uri: str, sink: BinaryIO | None = None, sha256: str | None = None, tries: int = TRIES) -> str:
@@ -187,7 +193,7 @@ def stat(uri: str, tries: int = TRIES) -> Entry | None:
             head = ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key), tries)
             if "LastModified" not in head:
                 raise no_s3_server(uri)
-            return Entry(key, int(head["ContentLength"]), head["LastModified"])
+            return Entry(key, int(head["ContentLength"]), head["LastModified"], etag=head.get("ETag", ""))
     page = _list(uri, tries, Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
     return Entry(key, folder=True) if page.get("Contents") or not key else None
 
@@ -216,7 +222,8 @@ def entries(uri: str, *, recursive: bool, tries: int = TRIES) -> Iterator[Entry]
     while True:
         page = _list(uri, tries, **query)
         for item in page.get("Contents", []):
-            yield Entry(item["Key"][len(prefix) :], int(item["Size"]), item["LastModified"])
+            name, etag = item["Key"][len(prefix) :], item.get("ETag", "")
+            yield Entry(name, int(item["Size"]), item["LastModified"], etag=etag)
         for item in page.get("CommonPrefixes", []):
             yield Entry(item["Prefix"][len(prefix) : -1], folder=True)
         if not page.get("IsTruncated"):

@@ -23,6 +23,7 @@ from urllib.parse import unquote
 
 from kernels_bank.runtime import open_output, os_errors, s3_objects
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError, UnavailableError
+from kernels_bank.runtime.local_files import File, local_files, stamp_of
 from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError, bucket_and_key
 
 if TYPE_CHECKING:
@@ -150,6 +151,17 @@ def _mode(uri: str | Path) -> int | None:
 def list_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | None = None) -> list[tuple[str, int]]:
     """Return (path relative to `uri`, bytes) of every file below it, sorted; empty when there is nothing.
 
+    Args:
+        uri: of the folder or prefix.
+        recursive: whether what lies in folders below it counts.
+        odd: gets the paths of what is neither a file nor a folder: links to nothing, pipes.
+    """
+    return [(file.name, file.size) for file in stamped_files(uri, recursive=recursive, odd=odd)]
+
+
+def stamped_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | None = None) -> list[File]:
+    """Return every file below a folder or prefix with its stamp, sorted by name; empty when there is nothing.
+
     On S3 a path may have empty parts, also at its start: `join` gives the URI all the same.
 
     Args:
@@ -160,9 +172,22 @@ def list_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | Non
     if is_s3(uri):
         found = s3_objects.entries(str(uri), recursive=recursive)
         return sorted(
-            (entry.name, entry.size) for entry in found if not entry.folder and entry.name[-1:] not in {"", "/"}
+            File(entry.name, entry.size, entry.stamp)
+            for entry in found
+            if not entry.folder and entry.name[-1:] not in {"", "/"}
         )
-    return sorted(_local_files(path_of(uri), recursive=recursive, odd=[] if odd is None else odd))
+    return sorted(local_files(path_of(uri), recursive=recursive, odd=[] if odd is None else odd))
+
+
+def stamp(uri: str | Path) -> str:
+    """Return a file's stamp, as `stamped_files` has it; empty where there is no such file."""
+    if is_s3(uri):
+        entry = s3_objects.stat(str(uri))
+        return "" if entry is None or entry.folder else entry.stamp
+    try:
+        return stamp_of(os.stat(path_of(uri)))  # noqa: PTH116 - the name may be no text
+    except OSError:
+        return ""
 
 
 def outside(root: str, files: list[tuple[str, int]], folder: str | None) -> list[str]:
@@ -189,36 +214,6 @@ def same_place(one: str, other: str) -> bool:
     if is_s3(one) or is_s3(other):
         return absolute(one) == absolute(other)
     return os.path.realpath(path_of(one)) == os.path.realpath(path_of(other))
-
-
-def _local_files(root: str, *, recursive: bool, odd: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield (path below `root`, bytes) of every file. A folder that links lead to more than once is entered once."""
-    waiting, entered = [""], {_identity(root)}
-    while waiting:
-        below = waiting.pop()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{root}/{below}") as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name = f"{below}/{entry.name}" if below else entry.name
-                try:
-                    about = entry.stat()
-                except OSError:  # a link to nothing or to itself, or a file that has just gone
-                    odd.append(name)
-                    continue
-                if stat.S_ISREG(about.st_mode):
-                    yield name, about.st_size
-                elif recursive and stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in entered:
-                    entered.add((about.st_dev, about.st_ino))
-                    waiting.append(name)
-                elif not stat.S_ISDIR(about.st_mode):
-                    odd.append(name)
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    try:
-        about = os.stat(folder)  # noqa: PTH116 - the name may be no text
-    except OSError:
-        return (0, 0)
-    return about.st_dev, about.st_ino
 
 
 def remove_folder(uri: str | Path) -> None:

@@ -1,13 +1,12 @@
-"""Sources to shards with Ray Data: open the containers, inspect every image, plan the shards, write each in a task.
+"""Sources to shards with Ray Data: inspect every image, plan the shards, write each in a task.
 
-Every step is idempotent: a shard that is already there and hashes to what its note says is kept, so the command
-that was killed finishes when it is run again. The manifest comes last.
+Every step is noted and idempotent: an image that was looked at is not read again before its shard is written, a shard
+that is there is kept. So the command that was killed finishes when it is run again. The manifest comes last.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
@@ -17,9 +16,11 @@ import ray.data
 from kernels_bank.runtime import os_errors, storage
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.output import check_own, not_made_again, note_files, own_output, remove_leftovers
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.runtime.rows import rows_of
+from pipeline.data.inspection import INSPECTION, Inspected, inspect_all, inspected
 from pipeline.data.manifest import (
     MANIFEST,
     Manifest,
@@ -30,34 +31,16 @@ from pipeline.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.data.sources import Place, Source, list_places, members, named, read_source, say_passed_over
+from pipeline.data.sources import Place, Source, list_places, read_source
 from pipeline.data.tiles import TileSample, cut, tile_count, write_samples
-from pipeline.images import BadImageError
-from pipeline.images.decode import decode_image, picture_digest
+from pipeline.images.decode import decode_image
 from pipeline.images.photograph import Codec
 from pipeline.seeds import fraction
 
 _KIND = "shard set"
-_NOTES = "_notes"  # what each finished shard task recorded; removed once the manifest holds it all
+_NOTES = "_notes"  # of images looked at and shards written; removed once the manifest is there, which holds it all
 # Measured on photographs. Only the shards' size hangs on it.
 _BYTES_PER_PIXEL: dict[Codec, float] = {"png": 1.8, "webp": 1.2, "raw": 3.0}
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """Describe one image; `reason` is why it cannot be used, or empty."""
-
-    source: Source
-    sha256: str
-    height: int
-    width: int
-    picture: str  # digest of the decoded pixels
-    reason: str
-
-    @property
-    def name(self) -> str:
-        """Return what the image is called."""
-        return self.source.name
 
 
 def make_shards(
@@ -87,75 +70,80 @@ def make_shards(
     output = storage.absolute(output)
     # Looked at before Ray starts: a place that cannot be reached, or is not ours, is said soon.
     asked = [source] if isinstance(source, str) else list(source)
-    places = find_places(asked)
+    job = _Job(output, settings, find_places(asked), ", ".join(asked), column, max_bad_fraction)
     check_place(output)
     connect()
-    files = _inspect(_opened(places, ", ".join(asked), column), settings.min_side)
-    source_digest = storage.digest_of([[f.name, f.sha256] for f in files])
-    if (finished := _finished(output, source_digest, settings)) is not None:
-        return finished, True
+    if not storage.exists(storage.join(output, MANIFEST)):
+        with own_output(output, _KIND) as lease:
+            # Another job may have finished before this one had the place for itself.
+            if not storage.exists(storage.join(output, MANIFEST)):
+                return _make(job, lease), False
+    return _finished(job), True
+
+
+class _ChangedError(BadRequestError):
+    """Report an image that is another one than was looked at."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Hold what was asked for."""
+
+    output: str
+    settings: ShardSettings
+    places: list[Place]
+    asked: str
+    column: str | None
+    max_bad_fraction: float
+
+    def inspect(self, notes: str | None) -> list[Inspected]:
+        """Look at every image."""
+        min_side = self.settings.min_side
+        return inspect_all(self.places, self.asked, column=self.column, min_side=min_side, notes=notes)
+
+
+def _make(job: _Job, lease: Lease) -> Manifest:
+    output, settings = job.output, job.settings
+    files = job.inspect(storage.join(output, _NOTES))
     good, skipped = _usable(files)
-    _refuse_if_too_many_bad(skipped, len(files), max_bad_fraction)
+    _refuse_if_too_many_bad(skipped, len(files), job.max_bad_fraction)
     # By the picture, so that it stays on its side of the split whatever file it comes in.
     is_validation = [fraction(f.picture, purpose="validation-split") < settings.validation for f in good]
     tasks = [
         *_plan("train", [f for f, held in zip(good, is_validation, strict=True) if not held], settings),
         *_plan("validation", [f for f, held in zip(good, is_validation, strict=True) if held], settings),
     ]
-    with own_output(output, _KIND) as lease:
-        # Another job may have finished while this one looked at its images.
-        if (finished := _finished(output, source_digest, settings)) is not None:
-            return finished, True
-        note_files(output, [task["name"] for task in tasks])
+    note_files(output, [task["name"] for task in tasks])
+    try:
         notes = _write(output, tasks, settings)
-        shards = sorted((Shard(**note["shard"]) for note in notes if note["shard"]), key=lambda shard: shard.name)
-        train = tuple(s for s in shards if s.name.startswith("train"))
-        validation = tuple(s for s in shards if s.name.startswith("validation"))
-        if not train:
-            raise BadRequestError(f"{', '.join(asked)}: no training tile is left; lower --validation or --drop-flat")
-        manifest = Manifest(
-            settings=settings,
-            source_digest=source_digest,
-            train=train,
-            validation=validation,
-            images=len(good),
-            flat=sum(note["flat"] for note in notes),
-            skipped=tuple(skipped),
-            digest=content_digest(train, validation),
-        )
-        lease.check()
-        remove_leftovers(output, {shard.name for shard in shards})
-        write_manifest(output, manifest)
-        storage.remove_folder(storage.join(output, _NOTES))
-    return manifest, False
+    except _ChangedError:
+        storage.remove_folder(storage.join(output, _NOTES, INSPECTION))  # a file that changed may look as before
+        raise
+    shards = sorted((Shard(**note["shard"]) for note in notes if note["shard"]), key=lambda shard: shard.name)
+    train = tuple(s for s in shards if s.name.startswith("train"))
+    validation = tuple(s for s in shards if s.name.startswith("validation"))
+    if not train:
+        raise BadRequestError(f"{job.asked}: no training tile is left; lower --validation or --drop-flat")
+    manifest = Manifest(
+        settings=settings,
+        source_digest=_source_digest(files),
+        train=train,
+        validation=validation,
+        images=len(good),
+        flat=sum(note["flat"] for note in notes),
+        skipped=tuple(skipped),
+        digest=content_digest(train, validation),
+    )
+    lease.check()
+    remove_leftovers(output, {shard.name for shard in shards})
+    write_manifest(output, manifest)
+    storage.remove_folder(storage.join(output, _NOTES))
+    return manifest
 
 
 def find_places(sources: Sequence[str]) -> list[Place]:
     """List the files and containers of all sources, each once. Raises BadRequestError for one that holds none."""
     return list(dict.fromkeys(place for source in sources for place in list_places(source)))
-
-
-def _opened(places: list[Place], asked: str, column: str | None) -> list[Source]:
-    """All images, those of the containers too; each container is read by a task of its own."""
-    containers = [place for place in places if place.is_container]
-    if not containers:
-        return named(places, {}, asked)
-
-    def list_one(row: dict[str, Any]) -> dict[str, Any]:
-        with os_errors.told():
-            images, others = members(row["uri"], column)
-            return {"place": row["place"], "found": [asdict(image) for image in images], "others": others}
-
-    passed_over: Counter[str] = Counter()
-    inside: dict[Place, list[Source]] = {}
-    items = [{"place": number, "uri": place.uri} for number, place in enumerate(containers)]
-    with Progress("open", len(containers), "container") as bar:
-        for row in rows_of(ray.data.from_items(items, override_num_blocks=len(items)).map(list_one)):
-            inside[containers[row["place"]]] = [Source(**source) for source in row["found"]]
-            passed_over.update(row["others"])
-            bar.advance()
-    say_passed_over(asked, passed_over)
-    return named(places, inside, asked)
 
 
 def check_place(output: str) -> None:
@@ -164,57 +152,18 @@ def check_place(output: str) -> None:
         check_own(output, _KIND)
 
 
-def _finished(output: str, source_digest: str, settings: ShardSettings) -> Manifest | None:
+def _finished(job: _Job) -> Manifest:
     """Return the manifest of a finished set of these sources and settings. Raises ArtefactError for another set."""
-    if not storage.exists(storage.join(output, MANIFEST)):
-        return None
-    manifest = read_manifest(output)
-    if (manifest.source_digest, manifest.settings) != (source_digest, settings):
-        raise ArtefactError(f"{output}: holds shards of other images or settings; choose another --output or delete it")
+    manifest = read_manifest(job.output)
+    if manifest.settings != job.settings or manifest.source_digest != _source_digest(job.inspect(None)):
+        raise ArtefactError(
+            f"{job.output}: holds shards of other images or settings; choose another --output or delete it"
+        )
     return manifest
 
 
-def _inspect(sources: list[Source], min_side: int) -> list[Inspected]:
-    """Hash and decode every image, in parallel; in the order of the sources.
-
-    Decoding here and again for the tiles costs a fifth of the job, and buys a plan that is exact, a refusal before
-    anything is written, and duplicates that are found by their pixels.
-    """
-    blocks = min(len(sources), max(64, len(sources) // 32))
-    # By where they lie: what is beside each other in a container is read as a stream.
-    order = sorted(range(len(sources)), key=lambda place: (sources[place].uri, sources[place].member))
-    items = [{"source": asdict(sources[place]), "place": place} for place in order]
-
-    def inspect(row: dict[str, Any]) -> dict[str, Any]:
-        return {"place": row["place"], "found": asdict(_inspect_one(Source(**row["source"]), min_side))}
-
-    found: dict[int, Inspected] = {}
-    with Progress("inspect", len(sources), "image") as bar:
-        for row in rows_of(ray.data.from_items(items, override_num_blocks=blocks).map(inspect)):
-            found[row["place"]] = _inspected(row["found"])
-            bar.advance()
-    return [found[place] for place in range(len(sources))]
-
-
-def _inspect_one(source: Source, min_side: int) -> Inspected:
-    sha256, height, width, picture, reason = "", 0, 0, "", ""
-    try:
-        data = read_source(source)
-        sha256 = hashlib.sha256(data).hexdigest()
-        image = decode_image(data)
-        height, width = image.shape[:2]
-        picture = picture_digest(image)
-        if min(height, width) < min_side:
-            reason = f"{width} x {height} pixels, a side is shorter than --min-side {min_side}"
-    except (BadImageError, ArtefactError) as error:
-        reason = str(error)
-    except MemoryError:
-        reason = "out of memory"
-    return Inspected(source, sha256, height, width, picture, reason)
-
-
-def _inspected(row: dict[str, Any]) -> Inspected:
-    return Inspected(**(row | {"source": Source(**row["source"])}))
+def _source_digest(files: list[Inspected]) -> str:
+    return storage.digest_of([[file.name, file.sha256] for file in files])
 
 
 def _usable(files: list[Inspected]) -> tuple[list[Inspected], list[Skipped]]:
@@ -278,23 +227,31 @@ def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> di
     """Write one tar, or keep the one a killed run had finished."""
     where = storage.join(output, task["name"])
     note_at = storage.join(output, _NOTES, task["name"] + ".json")
-    files = [_inspected(file) for file in task["files"]]
+    files = [inspected(file) for file in task["files"]]
     made_from = storage.digest_of([settings.model_dump(), [[f.name, f.sha256] for f in files]])
     if storage.exists(note_at):
         note = storage.read_json(note_at)
-        shard = note["shard"]
-        if note["made_from"] == made_from and (
-            not shard or (storage.exists(where) and storage.sha256_of(where) == shard["sha256"])
-        ):
+        if note["made_from"] == made_from and (not note["shard"] or _is_there(where, note)):
             return dict(note)
     with storage.atomic_writer(where) as stream:
         hashed = _Hashed(stream)
         count = write_samples(_samples(files, settings), cast(BinaryIO, hashed))
     shard = {"name": task["name"], "samples": count, "bytes": hashed.bytes, "sha256": hashed.digest.hexdigest()}
     places = sum(tile_count(file.height, file.width, settings.tile) for file in files)
-    note = {"made_from": made_from, "shard": shard if count else None, "flat": places - count}
+    note = {
+        "made_from": made_from,
+        "shard": shard if count else None,
+        "stamp": storage.stamp(where),
+        "flat": places - count,
+    }
     storage.write_json(note_at, note)
     return note
+
+
+def _is_there(where: str, note: dict[str, Any]) -> bool:
+    """Tell whether the shard is the one that was written. It is read only where its stamp is another."""
+    now = storage.stamp(where)
+    return bool(now) and (now == note.get("stamp") or storage.sha256_of(where) == note["shard"]["sha256"])
 
 
 class _Hashed:
@@ -314,7 +271,7 @@ def _samples(files: list[Inspected], settings: ShardSettings) -> Iterator[TileSa
     for file in files:
         data = rows.pop(file.source) if file.source in rows else read_source(file.source)
         if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise BadRequestError(f"{file.name}: changed while the job ran; run the same command again")
+            raise _ChangedError(f"{file.name}: changed while the job ran; run the same command again")
         image = decode_image(data)
         yield from cut(
             image,

@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from kernels_bank.runtime import storage
@@ -35,6 +35,7 @@ class Place:
     uri: str
     name: str  # path below what the user named; of a container alone: empty, its members have names enough
     root: str  # what the user named
+    stamp: str = field(default="", compare=False)  # of the file, where a listing told it
 
     @property
     def is_container(self) -> bool:
@@ -76,11 +77,18 @@ def _of_place(root: str, uri: str, leave_out: str | None = None, *, nested: bool
             f"{uri}: is a single file; name its folder, a .zip, .tar or .parquet file, a .txt list, or an s3:// prefix"
         )
     odd: list[str] = []
-    kept = storage.outside(root, storage.list_files(root, recursive=True, odd=odd), leave_out)
-    seen = [source for source in (file_source(root, name) for name in kept) if not is_hidden(source.name)]
-    found = [Place(s.uri, s.name, root) for s in seen if is_image(s.name) or (nested and suffix(s.name) in CONTAINERS)]
+    files = storage.stamped_files(root, recursive=True, odd=odd)
+    stamps = {file.name: file.stamp for file in files}
+    kept = storage.outside(root, [(file.name, file.size) for file in files], leave_out)
+    stamped = [(file_source(root, name), stamps[name]) for name in kept]
+    seen = [(source, stamp) for source, stamp in stamped if not is_hidden(source.name)]
+    found = [
+        Place(s.uri, s.name, root, stamp)
+        for s, stamp in seen
+        if is_image(s.name) or (nested and suffix(s.name) in CONTAINERS)
+    ]
     taken = {place.name for place in found}
-    others = suffixes(s.name for s in seen if s.name not in taken)
+    others = suffixes(s.name for s, _ in seen if s.name not in taken)
     if not found:
         there = f", but {in_words(others)}" if others else ""
         raise BadRequestError(

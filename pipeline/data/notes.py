@@ -1,0 +1,92 @@
+"""What a job has found out, kept beside its output, so that after a kill the next try need not look again.
+
+A note is a key, made of all that the finding hangs on, and a value. Notes are written in parts of some hundred, at
+least every ten seconds of work. A part is named by the hash of its content, so a damaged one is told from a whole one;
+it is left out, and what it held is looked at again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import ArtefactError
+
+_PART_BYTES = 128 << 10  # of a part: some 600 images
+_INTERVAL_S = 10.0  # the most work that a kill loses
+_SUFFIX = ".jsonl"
+_AT_ONCE = 16  # parts read at a time
+
+
+class Notes:
+    """Keep notes in a folder: `with Notes(folder) as notes: notes.add(key, value)`; the end writes what is left.
+
+    Args:
+        folder: path or URI; None keeps nothing.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._lines: list[bytes] = []
+        self._bytes, self._since = 0, 0.0  # of the lines that are not written yet
+
+    def __enter__(self) -> Notes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._write()
+        else:
+            with contextlib.suppress(Exception):  # what went wrong first is told
+                self._write()
+
+    def recall(self) -> Iterator[tuple[str, Any]]:
+        """Yield the notes of earlier tries, a few parts at a time."""
+        if self._folder is None:
+            return
+        names = [name for name, _ in storage.list_files(self._folder) if name.endswith(_SUFFIX)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for first in range(0, len(names), _AT_ONCE):
+                for data in pool.map(self._read, names[first : first + _AT_ONCE]):
+                    for line in data.splitlines():
+                        key, value = json.loads(line)
+                        yield key, value
+
+    def add(self, key: str, value: object) -> None:
+        """Keep a note; it is on disk a little later."""
+        if self._folder is None:
+            return
+        if not self._lines:
+            self._since = time.monotonic()
+        self._lines.append(storage.canonical([key, value]))
+        self._bytes += len(self._lines[-1])
+        if self._bytes >= _PART_BYTES or time.monotonic() - self._since >= _INTERVAL_S:
+            self._write()
+
+    def _write(self) -> None:
+        if self._lines and self._folder is not None:
+            data = b"\n".join(self._lines) + b"\n"
+            storage.write_bytes(storage.join(self._folder, _name(data)), data)
+        self._lines, self._bytes = [], 0
+
+    def _read(self, name: str) -> bytes:
+        """Return a part, or nothing where it is damaged or gone."""
+        assert self._folder is not None
+        with contextlib.suppress(ArtefactError):
+            data = storage.read_bytes(storage.join(self._folder, name))
+            if _name(data) == name:
+                return data
+        return b""
+
+
+def _name(data: bytes) -> str:
+    return f"{hashlib.sha256(data).hexdigest()[:32]}{_SUFFIX}"
