@@ -126,7 +126,8 @@ def write_part(config: RunConfig, file: Path, number: int, bar: Progress) -> Non
 
 def _pools(bank: KernelBank) -> list[np.ndarray]:
     """The bank's Gaussians, its points and its other kernels; all of them in place of what it lacks."""
-    of = [bank.family == "gaussian", bank.family == "delta", ~np.isin(bank.family, ("gaussian", "delta"))]
+    family = bank.family
+    of = [family == "gaussian", family == "delta", ~np.isin(family, ("gaussian", "delta"))]
     return [np.flatnonzero(mask if mask.any() else np.ones_like(mask)) for mask in of]
 
 
