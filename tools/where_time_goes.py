@@ -78,7 +78,7 @@ def main() -> None:
         str(machine),
         f"**A photograph**, {SIDE} x {SIDE}, blind, x{SCALE}, CPU ms by stage:",
         table(stages(watched)),
-        "The same by part; *at least* is what the rates above allow:",
+        "The same by part; *at least* is what the rates above allow, within a tenth on a busy machine:",
         table(parts(watched)),
         f"**A small one**, {SMALL} x {SMALL}, kernel given, x{SCALE}:",
         table(parts(known)),
