@@ -96,7 +96,7 @@ def _open_all(
     places: Sequence[Place], asked: str, column: str | None, stamps: dict[str, str], notes: Notes
 ) -> list[Source]:
     """All images, those of the containers too; each container is read by a task of its own."""
-    containers = {_key(stamps[p.uri], p.uri, column): p for p in places if p.is_container}
+    containers = {_key(stamps[p.uri], p.uri, p.name, p.root, column): p for p in places if p.is_container}
     passed_over: Counter[str] = Counter()
     inside: dict[Place, list[Source]] = {}
 

@@ -140,6 +140,7 @@ def _write_program(program: torch.export.ExportedProgram, file: Path) -> Answer:
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, exported: _Exported) -> Answer:
     import onnxruntime
+    from onnxscript import optimizer
 
     with contextlib.redirect_stdout(sys.stderr):  # it reports its stages on stdout
         graph = torch.onnx.export(
@@ -149,10 +150,12 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, exported: _Ex
             output_names=[exported.output],
             dynamo=True,
             verbose=False,
-            # Its optimiser takes a summand of 1e-9 for zero: the logarithm of a faint spectrum then is another one.
+            # Its rewriting rules take a summand of 1e-9 for zero; the logarithm of a faint spectrum then is another.
             optimize=False,
         )
     assert graph is not None
+    optimizer.fold_constants(graph.model)
+    optimizer.remove_unused_nodes(graph.model)
     graph.save(file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda *inputs: np.asarray(session.run(None, dict(zip(exported.inputs, inputs, strict=True)))[0])

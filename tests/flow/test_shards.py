@@ -274,3 +274,14 @@ def test_a_refused_job_keeps_its_notes_whatever_the_source(
     tars = {name: digest for name, digest in hashes(out).items() if name.endswith(".tar")}
     assert tars == {n: d for n, d in hashes(str(tmp_path / "undisturbed")).items() if n.endswith(".tar")}
     assert not storage.exists(f"{out}/_notes")
+
+
+def test_a_tar_that_is_named_twice_is_one_set_of_pictures(photographs: Path, tmp_path: Path):
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+        for file in sorted(photographs.iterdir()):
+            tar.add(file, file.name)
+    twice = [str(tmp_path / "tars"), str(tmp_path / "tars" / "a.tar")]
+    found, _ = make_shards(twice, str(tmp_path / "out"), SETTINGS)
+    once, _ = make_shards(twice[0], str(tmp_path / "once"), SETTINGS)
+    assert found.images == once.images == len(found.skipped)
