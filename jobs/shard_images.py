@@ -48,14 +48,15 @@ def main(command: ShardImages) -> None:
         from kernels_bank.runtime import storage
         from pipeline.data.shards import check_place, find_places
 
-        check_place(storage.absolute(command.output))
+        output = storage.absolute(command.output)
+        check_place(output)
     if command.download:
         if command.check:
             print(f"would fetch {SETS[command.download]} from {command.base_url} to {command.downloads}")
             return
         sources = [str(download(SETS[command.download], command.downloads, base_url=command.base_url))]
     if command.check:
-        print(f"{_counted(find_places(sources))}; output {command.output}")
+        print(f"{_counted(find_places(sources, output))}; output {command.output}")
         return
     from pipeline.data.shards import make_shards
 

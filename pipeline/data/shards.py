@@ -70,8 +70,8 @@ def make_shards(
     output = storage.absolute(output)
     # Looked at before Ray starts: a place that cannot be reached, or is not ours, is said soon.
     asked = [source] if isinstance(source, str) else list(source)
-    job = _Job(output, settings, find_places(asked), ", ".join(asked), column, max_bad_fraction)
     check_place(output)
+    job = _Job(output, settings, find_places(asked, output), ", ".join(asked), column, max_bad_fraction)
     connect()
     if not storage.exists(storage.join(output, MANIFEST)):
         with own_output(output, _KIND) as lease:
@@ -141,9 +141,13 @@ def _make(job: _Job, lease: Lease) -> Manifest:
     return manifest
 
 
-def find_places(sources: Sequence[str]) -> list[Place]:
-    """List the files and containers of all sources, each once. Raises BadRequestError for one that holds none."""
-    return list(dict.fromkeys(place for source in sources for place in list_places(source)))
+def find_places(sources: Sequence[str], output: str) -> list[Place]:
+    """List the files and containers of all sources, each once, but for those that lie in the output.
+
+    Raises:
+        BadRequestError: a source holds none.
+    """
+    return list(dict.fromkeys(place for source in sources for place in list_places(source, leave_out=output)))
 
 
 def check_place(output: str) -> None:

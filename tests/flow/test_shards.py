@@ -285,3 +285,10 @@ def test_a_tar_that_is_named_twice_is_one_set_of_pictures(photographs: Path, tmp
     found, _ = make_shards(twice, str(tmp_path / "out"), SETTINGS)
     once, _ = make_shards(twice[0], str(tmp_path / "once"), SETTINGS)
     assert found.images == once.images == len(found.skipped)
+
+
+def test_an_output_below_its_source_is_no_source(photographs: Path, tmp_path: Path):
+    source, out = shutil.copytree(photographs, tmp_path / "in"), tmp_path / "in" / "shards"
+    found, reused = make_shards(str(source), str(out), SETTINGS)
+    assert not reused
+    assert make_shards(str(source), str(out), SETTINGS) == (found, True)
