@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # One thread: the tests' tensors are small, and threads that wait for each other on a busy machine cost minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 _STARTUP = str(Path(__file__).parent / "helpers" / "startup")
 if _STARTUP not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_STARTUP, os.environ.get("PYTHONPATH"))))
+
+# What a property's example takes says how busy the machine is, and nothing of the property.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 @pytest.fixture(scope="session")

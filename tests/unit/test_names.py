@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels_bank.runtime.errors import BadRequestError
@@ -18,7 +18,6 @@ ODD = st.text(st.characters(exclude_categories=("Cs",)), max_size=12) | st.text(
 TRAIN = ["--name", "r", "--data.shards", "s", "--data.bank", "b", "--train.steps", "1"]
 
 
-@settings(deadline=None)
 @given(ODD | st.text("ab", min_size=190, max_size=300))
 def test_mlflow_takes_what_we_take(name: str):
     from mlflow.utils import validation

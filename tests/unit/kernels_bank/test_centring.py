@@ -34,7 +34,7 @@ def test_centroid_counts_rows_down_and_columns_right():
     np.testing.assert_array_equal(centroid(kernel), [[2, 0], [0, -2]])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(-4, 4), st.floats(-4, 4))
 def test_shift_moves_the_centre_of_mass_by_just_that(rows, columns):
     kernel = np.pad(sample_motion(3, 15, rng=np.random.default_rng(2)), ((0, 0), (5, 5), (5, 5))).astype(np.float64)

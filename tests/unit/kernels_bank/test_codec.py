@@ -40,7 +40,7 @@ def test_projection_solves_its_minimisation():
         np.testing.assert_allclose(project_simplex(values), solved.x, atol=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(hnp.arrays(np.float64, (3, 9), elements=st.floats(-50, 50)))
 def test_projection_laws(values):
     projected = project_simplex(values)

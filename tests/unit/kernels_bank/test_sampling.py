@@ -233,7 +233,7 @@ def test_other_processor_features_give_the_same_bits():
     assert run.stdout.strip() == _fingerprint()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-700, 700), min_size=1, max_size=50))
 def test_portable_exponential(values):
     x = np.array(values)

@@ -23,7 +23,7 @@ TEXT = "error: {}; see http://other:5000/path and mail a@b.org"
 # A secret that is part of the text around it would be "found" there.
 HARD = PRINTABLE.map(str.strip).filter(lambda secret: len(secret) >= 8 and secret not in TEXT and secret != MASK * 3)
 WORDS = st.text(string.ascii_lowercase + " ._-/", max_size=40)
-anew = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+anew = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 
 
 def outputs(secret: str) -> dict[str, str]:

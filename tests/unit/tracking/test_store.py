@@ -106,7 +106,7 @@ def test_flatten_gives_dotted_paths_and_texts():
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=20) | st.text("a'\"\\%_` ;-/*\n", max_size=8))
 def test_mlflow_reads_a_filter_as_it_was_meant(value: str):
     from mlflow.utils.search_utils import SearchModelVersionUtils, SearchUtils
