@@ -9,8 +9,6 @@ from typing import Any
 
 # Ray exports them as ray_<name>. Long work of any job, by what it counts ("kernels", "write", "train", ...):
 DONE, TOTAL = "blindsr_progress_done", "blindsr_progress_total"
-# Requests of a server that were given up: their client left, or their time was over.
-STOPPED = "blindsr_serve_stopped"
 
 
 def set_gauge(name: str, value: float, tags: Mapping[str, str]) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -142,7 +144,8 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, exported: _Ex
     import onnxruntime
     from onnxscript import optimizer
 
-    with contextlib.redirect_stdout(sys.stderr):  # it reports its stages on stdout
+    # It reports its stages on stdout, and that it does without torchvision as a warning.
+    with contextlib.redirect_stdout(sys.stderr), _warnings_off("torch.onnx"):
         graph = torch.onnx.export(
             program,
             (),
@@ -159,6 +162,19 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, exported: _Ex
     graph.save(file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return lambda *inputs: np.asarray(session.run(None, dict(zip(exported.inputs, inputs, strict=True)))[0])
+
+
+@contextlib.contextmanager
+def _warnings_off(logger: str) -> Iterator[None]:
+    """Keep a package's warnings off standard error; its errors stay."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def _example(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor, Tensor]:

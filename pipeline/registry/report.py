@@ -31,7 +31,7 @@ def render(request: commands.Request, answer: Any) -> None:  # noqa: ANN401 - pl
         case commands.Promote() | commands.Rollback():
             _move(answer)
         case commands.Export() if request.form != "folder":
-            print(f"the restorer of {answer['model']} at x{answer['scale']} is {answer['output']}/{answer['file']}")
+            print(f"{answer['model']} at x{answer['scale']}: {answer['output']}/{answer['file']}")
             print(f"  at most {answer['difference']:.1e} from the network's own answers; docs/export.md shows its use")
         case commands.Export():
             print(f"{answer['model']} is in {answer['output']}")

@@ -18,6 +18,7 @@ from pipeline.serving.errors import BusyError, LateError
 T = TypeVar("T")
 Check = Callable[[str], None]  # given what the work is doing; raises StoppedError when nobody waits for it any more
 _log = logging.getLogger("pipeline.serving")
+STOPPED = "blindsr_serve_stopped"  # a gauge of Ray's: requests that were given up
 _FIRST_GUESS_S = 10.0  # what a restoration takes, until one has been seen
 
 
@@ -74,7 +75,7 @@ class WorkQueue:
         if place.given_up is not None:
             self.stopped += 1
             _log.warning("%s: %s", place.given_up, place.stopped_at)
-            gauges.set_gauge(gauges.STOPPED, self.stopped, {})
+            gauges.set_gauge(STOPPED, self.stopped, {})
         elif place.seconds is not None:
             self._last = place.seconds
 

@@ -78,7 +78,8 @@ def test_commands_of_the_launcher_exist():
 
 def test_series_that_are_named_are_exported():
     from kernels_bank.runtime import gauges
+    from pipeline.serving.work_queue import STOPPED
     from pipeline.training.loop import GAUGE
 
     named = set(re.findall(r"ray_(blindsr_\w+)", TEXT))
-    assert named == {gauges.DONE, gauges.TOTAL, GAUGE}
+    assert named == {gauges.DONE, gauges.TOTAL, GAUGE, STOPPED}
