@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+_FAINT = 1e-30  # weights of a kernel that count as nothing
+
+
 def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None) -> Tensor:
     """Blur, decimate and add noise; only the kept pixels are computed.
 
@@ -39,6 +42,8 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None)
         raise ValueError(f"image {height} x {width} is not a multiple of scale {scale}; crop it first")
     if size > min(height, width):
         raise ValueError(f"kernel {size} x {size} is larger than the image {height} x {width}")
+    # The tails of Gaussians are numbers that processors take ten times as long for, and no sum shows them.
+    kernel = kernel.where(kernel.abs() > _FAINT, 0)
     # Measured on one core with 96 x 96 patches and sides 11 to 31: computing only the kept pixels wins up to about
     # 150 kernel taps for each pixel of the LR grid's cell, the FFT beyond that and always where nothing is dropped.
     lr = _direct(hr, kernel, scale) if scale > 1 and size**2 < 150 * scale**2 else _fourier(hr, kernel, scale)
