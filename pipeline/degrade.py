@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 _FAINT = 1e-30  # weights of a kernel that count as nothing
 
 
