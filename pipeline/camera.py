@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image
 
 Subsampling = Literal["4:2:0", "4:4:4"]
 _FACTORS = {"4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444}
@@ -68,14 +66,6 @@ def through_jpeg(image: np.ndarray, passes: tuple[JpegPass, ...]) -> np.ndarray:
         assert decoded is not None, "what was encoded a moment ago"
         pixels = np.asarray(decoded, np.uint8)[(8 - down) % 8 :, (8 - right) % 8 :]
     return np.ascontiguousarray(pixels[..., ::-1].transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
-
-
-def quantisation_tables(quality: int) -> list[list[int]]:
-    """Return libjpeg's tables of luma and chroma for a quality from 1 to 100, in natural order."""
-    ok, data = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert ok, "8 x 8 black pixels are always encoded"
-    with Image.open(io.BytesIO(data.tobytes())) as image:
-        return [list(table) for _, table in sorted(image.quantization.items())]  # type: ignore[attr-defined]
 
 
 def to_linear(values: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.camera import JpegPass, Subsampling, quantisation_tables, sensor_noise, through_jpeg
+from pipeline.camera import JpegPass, Subsampling, sensor_noise, through_jpeg
 from pipeline.degrade import degrade, quantize
 from pipeline.evaluation.baselines import bicubic, bicubic_centred, bicubic_unaligned
 from pipeline.evaluation.dan_degradation import degrade_dan
@@ -23,7 +23,7 @@ from pipeline.evaluation.memory import PeakMemory
 from pipeline.evaluation.metrics import compare_kernels, psnr, psnr_shifted, ssim
 from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.row import Measures
-from pipeline.images.jpeg_level import jpeg_error
+from pipeline.images.jpeg_level import jpeg_error, quantisation_tables
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.estimate import blur_of

@@ -7,6 +7,11 @@ import numpy as np
 from pipeline.images import BadImageError
 
 
+def luma(image: np.ndarray) -> np.ndarray:
+    """Compute (h, w) of an RGB image (h, w, 3) float32 (BT.601), on its scale."""
+    return np.asarray(image @ np.array([0.299, 0.587, 0.114], np.float32))
+
+
 def grey_to_rgb(grey: np.ndarray) -> np.ndarray:
     """Return (h, w) grey pixels as (h, w, 3) with three equal channels."""
     return np.repeat(grey[..., None], 3, axis=2)

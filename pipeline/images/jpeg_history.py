@@ -9,26 +9,21 @@ tables do.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.images.jpeg_level import dct_blocks, jpeg_error
+from pipeline.images.convert import luma
+from pipeline.images.jpeg_level import dct_blocks, jpeg_error, quantisation_tables
 
 _SIDE = 320  # of the middle part that is looked at
-_QUALITIES = np.arange(10, 91)
+_QUALITIES = range(10, 91)
 _NEIGHBOURS = 12  # qualities up and down whose distances a table is compared with
 _NEARER, _MUCH_NEARER = 0.75, 0.5  # than those, and than chance would have it; the second on the last coding's grid
 _STRONGER = 1.3  # than the last coding, by the median step
 _SPARSER = 4.0  # deviations from the median of the like grids
 _LEAST_SIDE, _LEAST_COEFFICIENTS = 32, 200
-_LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
-18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
-_CHROMA = (
-    """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
-"""
-    + "99 " * 32
-)
 
 
 class EarlierCoding(NamedTuple):
@@ -36,15 +31,6 @@ class EarlierCoding(NamedTuple):
 
     quality: int  # as libjpeg counts, 10 ... 90; about
     error: float  # RMS on the [0, 1] scale that it left
-
-
-def usual_tables(quality: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute libjpeg's quantisation steps of a quality, 1 ... 100: luma and chroma, each (64,) in natural order."""
-    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
-    luma, chroma = (
-        np.clip(np.floor((np.array(text.split(), np.float64) * scale + 50) / 100), 1, 255) for text in (_LUMA, _CHROMA)
-    )
-    return luma, chroma
 
 
 def earlier_coding(pixels: np.ndarray, last: np.ndarray | None) -> EarlierCoding | None:
@@ -63,21 +49,21 @@ def earlier_coding(pixels: np.ndarray, last: np.ndarray | None) -> EarlierCoding
         return None
     top, left = (max(0, (side - _SIDE) // 2) // 8 * 8 for side in pixels.shape[:2])
     part = pixels[top : top + _SIDE, left : left + _SIDE].astype(np.float32)
-    luma = part if part.ndim == 2 else part @ np.array([0.299, 0.587, 0.114], np.float32)
+    grey = part if part.ndim == 2 else luma(part)
     matches = []
-    for row, column in _likely_grids(luma):
+    for row, column in _likely_grids(grey):
         same = last if row == column == 0 else None
-        if (match := _quality(dct_blocks(luma[row:, column:]), same)) is not None:
+        if (match := _quality(dct_blocks(grey[row:, column:]), same)) is not None:
             matches.append((*match, row, column))
     if not matches:
         return None
     _, quality, row, column = min(matches)
     # Chroma is stored at half the size by those who store pictures again.
-    error = jpeg_error(pixels[row:, column:], [table.tolist() for table in usual_tables(quality)], 2)
+    error = jpeg_error(pixels[row:, column:], quantisation_tables(quality), 2)
     return EarlierCoding(quality, error)
 
 
-def _likely_grids(luma: np.ndarray) -> list[tuple[int, int]]:
+def _likely_grids(grey: np.ndarray) -> list[tuple[int, int]]:
     """Return offsets whose coefficients are sparser than those of the offsets like them.
 
     The last coding's own grid makes all offsets that share its rows or columns sparser than the others.
@@ -85,7 +71,7 @@ def _likely_grids(luma: np.ndarray) -> list[tuple[int, int]]:
     sparsity = np.empty((8, 8))
     for row in range(8):
         for column in range(8):
-            coefficients = dct_blocks(luma[row:, column:]).reshape(-1, 64)[:, 1:]
+            coefficients = dct_blocks(grey[row:, column:]).reshape(-1, 64)[:, 1:]
             sparsity[row, column] = np.log1p(np.abs(coefficients)).mean()
     rows, columns = np.mgrid[:8, :8] > 0
     middle = np.median(sparsity)
@@ -104,9 +90,9 @@ def _deviation(values: np.ndarray) -> float:
 def _quality(coefficients: np.ndarray, last: np.ndarray | None) -> tuple[float, int] | None:
     """How near they are to multiples of a table's steps, against chance, and the quality of the nearest table."""
     sizes = np.abs(coefficients.reshape(-1, 64))[:, 1:]
-    tables = [usual_tables(int(quality))[0] for quality in _QUALITIES]
+    tables = _luma_tables()
     if last is not None:
-        # Multiples of the last steps are not far from those of many a stronger table.
+        # Multiples of the last steps are not far from those of many a stronger table. The strongest come first.
         tables = [table for table in tables if np.median(table / np.maximum(last, 1)) >= _STRONGER]
     distance = np.array([_distance(sizes, table[1:]) for table in tables])
     found = []
@@ -114,8 +100,14 @@ def _quality(coefficients: np.ndarray, last: np.ndarray | None) -> tuple[float, 
         around = distance[max(0, number - _NEIGHBOURS) : number + _NEIGHBOURS + 1]
         share = _NEARER if last is None else _MUCH_NEARER
         if value < share * min(1.0, float(np.median(around))):
-            found.append((float(value), int(_QUALITIES[number])))
+            found.append((float(value), _QUALITIES[number]))
     return min(found, default=None)
+
+
+@functools.cache
+def _luma_tables() -> list[np.ndarray]:
+    """(64,) steps of each of the qualities."""
+    return [np.array(quantisation_tables(quality)[0], np.float64) for quality in _QUALITIES]
 
 
 def _distance(sizes: np.ndarray, steps: np.ndarray) -> float:

@@ -9,9 +9,12 @@ closed form.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
+from PIL import Image
 
 _MOST_PIXELS = 1 << 20  # that are looked at, in bands across the picture
 _BAND = 16  # rows: blocks of subsampled chroma
@@ -47,6 +50,14 @@ def jpeg_error(pixels: np.ndarray, tables: Sequence[Sequence[int]], subsampling:
     weights = (1.772**2 + 0.344136**2) / 3, (1.402**2 + 0.714136**2) / 3
     total = _channel_error(luma, tables[0]) + weights[0] * b_error + weights[1] * r_error
     return float(np.sqrt(total) / 255)
+
+
+def quantisation_tables(quality: int) -> list[list[int]]:
+    """Return libjpeg's tables of luma and chroma for a quality from 1 to 100, in natural order."""
+    ok, data = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert ok, "8 x 8 black pixels are always encoded"
+    with Image.open(io.BytesIO(data.tobytes())) as image:
+        return [list(table) for _, table in sorted(image.quantization.items())]  # type: ignore[attr-defined]
 
 
 def _channel_error(channel: np.ndarray, table: Sequence[int]) -> float:

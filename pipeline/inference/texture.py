@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.images.convert import luma
+
 _CLIPPED = (1 / 255, 254 / 255)
 _STEPS = 4  # places tried along one side of a crop
 
@@ -41,10 +43,10 @@ def textured_crops(image: np.ndarray, side: int, count: int) -> list[tuple[int, 
 
 def structure(image: np.ndarray) -> np.ndarray:
     """Return the sum of the gradients' absolute values of every pixel (h, w); of clipped pixels 0."""
-    luma = image @ np.array([0.299, 0.587, 0.114], np.float32)
+    grey = luma(image)
     clipped = ((image <= _CLIPPED[0]) | (image >= _CLIPPED[1])).any(-1)
-    rows = np.abs(np.diff(luma, axis=0, append=luma[-1:]))
-    columns = np.abs(np.diff(luma, axis=1, append=luma[:, -1:]))
+    rows = np.abs(np.diff(grey, axis=0, append=grey[-1:]))
+    columns = np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
     return np.where(clipped, 0, rows + columns)
 
 

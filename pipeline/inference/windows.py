@@ -255,9 +255,8 @@ def _first_estimate(
     """x0 of one window, or None for the model's own."""
     scale, other = settings.scale, settings.x0_model
     if other is not None:
-        return other.nonblind(window, kernel, scale, settings.sigma, tick=_tick(other, window, scale, piece)).clamp(
-            0, 1
-        )
+        tick = _tick(other, window, scale, piece)
+        return other.nonblind(window, kernel, scale, settings.sigma, tick=tick).clamp(0, 1)
     if isinstance(start, str):
         return upsample(window, scale, start)
     if isinstance(start, np.ndarray):

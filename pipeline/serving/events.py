@@ -22,9 +22,9 @@ from pipeline.inference.planes import to_type
 from pipeline.inference.progress import Listener, Part, RemainingTime, Step
 from pipeline.serving.answer import Answer
 from pipeline.serving.errors import error_event, event
+from pipeline.serving.media import EVENTS
 from pipeline.serving.work_queue import WorkQueue
 
-MEDIA_TYPE = "text/event-stream"
 _SILENCE_S = 10.0  # after which a comment says that the connection lives: proxies close one that is silent
 _APART_S = 0.1  # between two events of one stage
 _QUALITY = 85  # of a finished window, which the whole picture replaces
@@ -35,7 +35,7 @@ class EventStream(Response):
 
     Args:
         queue: where the work waits.
-        work: restores; is given what listens to its steps, or None.
+        work: restores; is given what listens to its steps.
         windows: whether finished windows are sent.
         said: status and text of an error for the client.
     """
@@ -49,7 +49,7 @@ class EventStream(Response):
         said: Callable[[Exception], tuple[int, str]],
     ) -> None:
         # X-Accel-Buffering: nginx would keep events until its buffer is full.
-        super().__init__(media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(media_type=EVENTS, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._queue, self._work, self._windows, self._said = queue, work, windows, said
 

@@ -28,8 +28,9 @@ from pipeline.serving.errors import (
     retry_headers,
     status_of,
 )
+from pipeline.serving.media import EVENTS
 from pipeline.serving.settings import ServeSettings
-from pipeline.serving.stream import CHUNK, SlowReaderError, Stream
+from pipeline.serving.stream import SlowReaderError, Stream, send_paced, send_parts
 from pipeline.serving.transfers import Pace, Transfers, client_key
 
 _log = logging.getLogger("pipeline.serving")
@@ -41,7 +42,6 @@ _BEYOND_S = 10.0  # how much longer than a replica's own limit the gate waits fo
 _LINGER_S, _LINGER_IDLE_S = 30.0, 5.0
 # All that a replica is told of a request's headers. The others speak to servers in between, Ray Serve's among them.
 _PASSED = {b"accept", b"content-encoding", b"content-type", b"host"}
-_EVENTS = b"text/event-stream"
 _REQUEST_ID, _HARMLESS = b"x-request-id", re.compile(rb"[\w.:-]{1,64}")
 
 
@@ -85,7 +85,7 @@ class Collected:
         """Keep a message, or pass it on. Raises SlowReaderError."""
         if message["type"] == "http.response.start":
             self.start = message
-            self.streams = any(value.startswith(_EVENTS) for _, value in message.get("headers", []))
+            self.streams = any(value.startswith(EVENTS.encode()) for _, value in message.get("headers", []))
             if self.streams:
                 await self.stream.open(message)
         elif message["type"] == "http.response.body":
@@ -235,14 +235,10 @@ class Gate:
             headers.append((b"connection", b"close"))
         pace = Pace(self._settings.min_rate)
         try:
-            async with asyncio.timeout_at(pace.deadline):
-                await connection.send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            for start in range(0, len(answer.body), CHUNK):
-                part = answer.body[start : start + CHUNK]
-                async with asyncio.timeout_at(pace.deadline):
-                    await connection.send({"type": "http.response.body", "body": part, "more_body": True})
-                pace.move(len(part))
-        except TimeoutError:
+            message = {"type": "http.response.start", "status": answer.status, "headers": headers}
+            await send_paced(connection.send, message, pace)
+            await send_parts(connection.send, answer.body, pace)
+        except SlowReaderError:
             return  # an answer left incomplete closes the connection
         if connection.unread:
             await self._linger(connection)

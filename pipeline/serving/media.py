@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pipeline.serving.errors import RequestError
 
+EVENTS = "text/event-stream"
 # RFC 9110: token, or a quoted string with escapes; blanks around `;` and none around `=`, but some clients send them.
 _PARAMETER = re.compile(r'\s*;\s*([\w!#$%&\'*+.^`|~-]*)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^;"]*))?')
 
@@ -38,7 +39,7 @@ def accepts_json(accept: Iterable[str]) -> bool:
 def accepts_events(accept: Iterable[str]) -> bool:
     """Return whether a stream of events is asked for by name."""
     ranges = [parse(part) for line in accept for part in _split(line)]
-    return any(kind == "text/event-stream" and _weight(given.get("q", "1")) > 0 for kind, given in ranges)
+    return any(kind == EVENTS and _weight(given.get("q", "1")) > 0 for kind, given in ranges)
 
 
 def parse(value: str) -> tuple[str, dict[str, str]]:

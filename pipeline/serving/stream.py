@@ -10,7 +10,7 @@ from starlette.types import Message, Send
 
 from pipeline.serving.transfers import Pace
 
-CHUNK = 256 * 1024  # bytes between two looks at the pace
+_CHUNK = 256 * 1024  # bytes between two looks at the pace
 
 
 class SlowReaderError(Exception):
@@ -32,24 +32,31 @@ class Stream:
     async def open(self, message: Message) -> None:
         """Send the start of the answer. Raises SlowReaderError."""
         headers = [(name, value) for name, value in message["headers"] if name.lower() != b"content-length"]
-        await self._paced({**message, "headers": headers}, Pace(self._rate))
+        await send_paced(self._send, {**message, "headers": headers}, Pace(self._rate))
 
     async def pass_on(self, body: bytes) -> None:
         """Send what has come. Raises SlowReaderError."""
-        pace = Pace(self._rate)
         with self._counted():
-            for start in range(0, len(body), CHUNK):
-                part = body[start : start + CHUNK]
-                await self._paced({"type": "http.response.body", "body": part, "more_body": True}, pace)
-                pace.move(len(part))
+            await send_parts(self._send, body, Pace(self._rate))
 
     async def close(self, last: bytes) -> None:
         """Send the end. Raises SlowReaderError."""
-        await self._paced({"type": "http.response.body", "body": last, "more_body": False}, Pace(self._rate))
+        message = {"type": "http.response.body", "body": last, "more_body": False}
+        await send_paced(self._send, message, Pace(self._rate))
 
-    async def _paced(self, message: Message, pace: Pace) -> None:
-        try:
-            async with asyncio.timeout_at(pace.deadline):
-                await self._send(message)
-        except TimeoutError as error:
-            raise SlowReaderError from error
+
+async def send_paced(send: Send, message: Message, pace: Pace) -> None:
+    """Send a message to a client that reads at this pace at least. Raises SlowReaderError."""
+    try:
+        async with asyncio.timeout_at(pace.deadline):
+            await send(message)
+    except TimeoutError as error:
+        raise SlowReaderError from error
+
+
+async def send_parts(send: Send, body: bytes, pace: Pace) -> None:
+    """Send what is not the end of a body, in parts. Raises SlowReaderError."""
+    for start in range(0, len(body), _CHUNK):
+        part = body[start : start + _CHUNK]
+        await send_paced(send, {"type": "http.response.body", "body": part, "more_body": True}, pace)
+        pace.move(len(part))
