@@ -17,6 +17,7 @@ import http.client
 import json
 import random
 import re
+import select
 import socket
 import sys
 import threading
@@ -27,7 +28,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
-Kind = Literal["cut", "stall", "short", "flip", "flip-request", "cut-request", "status", "delay", "reset", "shut"]
+Kind = Literal[
+    "cut", "stall", "short", "flip", "flip-request", "cut-request", "status", "delay", "hold", "reset", "shut"
+]
 _CONTROL = "/-/"
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 _CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}  # as S3 names them
@@ -44,6 +47,7 @@ class Fault:
     - `flip-request`, `cut-request`: the same of the request's body, on its way to the server.
     - `status`: the answer is `status`; the server is not asked.
     - `delay`: the request waits for `seconds`; faults further down the list still apply.
+    - `hold`: the request waits until other faults are set, and goes on then; of a client that has gone it goes nowhere.
     - `reset`: the connection is closed without an answer; the server is not asked.
     - `shut`: the proxy shuts itself, as `FaultProxy.shut` does; the server is not asked.
     """
@@ -52,6 +56,7 @@ class Fault:
     share: float = 1.0  # of the requests that match
     methods: str = ""  # "GET,HEAD"; empty: all
     path: str = ""  # a regular expression, searched for in path and query
+    body: str = ""  # the same, searched for in the request's body
     status: int = 503
     seconds: float = 1.0
     times: int | None = None  # so often at most; None: without end
@@ -60,9 +65,11 @@ class Fault:
         if self.kind not in get_args(Kind):
             raise ValueError(f"unknown fault '{self.kind}'; known are {', '.join(get_args(Kind))}")
 
-    def matches(self, method: str, path: str) -> bool:
+    def matches(self, method: str, path: str, body: bytes) -> bool:
         """Whether a request is one of those that it may meet."""
-        return (not self.methods or method in self.methods.split(",")) and re.search(self.path, path) is not None
+        if self.methods and method not in self.methods.split(","):
+            return False
+        return re.search(self.path, path) is not None and re.search(self.body.encode(), body) is not None
 
 
 class FaultProxy:
@@ -132,14 +139,14 @@ class FaultProxy:
     def __exit__(self, *_: object) -> None:
         self.shut()
 
-    def draw(self, method: str, path: str) -> Iterator[Fault]:
+    def draw(self, method: str, path: str, body: bytes) -> Iterator[Fault]:
         """Yield the faults that meet a request: delays, and at most one of the other kinds."""
         with self._lock:
             self.counts[method] += 1
             drawn = []
             for fault in self._faults:
                 used_up = fault.times is not None and self._made[fault] >= fault.times
-                if used_up or not fault.matches(method, path) or self._random.random() >= fault.share:
+                if used_up or not fault.matches(method, path, body) or self._random.random() >= fault.share:
                     continue
                 self._made[fault] += 1
                 self.counts[fault.kind] += 1
@@ -204,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._steer(body)
             return
         fault: Fault | None = None
-        for drawn in self.proxy.draw(self.command, self.path):
+        for drawn in self.proxy.draw(self.command, self.path, body):
             if drawn.kind == "delay":
                 time.sleep(drawn.seconds)
             else:
@@ -212,12 +219,20 @@ class _Handler(BaseHTTPRequestHandler):
         kind = fault.kind if fault else None
         if kind == "shut":
             self.proxy.shut()
-        if kind in {"shut", "reset"}:
+        if kind in {"shut", "reset"} or (kind == "hold" and not self._let_go(fault)):
             self.close_connection = True
         elif fault and kind == "status":
             self._answer(fault.status, [("Content-Type", "application/xml")], self._error(fault.status))
         else:
             self._pass_on(body, fault)
+
+    def _let_go(self, hold: Fault | None) -> bool:
+        """Wait until a hold is no longer among the faults; return whether the client is still there."""
+        while hold in self.proxy.faults:
+            readable, _, _ = select.select([self.connection], [], [], 0.05)
+            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                return False
+        return True
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_PATCH = do_OPTIONS = _forward  # noqa: N815 - looked up by name
 

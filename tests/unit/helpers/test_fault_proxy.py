@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -21,8 +24,10 @@ class Echo(BaseHTTPRequestHandler):
     """Gives CONTENT, and a request's body back as far as it came."""
 
     protocol_version = "HTTP/1.1"
+    paths: ClassVar[list[str]] = []
 
     def answer(self) -> None:
+        self.paths.append(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         out = body if self.command == "PUT" else CONTENT
         self.send_response(200)
@@ -111,6 +116,29 @@ def test_a_fault_meets_what_it_names_and_its_share(proxy: FaultProxy):
     wrong = sum(get(proxy, "/a.tar") != CONTENT for _ in range(40))
     assert wrong == proxy.counts["flip"]
     assert 5 < wrong < 35
+
+
+def test_a_held_request_goes_on_when_it_may_and_nowhere_without_its_client(proxy: FaultProxy):
+    proxy.faults = [Fault("hold", methods="PUT", body="wait")]
+    assert put(proxy, b"go") == b"go"
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(put, proxy, b"wait for me")
+        with pytest.raises(TimeoutError):
+            held.result(timeout=0.3)
+        proxy.faults = []
+        assert held.result(timeout=10) == b"wait for me"
+
+    proxy.faults = [Fault("hold")]
+    gone = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+    gone.request("GET", "/gone")
+    while proxy.counts["hold"] < 2:
+        time.sleep(0.01)
+    gone.close()
+    while proxy._connections:
+        time.sleep(0.01)
+    proxy.faults = []
+    assert get(proxy) == CONTENT
+    assert "/gone" not in Echo.paths
 
 
 def test_shut_and_open_again(proxy: FaultProxy):
