@@ -229,12 +229,14 @@ class BlindUSRNet(nn.Module):
                 return Initial(self.decode(answer.code), answer.code, answer.shares, start)
             views = over_views(self.spectral, self.decode, lr, scale, levels)
             return Initial(views.blur, self.encode(views.blur), views.shares, views.start)
+        code = torch.zeros_like(self.get_buffer("std")).expand(batch, -1)
         if self.config.kernel.initial == "mean":
-            code = torch.zeros_like(self.get_buffer("std")).expand(batch, -1)
             return Initial(self.decode(code), code, None)
+        # A delta lies up to 50 standard deviations beside the bank, where no correction can be learned from: only the
+        # image starts from it, the code from the mean.
         kernel = torch.zeros(batch, self.kernel_size, self.kernel_size, dtype=torch.float32, device=lr.device)
         kernel[:, self.kernel_size // 2, self.kernel_size // 2] = 1
-        return Initial(kernel, self.encode(kernel), None)
+        return Initial(kernel, code, None)
 
     def initial_kernel(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Tensor:
         """Return the kernel (B, k, k) that the alternation starts from, with the reduction, on the corner grid."""
