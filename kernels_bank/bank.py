@@ -35,7 +35,7 @@ class KernelBank:
     arrays lie in the object store, read-only and without a copy.
 
     Attributes:
-        kernels: (N, k, k) float32, read-only, each >= 0 and of sum 1.
+        kernels: (N, k, k) float32, read-only, of sum 1; >= 0 but for the lobes of composites.
         digest: identity of the kernels; codecs, checkpoints and models carry it.
         codec: the bank's kernel code.
         spec: what the bank was built from; its counts say of which family a kernel is.
@@ -51,7 +51,7 @@ class KernelBank:
 
     @property
     def family(self) -> np.ndarray:
-        """Return (N,) of "gaussian", "motion", "disk", "delta": 32 bytes a kernel, made when asked for."""
+        """Return the family of each kernel, (N,): up to 64 bytes a kernel, made when asked for."""
         return np.repeat(list(self.spec.counts), list(self.spec.counts.values()))
 
     @classmethod

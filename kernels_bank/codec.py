@@ -3,6 +3,8 @@
 encode: c = (P^T (vec k - m)) / s        m: (d,) the bank's mean kernel, row-major, d = size^2
 decode: k = simplex(m + P (s * c))       P: (d, c) orthonormal columns; s: (c,) standard deviation of each code
 
+Where the bank holds composites the decoder leaves out the simplex, which would cut off their negative lobes.
+
 The mean is part of the codec: kernels sum to 1, so every column of P sums to 0 and P alone decodes to a kernel of
 sum 0. Divided by s, every component of the code has variance 1 over the bank, so an L1 loss gives each the same
 weight instead of fitting the first few only. `standardize=False` keeps DAN's plain form (Luo et al., NeurIPS 2020):
@@ -46,6 +48,7 @@ class KernelCodec:
         std: (c,) what each component is divided by: its standard deviation over the bank, or 1 (DAN's plain form).
         spectrum: (d,) variance of the bank along every principal direction, descending, float64.
         bank_digest: digest of the bank it was fitted to; empty for loose kernels.
+        signed: decoded kernels keep negative values, as the lobes of a reduction are.
     """
 
     MAX_BYTES: ClassVar[int] = 512 << 20  # of its file: all components of kernels of 99 pixels have 392 MB
@@ -55,6 +58,7 @@ class KernelCodec:
     std: np.ndarray
     spectrum: np.ndarray
     bank_digest: str = ""
+    signed: bool = False
 
     @property
     def size(self) -> int:
@@ -75,7 +79,7 @@ class KernelCodec:
     @functools.cached_property
     def digest(self) -> str:
         """Return the hex SHA-256 of everything in the codec: a model trained with it must be used with it."""
-        state = hashlib.sha256(f"{_KIND}/{SCHEMA}/{self.bank_digest}".encode())
+        state = hashlib.sha256(f"{_KIND}/{SCHEMA}/{self.bank_digest}{'/signed' if self.signed else ''}".encode())
         for name, array in self._arrays().items():
             state.update(f"/{name}{array.shape}".encode())
             state.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
@@ -90,6 +94,7 @@ class KernelCodec:
         *,
         standardize: bool = True,
         bank_digest: str = "",
+        signed: bool = False,
     ) -> KernelCodec:
         """Fit the PCA to kernels in memory.
 
@@ -100,6 +105,7 @@ class KernelCodec:
                 Neither: 0.99. Both: the smaller of the two lengths.
             standardize: divide each component by its standard deviation.
             bank_digest: digest of the bank the kernels are from.
+            signed: kernels have negative lobes, which decoding keeps.
 
         Raises:
             BadRequestError: no kernels, or settings out of range.
@@ -119,6 +125,7 @@ class KernelCodec:
             explained_variance,
             standardize=standardize,
             bank_digest=bank_digest,
+            signed=signed,
         )
 
     @classmethod
@@ -132,6 +139,7 @@ class KernelCodec:
         *,
         standardize: bool = True,
         bank_digest: str = "",
+        signed: bool = False,
     ) -> KernelCodec:
         """`fit` from sums that can be accumulated shard by shard.
 
@@ -143,6 +151,7 @@ class KernelCodec:
             explained_variance: as in `fit`.
             standardize: as in `fit`.
             bank_digest: as in `fit`.
+            signed: as in `fit`.
 
         Raises:
             BadRequestError: settings out of range.
@@ -164,6 +173,7 @@ class KernelCodec:
             std=std.astype(np.float32),
             spectrum=np.ascontiguousarray(spectrum),
             bank_digest=bank_digest,
+            signed=signed,
         )
 
     def truncated(self, components: int) -> KernelCodec:
@@ -176,6 +186,7 @@ class KernelCodec:
             std=self.std[:components],
             spectrum=self.spectrum,
             bank_digest=self.bank_digest,
+            signed=self.signed,
         )
 
     def encode(self, kernels: Array) -> Array:
@@ -191,7 +202,7 @@ class KernelCodec:
         return encode_codes(kernels, *self._like(kernels))
 
     def decode(self, codes: Array) -> Array:
-        """Decode codes (..., c) to kernels (..., k, k), each >= 0 and of sum 1.
+        """Decode codes (..., c) to kernels (..., k, k), each of sum 1, and >= 0 unless the codec is signed.
 
         Numpy or torch (any device; differentiable).
 
@@ -200,7 +211,7 @@ class KernelCodec:
         """
         if codes.ndim < 1 or codes.shape[-1] != self.components:
             raise BadRequestError(f"this codec has {self.components} components, got codes {tuple(codes.shape)}")
-        return decode_codes(codes, *self._like(codes), self.size)
+        return decode_codes(codes, *self._like(codes), self.size, signed=self.signed)
 
     def save(self, path: str | Path) -> None:
         """Write to a path or URI as safetensors, atomically."""
@@ -213,6 +224,8 @@ class KernelCodec:
         from safetensors.numpy import save
 
         about = {"schema": SCHEMA, "bank_digest": self.bank_digest, "digest": self.digest}
+        if self.signed:
+            about["signed"] = "true"
         # One entry, because safetensors writes several in random order and equal codecs should be equal files.
         return bytes(save(self._arrays(), metadata={_KIND: json.dumps(about, sort_keys=True)}))
 
@@ -250,6 +263,7 @@ class KernelCodec:
         codec = cls(
             **{name: arrays[name] for name in ("mean", "basis", "std", "spectrum")},
             bank_digest=str(about.get("bank_digest", "")),
+            signed=about.get("signed") == "true",
         )
         if problem := codec._problem():
             raise ArtefactError(f"{where}: not a kernel codec ({problem}); rebuild the bank")

@@ -35,8 +35,8 @@ def encode_codes(kernels: Array, mean: Array, basis: Array, std: Array) -> Array
         return ((flat.to(mean.dtype) - mean) @ basis) / std
 
 
-def decode_codes(codes: Array, mean: Array, basis: Array, std: Array, size: int) -> Array:
-    """Decode codes to kernels, >= 0 and of sum 1.
+def decode_codes(codes: Array, mean: Array, basis: Array, std: Array, size: int, *, signed: bool = False) -> Array:
+    """Decode codes to kernels of sum 1, >= 0 unless `signed`.
 
     Args:
         codes: (..., c).
@@ -44,14 +44,17 @@ def decode_codes(codes: Array, mean: Array, basis: Array, std: Array, size: int)
         basis: (d, c).
         std: (c,).
         size: kernel side k.
+        signed: leave negative values; every column of the basis sums to 0, so the sum is 1 as it is.
 
     Returns:
         (..., k, k). Tensors: differentiable, and never in half precision of an autocast region.
     """
     shape = (*codes.shape[:-1], size, size)
     if isinstance(codes, np.ndarray):
-        return project_simplex(mean + (codes * std) @ basis.T).reshape(shape)
+        flat = mean + (codes * std) @ basis.T
+        return (flat if signed else project_simplex(flat)).reshape(shape)
     import torch
 
     with torch.autocast(codes.device.type, enabled=False):
-        return project_simplex_tensor(mean + (codes.to(mean.dtype) * std) @ basis.T).reshape(shape)
+        decoded = mean + (codes.to(mean.dtype) * std) @ basis.T
+        return (decoded if signed else project_simplex_tensor(decoded)).reshape(shape)

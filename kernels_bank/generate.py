@@ -155,7 +155,13 @@ def _fit_codec(spec: KernelBankSpec, total: np.ndarray, outer: np.ndarray, diges
 
     def fit() -> KernelCodec:
         return KernelCodec.from_moments(
-            spec.count, total, outer, components=spec.size**2, standardize=spec.standardize, bank_digest=digest
+            spec.count,
+            total,
+            outer,
+            components=spec.size**2,
+            standardize=spec.standardize,
+            bank_digest=digest,
+            signed=spec.signed,
         )
 
     return ray.get(ray.remote(num_cpus=1)(fit).remote())
@@ -164,7 +170,7 @@ def _fit_codec(spec: KernelBankSpec, total: np.ndarray, outer: np.ndarray, diges
 def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:
     """Take the shard that is there, or draw and write it, in a task; give back its record and its moments."""
     spec, shard = KernelBankSpec.model_validate_json(row["spec"]), Shard.model_validate_json(row["shard"])
-    law = law_digest(spec)
+    law = law_digest(spec, shard.family)
     found = find_shard(uri, shard, law)
     if found:
         record, kernels = found

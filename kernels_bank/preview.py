@@ -15,7 +15,7 @@ import numpy as np
 from kernels_bank.codec import KernelCodec
 from kernels_bank.codec_quality import Loss, Samples, decoded_psnr
 from kernels_bank.runtime import storage
-from kernels_bank.spec import Family
+from kernels_bank.spec import COMPOSITES, Family
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 PICTURES = ("preview.png", "distributions.png", "codec.png")
 _INK = "#22303c"
-_COLOURS: dict[Family, str] = {"gaussian": "#2a6f97", "motion": "#d1495b", "disk": "#66a182", "delta": "#8d96a3"}
+_COLOURS: dict[Family, str] = {
+    "gaussian": "#2a6f97",
+    "motion": "#d1495b",
+    "disk": "#66a182",
+    "delta": "#8d96a3",
+    "gaussian_reduced": "#14405c",
+    "motion_reduced": "#8a1f33",
+    "reduction": "#e09f3e",
+}
 _DRAWN = {
     "sigma_along": "sigma along the axis (px)",
     "sigma_across": "sigma across the axis (px)",
@@ -54,12 +62,13 @@ def write_previews(samples: Samples, full: KernelCodec, kept: int, losses: list[
 def mosaics(samples: Samples, rows: int = 8, columns: int = 14) -> Figure:
     """Draw a grid of kernels of each family from narrow to wide, each scaled to its own maximum."""
     shown = _worth_a_look(samples)
-    figure, axes = _panels(len(shown), columns=2, width=6.6, height=4.6)
+    figure, axes = _panels(len(shown), columns=3 if len(shown) == 3 else 2, width=6.6, height=4.6)
     for axis, (family, (kernels, drawn)) in zip(axes, shown.items(), strict=False):
         chosen = kernels[: rows * columns]
-        _tiles(axis, chosen[np.argsort(np.hypot(*_axes_of(chosen)), kind="stable")], columns)
+        narrow_to_wide = np.argsort(np.hypot(*_axes_of(chosen)), kind="stable")
+        _tiles(axis, chosen[narrow_to_wide], min(columns, len(chosen)), lobes=family in COMPOSITES)
         ranges = [f"{_DRAWN[name]}: {round(v.min(), 2):g} to {round(v.max(), 2):g}" for name, v in drawn.items()]
-        title = f"{family} kernels, {kernels.shape[1]} x {kernels.shape[2]}, from narrow to wide"
+        title = f"{family.replace('_', ', ')} kernels, {kernels.shape[1]} x {kernels.shape[2]}, from narrow to wide"
         axis.set_title(title, fontsize=11, color=_INK)
         axis.set_xlabel("\n".join(ranges), fontsize=8, color=_INK)
     return figure
@@ -129,7 +138,7 @@ def codec_sheet(samples: Samples, full: KernelCodec, kept: int, losses: list[Los
     true = np.concatenate([k[: 6 if f == "motion" else 4] for f, (k, _) in _worth_a_look(samples).items()])
     versions = [true, *(c.decode(c.encode(true)) for c in (full.truncated(loss.components) for loss in losses[::-1]))]
     names = ["true", *(str(loss.components) for loss in losses[::-1])]
-    _tiles(decoded, np.concatenate(versions), len(true), names=names)
+    _tiles(decoded, np.concatenate(versions), len(true), names=names, lobes=full.signed)
     _label(decoded, "kernels of the bank, and decoded from so many components", "", "")
     return figure
 
@@ -140,19 +149,26 @@ def _worth_a_look(samples: Samples) -> Samples:
 
 
 def _tiles(
-    axis: Axes, pictures: np.ndarray, columns: int, *, signed: bool = False, names: list[str] | None = None
+    axis: Axes,
+    pictures: np.ndarray,
+    columns: int,
+    *,
+    signed: bool = False,
+    lobes: bool = False,
+    names: list[str] | None = None,
 ) -> None:
     """Small square pictures (n, k, k) on a grid, each scaled to its own maximum; `names` label the rows.
 
-    Kernels are shown by their square root, so that faint tails are seen.
+    Kernels are shown by their square root, so that faint tails are seen; `lobes` shows negative values in blue.
     """
     side = pictures.shape[-1] + 2
     grid = np.full((-(-len(pictures) // columns) * side, columns * side), np.nan)
     for i, picture in enumerate(pictures):
         scaled = picture / max(float(np.abs(picture).max()), 1e-12)
         top, left = (i // columns) * side + 1, (i % columns) * side + 1
-        grid[top : top + side - 2, left : left + side - 2] = scaled if signed else np.sqrt(np.maximum(scaled, 0))
-    look: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1} if signed else {"cmap": "magma", "vmin": 0}
+        shown = scaled if signed else np.sign(scaled) * np.sqrt(np.abs(scaled))
+        grid[top : top + side - 2, left : left + side - 2] = shown
+    look: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1} if signed or lobes else {"cmap": "magma", "vmin": 0}
     axis.imshow(grid, vmax=1, interpolation="nearest", **look)
     axis.set_xticks([])
     middles = (np.arange(len(names or [])) + 0.5) * side

@@ -27,9 +27,9 @@ def described(uri: str | Path) -> str:
     described = [f"{name:8} {text}" for name, text in lines.items()]
     head = "".join(f"{loss.components:>8}" for loss in codec.losses)
     held = "".join(f"{loss.explained_variance:>8.1%}" for loss in codec.losses)
-    table = [f"{'components':24}{head}", f"{'variance held':24}{held}"]
+    table = [f"{'components':30}{head}", f"{'variance held':30}{held}"]
     table += [
-        f"{family + ', decoded PSNR':24}" + "".join(f"{loss.psnr[family]:>8.1f}" for loss in codec.losses)
+        f"{family + ', decoded PSNR':30}" + "".join(f"{loss.psnr[family]:>8.1f}" for loss in codec.losses)
         for family in codec.losses[0].psnr
     ]
     return "\n".join([*described, "", *table])

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from kernels_bank.names import Grid, Reduction
 from kernels_bank.runtime.errors import BadRequestError
 
-Family = Literal["gaussian", "motion", "disk", "delta"]
+Family = Literal["gaussian", "motion", "disk", "delta", "gaussian_reduced", "motion_reduced", "reduction"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+COMPOSITES: tuple[Family, ...] = ("gaussian_reduced", "motion_reduced", "reduction")
+REDUCING = ("scale", "grid", "reductions")  # the law of composites beside that of their blurs
 
 Count = Annotated[int, Field(ge=0, le=100_000_000)]
 Range = tuple[Annotated[float, Field(gt=0, lt=1e6)], Annotated[float, Field(gt=0, lt=1e6)]]
@@ -25,6 +36,9 @@ class KernelBankSpec(BaseModel):
     motion: Count = Field(100_000, description="camera-shake kernels")
     disk: Count = Field(0, description="defocus kernels")
     delta: Count = Field(0, description="kernels without any blur")
+    gaussian_reduced: Count = Field(0, description="composites: Gaussian kernels followed by a reduction")
+    motion_reduced: Count = Field(0, description="composites: camera-shake kernels followed by a reduction")
+    reduction: Count = Field(0, description="reductions alone")
     size: int = Field(21, ge=3, le=99, description="kernel side in pixels, odd")
     seed: int = Field(0, ge=0, lt=2**63, description="of all draws")
 
@@ -49,6 +63,14 @@ class KernelBankSpec(BaseModel):
     )
     disk_radius: Range = Field((0.5, 8.0), description="defocus: radius in pixels; cut to what fits")
 
+    scale: int = Field(2, ge=1, le=8, description="composites: a picture becomes this many times as small")
+    grid: Grid = Field("centre", description="composites: where LR pixels lie in their blocks")
+    reductions: tuple[Reduction, ...] = Field(
+        ("area", "bicubic", "lanczos"),
+        min_length=1,
+        description="composites: kernel i has entry i modulo their number",
+    )
+
     components: int | None = Field(None, ge=1, description="length of the kernel code")
     explained_variance: float | None = Field(
         None, gt=0, le=1, description="share of the variance the code holds (0.99 when neither is given)"
@@ -71,7 +93,32 @@ class KernelBankSpec(BaseModel):
             raise ValueError(
                 f"components {self.components}: a {self.size} x {self.size} kernel has {self.size**2} pixels"
             )
+        if self.signed:
+            self._fitting_reductions()
         return self
+
+    def _fitting_reductions(self) -> None:
+        from kernels_bank.reduction import reduction_line
+
+        if len(set(self.reductions)) < len(self.reductions):
+            raise ValueError(f"reductions {', '.join(self.reductions)}: each is named once")
+        for name in self.reductions:
+            if (needed := len(reduction_line(name, self.scale, self.grid))) > self.size:
+                raise ValueError(
+                    f"size {self.size}: {name} at scale {self.scale} on the {self.grid} grid has {needed} pixels; "
+                    f"choose a size of at least {needed} or other reductions"
+                )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A bank without composites has the bytes, and so the digests, that it had before there were any.
+        values: dict[str, Any] = written(self)
+        return values if self.signed else {n: v for n, v in values.items() if n not in {*COMPOSITES, *REDUCING}}
+
+    @property
+    def signed(self) -> bool:
+        """Say whether kernels may have negative lobes: those of a reduction."""
+        return any(self.counts[family] for family in COMPOSITES)
 
     @property
     def count(self) -> int:
@@ -81,12 +128,24 @@ class KernelBankSpec(BaseModel):
     @property
     def counts(self) -> dict[Family, int]:
         """Count the kernels of each family, in the order they lie in the bank."""
-        return {"gaussian": self.gaussian, "motion": self.motion, "disk": self.disk, "delta": self.delta}
+        return {family: getattr(self, family) for family in FAMILIES}
 
 
-# The literature's kernel sets. DAN setting 1: isotropic. DAN setting 2 is DIV2KRK's: anisotropic with noise.
-# USRNet: half Gaussians with *variances* uniform in 0.6 ... 12, half motion.
+# `article`: the default bank, by name. `camera`: blurs with the reductions behind them, on the grid of cameras.
+# The others are the literature's kernel sets. DAN setting 1: isotropic. DAN setting 2 is DIV2KRK's: anisotropic with
+# noise. USRNet: half Gaussians with *variances* uniform in 0.6 ... 12, half motion.
+_CAMERA: dict[str, object] = {
+    "gaussian": 0,
+    "motion": 0,
+    "gaussian_reduced": 100_000,
+    "motion_reduced": 100_000,
+    "reduction": 3,
+}
 PRESETS: dict[str, dict[str, object]] = {
+    "article": {"gaussian": 100_000, "motion": 100_000, "size": 21},
+    "camera-x2": _CAMERA | {"size": 25, "scale": 2},
+    "camera-x3": _CAMERA | {"size": 25, "scale": 3},
+    "camera-x4": _CAMERA | {"size": 31, "scale": 4},
     "dan1-x2": {"motion": 0, "size": 21, "sigma": (0.2, 2.0), "isotropic": 1.0, "components": 10},
     "dan1-x3": {"motion": 0, "size": 21, "sigma": (0.2, 3.0), "isotropic": 1.0, "components": 10},
     "dan1-x4": {"motion": 0, "size": 21, "sigma": (0.2, 4.0), "isotropic": 1.0, "components": 10},

@@ -23,7 +23,7 @@ from kernels_bank.codec_quality import Loss
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.runtime.sealed import unsealed, write_sealed
-from kernels_bank.spec import FAMILIES, Family, KernelBankSpec
+from kernels_bank.spec import COMPOSITES, FAMILIES, REDUCING, Family, KernelBankSpec
 
 SCHEMA = 1
 # Raised whenever the same spec draws other kernels than before: shards of another generator are never mixed in.
@@ -94,9 +94,11 @@ def plan(spec: KernelBankSpec) -> list[Shard]:
     return shards
 
 
-def law_digest(spec: KernelBankSpec) -> str:
-    """Return the identity of everything that decides which kernel an index is: not the counts, not the codec."""
+def law_digest(spec: KernelBankSpec, family: Family) -> str:
+    """Return the identity of all that decides which kernel of a family an index is: not the counts, not the codec."""
     free = {*FAMILIES, "components", "explained_variance", "standardize"}
+    if family not in COMPOSITES:
+        free |= set(REDUCING)
     return storage.digest_of({"generator": GENERATOR, **spec.model_dump(exclude=free)})
 
 

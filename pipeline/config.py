@@ -9,14 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from kernels_bank.names import Reduction
 from pipeline.frozen import Frozen
 from pipeline.model_config import ModelConfig
 from pipeline.names import Alias, Experiment, ModelName
 
 Share = Annotated[float, Field(ge=0, le=1)]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
-Reduction = Literal["direct", "area", "bicubic", "lanczos"]
-Grid = Literal["corner", "centre"]
 Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1] scale: 2.55/255 is 0.01")]
 
 

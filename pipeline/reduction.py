@@ -1,20 +1,8 @@
-"""Reductions: how a large picture becomes a small one, written as a kernel so that the exact operator stays exact.
-
-A picture that is made s times as small with antialiasing is first smoothed by a short filter and then decimated. The
-filter is one more kernel: y = (x (*) (k (*) r)) down_s. So every reduction is a separable kernel r, given by its one
-line, and the blur in front of it and r together are one composite kernel, which the network's data step takes as it
-takes any other. Bicubic and Lanczos have small negative lobes, and so have their composites.
-
-Where the small picture's pixels lie is part of r. On the `corner` grid of the article an LR pixel lies on the
-upper-left pixel of its s x s block. On the `centre` grid it lies in the middle of the block, where cameras and every
-program that enlarges a picture have it: (s - 1) / 2 pixels further, half a pixel at x2.
-"""
+"""Composite kernels of tensors, and where the picture restored with one lies: `kernels_bank/reduction.py` in torch."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import get_args
 
 import numpy as np
 import torch
@@ -23,55 +11,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from kernels_bank.centring import centroid
-from pipeline.config import Grid, Reduction
+from kernels_bank.names import Grid, Reduction
+from kernels_bank.reduction import REDUCTIONS, offset, reduction_line, shift_line
 
-REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
-_CUBIC = -0.5  # Keys (1981), as in MATLAB and Pillow
-_LOBES = 3  # of Lanczos, as in Pillow
-_REACH = 6  # pixels either side of the windowed sinc that shifts by a part of a pixel
 _NO_SHIFT = 0.02  # pixels
 _LOSS = 1e-3  # share of a shifted kernel that may be cut off
-
-
-def offset(scale: int, grid: Grid) -> float:
-    """Return how far right of and below its block's upper-left pixel an LR pixel lies, in HR pixels.
-
-    >>> offset(4, "centre")
-    1.5
-    """
-    return (scale - 1) / 2 if grid == "centre" else 0.0
-
-
-@functools.lru_cache(maxsize=64)
-def reduction_line(reduction: Reduction, scale: int, grid: Grid) -> np.ndarray:
-    """Return one line of a reduction's separable kernel.
-
-    Args:
-        reduction: `direct` keeps one pixel of each block; `area` is the block's mean, as a camera's pixel takes it;
-            `bicubic` and `lanczos` are the antialiased filters of MATLAB and Pillow.
-        scale: s >= 1.
-        grid: where an LR pixel lies. A kept pixel lies in its corner and a block's mean in the middle: on the other
-            grid these two are shifted, by a windowed sinc where that is not by whole pixels.
-
-    Returns:
-        (n,) float64, n odd, of sum 1 and with its centroid at minus the grid's offset from the middle; read-only.
-
-    >>> reduction_line("area", 2, "centre").tolist()
-    [0.0, 0.5, 0.5, 0.0, 0.0]
-    """
-    behind = offset(scale, grid)
-    middle = offset(scale, "centre")
-    match reduction:
-        case "direct":
-            line = shift_line(np.ones(1), -behind)
-        case "area":
-            line = shift_line(_sampled(_box, 1, scale, middle), middle - behind)
-        case "bicubic":
-            line = _sampled(cubic, 2, scale, behind)
-        case "lanczos":
-            line = _sampled(_lanczos, _LOBES, scale, behind)
-    line.flags.writeable = False
-    return line
 
 
 @functools.lru_cache(maxsize=16)
@@ -140,38 +84,3 @@ def place(kernel: np.ndarray, scale: int, grid: Grid) -> np.ndarray:
     if np.abs(inner).sum() >= (1 - _LOSS) * np.abs(out).sum():
         out = inner
     return np.asarray(out / out.sum(), np.float32)
-
-
-def shift_line(line: np.ndarray, by: float) -> np.ndarray:
-    """Shift a line of odd length by `by` pixels, with a windowed sinc unless they are whole; the sum stays.
-
-    The middle entry of the longer result is again the place 0.
-    """
-    reach = int(np.ceil(abs(by))) if float(by).is_integer() else _REACH + int(np.ceil(abs(by)))
-    distance = np.arange(-reach, reach + 1) - by
-    taps = np.where(np.abs(distance) < _REACH, np.sinc(distance) * np.sinc(distance / _REACH), 0.0)
-    return np.convolve(line, taps / taps.sum())
-
-
-def _sampled(shape: Callable[[np.ndarray], np.ndarray], support: int, scale: int, behind: float) -> np.ndarray:
-    """The filter of `support` LR pixels either side, at the HR pixels around an LR pixel."""
-    reach = int(support * scale + behind)  # at that distance the filter is zero, or beyond it
-    line = shape((np.arange(-reach, reach + 1) + behind) / scale)
-    return np.asarray(line / line.sum())
-
-
-def _box(t: np.ndarray) -> np.ndarray:
-    distance = np.abs(t)
-    return np.where(distance < 0.5, 1.0, np.where(distance == 0.5, 0.5, 0.0))
-
-
-def cubic(t: np.ndarray) -> np.ndarray:
-    """Return the cubic convolution filter (Keys, 1981, a = -0.5) at distances in pixels of the coarser grid."""
-    d = np.abs(t)
-    near = ((_CUBIC + 2) * d - (_CUBIC + 3)) * d**2 + 1
-    far = _CUBIC * (((d - 5) * d + 8) * d - 4)
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
-
-
-def _lanczos(t: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(t) < _LOBES, np.sinc(t) * np.sinc(t / _LOBES), 0.0)

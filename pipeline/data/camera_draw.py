@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kernels_bank.names import Grid, Reduction
 from pipeline.camera import JpegPass, Subsampling, from_linear, sensor_noise, through_jpeg
-from pipeline.config import CameraConfig, Grid, Reduction
+from pipeline.config import CameraConfig
 from pipeline.degrade import quantize
 from pipeline.seeds import rng
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels_bank.gaussian import draw_gaussian, gaussian_kernels, perturb
 from kernels_bank.runtime.errors import BadRequestError
-from kernels_bank.spec import FAMILIES, KernelBankSpec
+from kernels_bank.spec import KernelBankSpec
 from pipeline.camera import to_linear
 from pipeline.config import DataConfig
 from pipeline.data.camera_draw import CameraDraw, draw_camera, through_camera
@@ -86,10 +86,11 @@ def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epochs: Se
     Raises:
         BadRequestError: the bank holds other kernels than Gaussians.
     """
-    if law.gaussian != law.count:
+    others = [family for family, count in law.counts.items() if count and family != "gaussian"]
+    if others:
         raise BadRequestError(
             "data.kernel_source 'online' draws Gaussians, and the bank holds other kernels too; use 'bank', or a bank "
-            f"built with {' '.join(f'--{family} 0' for family in FAMILIES if family != 'gaussian')}"
+            f"built with {' '.join(f'--{family} 0' for family in others)}"
         )
     randoms = [rng(seed, epoch=epoch, key=d.key, purpose="kernel") for d, epoch in zip(draws, epochs, strict=True)]
     drawn = [

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from scipy import signal
 
-from pipeline.reduction import cubic, reduction_line
+from kernels_bank.reduction import cubic, reduction_line
 
 _SIZE, _COUNT = 21, 8
 

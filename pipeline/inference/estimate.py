@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.config import Grid
+from kernels_bank.names import Grid
 from pipeline.inference import work
 from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.layout import torus_margin

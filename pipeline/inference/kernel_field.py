@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from pipeline.config import Grid
+from kernels_bank.names import Grid
 from pipeline.inference import work
 from pipeline.inference.box import CELL, Box
 from pipeline.inference.estimate import estimate_kernel

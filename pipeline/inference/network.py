@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels_bank.names import Grid
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.catalogue import ModelLocation, locate, open_network
-from pipeline.config import Grid
 from pipeline.inference import memory
 from pipeline.inference.trust import TrustNet, open_trust
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from kernels_bank.names import Grid
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.config import Grid
 from pipeline.images.convert import grey_to_rgb, is_grey
 from pipeline.inference import work
 from pipeline.inference.estimate import Estimate, estimate_kernel

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
 
+from kernels_bank.names import Grid
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.catalogue import ModelLocation
-from pipeline.config import Grid
 from pipeline.model.upsample import upsample
 from pipeline.model_folder import read_file, read_manifest
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kernels_bank.codec import KernelCodec
 from kernels_bank.coding import decode_codes, encode_codes
-from pipeline.config import Grid
+from kernels_bank.names import Grid
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
 from pipeline.model.guard import EQUAL, Acceptance, gradient_spread, restoration_score

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config import Grid
+from kernels_bank.names import Grid
+from kernels_bank.reduction import REDUCTIONS
 from pipeline.model.fourier import spectrum, transfer_function
-from pipeline.reduction import REDUCTIONS, compose, mixed_reductions
+from pipeline.reduction import compose, mixed_reductions
 
 
 @dataclass(frozen=True)

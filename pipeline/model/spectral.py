@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.reduction import REDUCTIONS
+from kernels_bank.reduction import REDUCTIONS
 
 WINDOW, FEATURES = 32, 3
 FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is rounding

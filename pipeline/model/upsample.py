@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config import Grid
+from kernels_bank.names import Grid
 
 _CUBIC = -0.75  # the free parameter of the cubic convolution kernel, as in OpenCV
 

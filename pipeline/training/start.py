@@ -32,6 +32,12 @@ def starting_point(config: RunConfig) -> InitialWeights:
         BadRequestError: no such model, kernels of another size, or tensors that do not fit.
     """
     bank, train = KernelBank.open(config.data.bank), config.train
+    if bank.codec.signed and (config.data.camera or train.learn != "restorer"):
+        # The network estimates a blur, >= 0, and puts the reduction behind it by itself, as a camera of the data does.
+        raise BadRequestError(
+            f"data.bank {config.data.bank}: holds composites, which the restorer alone learns from, without data.camera"
+            "; set train.learn to restorer, or take a bank of blurs and name the reductions in data.camera"
+        )
     if train.start_from is None:
         return InitialWeights(bank.codec, {})
     found = open_network(locate(train.start_from))[0]

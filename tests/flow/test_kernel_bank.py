@@ -29,7 +29,8 @@ from pipeline.tracking.store import client
 
 pytestmark = pytest.mark.flow
 
-SPEC = KernelBankSpec(gaussian=1500, motion=1500, disk=60, delta=4, size=15, seed=7, components=24)
+COMPOSITES = {"gaussian_reduced": 30, "motion_reduced": 30, "reduction": 3}
+SPEC = KernelBankSpec(gaussian=1500, motion=1500, disk=60, delta=4, **COMPOSITES, size=15, seed=7, components=24)
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +154,7 @@ def _swap_codec(folder: Path) -> None:
     ids=["flipped", "truncated", "missing", "schema", "digest", "kind", "fields", "json", "none", "codec", "no-codec"],
 )
 def test_damage_has_its_own_error(copy, damage, message):
-    assert len(list(verify(copy))) == 4
+    assert len(list(verify(copy))) == 7
     damage(copy)
     with pytest.raises(ArtefactError, match=message):
         list(verify(copy))
@@ -255,7 +256,7 @@ def test_s3_bank_is_built_verified_and_cached(cluster, s3, cache, tmp_path):
     bank = KernelBank.open("s3://test/bank")
     assert bank.digest == manifest.digest == build_bank(spec, tmp_path / "local", previews=False).digest
     np.testing.assert_array_equal(bank.kernels[:300], draw_range(spec, "gaussian", 0, 300)[0])
-    assert len(list(verify("s3://test/bank"))) == 3
+    assert len(list(verify("s3://test/bank"))) == 6
     assert [file.name for file in cache.glob("banks/*.npy")] == [f"{bank.digest}.npy"]
     with pytest.raises(BadRequestError, match="there is no bucket 'nobody'"):
         build_bank(spec, "s3://nobody/bank")
@@ -300,7 +301,7 @@ def test_a_shard_that_cannot_be_written_is_one_line(cluster, tmp_path, capsys):
 def test_command_line(built, tmp_path, capsys):
     command("--output", str(built), "--info")
     shown = capsys.readouterr().out
-    assert "1,500 gaussian + 1,500 motion + 60 disk + 4 delta kernels, 15 x 15" in shown
+    assert "1,500 gaussian + 1,500 motion + 60 disk + 4 delta + 30 gaussian_reduced + " in shown
     assert KernelBank.open(built).digest in shown
     assert "24 components hold" in shown
     table = [line.split() for line in shown.splitlines() if line.startswith(("components", "motion, decoded"))]
@@ -309,7 +310,7 @@ def test_command_line(built, tmp_path, capsys):
     assert losses == sorted(losses)
     assert 15 < losses[0] < losses[3] < 80
     command("--output", str(built), "--verify")
-    assert "all 4 shards" in capsys.readouterr().out
+    assert "all 7 shards" in capsys.readouterr().out
     target = tmp_path / "new"
     command("--output", str(target), "--check", "--gaussian", "9000", "--motion", "0")
     assert "would build 9,000 gaussian kernels in 2 shards" in capsys.readouterr().out

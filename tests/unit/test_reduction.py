@@ -11,11 +11,12 @@ from PIL import Image
 
 from kernels_bank import sample_gaussian, sample_motion
 from kernels_bank.centring import centroid
+from kernels_bank.reduction import REDUCTIONS, offset, reduction_line, shift_line
 from pipeline.degrade import degrade
 from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
 from pipeline.inference.comparison import upsample
 from pipeline.model.reducer import Reducer
-from pipeline.reduction import REDUCTIONS, compose, offset, one_hot, place, reduction_line, shift_line
+from pipeline.reduction import compose, one_hot, place
 from pipeline.seeds import rng
 
 SCALES = [2, 3, 4]

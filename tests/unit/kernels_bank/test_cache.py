@@ -23,7 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = KernelBankSpec(gaussian=300, motion=0, size=11)
     kernels = sample_gaussian(300, 11, rng=np.random.default_rng(0))
     (shard,) = plan(spec)
-    record = write_shard(str(folder), shard, law_digest(spec), kernels, {})
+    record = write_shard(str(folder), shard, law_digest(spec, shard.family), kernels, {})
     digest = bank_digest(11, [record])
     codec = KernelCodec.fit(kernels, components=4, bank_digest=digest)
     codec.save(folder / CODEC)

@@ -46,11 +46,12 @@ def test_losses_are_those_of_the_shorter_codec():
     "counts",
     [
         {"gaussian": 3, "motion": 2, "disk": 2, "delta": 1, "size": 9},
+        {"gaussian": 2, "motion": 0, "gaussian_reduced": 4, "motion_reduced": 4, "reduction": 3, "size": 13},
         {"gaussian": 0, "motion": 0, "delta": 2, "size": 3},
         {"gaussian": 1, "motion": 0, "size": 5, "sigma": (1.0, 1.0), "isotropic": 1.0},
         {"gaussian": 0, "motion": 40, "size": 7, "memory": (0.5, 0.5)},
     ],
-    ids=["few of all", "only delta", "one kernel", "one memory"],
+    ids=["few of all", "composites", "only delta", "one kernel", "one memory"],
 )
 def test_any_mixture_has_its_pictures(tmp_path, counts):
     spec = KernelBankSpec(**counts)

@@ -14,8 +14,8 @@ from scipy import io as scipy_io
 from scipy.sparse import csc_matrix
 
 from kernels_bank import load_kernels, sample_motion
+from kernels_bank.reduction import reduction_line
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
-from pipeline.reduction import reduction_line
 
 KERNELS = sample_motion(3, 9, rng=np.random.default_rng(0))
 

@@ -1,5 +1,6 @@
 """What a run starts from: whose kernel code, and which weights."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,6 +45,13 @@ def start(monkeypatch, bank, **train):
 def test_from_scratch_the_code_is_the_banks(monkeypatch):
     bank = codec(2)
     assert start(monkeypatch, bank) == starting.InitialWeights(bank, {})
+
+
+def test_composites_teach_the_restorer_alone(monkeypatch):
+    bank = replace(codec(2), signed=True)
+    with pytest.raises(BadRequestError, match="the-bank: holds composites, which the restorer alone learns from"):
+        start(monkeypatch, bank)
+    assert start(monkeypatch, bank, learn="restorer").codec is bank
 
 
 def test_a_whole_model_keeps_its_own_code(monkeypatch, before):

@@ -1,0 +1,8 @@
+"""The words of settings that the bank, the degradation and the network share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Reduction = Literal["direct", "area", "bicubic", "lanczos"]
+Grid = Literal["corner", "centre"]
