@@ -115,7 +115,7 @@ def with_block(page: str, text: str) -> str:
 def points(machine: Machine) -> list[Point]:
     """List what is looked at while a photograph is restored."""
     return [
-        Point(restorer, "estimate_sigma", "noise level"),
+        Point(restorer, "noise_level", "noise level"),
         Point(restorer, "estimate_kernel", "the guard and its restorations"),
         Point(restorer, "restore_planes", "restore"),
         Point(restorer, "features", "trust"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from pipeline.images.jpeg_level import jpeg_error, quantisation_tables
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.estimate import blur_of
-from pipeline.inference.noise import estimate_sigma
+from pipeline.inference.noise import noise_level
 from pipeline.inference.trust import Evidence, features, mix
 from pipeline.model import BlindOutput
 from pipeline.seeds import rng
@@ -109,7 +108,7 @@ def assumed_sigma(lr: np.ndarray, sigma: float, protocol: Protocol) -> float:
     """
     if protocol.degradation != "camera":
         return sigma
-    return math.hypot(estimate_sigma(lr), _file_error(lr, protocol))
+    return noise_level(lr, _file_error(lr, protocol))
 
 
 def _file_error(lr: np.ndarray, protocol: Protocol) -> float:

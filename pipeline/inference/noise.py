@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
+from scipy import ndimage
 
 # High-pass filter of Daubechies' wavelet with two vanishing moments (db2): blind to constants and ramps.
 _HIGH_PASS = np.array([1 - 3**0.5, 3**0.5 - 3, 3 + 3**0.5, -1 - 3**0.5]) / (4 * 2**0.5)
 _QUARTILE = 0.6744897501960817  # median of |N(0, 1)|
 _LEAST = 0.25  # share of the details that must tell something
+_SIDE, _QUIET = 4, 0.1  # details a side of a place; the share of the places that counts as the quiet ones
+_QUIET_OF_NOISE = 0.602  # what the mean absolute value is in the quiet places of N(0, 1)
+_UNEVEN = 1.0  # of what the usual place has above the quiet ones, as variance, is in the quiet ones too
+_LEAST_QUIET = 0.3  # of the quiet places' variance is noise at least, for noise can be uneven too
+
+
+def noise_level(image: np.ndarray, file_error: float) -> float:
+    """Return the noise level that a restorer is told of an image.
+
+    The details of a photograph are noise and, where the picture is sharp, texture. Texture is the same in all colours
+    and uneven. So what differs between colours is noise, and so is what even the quiet places have, once it is told
+    from what texture adds there. Noise that is grey and uneven as well is taken for texture in part. A JPEG's errors
+    are as uneven as texture, and its colours are smoothed: there all details count, beside what the file tells.
+
+    Args:
+        image: (H, W, C), integers over their whole range or floating point in [0, 1].
+        file_error: RMS error that the image's file is known to have, [0, 1] scale; 0: it is no JPEG.
+
+    Returns:
+        sigma >= 0 on the [0, 1] scale.
+    """
+    usual = estimate_sigma(image)
+    if file_error > 0 or usual == 0:
+        return math.hypot(usual, file_error)
+    planes = _planes(image)
+    quiet = min(usual, float(np.mean([_quiet_sigma(plane, usual) for plane in planes])))
+    even = max(quiet**2 - _UNEVEN * (usual**2 - quiet**2), _LEAST_QUIET * quiet**2)
+    colours = [_median_sigma(np.abs(_details(_details(a - b).T)) / 2**0.5) for a, b in pairwise(planes)]
+    return min(usual, max(math.sqrt(even), float(np.mean(colours)) if colours else 0.0))
 
 
 def estimate_sigma(image: np.ndarray) -> float:
@@ -28,8 +61,12 @@ def estimate_sigma(image: np.ndarray) -> float:
     """
     if min(image.shape[:2]) < 16:
         return 0.0
+    return float(np.mean([_channel_sigma(plane) for plane in _planes(image)]))
+
+
+def _planes(image: np.ndarray) -> list[np.ndarray]:
     peak = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else 1
-    return float(np.mean([_channel_sigma(image[..., c].astype(np.float64) / peak) for c in range(image.shape[2])]))
+    return [image[..., c].astype(np.float64) / peak for c in range(image.shape[2])]
 
 
 def _channel_sigma(channel: np.ndarray) -> float:
@@ -39,7 +76,21 @@ def _channel_sigma(channel: np.ndarray) -> float:
     telling = (low < high) | ((low > 0) & (high < 1))
     if telling.mean() < _LEAST:
         return 0.0
-    return float(np.median(details[telling])) / _QUARTILE
+    return _median_sigma(details[telling])
+
+
+def _median_sigma(details: np.ndarray) -> float:
+    return float(np.median(details)) / _QUARTILE
+
+
+def _quiet_sigma(channel: np.ndarray, usual: float) -> float:
+    """What the quiet places show; `usual` where flat ones are nearly everywhere."""
+    details = np.abs(_details(_details(channel).T)).T
+    varied = _windows(channel, np.minimum) < _windows(channel, np.maximum)
+    varied = ndimage.minimum_filter(varied, _SIDE)
+    if varied.mean() < _LEAST:
+        return usual
+    return float(np.quantile(ndimage.uniform_filter(details, _SIDE)[varied], _QUIET)) / _QUIET_OF_NOISE
 
 
 def _windows(channel: np.ndarray, lowest: np.ufunc) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -16,7 +15,7 @@ from pipeline.inference import work
 from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.kernel_field import KernelField, estimate_field, field_work, restore_field
 from pipeline.inference.network import LoadedNetwork
-from pipeline.inference.noise import estimate_sigma
+from pipeline.inference.noise import noise_level
 from pipeline.inference.planes import channel_count, split_alpha, to_float, to_type
 from pipeline.inference.progress import Listener, Meter, Piece
 from pipeline.inference.strength import assumed_kernel, assumed_sigma, check_strength
@@ -123,7 +122,7 @@ class Restorer(LoadedNetwork):
         colour, alpha = split_alpha(image)
         if kernel is not None and (kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0):
             raise BadRequestError(f"kernel: (k, k) with an odd side is expected, got {kernel.shape}")
-        level = math.hypot(estimate_sigma(colour), file_error) if sigma == "auto" else float(sigma)
+        level = noise_level(colour, file_error) if sigma == "auto" else float(sigma)
         lr = to_float(colour)
         size = {"item": image.itemsize, "channels": channel_count(image)}
         likely = _typical_kernel(self.kernel_side, scale) if kernel is None else kernel

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.inference.noise import estimate_sigma
+from pipeline.inference.noise import estimate_sigma, noise_level
 
 
 def philox(key):
@@ -77,3 +79,59 @@ def test_mirror_images_have_the_same_noise_nearly():
     noisy = (scene() + philox(1).normal(0, 6, (120, 160, 3))).round().clip(0, 255).astype(np.uint8)
     for other in (noisy[::-1], noisy[:, ::-1], noisy.swapaxes(0, 1)):
         assert estimate_sigma(other) == pytest.approx(estimate_sigma(noisy), rel=0.05)
+
+
+def textured(height=120, width=160):
+    """The scene with grey grain on a third of it, blurred less than the noise that is added."""
+    grain = 14 * philox(5).standard_normal((height, width, 1)) * (np.mgrid[:height, :width][1] < width // 3)[..., None]
+    return scene(height, width) + grain
+
+
+def rounded(values):
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("level", [0, 2, 5, 10])
+def test_texture_is_told_from_noise(level):
+    """Grain in a part of the picture counts as noise for the median, and not for what the restorer is told."""
+    noisy = rounded(textured() + philox(level).normal(0, level, (120, 160, 3)))
+    assert 255 * noise_level(noisy, 0.0) == pytest.approx(level, rel=0.12, abs=0.3)
+    assert estimate_sigma(noisy) > 1.1 * noise_level(noisy, 0.0)
+
+
+def test_colours_tell_even_texture_from_noise():
+    """Grain everywhere, of two colours at once: what the third says is noise is believed up to a half."""
+    grain = 6 * philox(5).standard_normal((120, 160, 1))
+    noisy = rounded(scene() + grain + philox(1).normal(0, 3, (120, 160, 3)))
+    assert 2.9 <= 255 * noise_level(noisy, 0.0) <= 255 * estimate_sigma(noisy)
+
+
+@pytest.mark.parametrize("level", [2, 5])
+def test_grey_noise_is_noise(level):
+    """The same in all colours, as files with smoothed colours have it."""
+    noisy = rounded(scene() + philox(level).normal(0, level, (120, 160, 1)))
+    assert 255 * noise_level(noisy, 0.0) == pytest.approx(level, rel=0.12)
+    assert 255 * noise_level(noisy[..., :1], 0.0) == pytest.approx(level, rel=0.12)
+
+
+def test_noise_that_grows_with_the_light_is_found():
+    clean = scene()
+    noisy = rounded(clean + philox(4).normal(0, 1, (120, 160, 3)) * 5 * np.sqrt(0.3 + 1.4 * clean / 255))
+    assert 255 * noise_level(noisy, 0.0) == pytest.approx(5, rel=0.12)
+
+
+def test_a_jpeg_is_told_by_all_its_details_and_its_file():
+    noisy = rounded(textured() + philox(1).normal(0, 3, (120, 160, 3)))
+    assert noise_level(noisy, 0.02) == pytest.approx(np.hypot(estimate_sigma(noisy), 0.02))
+
+
+@pytest.mark.parametrize("drawn", [lamps(), page()])
+def test_no_level_is_told_of_flat_colours(drawn):
+    assert noise_level(drawn, 0.0) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), channels=st.sampled_from([1, 3]), seed=st.integers(0, 9))
+def test_any_picture_has_a_level_of_at_most_its_details(height, width, channels, seed):
+    image = philox(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    assert 0 <= noise_level(image, 0.0) <= estimate_sigma(image)

@@ -12,7 +12,7 @@ from pipeline.degrade import degrade
 from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.layout import torus_margin
-from pipeline.inference.noise import estimate_sigma
+from pipeline.inference.noise import noise_level
 
 
 @pytest.mark.parametrize(("height", "width", "margin"), [(1, 5, 3), (17, 40, 13), (64, 63, 20), (9, 9, 30)])
@@ -72,7 +72,7 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
     assert restored.image.dtype == np.uint8
     assert restored.kernel.shape[0] == restored.kernel.shape[1] >= 13
     assert restored.kernel.sum() == pytest.approx(1, abs=1e-5)
-    assert restored.sigma == estimate_sigma(photo)
+    assert restored.sigma == noise_level(photo, 0.0)
     again = degrade(
         torch.from_numpy(restored.image).permute(2, 0, 1)[None].float() / 255,
         torch.from_numpy(restored.kernel)[None],
