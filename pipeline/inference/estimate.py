@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from kernels_bank.names import Grid
 from pipeline.inference import work
@@ -14,6 +15,8 @@ from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.progress import NOBODY, Piece
 from pipeline.inference.texture import textured_crops
 from pipeline.model import BlindOutput
+from pipeline.model.initial import Initial
+from pipeline.model.reducer import Reducer
 
 _CROP, _LEAST = 192, 96  # LR pixels a side: what an estimate is made from
 _ALONE = 288  # an image no larger than this is one place
@@ -42,7 +45,8 @@ def estimate_kernel(
     """Estimate the kernel of a photograph.
 
     Each of up to three well-textured places gives an initial kernel, which costs next to nothing. The place whose
-    kernel is nearest to the others is refined, so that a single place with a texture of its own does not decide.
+    kernel is nearest to the others is refined, so that a single place with a texture of its own does not decide. Where
+    the model sees nothing to refine, nothing is restored.
 
     Args:
         network: the model.
@@ -57,22 +61,26 @@ def estimate_kernel(
     crops = [lr[top : top + side, left : left + side] for top, left in textured_crops(lr, side, _PLACES)]
     height, width = crops[0].shape[:2]
     piece.expect(work.estimate(network, (height, width), scale, len(crops)))
-    if len(crops) == 1:
-        piece.at("place", 0, 1)
-        return _guarded(network, crops[0], scale, sigma, grid, piece)
-    initial = []
+    firsts = []
     for number, crop in enumerate(crops):
         piece.at("place", number, len(crops))
-        initial.append(network.initial_kernel(crop, scale, sigma))
+        firsts.append(network.initial(crop, scale, sigma))
         piece.add(work.initial((height, width)))
-    kernels = np.stack(initial)
+    if len(crops) == 1:
+        return _guarded(network, crops[0], firsts[0], scale, sigma, grid, piece)
+    kernels = np.stack([_composed(first, scale, "corner") for first in firsts])
     distances = np.abs(kernels[:, None] - kernels).sum((-2, -1))
     nearest = int(distances.sum(1).argmin())
     spread = float(distances[nearest].sum() / (len(crops) - 1))
-    return _guarded(network, crops[nearest], scale, sigma, grid, piece)._replace(spread=spread)
+    return _guarded(network, crops[nearest], firsts[nearest], scale, sigma, grid, piece)._replace(spread=spread)
 
 
-def _guarded(network: LoadedNetwork, crop: np.ndarray, scale: int, sigma: float, grid: Grid, piece: Piece) -> Estimate:
+def _guarded(
+    network: LoadedNetwork, crop: np.ndarray, first: Initial, scale: int, sigma: float, grid: Grid, piece: Piece
+) -> Estimate:
+    if network.settled(first):
+        piece.end()
+        return Estimate(_composed(first, scale, grid), 0, None, _blur(first.blur, first.shares))
     extended = periodic_extension(crop, torus_margin(scale, network.kernel_side))
     once, steps, taken = work.crop_pass(network, (crop.shape[0], crop.shape[1]), scale), network.kernel_steps, 0
 
@@ -83,16 +91,27 @@ def _guarded(network: LoadedNetwork, crop: np.ndarray, scale: int, sigma: float,
         if steps and (taken == 0 or what == "kernel step"):
             piece.at("kernel step", taken, steps)
 
-    out = network.blind(network.tensor(extended), scale, sigma, observed=network.tensor(crop), grid=grid, tick=tick)
+    observed = network.tensor(crop)
+    out = network.blind(network.tensor(extended), scale, sigma, observed=observed, grid=grid, tick=tick, first=first)
     piece.end()
     return Estimate(out.kernel[0].cpu().numpy(), int(out.kernel_round[0]), None, blur_of(out))
 
 
 def blur_of(out: BlindOutput) -> Blur | None:
     """Return what the kernel of a blind restoration of one image is made of, if the model tells."""
-    if out.reductions is None:
+    return _blur(out.rounds[int(out.kernel_round[0])].blur, out.reductions)
+
+
+def _composed(first: Initial, scale: int, grid: Grid) -> np.ndarray:
+    """(k, k): the initial kernel of one image, with the reduction."""
+    kernel: np.ndarray = Reducer(first.shares, scale, grid).compose(first.blur)[0].cpu().numpy()
+    return kernel
+
+
+def _blur(kernel: Tensor, shares: Tensor | None) -> Blur | None:
+    if shares is None:
         return None
-    blur = out.rounds[int(out.kernel_round[0])].blur[0].cpu().numpy().astype(np.float64)
+    blur = kernel[0].cpu().numpy().astype(np.float64)
     line = np.arange(len(blur)) - len(blur) // 2
     width = (blur * (line[:, None] ** 2 + line**2)).sum() / 2
-    return Blur(float(width), out.reductions[0].cpu().numpy())
+    return Blur(float(width), shares[0].cpu().numpy())

@@ -56,6 +56,15 @@ def bound_fft_plans(device: torch.device) -> None:
         torch.backends.cuda.cufft_plan_cache[index].max_size = _FFT_PLANS
 
 
+def close_gaps(device: torch.device) -> None:
+    """Give back what the C library kept, before a window fills most of what is left.
+
+    Its tensors do not fit into the gaps that smaller ones left, and these become more with every window.
+    """
+    if device.type == "cpu":
+        give_back_free_memory()
+
+
 def give_back(device: torch.device) -> None:
     """Give memory that the allocator keeps for itself back to the card, so that blocks of another size fit."""
     if device.type == "cuda":

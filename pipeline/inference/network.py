@@ -15,6 +15,7 @@ from pipeline.catalogue import ModelLocation, locate, open_network
 from pipeline.inference import memory
 from pipeline.inference.trust import TrustNet, open_trust
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
+from pipeline.model.initial import Initial
 from pipeline.model.usrnet import Tick
 
 _DEFAULT_REACH = 25
@@ -114,6 +115,7 @@ class LoadedNetwork:
         observed: Tensor | None = None,
         grid: Grid = "corner",
         tick: Tick | None = None,
+        first: Initial | None = None,
     ) -> BlindOutput:
         """Estimate the kernel of a periodic image and restore it; nothing is extended or clipped.
 
@@ -127,19 +129,19 @@ class LoadedNetwork:
                 the guard judges that part: the smooth band of an extension has a spectrum of its own, and rings.
             grid: where the LR pixels lie in their blocks.
             tick: called after each unfolding and each kernel step.
+            first: the initial kernel, if it is there already.
 
         Raises:
             BadRequestError: the model is not blind.
         """
-        if not isinstance(self.network, BlindUSRNet):
-            raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
+        network = self._blind()
         with torch.inference_mode():
-            first = self.network.initial(lr if observed is None else observed, scale, sigma)
+            first = first or network.initial(lr if observed is None else observed, scale, sigma)
             part = None if observed is None else (observed.shape[-2], observed.shape[-1])
-            return self.network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid, tick=tick)
+            return network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid, tick=tick)
 
-    def initial_kernel(self, image: np.ndarray, scale: int, sigma: float) -> np.ndarray:
-        """Return the kernel (k, k) that the alternation starts from, with the reduction, on the corner grid.
+    def initial(self, image: np.ndarray, scale: int, sigma: float) -> Initial:
+        """Return what the alternation starts from.
 
         Args:
             image: (h, w, 3) float32 in [0, 1].
@@ -149,11 +151,18 @@ class LoadedNetwork:
         Raises:
             BadRequestError: the model is not blind.
         """
+        with torch.inference_mode():
+            return self._blind().initial(self.tensor(image), scale, sigma)
+
+    def settled(self, first: Initial) -> bool:
+        """Tell whether the initial kernel is the estimate, since nothing would better it."""
+        network = self._blind()
+        return not network.config.kernel.rounds and (not network.config.kernel.steps or bool(network.settled(first)))
+
+    def _blind(self) -> BlindUSRNet:
         if not isinstance(self.network, BlindUSRNet):
             raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")
-        with torch.inference_mode():
-            kernel: np.ndarray = self.network.initial_kernel(self.tensor(image), scale, sigma)[0].cpu().numpy()
-            return kernel
+        return self.network
 
     def nonblind(
         self,

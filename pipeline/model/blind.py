@@ -24,6 +24,7 @@ from kernels_bank.coding import decode_codes, encode_codes
 from kernels_bank.names import Grid
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
+from pipeline.model.gaussian_fit import is_nearly_gaussian
 from pipeline.model.guard import EQUAL, Acceptance, gradient_spread, restoration_score
 from pipeline.model.initial import Initial, over_views
 from pipeline.model.kernel_step import acceptance, refine_kernel
@@ -118,7 +119,8 @@ class BlindUSRNet(nn.Module):
         """Restore guarded: a kernel is accepted, image by image, only where what it makes of the image is plausible.
 
         The rounds of the alternation are followed by `config.kernel.steps` closed-form kernel steps as one more
-        round, which has to win clearly. Where a round does not start from x0 it runs that round's unfoldings twice.
+        round, which has to win clearly. They are left out where they cannot (`settled`). Where a round does not start
+        from x0 it runs that round's unfoldings twice.
 
         Args:
             lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
@@ -149,14 +151,18 @@ class BlindUSRNet(nn.Module):
             accepted, kernel_round = _choose(better, new, old), kernel_round.where(~better, number)
             rounds.append(new)
             state = start
-        if self.config.kernel.steps:
+        settled = self.settled(first)
+        if self.config.kernel.steps and bool(settled.all()):
+            rounds.append(accepted)
+        elif self.config.kernel.steps:
             levels = check_inputs(lr, scale, sigma, training=self.training)
             begin = accepted.blur if first.start is None or self.config.kernel.rounds else first.start
             *_, blur = self.refine(lr, begin, scale, levels, reducer, tick)
             new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds between, what was accepted is a whole restoration from x0 already.
             old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted
-            better = self._wins(new, old, origin, observed_size, acceptance(scale, sure=first.start is not None))
+            terms = acceptance(scale, sure=first.start is not None)
+            better = self._wins(new, old, origin, observed_size, terms) & ~settled
             accepted, kernel_round = _choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
         return _output(accepted, rounds, kernel_round, first.shares)
@@ -237,6 +243,16 @@ class BlindUSRNet(nn.Module):
         kernel = torch.zeros(batch, self.kernel_size, self.kernel_size, dtype=torch.float32, device=lr.device)
         kernel[:, self.kernel_size // 2, self.kernel_size // 2] = 1
         return Initial(kernel, code, None)
+
+    def settled(self, first: Initial) -> Tensor:
+        """Tell (B,) whose initial kernel kernel steps would not better.
+
+        Where even what they would start from is nearly a Gaussian, the picture shows no other blur, and the guard took
+        none of what they made of it (docs/training-log.md).
+        """
+        if first.start is None or self.config.kernel.rounds:
+            return torch.zeros(len(first.blur), dtype=torch.bool, device=first.blur.device)
+        return is_nearly_gaussian(first.start)
 
     def initial_kernel(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Tensor:
         """Return the kernel (B, k, k) that the alternation starts from, with the reduction, on the corner grid."""

@@ -24,8 +24,12 @@ def snap_to_gaussian(kernel: Tensor, near: float = NEAR) -> Tensor:
     Kernels are >= 0 and of sum 1.
     """
     gaussian = matching_gaussian(kernel)
-    distance = (kernel - gaussian).abs().sum((-2, -1), keepdim=True)
-    return torch.where(distance <= near, gaussian, kernel)
+    return torch.where(_distance(kernel, gaussian)[:, None, None] <= near, gaussian, kernel)
+
+
+def is_nearly_gaussian(kernel: Tensor, near: float = NEAR) -> Tensor:
+    """Tell (B,) which kernels (B, k, k), >= 0 and of sum 1, `snap_to_gaussian` would replace."""
+    return _distance(kernel, matching_gaussian(kernel)) <= near
 
 
 def matching_gaussian(kernel: Tensor) -> Tensor:
@@ -47,6 +51,10 @@ def matched(kernel: Tensor, possible: Callable[[Tensor], Tensor], inverse: Calla
         # Sampling makes narrow Gaussians narrower still and the grid's edge cuts wide ones: meet what is measured.
         covariance = possible(covariance + target - _covariance(_sampled(covariance, kernel.shape[-1], inverse)))
     return _sampled(covariance, kernel.shape[-1], inverse)
+
+
+def _distance(kernel: Tensor, gaussian: Tensor) -> Tensor:
+    return (kernel - gaussian).abs().sum((-2, -1))
 
 
 def _covariance(kernel: Tensor) -> Tensor:

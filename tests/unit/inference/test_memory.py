@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -33,3 +36,25 @@ def test_memory_in_use_grows_with_what_is_used():
     held = torch.ones(2**24)
     assert 0.9 * 2**26 < in_use(torch.device("cpu")) - before < 1.2 * 2**26
     del held
+
+
+def test_gaps_are_closed_before_a_window():
+    """In a process of its own: the allocator keeps its setting for good."""
+    code = """
+import torch
+from pathlib import Path
+from pipeline.inference.allocator import keep_freed_memory
+from pipeline.inference.memory import close_gaps
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+keep_freed_memory()
+held = [torch.ones(2**18 if i % 2 else 2**22) for i in range(32)]  # 1 and 16 MiB in turn
+del held[::2]
+kept = resident()
+close_gaps(torch.device("cpu"))
+print(kept - resident())
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 200 * 2**20

@@ -103,9 +103,9 @@ def test_the_rest_is_foretold_within_a_third_after_a_fifth(shipped):
         return timed
 
     class Timed(Restorer):
-        def blind(self, lr, scale, sigma, observed=None, grid="corner", tick=None):
+        def blind(self, lr, scale, sigma, observed=None, grid="corner", tick=None, first=None):
             pixels = lr.shape[-1] * lr.shape[-2] * scale**2
-            return super().blind(lr, scale, sigma, observed, grid, slow(pixels, tick))
+            return super().blind(lr, scale, sigma, observed, grid, slow(pixels, tick), first)
 
         def nonblind(self, lr, kernel, scale, sigma, x0=None, tick=None):
             pixels = lr.shape[-1] * lr.shape[-2] * scale**2

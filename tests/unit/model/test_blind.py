@@ -8,7 +8,8 @@ from torch import nn
 
 from pipeline.model import BlindUSRNet, data_step, upsample
 from pipeline.model.estimator import Estimator
-from pipeline.model.gaussian_fit import snap_to_gaussian
+from pipeline.model.gaussian_fit import matching_gaussian, snap_to_gaussian
+from pipeline.model.guard import Acceptance
 from pipeline.model.spectral import SpectralInit
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 
@@ -260,6 +261,27 @@ def test_a_net_that_knows_reductions_answers_twice_and_kernel_steps_start_from_t
     with torch.no_grad():
         net.infer(lr, 2, 0.01)
     assert torch.equal(begun[0], first.start)
+
+
+def test_kernel_steps_are_left_out_where_their_start_is_nearly_a_gaussian(codec, monkeypatch):
+    torch.manual_seed(0)
+    kernel = KernelConfig(reductions=True, rounds=0, steps=1)
+    net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=kernel), codec).eval()
+    lr = torch.rand(2, 3, 45, 30)
+    gaussian = matching_gaussian(net.initial(lr, 2, 0.01).blur.detach())
+    other = torch.zeros_like(gaussian)
+    other[:, 0, 0] = other[:, -1, -1] = 0.5
+    first = net.initial(lr, 2, 0.01)._replace(start=torch.stack((gaussian[0], other[1])))
+    assert net.settled(first).tolist() == [True, False]
+    always = (Acceptance(float("inf"), 0.0),)
+    monkeypatch.setattr("pipeline.model.blind.acceptance", lambda scale, sure: always)
+    with torch.no_grad():
+        assert net.infer(lr, 2, 0.01, initial=first).kernel_round.tolist() == [0, 1]
+        monkeypatch.setattr(net, "refine", lambda *_: pytest.fail("refined"))
+        out = net.infer(lr, 2, 0.01, initial=first._replace(start=gaussian))
+    assert out.kernel_round.tolist() == [0, 0]
+    assert len(out.rounds) == 2, "as many as of other images: tables hold a column for each"
+    assert torch.equal(out.sr, out.rounds[1].sr)
 
 
 def test_features_that_are_there_already_are_answered_the_same():

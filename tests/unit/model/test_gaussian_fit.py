@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels_bank import sample_gaussian, sample_motion
-from pipeline.model.gaussian_fit import NEAR, matching_gaussian, snap_to_gaussian
+from pipeline.model.gaussian_fit import NEAR, is_nearly_gaussian, matching_gaussian, snap_to_gaussian
 
 
 def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -37,6 +37,7 @@ def test_what_is_far_from_every_gaussian_stays_bit_for_bit():
     rng = np.random.Generator(np.random.Philox(1))
     motion = torch.from_numpy(sample_motion(32, 25, rng=rng, extent=(10.0, 20.0))).float()
     far = apart(matching_gaussian(motion), motion) > NEAR
+    assert torch.equal(is_nearly_gaussian(motion), ~far)
     assert int(far.sum()) > 28
     assert torch.equal(snap_to_gaussian(motion)[far], motion[far])
 
