@@ -75,7 +75,7 @@ def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
         try:
             with (
                 own_sigterm(),
-                _as_ours(),
+                _as_ours(log_to_driver=log_to_driver),
                 contextlib.nullcontext() if log_to_driver else _stderr_into(folder.parent / "start.log"),
             ):
                 ray.init(
@@ -97,12 +97,18 @@ def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
 
 
 @contextlib.contextmanager
-def _as_ours() -> Iterator[None]:
-    """Let what Ray starts in the block listen on loopback, ask for our token, and outlive signals to this process."""
-    from ray._private import ray_constants
+def _as_ours(*, log_to_driver: bool) -> Iterator[None]:
+    """Let what Ray starts in the block listen on loopback, ask for our token, and outlive signals to this process.
+
+    Three of its servers are left out, which cost two seconds of CPU: that of the dashboard, which Ray starts even
+    without a dashboard, the autoscaler, which has no machines to ask for, and the reader of the workers' logs.
+    """
+    from ray._private import node, ray_constants
     from ray._private import services as typed_services
 
     services: Any = typed_services
+    left_out = ["start_api_server", "start_monitor"] + ([] if log_to_driver else ["start_log_monitor"])
+    starters = {name: getattr(node.Node, name) for name in left_out}
 
     os.environ.pop("RAY_AUTH_MODE", None)  # then Ray turns the token on for a Ray of this process
     os.environ["RAY_AUTH_TOKEN"] = _TOKEN
@@ -112,11 +118,15 @@ def _as_ours() -> Iterator[None]:
     started.clear()
     popen: Any = services.ConsolePopen
     services.ConsolePopen = _RayProcess
+    for name in starters:
+        setattr(node.Node, name, lambda *_, **__: None)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # processes started meanwhile inherit it
     try:
         yield
     finally:
         services.ConsolePopen, ray_constants.ENABLE_RAY_CLUSTER = popen, several
+        for name, starter in starters.items():
+            setattr(node.Node, name, starter)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
