@@ -1,8 +1,8 @@
 """Compare the noise level that `auto` tells the restorer with the best told one, in every cell of `camera`.
 
 Cuts of photographs are degraded as the protocols `camera-*` do, with Gaussian and with motion kernels, and restored
-with the true composite kernel: at the level that `auto` says of pixels and file, and at 0.7, 1 and 1.4 times the true
-error. What the told levels gave is kept as JSON and read from there the next time; `auto` is measured each time.
+with the true composite kernel: at the level that `auto` says of pixels and file, and at 0.6, 0.8, 1 and 1.4 times the
+true error. What the told levels gave is kept as JSON and read from there the next time; `auto` is measured each time.
 
 python -m tools.told_levels --photographs BSDS400 --cuts 2 --told FILE
 """
@@ -29,11 +29,11 @@ from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.protocol import PROTOCOLS
 from pipeline.images.jpeg_level import jpeg_error, quantisation_tables
 from pipeline.inference import Restorer
-from pipeline.inference.noise import estimate_sigma
+from pipeline.inference.noise import noise_level
 from pipeline.seeds import rng
 from pipeline.shipped import FOR_PHOTOGRAPHS
 
-_FACTORS = (0.7, 1.0, 1.4)  # of the true error: the levels that are told
+_FACTORS = (0.6, 0.8, 1.0, 1.4)  # of the true error: the levels that are told
 _ROUNDING = 0.29  # 1/255, of 8 bit
 _NOISES, _QUALITIES, _SCALES = (0, 2, 5), (None, 95, 85, 70), (2, 4)
 _WIDTHS = {2: (0.99, 1.70), 4: (1.4, 2.4)}  # of Gaussians, HR pixels, by scale
@@ -155,8 +155,7 @@ class Case(NamedTuple):
 def judge(case: Case, told: dict[str, float], auto: float) -> tuple[float, float, float, float]:
     """Return the true error, what `auto` says, the best told level, and the dB that `auto` is above it."""
     best = max(told, key=told.__getitem__)
-    said = math.hypot(estimate_sigma(case.lr), case.file_error)
-    return case.error, 255 * said, float(best), auto - told[best]
+    return case.error, 255 * noise_level(case.lr, case.file_error), float(best), auto - told[best]
 
 
 def table(measured: dict[Cell, list[tuple[float, float, float, float]]], worst: int) -> str:
