@@ -97,6 +97,7 @@ def _read_with_pillow(data: bytes, *, heif: bool) -> Parts:
             stream=data,
             metadata=Metadata(info.get("icc_profile") or None, exif, info.get("xmp") or None, _nclx(data)),
             orientation=1 if heif else exif_orientation(exif),
+            lossy=True,
             notes=("read as 8 bit; it has more",) if deep else (),
         )
 

@@ -26,6 +26,7 @@ class Parts:
     orientation: int = 1  # EXIF 1..8: what the decoded pixels still need
     grey_alpha: bool = False  # grey with alpha, which the decoder gives as RGBA
     grey_key: int | None = None  # the grey value that stands for transparent pixels
+    lossy: bool = False  # its pixels are off by an error that it does not tell: a WebP of that kind, AVIF, HEIF
     notes: tuple[str, ...] = ()  # what is wrong with the file and can be borne, a phrase each
 
     @property

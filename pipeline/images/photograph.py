@@ -45,5 +45,5 @@ class Photograph:
     kind: Format  # of its file; png where results cannot have the input's
     metadata: Metadata = field(default_factory=Metadata)
     jpeg: JpegCoding | None = None
-    file_error: float = 0.0  # RMS on the [0, 1] scale by which JPEG codings, this one or earlier, left the pixels off
+    file_error: float = 0.0  # RMS on the [0, 1] scale by which codings, this one or earlier, left the pixels off
     notes: tuple[str, ...] = ()  # what is worth telling of the file, a phrase each

@@ -43,6 +43,7 @@ def read_webp(data: bytes) -> Parts:
         stream=_file([*chunks, (picture, found[picture])]),
         metadata=metadata,
         orientation=exif_orientation(metadata.exif),
+        lossy=picture == b"VP8 ",
     )
 
 

@@ -14,21 +14,22 @@ _QUARTILE = 0.6744897501960817  # median of |N(0, 1)|
 _LEAST = 0.25  # share of the details that must tell something
 _SIDE, _QUIET = 4, 0.1  # details a side of a place; the share of the places that counts as the quiet ones
 _QUIET_OF_NOISE = 0.602  # what the mean absolute value is in the quiet places of N(0, 1)
-_UNEVEN = 1.0  # of what the usual place has above the quiet ones, as variance, is in the quiet ones too
+_TELLING_COLOURS = 0.4  # of what all details show: colours that show as much are not smoothed
 _LEAST_QUIET = 0.3  # of the quiet places' variance is noise at least, for noise can be uneven too
 
 
 def noise_level(image: np.ndarray, file_error: float) -> float:
     """Return the noise level that a restorer is told of an image.
 
-    The details of a photograph are noise and, where the picture is sharp, texture. Texture is the same in all colours
-    and uneven. So what differs between colours is noise, and so is what even the quiet places have, once it is told
-    from what texture adds there. Noise that is grey and uneven as well is taken for texture in part. A JPEG's errors
-    are as uneven as texture, and its colours are smoothed: there all details count, beside what the file tells.
+    The details of a photograph are noise and, where the picture is sharp, texture. Texture is grey and uneven. So what
+    differs between colours is noise, and so is what even the quiet places have, once it is told from what texture adds
+    there. How far that is believed depends on the colours: where they show little beside the whole, a file may have
+    smoothed them and the noise, or the error of an unknown compression, may be grey. A JPEG's errors are as uneven as
+    texture: there all details count, beside what the file tells.
 
     Args:
         image: (H, W, C), integers over their whole range or floating point in [0, 1].
-        file_error: RMS error that the image's file is known to have, [0, 1] scale; 0: it is no JPEG.
+        file_error: RMS error that the image's file is known to have, [0, 1] scale; 0: none that is known.
 
     Returns:
         sigma >= 0 on the [0, 1] scale.
@@ -38,9 +39,12 @@ def noise_level(image: np.ndarray, file_error: float) -> float:
         return math.hypot(usual, file_error)
     planes = _planes(image)
     quiet = min(usual, float(np.mean([_quiet_sigma(plane, usual) for plane in planes])))
-    even = max(quiet**2 - _UNEVEN * (usual**2 - quiet**2), _LEAST_QUIET * quiet**2)
-    colours = [_median_sigma(np.abs(_details(_details(a - b).T)) / 2**0.5) for a, b in pairwise(planes)]
-    return min(usual, max(math.sqrt(even), float(np.mean(colours)) if colours else 0.0))
+    # Texture adds to the quiet places about what it adds to the usual place beyond that, as variance.
+    even = math.sqrt(max(2 * quiet**2 - usual**2, _LEAST_QUIET * quiet**2))
+    differences = [_median_sigma(np.abs(_details(_details(a - b).T)) / 2**0.5) for a, b in pairwise(planes)]
+    colours = min(usual, float(np.mean(differences))) if differences else 0.0
+    believed = min(1.0, colours / (_TELLING_COLOURS * usual))
+    return usual ** (1 - believed) * max(even, colours) ** believed
 
 
 def estimate_sigma(image: np.ndarray) -> float:

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from scipy import ndimage
 from skimage import data
 
@@ -45,6 +45,15 @@ def test_a_lossless_file_tells_of_none():
     buffer = io.BytesIO()
     Image.fromarray(small("coffee")).save(buffer, "PNG")
     assert decode_photograph(buffer.getvalue()).file_error == 0
+
+
+@pytest.mark.parametrize(("kind", "lossless", "told"), [("WEBP", False, 3), ("WEBP", True, 0), ("AVIF", False, 3)])
+def test_a_lossy_file_without_tables_is_given_an_error(kind, lossless, told):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    buffer = io.BytesIO()
+    Image.fromarray(small("coffee")).save(buffer, kind, quality=85, **({"lossless": True} if lossless else {}))
+    assert 255 * decode_photograph(buffer.getvalue()).file_error == pytest.approx(told)
 
 
 def test_grey_and_tiny_and_flat_pictures_have_a_finite_error():

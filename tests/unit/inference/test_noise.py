@@ -95,7 +95,7 @@ def rounded(values):
 def test_texture_is_told_from_noise(level):
     """Grain in a part of the picture counts as noise for the median, and not for what the restorer is told."""
     noisy = rounded(textured() + philox(level).normal(0, level, (120, 160, 3)))
-    assert 255 * noise_level(noisy, 0.0) == pytest.approx(level, rel=0.12, abs=0.3)
+    assert 255 * noise_level(noisy, 0.0) == pytest.approx(level, rel=0.12, abs=0.5)
     assert estimate_sigma(noisy) > 1.1 * noise_level(noisy, 0.0)
 
 
