@@ -31,6 +31,7 @@ from pipeline.data.task import read_segment
 from pipeline.images.decode import decode_image, decode_tile
 from pipeline.images.encode import encode_png
 
+pytestmark = pytest.mark.timeout(1800)  # a busy machine takes its time
 CORES = os.cpu_count() or 1
 BATCH, SCALE = 16, 2
 
