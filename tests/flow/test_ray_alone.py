@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from tests.flow.training_runs import REPO, environment
+from tests.helpers.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.flow
 
@@ -39,23 +41,35 @@ _IN = "the Ray is open to me"
 _CLOSED_PATHS = ("/api/jobs/", "/api/job_agent/jobs/", "/logs", "/worker/traceback", "/get_or_create_runtime_env")
 
 
-class Job:
-    """A bank that takes minutes, in a session of its own, its output in a file."""
+@pytest.fixture
+def proxy(s3: str) -> Iterator[FaultProxy]:
+    """Before S3, which takes no shard of a bank for minutes."""
+    with FaultProxy(s3, [Fault("delay", methods="PUT", path=r"kernels-\d", seconds=600)]) as made:
+        yield made
 
-    def __init__(self, folder: Path) -> None:
-        self.log = folder / "job.log"
-        command = [sys.executable, "jobs/build_kernel_bank.py", "--output", str(folder / "bank")]
-        command += ["--gaussian", "2000000", "--motion", "2000000"]
+
+class Job:
+    """A bank whose tasks wait for S3, in a session of its own, its output in a file."""
+
+    def __init__(self, folder: Path, proxy: FaultProxy) -> None:
+        self.log, self._proxy = folder / "job.log", proxy
+        command = [sys.executable, "jobs/build_kernel_bank.py", "--output", f"s3://test/{folder.name}/bank"]
+        command += ["--gaussian", "10000", "--motion", "10000"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command, cwd=REPO, env=environment(), start_new_session=True, stdout=log, stderr=log
+                command,
+                cwd=REPO,
+                env=environment(AWS_ENDPOINT_URL=proxy.url),
+                start_new_session=True,
+                stdout=log,
+                stderr=log,
             )
         self.wait_until_at_work()
         self.below = psutil.Process(self.process.pid).children(recursive=True)
 
     def wait_until_at_work(self) -> None:
         deadline = time.monotonic() + 240
-        while "kernels: " not in self.said():
+        while self._proxy.counts["delay"] < 2:  # one of each of two tasks
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.1)
@@ -75,8 +89,8 @@ class Job:
         return status
 
 
-def test_a_stranger_is_refused_and_sigterm_to_all_ends_the_job_in_order(tmp_path: Path):
-    job = Job(tmp_path)
+def test_a_stranger_is_refused_and_sigterm_to_all_ends_the_job_in_order(proxy: FaultProxy, tmp_path: Path):
+    job = Job(tmp_path, proxy)
     try:
         ports = listening(job.process.pid)
         assert {"gcs_server", "raylet"} <= set(ports.values()), ports
@@ -106,8 +120,8 @@ def test_a_stranger_is_refused_and_sigterm_to_all_ends_the_job_in_order(tmp_path
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_death_inside_ray_is_one_line(name: str, tmp_path: Path):
-    job = Job(tmp_path)
+def test_a_death_inside_ray_is_one_line(name: str, proxy: FaultProxy, tmp_path: Path):
+    job = Job(tmp_path, proxy)
     before = job.said()
     next(process for process in job.below if process.name() == name).kill()
     assert job.ends() == 1, job.said()
