@@ -63,7 +63,7 @@ def start_node(folder: Path, settings: Settings, number: int) -> subprocess.Pope
     """
     command = [str(Path(sys.executable).with_name("ray")), "start", f"--node-ip-address={HOST}"]
     command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free one, not one of ours
-    command += ["--disable-usage-stats", f"--object-store-memory={settings.store_mib * 2**20}"]
+    command += [f"--object-store-memory={settings.store_mib * 2**20}"]
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
     if number == 0:
         command += ["--head", f"--port={settings.ray_port}", "--num-cpus=0"]
@@ -94,6 +94,7 @@ def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | N
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",  # on every node; `ray start --disable-usage-stats` is heard by the head only
         "SPT_NOENV": "1",  # Ray's processes change their titles, and would write over the mark
         # Ray would give its workers the lowest priority; beside other programs they then take minutes to start.
         "RAY_worker_niceness": "0",

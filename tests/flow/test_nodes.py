@@ -44,6 +44,7 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
             "RAY_worker_niceness": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
             # A node without an answer for some 15 s is dead, after a minute by default.
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_timeout_ms": "3000",
@@ -57,7 +58,7 @@ class Cluster:
         if number == 0:
             role = ["--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={head}", "--dashboard-port=8265"]
         places = [f"--node-ip-address={machine.address}", f"--temp-dir={self.folder / str(number)}"]
-        command = ["ray", "start", *role, *places, "--object-store-memory=104857600", "--disable-usage-stats"]
+        command = ["ray", "start", *role, *places, "--object-store-memory=104857600"]
         done = subprocess.run(
             machine.command(*command),
             env=self.environment,
