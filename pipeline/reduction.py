@@ -7,7 +7,6 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from kernels_bank.centring import centroid
@@ -72,6 +71,8 @@ def place(kernel: np.ndarray, scale: int, grid: Grid) -> np.ndarray:
     """
     if grid == "corner":
         return kernel
+    from scipy import ndimage  # here, because every worker of a training imports this module and none calls this
+
     shifts = (-offset(scale, grid) - centroid(kernel[None])[0]).tolist()
     if max(map(abs, shifts)) < _NO_SHIFT:
         return kernel
