@@ -19,9 +19,7 @@ class Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [
-            _DataSettings(self.train_run_context, {})
-            if isinstance(callback, datasets.DatasetsCallback)
-            else callback
+            _DataSettings(self.train_run_context, {}) if isinstance(callback, datasets.DatasetsCallback) else callback
             for callback in callbacks
             if not isinstance(callback, placement_group_callback.PlacementGroupCleanerCallback)
         ]

@@ -93,13 +93,16 @@ def shards(request: pytest.FixtureRequest, photographs: Path, made_once: Callabl
 
 
 @pytest.fixture(scope="session")
-def undisturbed(request: pytest.FixtureRequest, shards: str, bank: str, made_once: Callable[..., Path]) -> Path:
+def undisturbed(
+    request: pytest.FixtureRequest, shards: str, bank: str, empty_store: Path, made_once: Callable[..., Path]
+) -> Path:
     """The output folder of a `small_run` that nothing happened to."""
     from pipeline.training.fit import fit
     from tests.flow.training_runs import small_run
 
     def make(folder: Path) -> None:
         request.getfixturevalue("cluster")
+        shutil.copy(empty_store, folder / "mlflow.db")
         fit(small_run(shards, bank, str(folder)))
 
     return made_once("undisturbed", make)

@@ -19,7 +19,9 @@ pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture
-def config(shards: str, bank: str, tmp_path: Path) -> RunConfig:
+def config(shards: str, bank: str, empty_store: Path, tmp_path: Path) -> RunConfig:
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
     return small_run(shards, bank, str(tmp_path / "runs"), steps=12)
 
 

@@ -7,4 +7,4 @@ processes that import them.
 
 import gc
 
-gc.set_threshold(20_000, 10, 10)
+gc.set_threshold(200_000, 10, 10)

@@ -105,12 +105,21 @@ def test_what_cannot_succeed_is_tried_once(monkeypatch: pytest.MonkeyPatch):
     assert len(calls) == 1
 
 
-def test_how_a_local_ray_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """With a token of its own whatever the user's mode is, SIGTERM blocked meanwhile, files that only we can enter."""
+_HELPERS = {"start_api_server", "start_monitor", "start_log_monitor"}
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_how_a_local_ray_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verbose: bool):
+    """With a token of its own whatever the user's mode is, SIGTERM blocked meanwhile, files that only we can enter.
+
+    Without the servers that nobody asks; that of the workers' output only where it is shown.
+    """
     seen: dict[str, object] = {}
+    starters = {name: getattr(ray._private.node.Node, name) for name in _HELPERS}
 
     def start(**settings: object) -> None:
         seen.update(settings, environment=dict(os.environ), mask=signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        seen["started"] = {name for name in _HELPERS if getattr(ray._private.node.Node, name) is starters[name]}
         ray._private.utils.set_sigterm_handler(signal.SIG_IGN)  # as Ray does
         seen["handler"] = signal.getsignal(signal.SIGTERM)
 
@@ -123,11 +132,13 @@ def test_how_a_local_ray_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(cluster.watch, "watch_processes", lambda processes: None)
     before = signal.signal(signal.SIGTERM, ours)
     try:
-        cluster.connect()
+        cluster.connect(verbose=verbose)
         assert signal.getsignal(signal.SIGTERM) is ours
         assert seen["handler"] not in (signal.SIG_IGN, ours), "it waits until Ray has started"
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert seen["started"] == ({"start_log_monitor"} if verbose else set())
+    assert {name: getattr(ray._private.node.Node, name) for name in _HELPERS} == starters
     environment = seen["environment"]
     assert isinstance(environment, dict)
     assert "RAY_AUTH_MODE" not in environment  # then Ray sets it to `token`
