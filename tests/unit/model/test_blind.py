@@ -185,7 +185,9 @@ def test_the_estimate_ignores_brightness_tint_and_contrast():
     tint = torch.tensor([0.3, -0.2, 0.1])[:, None, None]
     code = estimator(lr, sr, 2)
     torch.testing.assert_close(estimator(lr + tint, sr + tint, 2), code, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(estimator(1.5 * lr, 1.5 * sr, 2), code, atol=0.03 * float(code.detach().std()), rtol=0.05)
+    torch.testing.assert_close(
+        estimator(1.5 * lr, 1.5 * sr, 2), code, atol=0.03 * float(code.detach().std()), rtol=0.05
+    )
 
 
 def test_estimator_has_dans_size():
