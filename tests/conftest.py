@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray gives its workers the lowest priority: beside the other tests' processes they would take minutes to start.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Where nothing compiled may be kept, as in many containers, every process that a test starts compiles all of this anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Every process that a test starts imports with fewer searches for garbage.
 _STARTUP = str(Path(__file__).parent / "helpers" / "startup")
 if _STARTUP not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
