@@ -5,19 +5,21 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime-installed
 TESTING := .venv/.test-installed
 
-.PHONY: quickstart test lint bench bench-quick test-cuda bench-cuda drill clean
+.PHONY: quickstart test style lint bench bench-quick test-cuda bench-cuda drill clean
 
 quickstart: $(RUNTIME)
 	$(BIN)/python jobs/quickstart.py
 
-# Two at a time: tests of a Ray cluster spend much of their time waiting for processes to start.
-test: lint
+# Two at a time: tests of a Ray cluster spend much of their time waiting for processes to start. The types are a test.
+test: style
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 20
 
-lint: $(TESTING)
+lint: style
+	$(BIN)/mypy
+
+style: $(TESTING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_docstrings.py
 	$(BIN)/python tools/check_docs.py

@@ -35,7 +35,15 @@ def shared() -> Path:
 
 # What takes longest begins first, so that no process of `pytest -n 2` has minutes left when the other is done. The
 # first needs at its end what the second makes for all.
-_LONGEST = ("test_local_cluster", "test_nodes", "test_train_faults", "test_train", "test_quickstart", "test_examples")
+_LONGEST = (
+    "test_local_cluster",
+    "test_nodes",
+    "test_train_faults",
+    "test_train",
+    "test_quickstart",
+    "test_examples",
+    "test_types",
+)
 _EACH_ALONE = ("test_nodes", "test_train_faults")  # each test of these may run in another process
 
 
