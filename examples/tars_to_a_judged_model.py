@@ -11,7 +11,9 @@ import sys
 import tarfile
 from pathlib import Path
 
-from kernels_bank import KernelBankSpec, build_bank
+import numpy as np
+
+from kernels_bank import KernelBankSpec, benchmark_kernels, build_bank
 from pipeline.config import DataConfig, RunConfig, ShardSetConfig, TrackingConfig, TrainConfig
 from pipeline.data.manifest import ShardSettings
 from pipeline.data.photographs import copy_photographs
@@ -57,9 +59,11 @@ if __name__ == "__main__":
     print(f"version {fitted.version} of mixed: {fitted.model}")
     quick = Protocol(name="quick", crop=128, sigmas={2: (0.0,)})
     (OUT / "quick.yaml").write_text(quick.model_dump_json(exclude_defaults=True))  # JSON is YAML
+    np.save(OUT / "kernels.npy", benchmark_kernels()[::4])  # three of the article's twelve
     judged = EvaluationSettings(
         model="models:/mixed@candidate",
         images=str(copy_photographs(OUT / "photographs")[1]),
+        kernels=str(OUT / "kernels.npy"),
         protocol=str(OUT / "quick.yaml"),
         scales=(2,),
     )
