@@ -43,8 +43,8 @@ _CLOSED_PATHS = ("/api/jobs/", "/api/job_agent/jobs/", "/logs", "/worker/traceba
 
 @pytest.fixture
 def proxy(s3: str) -> Iterator[FaultProxy]:
-    """Before S3, which takes no shard of a bank for minutes."""
-    with FaultProxy(s3, [Fault("delay", methods="PUT", path=r"kernels-\d", seconds=600)]) as made:
+    """Before S3, which takes no shard of a bank while the test lasts."""
+    with FaultProxy(s3, [Fault("hold", methods="PUT", path=r"kernels-\d")]) as made:
         yield made
 
 
@@ -69,7 +69,7 @@ class Job:
 
     def wait_until_at_work(self) -> None:
         deadline = time.monotonic() + 240
-        while self._proxy.counts["delay"] < 2:  # one of each of two tasks
+        while self._proxy.counts["hold"] < 2:  # one of each of two tasks
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, self.said()
             time.sleep(0.1)
