@@ -27,6 +27,11 @@ class BuildKernelBank(Command, KernelBankSpec):
     info: bool = Field(False, description="print what the bank holds")
     check: bool = Field(False, description="say what would be built; start nothing")
 
+    def _refuse_misfits(self) -> None:
+        # A preset brings settings that the others have to go with: `spec` checks them together.
+        if not self.preset:
+            super()._refuse_misfits()
+
     def spec(self) -> KernelBankSpec:
         """Return the bank asked for: explicit settings over the preset over the defaults."""
         explicit = {n: getattr(self, n) for n in self.model_fields_set & KernelBankSpec.model_fields.keys()}

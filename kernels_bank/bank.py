@@ -52,7 +52,8 @@ class KernelBank:
     @property
     def family(self) -> np.ndarray:
         """Return the family of each kernel, (N,): up to 64 bytes a kernel, made when asked for."""
-        return np.repeat(list(self.spec.counts), list(self.spec.counts.values()))
+        counts = {family: count for family, count in self.spec.counts.items() if count}
+        return np.repeat(list(counts), list(counts.values()))
 
     @classmethod
     def open(cls, uri: str | Path) -> KernelBank:

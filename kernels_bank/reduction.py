@@ -85,7 +85,7 @@ def reduce_kernels(kernels: np.ndarray, which: np.ndarray, lines: list[np.ndarra
     Args:
         kernels: (n, k, k) blurs, k odd, of sum 1.
         which: (n,) of `lines`, the reduction of each.
-        lines: reductions as of `reduction_line`.
+        lines: (n,) float64 each, n odd, of sum 1: the columns and rows of the reductions.
 
     Returns:
         (n, k, k) float32 of sum 1, with the negative lobes of its reduction.

@@ -79,6 +79,10 @@ class KernelBankSpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> KernelBankSpec:
+        self._refuse_misfits()
+        return self
+
+    def _refuse_misfits(self) -> None:
         if self.size % 2 == 0:
             raise ValueError(f"size {self.size} is even; a centre pixel needs an odd side")
         if self.count == 0:
@@ -95,7 +99,10 @@ class KernelBankSpec(BaseModel):
             )
         if self.signed:
             self._fitting_reductions()
-        return self
+        elif without_effect := sorted(self.model_fields_set.intersection(REDUCING)):
+            raise ValueError(
+                f"{', '.join(without_effect)}: no effect without composites; ask for some of {', '.join(COMPOSITES)}"
+            )
 
     def _fitting_reductions(self) -> None:
         from kernels_bank.reduction import reduction_line

@@ -68,6 +68,9 @@ class EstimatorConfig(Frozen):
 
     channels: int = Field(32, ge=4, le=512, description="of each of the two branches")
     blocks: int = Field(5, ge=1, le=64, description="conditional residual blocks")
+    normalised: bool = Field(
+        True, description="it sees images of mean 0 and standard deviation 1; off: those of models made before"
+    )
 
 
 class KernelConfig(Frozen):

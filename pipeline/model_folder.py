@@ -22,7 +22,8 @@ from kernels_bank.runtime.errors import ArtefactError
 from pipeline.frozen import Frozen
 from pipeline.model_config import EVERY_SCALE, ModelConfig, RestorerConfig, nested
 
-SCHEMA_VERSION: Literal[2] = 2  # 1: the settings of the network lay flat; read still
+# Read still: 1: the settings of the network lay flat; 2: estimators saw images as they are.
+SCHEMA_VERSION: Literal[3] = 3
 MANIFEST, WEIGHTS, CODEC = "model.json", "weights.safetensors", "codec.safetensors"
 RAW, AVERAGED = "weights-raw.safetensors", "ema.safetensors"
 _MANIFEST_BYTES = 1 << 20
@@ -40,7 +41,7 @@ def _kind(config: object) -> str:
 class ModelManifest(Frozen):
     """Describe a model folder."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     kind: Literal["blind", "usrnet"]
     config: Annotated[
         Annotated[ModelConfig, Tag("blind")] | Annotated[RestorerConfig, Tag("usrnet")], Discriminator(_kind)
@@ -82,16 +83,20 @@ def read_manifest(directory: str | Path) -> ModelManifest:
     check_inside(directory, MANIFEST)
     content = storage.read_json(where, limit=_MANIFEST_BYTES)
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version not in (1, SCHEMA_VERSION):
+    if version not in (1, 2, SCHEMA_VERSION):
         raise ArtefactError(
-            f"{where}: schema version {version!r:.40}, this program reads 1 and {SCHEMA_VERSION}; update it"
+            f"{where}: schema version {version!r:.40}, this program reads 1 to {SCHEMA_VERSION}; update it"
         )
     try:
-        manifest = ModelManifest.model_validate(_upgraded(content) if version == 1 else content)
+        manifest = ModelManifest.model_validate(
+            _upgraded(content) if version == 1 else content | {"schema_version": SCHEMA_VERSION}
+        )
     except ValidationError as error:
         raise ArtefactError(f"{where}: {first_problem(error)}; it is damaged or not a model of ours") from error
     if manifest.digest not in (None, _digest(content)):
         raise ArtefactError(f"{where}: its content is not that of its digest; the file was changed or damaged")
+    if version < SCHEMA_VERSION and isinstance(manifest.config, ModelConfig):
+        return manifest.model_copy(update={"config": _before_normalising(manifest.config)})
     return manifest
 
 
@@ -109,6 +114,14 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
         if content.get("kind") == "usrnet":
             config = config.get("restorer", {})
     return content | {"schema_version": SCHEMA_VERSION, "config": config}
+
+
+def _before_normalising(config: ModelConfig) -> ModelConfig:
+    """The configuration of a model whose estimator, where it has one, sees images as they are."""
+    if not config.kernel.rounds:
+        return config
+    estimator = config.kernel.estimator.model_copy(update={"normalised": False})
+    return config.model_copy(update={"kernel": config.kernel.model_copy(update={"estimator": estimator})})
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -82,7 +82,8 @@ def main() -> None:
     with Progress("cells", total=len(cells) * len(cuts), unit="cell") as bar:
         for cell, (number, cut) in itertools.product(cells, enumerate(cuts)):
             case = Case.of(cell, cut, rng(arguments.seed, epoch=number, key=cell.blur, purpose="told-levels"))
-            name = f"{cell}, cut {number} of seed {arguments.seed} and {arguments.side} pixels, {restorer.digest[:8]}"
+            which = f"cut {number} of seed {arguments.seed} and {arguments.side} pixels"
+            name = f"{cell}, {which}, {restorer.digest[:8]}, {_FACTORS} times"
             if name not in told:
                 told[name] = {f"{level:.2f}": case.restored(restorer, level) for level in case.levels()}
                 storage.write_bytes(str(arguments.told), json.dumps(told, indent=1).encode())

@@ -108,7 +108,7 @@ def _as_ours(*, log_to_driver: bool) -> Iterator[None]:
 
     services: Any = typed_services
     left_out = ["start_api_server", "start_monitor"] + ([] if log_to_driver else ["start_log_monitor"])
-    starters = {name: getattr(node.Node, name) for name in left_out}
+    starters = {name: getattr(node.Node, name) for name in left_out if hasattr(node.Node, name)}
 
     os.environ.pop("RAY_AUTH_MODE", None)  # then Ray turns the token on for a Ray of this process
     os.environ["RAY_AUTH_TOKEN"] = _TOKEN

@@ -78,7 +78,7 @@ def estimate_kernel(
 def _guarded(
     network: LoadedNetwork, crop: np.ndarray, first: Initial, scale: int, sigma: float, grid: Grid, piece: Piece
 ) -> Estimate:
-    if network.settled(first):
+    if network.is_final(first):
         piece.end()
         return Estimate(_composed(first, scale, grid), 0, None, _blur(first.blur, first.shares))
     extended = periodic_extension(crop, torus_margin(scale, network.kernel_side))

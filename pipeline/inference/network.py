@@ -154,7 +154,7 @@ class LoadedNetwork:
         with torch.inference_mode():
             return self._blind().initial(self.tensor(image), scale, sigma)
 
-    def settled(self, first: Initial) -> bool:
+    def is_final(self, first: Initial) -> bool:
         """Tell whether the initial kernel is the estimate, since nothing would better it."""
         network = self._blind()
         return not network.config.kernel.rounds and (not network.config.kernel.steps or bool(network.settled(first)))

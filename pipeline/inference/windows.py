@@ -129,7 +129,8 @@ def _restore_windows(
         known = layout.known(row, column, lr.shape[:2], (height, width))
         window = network.tensor(explained_band(layout.cut(torus, row, column), known, kernel, scale))
         piece.add(work.band(row, column, lr.shape))
-        memory.close_gaps(network.device)
+        if number:
+            memory.close_gaps(network.device)
         x0 = _first_estimate(network, window, start, row, column, kernel, settings, piece)
         sr = _restored(network, window, kernel, x0, settings, piece).clamp_(0, 1)
         unexplained = degrade(sr, kernel, scale) - window

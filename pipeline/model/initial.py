@@ -17,7 +17,7 @@ class Initial(NamedTuple):
     """Hold what the alternation starts from."""
 
     blur: Tensor  # (B, k, k), >= 0, sum 1: the kernel but for the reduction
-    code: Tensor  # (B, c) of the blur
+    code: Tensor  # (B, c) of the blur; beside a delta the mean's
     shares: Tensor | None  # (B, 4) of `REDUCTIONS`; None: direct decimation
     start: Tensor | None = None  # (B, k, k), where the kernel steps start; None: from the blur
 

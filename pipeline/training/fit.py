@@ -29,7 +29,7 @@ from pipeline.training.launch import run_workers
 from pipeline.training.learner import learning_rate_factor
 from pipeline.training.pictures import card_picture, fixed_batch
 from pipeline.training.record import KIND, RECORD, earlier, names_without_mark, put_aside
-from pipeline.training.start import InitialWeights, starting_point
+from pipeline.training.start import InitialWeights, refuse_composites, starting_point
 from pipeline.training.training_run import TrainingRun
 
 Resume = Literal["auto", "changed", "never"]
@@ -173,7 +173,9 @@ def initial_weights(config: RunConfig, step: int | None, home: str) -> InitialWe
             f"run '{config.name}' in {home} has a checkpoint of step {step}, beyond train.steps {config.train.steps}; "
             f"give {step} or more steps, or start afresh with --resume never"
         )
-    return InitialWeights(KernelBank.open(config.data.bank).codec, None)
+    bank = KernelBank.open(config.data.bank)
+    refuse_composites(config, bank)
+    return InitialWeights(bank.codec, None)
 
 
 def say_changes(config: RunConfig, record: dict, step: int) -> None:

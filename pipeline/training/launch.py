@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.torch import TorchTrainer
 
 from kernels_bank.runtime import end_request, storage, watch
 from kernels_bank.runtime.errors import JobFailedError
@@ -24,7 +25,6 @@ from pipeline.training.failures import ReportWorkerFailures, failure_reason
 from pipeline.training.loop import train_worker
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.start import InitialWeights
-from pipeline.training.trainer import Trainer
 from pipeline.training.training_run import TrainingRun, WorkerContext
 
 
@@ -53,7 +53,7 @@ def run_workers(run: TrainingRun, start: InitialWeights, tracked: RunRef, data_c
     checkpoints = storage.join(run.home, "checkpoints")
     with LiveLine(train.steps, lambda: last_good(checkpoints)) as line:
         context = WorkerContext(run, ray.put(start), tracked, line.channel, data_cpus)
-        trainer = Trainer(
+        trainer = TorchTrainer(
             train_worker,
             train_loop_config={"context": context},
             torch_config=ProcessGroup("nccl", nccl.set_defaults, nccl.TIMEOUT_S)
@@ -64,7 +64,7 @@ def run_workers(run: TrainingRun, start: InitialWeights, tracked: RunRef, data_c
                 use_gpu=train.gpu,
                 resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.gpu else {}),
             ),
-            run_config=ray.train.RunConfig(  # type: ignore[arg-type]
+            run_config=ray.train.RunConfig(
                 name="checkpoints",
                 storage_path=path,
                 storage_filesystem=filesystem,

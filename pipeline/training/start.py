@@ -22,6 +22,29 @@ class InitialWeights(NamedTuple):
     tensors: dict[str, Tensor] | None
 
 
+def refuse_composites(config: RunConfig, bank: KernelBank) -> None:
+    """Check that a run which learns from composites can.
+
+    The network estimates a blur, >= 0, and puts the reduction behind it by itself, as a camera of the data does. And
+    a composite is of one scale.
+
+    Raises:
+        BadRequestError: parts other than the restorer would learn from them, or at another scale.
+    """
+    if not bank.codec.signed:
+        return
+    if config.data.camera or config.train.learn != "restorer":
+        raise BadRequestError(
+            f"data.bank {config.data.bank}: holds composites, which the restorer alone learns from, without data.camera"
+            "; set train.learn to restorer, or take a bank of blurs and name the reductions in data.camera"
+        )
+    if config.model.scales != (bank.spec.scale,):
+        raise BadRequestError(
+            f"data.bank {config.data.bank}: its composites are of scale {bank.spec.scale}, model.scales are "
+            f"{', '.join(map(str, config.model.scales))}; train one scale, with a bank of that scale"
+        )
+
+
 def starting_point(config: RunConfig) -> InitialWeights:
     """Load the kernel code and the weights that a new run starts from, checked against its network.
 
@@ -32,12 +55,7 @@ def starting_point(config: RunConfig) -> InitialWeights:
         BadRequestError: no such model, kernels of another size, or tensors that do not fit.
     """
     bank, train = KernelBank.open(config.data.bank), config.train
-    if bank.codec.signed and (config.data.camera or train.learn != "restorer"):
-        # The network estimates a blur, >= 0, and puts the reduction behind it by itself, as a camera of the data does.
-        raise BadRequestError(
-            f"data.bank {config.data.bank}: holds composites, which the restorer alone learns from, without data.camera"
-            "; set train.learn to restorer, or take a bank of blurs and name the reductions in data.camera"
-        )
+    refuse_composites(config, bank)
     if train.start_from is None:
         return InitialWeights(bank.codec, {})
     found = open_network(locate(train.start_from))[0]
@@ -52,6 +70,11 @@ def starting_point(config: RunConfig) -> InitialWeights:
     whole = found if isinstance(found, BlindUSRNet) and train.start_parts == "all" else None
     if whole is not None:
         codec, tensors = whole.codec, dict(whole.state_dict())
+        if codec.signed and train.learn != "restorer":
+            raise BadRequestError(
+                f"train.start_from {train.start_from}: its kernel code is that of composites, which the restorer alone "
+                "learns from; train.start_parts restorer takes that and the code of data.bank"
+            )
         if codec.size != bank.spec.size:
             raise BadRequestError(
                 f"train.start_from {train.start_from}: its kernels are {codec.size} pixels wide, those of "

@@ -136,7 +136,12 @@ def manifest(folder: Path, **content: object) -> Path:
 def test_a_model_folder_of_then_is_read(tmp_path):
     """The digest is that of the file as it stands, so a changed one is still refused."""
     blind = manifest(tmp_path / "b", schema_version=1, kind="blind", config=FLAT, kernel_size=11)
-    assert read_manifest(blind).config == ModelConfig.model_validate(FLAT)
+    then = ModelConfig.model_validate(FLAT)
+    plain = then.kernel.estimator.model_copy(update={"normalised": False})
+    then = then.model_copy(update={"kernel": then.kernel.model_copy(update={"estimator": plain})})
+    assert read_manifest(blind).config == then
+    nested = manifest(tmp_path / "n", schema_version=2, kind="blind", config={"kernel": {"rounds": 1}}, kernel_size=11)
+    assert not read_manifest(nested).config.kernel.estimator.normalised
     known = manifest(tmp_path / "u", schema_version=1, kind="usrnet", config=FLAT)
     restorer = read_manifest(known).config
     assert isinstance(restorer, RestorerConfig)
@@ -147,18 +152,22 @@ def test_a_model_folder_of_then_is_read(tmp_path):
         read_manifest(blind)
 
 
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
         ("usrnet", ModelConfig().model_dump(mode="json"), "not that of a network of kind 'usrnet'"),
         ("blind", RestorerConfig().model_dump(mode="json"), "not that of a network of kind 'blind'"),
+        ("blind", {"kernel": 7}, r"config\.kernel: Input should be"),
         ("blind", {"kernel": {"steps": 99}}, r"config\.kernel\.steps: Input should be less than or equal to 16"),
         ("usrnet", {"unfoldings": 0}, r"config\.unfoldings: Input should be greater than or equal to 1"),
         ("blind", 7, "config"),
     ],
 )
-def test_a_manifest_of_now_holds_the_configuration_of_its_kind(tmp_path, kind: str, config: object, message: str):
-    folder = manifest(tmp_path / "m", schema_version=2, kind=kind, config=config)
+def test_a_manifest_holds_the_configuration_of_its_kind(
+    tmp_path, kind: str, config: object, message: str, version: int
+):
+    folder = manifest(tmp_path / "m", schema_version=version, kind=kind, config=config)
     with pytest.raises(ArtefactError, match=message):
         read_manifest(folder)
 

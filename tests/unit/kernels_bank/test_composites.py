@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import ndimage, signal
 
+from jobs.build_kernel_bank import BuildKernelBank
 from kernels_bank import KernelBankSpec, KernelCodec
 from kernels_bank.gaussian import draw_gaussian, gaussian_kernels
 from kernels_bank.load import load_kernels
@@ -134,4 +135,19 @@ def test_the_code_keeps_lobes(tmp_path):
 def test_composites_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         KernelBankSpec(reduction=3, **settings)
-    assert KernelBankSpec(scale=4)  # no composites, nothing to fit
+
+
+def test_settings_of_composites_are_refused_without_them():
+    with pytest.raises(ValueError, match=r"grid, scale: no effect without composites; ask for some of gaussian_red"):
+        KernelBankSpec(scale=4, grid="corner")
+
+
+@pytest.mark.parametrize("spec", [KernelBankSpec(), KernelBankSpec(**COUNTS, size=31, scale=4)])
+def test_a_spec_that_was_written_is_read_as_the_same(spec):
+    assert KernelBankSpec.model_validate(spec.model_dump()) == spec
+    assert KernelBankSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_preset_brings_what_the_other_settings_need():
+    command = BuildKernelBank(output="bank", preset="camera-x4", reduction=3, scale=4)
+    assert (command.spec().size, command.spec().scale) == (31, 4)

@@ -19,7 +19,7 @@ def network(config, codec, seed=0):
     torch.manual_seed(seed)
     net = BlindUSRNet(config, codec).eval()
     nn.init.normal_(net.restorer.p.m_tail.weight, std=0.02)
-    nn.init.normal_(net.estimator.correction.weight, std=0.1)
+    nn.init.normal_(net.estimator.out.weight, std=0.1)
     return net
 
 
@@ -97,7 +97,7 @@ def test_every_round_equals_a_hand_written_loop(initial_kernel, schedule, warm_s
 
 def test_every_kernel_is_one(small, codec):
     net = network(small(rounds=2), codec)
-    nn.init.normal_(net.estimator.correction.weight, std=5)
+    nn.init.normal_(net.estimator.out.weight, std=5)
     for found in net(torch.rand(2, 3, 18, 20), 2, 0.0).rounds:
         assert (found.kernel >= 0).all()
         torch.testing.assert_close(found.kernel.sum((1, 2)), torch.ones(2))
@@ -188,6 +188,16 @@ def test_the_estimate_ignores_brightness_tint_and_contrast():
     torch.testing.assert_close(
         estimator(1.5 * lr, 1.5 * sr, 2), code, atol=0.03 * float(code.detach().std()), rtol=0.05
     )
+
+
+def test_models_made_before_see_images_as_they_are_and_correct_the_deltas_code(small, codec):
+    torch.manual_seed(0)
+    plain = Estimator((2,), 8, 2, 5, normalised=False).eval()
+    lr, sr = torch.rand(1, 3, 9, 10), torch.rand(1, 3, 18, 20)
+    assert (plain(lr + 0.3, sr + 0.3, 2) - plain(lr, sr, 2)).norm() > 0.02 * plain(lr, sr, 2).norm()
+    net = BlindUSRNet(small(initial="delta", estimator={"normalised": False}), codec)
+    first = net.initial(lr, 2, 0.0)
+    assert torch.equal(first.code, net.encode(first.blur))
 
 
 def test_estimator_has_dans_size():

@@ -34,9 +34,9 @@ def before(tmp_path):
     return network, str(tmp_path / "model")
 
 
-def start(monkeypatch, bank, **train):
-    """The starting point of a run on a bank with this code."""
-    opened = SimpleNamespace(codec=bank, spec=SimpleNamespace(size=bank.size))
+def start(monkeypatch, bank, scale=2, **train):
+    """The starting point of a run on a bank with this code, whose composites are of this scale."""
+    opened = SimpleNamespace(codec=bank, spec=SimpleNamespace(size=bank.size, scale=scale))
     monkeypatch.setattr(starting.KernelBank, "open", lambda uri: opened)
     data = DataConfig(shards="shards", bank="the-bank")
     return starting.starting_point(RunConfig(name="x", model=MODEL, data=data, train=TrainConfig(steps=1, **train)))
@@ -52,6 +52,17 @@ def test_composites_teach_the_restorer_alone(monkeypatch):
     with pytest.raises(BadRequestError, match="the-bank: holds composites, which the restorer alone learns from"):
         start(monkeypatch, bank)
     assert start(monkeypatch, bank, learn="restorer").codec is bank
+    with pytest.raises(BadRequestError, match=r"its composites are of scale 4, model\.scales are 2; train one scale"):
+        start(monkeypatch, bank, scale=4, learn="restorer")
+
+
+def test_the_code_of_composites_is_learned_from_by_the_restorer_alone(monkeypatch, tmp_path):
+    """Also where it comes with a model, and the bank's own is not signed."""
+    save_model(BlindUSRNet(MODEL, replace(codec(1), signed=True)), tmp_path, {})
+    with pytest.raises(BadRequestError, match=r"its kernel code is that of composites.*train\.start_parts restorer"):
+        start(monkeypatch, codec(2), start_from=str(tmp_path))
+    assert start(monkeypatch, codec(2), start_from=str(tmp_path), learn="restorer").codec.signed
+    assert not start(monkeypatch, codec(2), start_from=str(tmp_path), start_parts="restorer").codec.signed
 
 
 def test_a_whole_model_keeps_its_own_code(monkeypatch, before):
