@@ -24,10 +24,9 @@ from PIL import Image
 from kernels_bank import sample_gaussian, sample_motion
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.progress import Progress
-from pipeline.evaluation.cases import make_lr
+from pipeline.evaluation.cases import file_error, make_lr
 from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.protocol import PROTOCOLS
-from pipeline.images.jpeg_level import jpeg_error, quantisation_tables
 from pipeline.inference import Restorer
 from pipeline.inference.noise import noise_level
 from pipeline.seeds import rng
@@ -140,9 +139,8 @@ class Case(NamedTuple):
         clean = make_lr(cut, kernel, cell.scale, 0.0, clean_protocol)
         pixels = (lr * 255).round().astype(np.uint8)
         error = math.hypot(255 * float(np.sqrt(np.square(lr - clean).mean())), _ROUNDING)
-        tables = quantisation_tables(cell.quality) if cell.quality else []
-        file_error = jpeg_error(pixels, tables, 2) if tables else 0.0
-        return cls(cell, cut, pixels, protocol.assumed_kernel(kernel, cell.scale), error, file_error)
+        told = file_error(lr, protocol)
+        return cls(cell, cut, pixels, protocol.assumed_kernel(kernel, cell.scale), error, told)
 
     def levels(self) -> list[float]:
         """Return the levels that are told, in 1/255."""

@@ -108,11 +108,16 @@ def assumed_sigma(lr: np.ndarray, sigma: float, protocol: Protocol) -> float:
     """
     if protocol.degradation != "camera":
         return sigma
-    return noise_level(lr, _file_error(lr, protocol))
+    return noise_level(lr, file_error(lr, protocol))
 
 
-def _file_error(lr: np.ndarray, protocol: Protocol) -> float:
-    """What a JPEG's tables tell of its error, [0, 1] scale."""
+def file_error(lr: np.ndarray, protocol: Protocol) -> float:
+    """Return what a JPEG's tables tell of its error, [0, 1] scale; 0 in a protocol without JPEG.
+
+    Args:
+        lr: (h, w, 3) float32.
+        protocol: of the evaluation.
+    """
     if not protocol.jpeg:
         return 0.0
     return jpeg_error((lr * 255).round().astype(np.uint8), quantisation_tables(protocol.jpeg), 2)
@@ -172,7 +177,7 @@ def _believed(
     seen = Evidence(
         scale=scale,
         level=sigma,
-        file_error=_file_error(lr, protocol),
+        file_error=file_error(lr, protocol),
         residual=float(left[:, rows, columns].square().mean().sqrt()),
         width=blur.width,
         shares=blur.shares,

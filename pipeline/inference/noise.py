@@ -41,7 +41,7 @@ def noise_level(image: np.ndarray, file_error: float) -> float:
     quiet = min(usual, float(np.mean([_quiet_sigma(plane, usual) for plane in planes])))
     # Texture adds to the quiet places about what it adds to the usual place beyond that, as variance.
     even = math.sqrt(max(2 * quiet**2 - usual**2, _LEAST_QUIET * quiet**2))
-    differences = [_median_sigma(np.abs(_details(_details(a - b).T)) / 2**0.5) for a, b in pairwise(planes)]
+    differences = [_median_sigma(_diagonal(a - b) / 2**0.5) for a, b in pairwise(planes)]
     colours = min(usual, float(np.mean(differences))) if differences else 0.0
     believed = min(1.0, colours / (_TELLING_COLOURS * usual))
     return usual ** (1 - believed) * max(even, colours) ** believed
@@ -74,7 +74,7 @@ def _planes(image: np.ndarray) -> list[np.ndarray]:
 
 
 def _channel_sigma(channel: np.ndarray) -> float:
-    details = np.abs(_details(_details(channel).T)).T
+    details = _diagonal(channel)
     low, high = _windows(channel, np.minimum), _windows(channel, np.maximum)
     details[low == high] = 0  # but for rounding it is
     telling = (low < high) | ((low > 0) & (high < 1))
@@ -83,13 +83,18 @@ def _channel_sigma(channel: np.ndarray) -> float:
     return _median_sigma(details[telling])
 
 
+def _diagonal(channel: np.ndarray) -> np.ndarray:
+    """Absolute diagonal details of the finest wavelet level."""
+    return np.abs(_details(_details(channel).T)).T
+
+
 def _median_sigma(details: np.ndarray) -> float:
     return float(np.median(details)) / _QUARTILE
 
 
 def _quiet_sigma(channel: np.ndarray, usual: float) -> float:
     """What the quiet places show; `usual` where flat ones are nearly everywhere."""
-    details = np.abs(_details(_details(channel).T)).T
+    details = _diagonal(channel)
     varied = _windows(channel, np.minimum) < _windows(channel, np.maximum)
     varied = ndimage.minimum_filter(varied, _SIDE)
     if varied.mean() < _LEAST:
