@@ -16,7 +16,6 @@ from pipeline.inference.progress import NOBODY, Piece
 from pipeline.inference.texture import textured_crops
 from pipeline.model import BlindOutput
 from pipeline.model.initial import Initial
-from pipeline.model.reducer import Reducer
 
 _CROP, _LEAST = 192, 96  # LR pixels a side: what an estimate is made from
 _ALONE = 288  # an image no larger than this is one place
@@ -68,7 +67,7 @@ def estimate_kernel(
         piece.add(work.initial((height, width)))
     if len(crops) == 1:
         return _guarded(network, crops[0], firsts[0], scale, sigma, grid, piece)
-    kernels = np.stack([_composed(first, scale, "corner") for first in firsts])
+    kernels = np.stack([first.kernel(scale, "corner")[0].cpu().numpy() for first in firsts])
     distances = np.abs(kernels[:, None] - kernels).sum((-2, -1))
     nearest = int(distances.sum(1).argmin())
     spread = float(distances[nearest].sum() / (len(crops) - 1))
@@ -80,7 +79,7 @@ def _guarded(
 ) -> Estimate:
     if network.is_final(first):
         piece.end()
-        return Estimate(_composed(first, scale, grid), 0, None, _blur(first.blur, first.shares))
+        return Estimate(first.kernel(scale, grid)[0].cpu().numpy(), 0, None, _blur(first.blur, first.shares))
     extended = periodic_extension(crop, torus_margin(scale, network.kernel_side))
     once, steps, taken = work.crop_pass(network, (crop.shape[0], crop.shape[1]), scale), network.kernel_steps, 0
 
@@ -100,12 +99,6 @@ def _guarded(
 def blur_of(out: BlindOutput) -> Blur | None:
     """Return what the kernel of a blind restoration of one image is made of, if the model tells."""
     return _blur(out.rounds[int(out.kernel_round[0])].blur, out.reductions)
-
-
-def _composed(first: Initial, scale: int, grid: Grid) -> np.ndarray:
-    """(k, k): the initial kernel of one image, with the reduction."""
-    kernel: np.ndarray = Reducer(first.shares, scale, grid).compose(first.blur)[0].cpu().numpy()
-    return kernel
 
 
 def _blur(kernel: Tensor, shares: Tensor | None) -> Blur | None:

@@ -257,8 +257,7 @@ class BlindUSRNet(nn.Module):
 
     def initial_kernel(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Tensor:
         """Return the kernel (B, k, k) that the alternation starts from, with the reduction, on the corner grid."""
-        first = self.initial(lr, scale, sigma)
-        return Reducer(first.shares, scale, "corner").compose(first.blur)
+        return self.initial(lr, scale, sigma).kernel(scale, "corner")
 
     def encode(self, kernel: Tensor) -> Tensor:
         """Encode kernels (B, k, k) as standardised codes (B, c): the estimator's targets."""

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels_bank.names import Grid
 from pipeline.model.gaussian_fit import snap_to_gaussian
+from pipeline.model.reducer import Reducer
 from pipeline.model.spectral import SpectralInit
 
 
@@ -20,6 +22,10 @@ class Initial(NamedTuple):
     code: Tensor  # (B, c) of the blur; beside a delta the mean's
     shares: Tensor | None  # (B, 4) of `REDUCTIONS`; None: direct decimation
     start: Tensor | None = None  # (B, k, k), where the kernel steps start; None: from the blur
+
+    def kernel(self, scale: int, grid: Grid) -> Tensor:
+        """Return the kernel (B, k, k): the blur with the reduction at this scale, on this grid."""
+        return Reducer(self.shares, scale, grid).compose(self.blur)
 
 
 class Views(NamedTuple):
