@@ -132,7 +132,9 @@ class LossConfig(Frozen):
         0.0, ge=0, description="learn 'spectral' only: dB lost by inverting with the estimate, mean over the batch"
     )
     consistency: float = Field(0.0, ge=0, description="L1 between the re-degraded result and the LR image")
-    image_rounds: Literal["last", "all"] = Field("last", description="rounds whose image is supervised")
+    image_rounds: Literal["none", "last", "all"] = Field(
+        "last", description="rounds whose image is supervised; none: codes alone, of a restorer that learns nothing"
+    )
 
 
 class TrainConfig(Frozen):
@@ -270,7 +272,7 @@ class RunConfig(Frozen):
     def _nothing_without_effect(self) -> RunConfig:
         """A setting that the others make meaningless is a mistake; left at its default it is not meant."""
         kernel, train, loss = self.model.kernel, self.train, self.train.loss
-        alternates = train.learn in ("all", "kernel")
+        alternates, codes_alone = train.learn in ("all", "kernel"), loss.image_rounds == "none"
         for given, name, needs in (
             (kernel.warm_start and kernel.schedule != "rounds", "model.kernel.warm_start", "schedule 'rounds'"),
             (kernel.reductions and kernel.initial != "spectral", "model.kernel.reductions", "initial 'spectral'"),
@@ -279,6 +281,9 @@ class RunConfig(Frozen):
             (loss.kernel and train.learn == "restorer", "train.loss.kernel", "train.learn other than 'restorer'"),
             (loss.consistency and not alternates, "train.loss.consistency", "train.learn 'all' or 'kernel'"),
             (loss.image_rounds == "all" and not alternates, "train.loss.image_rounds", "train.learn 'all' or 'kernel'"),
+            (codes_alone and train.learn != "kernel", "train.loss.image_rounds 'none'", "train.learn 'kernel'"),
+            (codes_alone and not kernel.rounds, "train.loss.image_rounds 'none'", "model.kernel.rounds above 0"),
+            (codes_alone and loss.consistency, "train.loss.consistency", "train.loss.image_rounds 'last' or 'all'"),
         ):
             if given:
                 raise ValueError(f"{name} has no effect without {needs}; leave it out")

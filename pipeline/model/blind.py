@@ -79,7 +79,7 @@ class BlindUSRNet(nn.Module):
         )
 
     def forward(
-        self, lr: Tensor, scale: int, sigma: float | Tensor, *, image_rounds: Literal["last", "all"] = "all"
+        self, lr: Tensor, scale: int, sigma: float | Tensor, *, image_rounds: Literal["none", "last", "all"] = "all"
     ) -> BlindOutput:
         """Run the alternation for training: every kernel estimate is used, better or worse than the one before.
 
@@ -95,14 +95,17 @@ class BlindUSRNet(nn.Module):
         """
         self._check_scale(lr, scale)
         state = self.restorer.start(lr, scale, sigma)
-        skip_graph = image_rounds == "last" and self.config.kernel.schedule == "rounds" and self.config.kernel.detach
+        skip_graph = image_rounds != "all" and self.config.kernel.schedule == "rounds" and self.config.kernel.detach
         first = self.initial(lr, scale, sigma)
         reducer = Reducer(first.shares, scale, "corner")
         rounds = [self._round(0, state, first.blur, first.code, reducer, graph=not skip_graph)]
         for number in range(1, self.config.kernel.rounds + 1):
-            estimate = self._estimate(state, rounds[-1])
+            blur, code = self._estimate(state, rounds[-1])
+            if image_rounds == "none" and number == self.config.kernel.rounds:
+                rounds.append(Round(rounds[-1].sr, reducer.compose(blur), code, blur))
+                break
             state = self._next_start(state, rounds[-1].sr)
-            rounds.append(self._round(number, state, *estimate, reducer, graph=not skip_graph))
+            rounds.append(self._round(number, state, blur, code, reducer, graph=not skip_graph))
         last = torch.full((lr.shape[0],), self.config.kernel.rounds, dtype=torch.int64, device=lr.device)
         return _output(rounds[-1], rounds, last, first.shares)
 

@@ -67,7 +67,7 @@ class TrainingObjective(nn.Module):
             case _:
                 out = network(lr, scale, sigma, image_rounds=loss.image_rounds)
                 terms = objective(out, lr, hr, kernel, network.encode(kernel), scale, loss)
-                return terms | {"psnr": _psnr(out.sr, hr)}
+                return terms if loss.image_rounds == "none" else terms | {"psnr": _psnr(out.sr, hr)}
 
 
 def learns(learn: str, parameter: str) -> bool:
@@ -98,12 +98,11 @@ def objective(
         scale: s.
         config: the weights; a term of weight 0 is not computed.
     """
-    images = out.rounds if config.image_rounds == "all" else out.rounds[-1:]
-    terms = {
-        "loss_image": torch.stack([F.l1_loss(r.sr, hr) for r in images]).mean(),
-        "loss_code": torch.stack([F.l1_loss(r.code, code) for r in out.rounds]).mean(),
-    }
+    images = {"none": [], "last": out.rounds[-1:], "all": out.rounds}[config.image_rounds]
+    terms = {"loss_code": torch.stack([F.l1_loss(r.code, code) for r in out.rounds]).mean()}
     weights = {"loss_image": 1.0, "loss_code": config.code}
+    if images:
+        terms["loss_image"] = torch.stack([F.l1_loss(r.sr, hr) for r in images]).mean()
     if config.kernel:
         terms["loss_kernel"] = torch.stack([kernel_l1(r.kernel, kernel) for r in out.rounds]).mean()
         weights["loss_kernel"] = config.kernel

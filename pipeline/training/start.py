@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from pipeline.catalogue import locate, open_network
 from pipeline.config import RunConfig
 from pipeline.model import BlindUSRNet, restorer_of
 from pipeline.training.learner import build_network
+
+HEAD = "estimator.head_HR."  # what follows in the tensor's name is the scale
 
 
 class InitialWeights(NamedTuple):
@@ -69,7 +72,7 @@ def starting_point(config: RunConfig) -> InitialWeights:
         )
     whole = found if isinstance(found, BlindUSRNet) and train.start_parts == "all" else None
     if whole is not None:
-        codec, tensors = whole.codec, dict(whole.state_dict())
+        codec, tensors = whole.codec, _for_scales(whole.state_dict(), config.model.scales)
         if codec.signed and train.learn != "restorer":
             raise BadRequestError(
                 f"train.start_from {train.start_from}: its kernel code is that of composites, which the restorer alone "
@@ -93,3 +96,12 @@ def starting_point(config: RunConfig) -> InitialWeights:
             f"{', '.join(sorted(wrong)[:8])}" + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
         )
     return InitialWeights(codec, tensors)
+
+
+def _for_scales(tensors: Mapping[str, Tensor], scales: tuple[int, ...]) -> dict[str, Tensor]:
+    """Leave out the estimator's heads for other scales: a model of several scales may go on at one of them."""
+    return {
+        name: value
+        for name, value in tensors.items()
+        if not name.startswith(HEAD) or int(name.removeprefix(HEAD).partition(".")[0]) in scales
+    }
