@@ -63,7 +63,8 @@ def _direct(hr: Tensor, kernel: Tensor, scale: int) -> Tensor:
     weight = kernel.flip(-2, -1)[:, None, None].expand(-1, channels, -1, -1, -1).reshape(-1, 1, size, size)
     padded = F.pad(hr, [size // 2] * 4, mode="circular")
     padded = padded.reshape(1, batch * channels, height + size - 1, width + size - 1)
-    lr = F.conv2d(padded, weight, stride=scale, groups=batch * channels)
+    with torch.autocast(hr.device.type, enabled=False):
+        lr = F.conv2d(padded, weight, stride=scale, groups=batch * channels)
     return lr.reshape(batch, channels, height // scale, width // scale)
 
 

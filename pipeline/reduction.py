@@ -36,17 +36,20 @@ def compose(kernel: Tensor, shares: Tensor, scale: int, grid: Grid) -> Tensor:
         grid: where the LR pixels lie.
 
     Returns:
-        (B, k, k) of the dtype of `kernel`, of sum 1, with the negative lobes of its reduction.
+        (B, k, k) of the dtype of `kernel`, also under autocast, of sum 1, with the negative lobes of its reduction.
     """
     filters = mixed_reductions(shares.to(kernel), scale, grid)
-    # conv2d correlates, so the filters are turned; every kernel of the batch is a channel with a filter of its own.
-    whole = F.conv2d(kernel[None], filters.flip(-2, -1)[:, None], padding=filters.shape[-1] // 2, groups=len(kernel))[0]
+    half, turned = filters.shape[-1] // 2, filters.flip(-2, -1)[:, None]
+    with torch.autocast(kernel.device.type, enabled=False):
+        # conv2d correlates, so the filters are turned; every kernel of the batch is a channel with its own filter.
+        whole = F.conv2d(kernel[None], turned, padding=half, groups=len(kernel))[0]
     return whole / whole.sum((-2, -1), keepdim=True)
 
 
 def mixed_reductions(shares: Tensor, scale: int, grid: Grid) -> Tensor:
     """Return each sample's reduction as one kernel, (B, m, m) of the dtype of `shares` (B, 4)."""
-    return torch.einsum("br,rij->bij", shares, reduction_kernels(scale, grid).to(shares))
+    with torch.autocast(shares.device.type, enabled=False):
+        return torch.einsum("br,rij->bij", shares, reduction_kernels(scale, grid).to(shares))
 
 
 def one_hot(reductions: list[Reduction]) -> Tensor:

@@ -90,6 +90,8 @@ def prepare(settings: EvaluationSettings) -> Plan:
         "test_set": _test_set(settings.images, sorted(images.values()), kernels_digest),
         "scales": list(scales),
     }
+    if settings.precision != "float32":
+        about["precision"] = settings.precision
     # Whole tables first: what a killed evaluation has in its journal is then the tables it finished.
     cases = [
         Case(image, number, scale, sigma)
@@ -127,9 +129,9 @@ def _test_set(uri: str, images: list[str], kernels: str) -> str:
 
 def load_models(settings: EvaluationSettings) -> dict[str, Restorer]:
     """Load every model by the name of its method; the evaluated one as `blind` (if it is) and as `nonblind`."""
-    model = Restorer.load(settings.model)
+    model = Restorer.load(settings.model, precision=settings.precision)
     models = ({BLIND: model} if model.is_blind else {}) | {NONBLIND: model}
-    return models | {uri: Restorer.load(uri) for uri in settings.compare}
+    return models | {uri: Restorer.load(uri, precision=settings.precision) for uri in settings.compare}
 
 
 def save(rows: list[Row], summary: Mapping[str, Any], output: Path) -> None:

@@ -71,7 +71,7 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
         BadRequestError: no such model or kernel, or they do not fit the scale.
     """
     # An alias is followed once, so that the report names the version that was used.
-    restorer = Restorer.load(locate(settings.model), device)
+    restorer = Restorer.load(locate(settings.model), device, settings.precision)
     kernel = load_kernel(settings.kernel) if settings.kernel else None
     restorer.check(settings.scale, kernel_given=kernel is not None)
     x0: Restorer | Literal["nearest", "bicubic"] | None
@@ -79,7 +79,7 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
         case None | "nearest" | "bicubic":
             x0 = settings.x0
         case uri:
-            x0 = Restorer.load(locate(uri), device)
+            x0 = Restorer.load(locate(uri), device, settings.precision)
             x0.check(settings.scale, kernel_given=True)
     request = {
         "schema": 1,
@@ -172,6 +172,7 @@ def _about(
         "request": context.request,
         "model": context.restorer.uri,
         "weights_sha256": context.restorer.digest,
+        "precision": context.restorer.precision,
         **restored.facts(),
         "sigma_from": "estimated" if settings.sigma == "auto" else "given",
         "kernel": settings.kernel or "estimated",

@@ -13,6 +13,7 @@ from kernels_bank.names import Grid
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.catalogue import ModelLocation, locate, open_network
 from pipeline.inference import memory
+from pipeline.inference.precision import Format, Precision, chosen, convolving
 from pipeline.inference.trust import TrustNet, open_trust
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
 from pipeline.model.initial import Initial
@@ -35,6 +36,7 @@ class LoadedNetwork:
         digest: sha256 of its weights.
         device: that it is moved to.
         trust: says how far a blind restoration is right; None: it is taken as it is.
+        precision: number format of the convolutions; `auto` takes bf16 where the processor is faster at it.
     """
 
     def __init__(
@@ -45,13 +47,17 @@ class LoadedNetwork:
         digest: str,
         device: torch.device,
         trust: TrustNet | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.network = network.to(device).eval()
         self.uri, self.digest, self.device, self.trust = uri, digest, device, trust
+        self._precision: Precision = precision
         memory.bound_fft_plans(device)
 
     @classmethod
-    def load(cls, uri: str | Path | ModelLocation, device: torch.device | None = None) -> Self:
+    def load(
+        cls, uri: str | Path | ModelLocation, device: torch.device | None = None, precision: Precision = "float32"
+    ) -> Self:
         """Load a model.
 
         Args:
@@ -59,6 +65,9 @@ class LoadedNetwork:
                 or s3://), or the `.pth` of a published USRNet, which restores with given kernels only; or what
                 `pipeline.catalogue.locate` found.
             device: where it runs; the CUDA card of this process if it has one, else the CPU.
+            precision: number format of the convolutions. `float32` gives the same picture on every machine to within
+                rounding. `bf16` moves a pixel by 0.2/255 (RMS), which costs about 0.01 dB, and is 1.9 times as fast on
+                processors with units for it. `auto` measures that once a process and takes what is faster.
 
         Raises:
             BadRequestError: no such model.
@@ -67,12 +76,18 @@ class LoadedNetwork:
         location = uri if isinstance(uri, ModelLocation) else locate(str(uri))
         network, digest = open_network(location)
         name = location.name if isinstance(uri, ModelLocation) else str(uri)
-        trust = open_trust(location)
-        return cls(network, uri=name, digest=digest, device=device or default_device(), trust=trust)
+        where, trust = device or default_device(), open_trust(location)
+        return cls(network, uri=name, digest=digest, device=where, trust=trust, precision=precision)
 
     def on(self, device: torch.device) -> Self:
         """Return the same model on another device."""
-        return type(self)(self.network, uri=self.uri, digest=self.digest, device=device, trust=self.trust)
+        network, trust, precision = self.network, self.trust, self._precision
+        return type(self)(network, uri=self.uri, digest=self.digest, device=device, trust=trust, precision=precision)
+
+    @property
+    def precision(self) -> Format:
+        """Return the number format that its convolutions are computed in here."""
+        return chosen(self._precision, self.device)
 
     @property
     def is_blind(self) -> bool:
@@ -135,7 +150,7 @@ class LoadedNetwork:
             BadRequestError: the model is not blind.
         """
         network = self._blind()
-        with torch.inference_mode():
+        with torch.inference_mode(), convolving(self._precision, self.device):
             first = first or network.initial(lr if observed is None else observed, scale, sigma)
             part = None if observed is None else (observed.shape[-2], observed.shape[-1])
             return network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid, tick=tick)
@@ -183,7 +198,7 @@ class LoadedNetwork:
             x0: (1, 3, s*h, s*w) first estimate; None for the model's own.
             tick: called after each unfolding.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), convolving(self._precision, self.device):
             if isinstance(self.network, BlindUSRNet):
                 return self.network.restore(lr, kernel, scale, sigma, x0, tick)
             sr: Tensor = self.network(lr, kernel, scale, sigma, x0, tick)

@@ -34,7 +34,8 @@ def is_nearly_gaussian(kernel: Tensor, near: float = NEAR) -> Tensor:
 
 def matching_gaussian(kernel: Tensor) -> Tensor:
     """Return the centred Gaussian (B, k, k) with a kernel's covariance, as both are sampled and cut off."""
-    return matched(kernel, _possible, torch.linalg.inv)
+    with torch.autocast(kernel.device.type, enabled=False):
+        return matched(kernel, _possible, torch.linalg.inv)
 
 
 def matched(kernel: Tensor, possible: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor]) -> Tensor:

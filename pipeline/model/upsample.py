@@ -34,7 +34,8 @@ def upsample(lr: Tensor, scale: int, mode: str, grid: Grid = "corner") -> Tensor
         case "bicubic" if grid == "centre":
             return F.interpolate(lr, scale_factor=scale, mode="bicubic", align_corners=False)
         case "bicubic":
-            return _bicubic(lr, scale)
+            with torch.autocast(lr.device.type, enabled=False):  # bf16 would round the picture to steps of a grey level
+                return _bicubic(lr, scale)
     raise ValueError(f"unknown first estimate '{mode}'; use nearest or bicubic")
 
 

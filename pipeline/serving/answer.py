@@ -106,6 +106,7 @@ def _about(restored: Restored, served: Served, photograph: Photograph, lost: lis
     return {
         "model": served.name,
         "weights_sha256": served.restorer.digest,
+        "precision": served.restorer.precision,
         "width": restored.image.shape[1],
         "height": restored.image.shape[0],
         **restored.facts(),

@@ -11,6 +11,7 @@ from typing import Any
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.catalogue import REGISTRY, locate
 from pipeline.inference import Restorer
+from pipeline.inference.precision import Precision
 from pipeline.model_folder import read_manifest
 
 _RETRY_S = 60.0  # after a version could not be loaded: storage may have been away
@@ -48,14 +49,18 @@ class Refused:
     at: float  # time.monotonic()
 
 
-def load(uri: str) -> Served:
+def load(uri: str, precision: Precision = "float32") -> Served:
     """Load what a URI means now.
+
+    Args:
+        uri: of a model.
+        precision: number format of its convolutions.
 
     Raises:
         BadRequestError: no such model, damaged, or it cannot estimate a kernel.
     """
     location = locate(uri)
-    restorer = Restorer.load(location)
+    restorer = Restorer.load(location, precision=precision)
     if not restorer.is_blind:
         raise BadRequestError(f"{uri} cannot estimate a kernel; serve a blind model")
     return Served(restorer, location.title, location.version, dict(read_manifest(location.folder).sha256))
@@ -71,9 +76,9 @@ class LiveModel:
     A request takes `current` once and keeps it, so it is restored by one model whatever happens meanwhile.
     """
 
-    def __init__(self, uri: str, log: Callable[[str], None] = _to_stderr) -> None:
-        self.uri, self._log = uri, log
-        self.current = load(uri)
+    def __init__(self, uri: str, log: Callable[[str], None] = _to_stderr, *, precision: Precision = "float32") -> None:
+        self.uri, self._precision, self._log = uri, precision, log
+        self.current = load(uri, precision)
         self.refused: Refused | None = None  # what the alias means, when that could not be loaded or looked up
 
     @property
@@ -93,7 +98,7 @@ class LiveModel:
                 return
             if self._failed_just_now(wanted):
                 return
-            self.current, before = load(wanted), self.current.name
+            self.current, before = load(wanted, self._precision), self.current.name
         except Exception as error:  # whatever is wrong with the new one, the old one is right
             self._refuse(wanted, error)
             return

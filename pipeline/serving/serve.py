@@ -79,7 +79,7 @@ def _checked(settings: ServeSettings) -> Served:
     except OSError as error:
         reason = error.strerror or str(error)
         raise BadRequestError(f"{settings.host}:{settings.port}: {reason}; choose another --host or --port") from error
-    return load(settings.model)
+    return load(settings.model, settings.precision)
 
 
 def _connect(settings: ServeSettings) -> None:
@@ -150,7 +150,7 @@ def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
 
         torch.set_num_threads(threads)
         keep_freed_memory(settings.max_memory)
-        return build_app(settings, LiveModel(settings.model))
+        return build_app(settings, LiveModel(settings.model, precision=settings.precision))
 
     return build
 

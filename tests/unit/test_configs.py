@@ -66,6 +66,21 @@ def test_the_stages_of_a_shipped_model_follow_each_other(name, stages):
         assert after.data.bank == before.data.bank or after.train.start_parts == "restorer"
 
 
+@pytest.mark.parametrize(("kind", "scales"), [("gaussian", (2, 4)), ("mixed", (2, 3, 4))])
+def test_the_articles_experiments_at_tiny_width_go_on_from_one_stage(kind, scales):
+    first = load(f"article-{kind}-codes")
+    assert first.model.scales == scales
+    assert (first.train.learn, first.train.loss.image_rounds, first.train.loss.code) == ("kernel", "none", 1.0)
+    for scale in scales:
+        config, full = load(f"article-{kind}-x{scale}"), load(f"{kind}-x{scale}")
+        assert config.model.scales == (scale,)
+        assert config.model.kernel == full.model.kernel
+        assert config.model.restorer == first.model.restorer
+        assert (config.data.bank, config.data.kernel_source) == (first.data.bank, full.data.kernel_source)
+        assert (config.train.learn, config.train.loss.code) == ("all", 1.0)
+        assert config.train.start_from == f"{first.output}/{first.name}/model"
+
+
 @pytest.mark.parametrize(
     ("model", "last"),
     [

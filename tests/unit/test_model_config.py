@@ -187,6 +187,18 @@ def test_what_ships_says_what_it_is():
         ({"train": {"steps": 1, "learn": "restorer", "loss": {"kernel": 1.0}}}, r"train\.loss\.kernel has no effect"),
         ({"train": {"steps": 1, "learn": "spectral", "loss": {"consistency": 1.0}}}, r"loss\.consistency has no effec"),
         ({"train": {"steps": 1, "learn": "restorer", "loss": {"image_rounds": "all"}}}, r"image_rounds has no effect"),
+        ({"train": {"steps": 1, "learn": "all", "loss": {"image_rounds": "none"}}}, r"'none' has no effect without tr"),
+        (
+            {
+                "model": {"kernel": {"rounds": 0}},
+                "train": {"steps": 1, "learn": "kernel", "loss": {"image_rounds": "none"}},
+            },
+            r"'none' has no effect without model\.kernel\.rounds",
+        ),
+        (
+            {"train": {"steps": 1, "learn": "kernel", "loss": {"image_rounds": "none", "consistency": 1.0}}},
+            r"loss\.consistency has no effect without train\.loss\.image_rounds",
+        ),
     ],
 )
 def test_a_setting_that_the_others_make_meaningless_is_refused(part: dict, message: str):

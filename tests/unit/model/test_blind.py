@@ -122,6 +122,24 @@ def test_detached_no_gradient_crosses_rounds_else_it_does(schedule, small, codec
 
 
 @pytest.mark.parametrize("schedule", ["rounds", "interleaved"])
+def test_where_no_image_counts_the_codes_learn_the_same_from_one_restoration_less(schedule, small, codec):
+    net, lr = network(small(schedule=schedule, rounds=2), codec).train(), torch.rand(2, 3, 18, 20)
+    found, unfoldings = [], []
+    net.restorer.p.register_forward_hook(lambda *_: unfoldings.append(1))
+    for image_rounds in ("last", "none"):
+        net.zero_grad()
+        unfoldings.clear()
+        out = net(lr, 2, 0.01, image_rounds=image_rounds)
+        out.codes.abs().mean().backward()
+        found.append((out.codes, out.kernel, [p.grad.clone() for p in net.estimator.parameters()], len(unfoldings)))
+    (codes, kernel, gradients, all_of_them), (bare_codes, bare_kernel, bare_gradients, fewer) = found
+    assert torch.equal(codes, bare_codes)
+    assert torch.equal(kernel, bare_kernel)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, bare_gradients, strict=True))
+    assert all_of_them - fewer == (4 if schedule == "rounds" else 1)
+
+
+@pytest.mark.parametrize("schedule", ["rounds", "interleaved"])
 @pytest.mark.parametrize("detach", [True, False])
 def test_where_only_the_last_image_counts_the_gradients_are_the_same(schedule, detach, small, codec):
     """Bit for bit, though detached rounds before it are restored without a graph."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
@@ -64,6 +65,39 @@ def test_convolutions_run_in_bf16_and_ffts_codes_and_images_in_float32(small, co
     assert torch.bfloat16 in convolutions
     for value in (out.sr, out.kernel, out.codes):
         assert value.dtype == torch.float32
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Notes the dtypes that convolutions and matrix products compute in, but within the parts that may take bf16."""
+
+    def __init__(self, *free):
+        super().__init__()
+        self.inside, self.dtypes = 0, set()
+        for module in free:
+            module.register_forward_pre_hook(lambda *_: self.enter(1))
+            module.register_forward_hook(lambda *_: self.enter(-1))
+
+    def enter(self, step):
+        self.inside += step
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not self.inside and any(name in str(func) for name in ("convolution", "mm")):
+            self.dtypes |= {a.dtype for a in args if isinstance(a, torch.Tensor)}
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("grid", ["corner", "centre"])
+def test_an_inference_multiplies_in_bf16_in_prior_and_estimator_alone(small, codec, grid):
+    """First estimate, kernels, reductions, kernel steps and scores are those of float32."""
+    torch.manual_seed(0)
+    net = BlindUSRNet(small(initial="spectral", reductions=True, steps=2, rounds=1), codec).eval()
+    lr, seen = batch(net)[0], MatrixProducts(net.restorer.p, net.estimator)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), seen:
+        out = net.infer(lr, 2, 0.01, grid=grid)
+        degrade(out.sr, out.kernel, 2)
+    assert seen.dtypes == {torch.float32}
+    assert {out.sr.dtype, out.kernel.dtype} == {torch.float32}
+    assert not torch.equal(out.kernel, out.kernel.bfloat16().float())
 
 
 def test_the_image_is_not_rounded_to_bf16(shared):

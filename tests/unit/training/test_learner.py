@@ -34,12 +34,12 @@ def before(tmp_path):
     return network, str(tmp_path / "model")
 
 
-def start(monkeypatch, bank, scale=2, **train):
+def start(monkeypatch, bank, scale=2, model=MODEL, **train):
     """The starting point of a run on a bank with this code, whose composites are of this scale."""
     opened = SimpleNamespace(codec=bank, spec=SimpleNamespace(size=bank.size, scale=scale))
     monkeypatch.setattr(starting.KernelBank, "open", lambda uri: opened)
     data = DataConfig(shards="shards", bank="the-bank")
-    return starting.starting_point(RunConfig(name="x", model=MODEL, data=data, train=TrainConfig(steps=1, **train)))
+    return starting.starting_point(RunConfig(name="x", model=model, data=data, train=TrainConfig(steps=1, **train)))
 
 
 def test_from_scratch_the_code_is_the_banks(monkeypatch):
@@ -107,3 +107,19 @@ def test_a_model_of_another_shape_is_refused_by_the_tensors_names(monkeypatch, b
     save_model(BlindUSRNet(averaging, network.codec), uri, {})
     with pytest.raises(BadRequestError, match=r"does not fit the network of this config: spectral\."):
         start(monkeypatch, codec(2), start_from=uri)
+
+
+def test_a_model_of_several_scales_goes_on_at_one_of_them(monkeypatch, tmp_path):
+    """The estimator's heads for the other scales stay behind; a head that it has not is missed by name."""
+    kernel = KernelConfig(initial="delta", rounds=1, schedule="rounds")
+    of_scales = {
+        scales: MODEL.model_copy(update={"kernel": kernel, "scales": scales}) for scales in [(2, 3), (3,), (4,)]
+    }
+    torch.manual_seed(3)
+    network = BlindUSRNet(of_scales[2, 3], codec(1))
+    save_model(network, tmp_path, {})
+    found = start(monkeypatch, codec(2), model=of_scales[3,], start_from=str(tmp_path)).tensors
+    assert found.keys() == BlindUSRNet(of_scales[3,], codec(1)).state_dict().keys()
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in found.items())
+    with pytest.raises(BadRequestError, match=r"does not fit the network of this config: estimator\.head_HR\.4"):
+        start(monkeypatch, codec(2), model=of_scales[4,], start_from=str(tmp_path))

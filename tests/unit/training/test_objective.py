@@ -43,6 +43,9 @@ def test_every_loss_term_is_its_definition(codec, batch):
     seed = objective(out, batch.lr, batch.hr, batch.kernel, code, 2, LossConfig(code=1.0))
     torch.testing.assert_close(seed["loss"], (out.sr - batch.hr).abs().mean() + by_hand["loss_code"])
     assert set(seed) == {"loss", "loss_image", "loss_code"}
+    bare = objective(out, batch.lr, batch.hr, batch.kernel, code, 2, LossConfig(code=1.0, image_rounds="none"))
+    assert set(bare) == {"loss", "loss_code"}
+    torch.testing.assert_close(bare["loss"], by_hand["loss_code"])
 
 
 @pytest.mark.parametrize("term", ["code", "kernel", "inverse"])
