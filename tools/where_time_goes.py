@@ -39,6 +39,7 @@ from pipeline.model.fourier import BlurOperator
 from pipeline.shipped import FOR_PHOTOGRAPHS
 from pipeline.training.learner import WeightAverage, build_network
 from pipeline.training.objective import TrainingObjective
+from tools.blocks import with_block
 from tools.roofline import Machine, measure_machine
 from tools.stopwatch import Point, Stopwatch
 
@@ -88,7 +89,8 @@ def main() -> None:
         "**A sample of the feed**, 64 x 64:",
         table(feed, digits=3),
     ]
-    PAGE.write_text(with_block(PAGE.read_text(encoding="utf-8"), "\n\n".join(tables)), encoding="utf-8")
+    page = with_block(PAGE.read_text(encoding="utf-8"), "tools.where_time_goes", "\n\n".join(tables))
+    PAGE.write_text(page, encoding="utf-8")
 
 
 def table(rows: Sequence[Row], digits: int = 0) -> str:
@@ -101,15 +103,6 @@ def table(rows: Sequence[Row], digits: int = 0) -> str:
         middle = f" {bound} |" * bounds
         lines.append(f"| {name} | {1000 * seconds:.{digits}f} |{middle} {seconds / total:.0%} | {bar} |")
     return "\n".join(lines)
-
-
-def with_block(page: str, text: str) -> str:
-    """Return the page with `text` between its two marks. Raises ValueError where they are missing."""
-    marks = ("<!-- python -m tools.where_time_goes -->", "<!-- end -->")
-    pattern = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
-    if not pattern.search(page):
-        raise ValueError(f"{marks[0]} ... {marks[1]} is expected")
-    return pattern.sub(lambda _: f"{marks[0]}\n{text}\n{marks[1]}", page)
 
 
 def points(machine: Machine) -> list[Point]:

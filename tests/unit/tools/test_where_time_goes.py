@@ -13,7 +13,7 @@ from pipeline.model import BlurOperator
 from pipeline.model.fourier import spectrum
 from tools.roofline import Machine
 from tools.stopwatch import Point, Stopwatch
-from tools.where_time_goes import PAGE, Row, parts, points, stages, table, with_block
+from tools.where_time_goes import Row, parts, points, stages, table
 
 MACHINE = Machine(gemm=1e9, fft=1e9, memory=1e9)
 
@@ -123,17 +123,6 @@ def test_a_table_has_shares_of_the_whole_and_bars_in_proportion() -> None:
     lines = table([Row("long", 0.75, 0.5), Row("short", 0.25)]).splitlines()
     assert lines[2:] == [f"| long | 750 | 500 | 75% | {18 * '█'} |", f"| short | 250 |  | 25% | {6 * '█'} |"]
     assert "at least" not in table([Row("one", 1.0)])
-
-
-def test_only_what_is_between_the_marks_is_replaced() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    written = with_block(page, r"new \1")
-    head, tail = page.split("<!-- python -m tools.where_time_goes -->")[0], page.split("<!-- end -->")[1]
-    assert written.startswith(head)
-    assert written.endswith(tail)
-    assert with_block(written, "x") == with_block(page, "x")
-    with pytest.raises(ValueError, match="is expected"):
-        with_block("no marks", "x")
 
 
 def test_every_point_is_there() -> None:
