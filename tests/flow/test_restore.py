@@ -57,7 +57,7 @@ def test_a_killed_batch_goes_on_and_reports_what_is_broken(s3, model, tmp_path, 
         storage.write_bytes(f"{source}/{name}", encode_png(image))
     storage.write_bytes(f"{source}/broken.png", encode_png(images["0.png"])[:500])
     command = [sys.executable, "jobs/restore.py", "--model", str(model), "--input", source, "--output", output]
-    command += ["--workers", "2", "--sigma", "0.05"]
+    command += ["--workers", "2", "--sigma", "0.05", "--precision", "float32"]
     proxy = FaultProxy(s3, [Fault("cut", share=0.4, methods="GET", path="restore/")])
     request.addfinalizer(proxy.shut)
     env = os.environ | {"AWS_ENDPOINT_URL": proxy.url}

@@ -146,7 +146,7 @@ def page() -> Iterator[Page]:
 def test_the_answer_is_the_restorers_own(server, photograph, model_folder):
     status, headers, body = server.post("/restore?sigma=0.01", encode_png(photograph))
     assert status == 200
-    expected = Restorer.load(model_folder(0)).restore(photograph, 2, 0.01)
+    expected = Restorer.load(model_folder(0), precision=headers["x-precision"]).restore(photograph, 2, 0.01)
     difference = decode_photograph(body).pixels.astype(int) - expected.image
     assert np.abs(difference).max() <= 1  # the number of threads decides the last bit
     assert headers["x-model"] == f"models:/{NAME}/1"
