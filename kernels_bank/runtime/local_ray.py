@@ -22,6 +22,7 @@ from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 # One for all that this process starts: Ray keeps the first token it has read. It travels in the environment only.
 _TOKEN = secrets.token_hex(32)
 _ATTEMPTS = 3
+_CORE_LEVEL, _SILENT = "RAY_BACKEND_LOG_LEVEL", "fatal"  # what Ray's C++ part of a process writes
 
 
 class _RayProcess(subprocess.Popen):
@@ -31,7 +32,10 @@ class _RayProcess(subprocess.Popen):
     """
 
     def __init__(self, command: list[str], **settings: Any) -> None:  # noqa: ANN401 - what Ray passes on
-        super().__init__(command, start_new_session=True, **settings)
+        environment = dict(settings.pop("env", None) or os.environ)
+        if environment.get(_CORE_LEVEL) == _SILENT:
+            del environment[_CORE_LEVEL]  # meant for this process's core; theirs go on writing their logs
+        super().__init__(command, start_new_session=True, env=environment, **settings)
         guard.take_over(self.pid)
         started[Path(command[0]).name] = self
 
@@ -76,6 +80,7 @@ def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
             with (
                 own_sigterm(),
                 _as_ours(log_to_driver=log_to_driver),
+                contextlib.nullcontext() if log_to_driver else _silent_core(),
                 contextlib.nullcontext() if log_to_driver else _stderr_into(folder.parent / "start.log"),
             ):
                 ray.init(
@@ -154,6 +159,21 @@ def own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, ours)
         if came:
             signal.raise_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _silent_core() -> Iterator[None]:
+    """Let Ray's C++ part in this process, which starts in the block, write nothing but what ends the process.
+
+    It tells of each server that dies, beside our one line, in lines of its own.
+    """
+    given = os.environ.get(_CORE_LEVEL)
+    os.environ.setdefault(_CORE_LEVEL, _SILENT)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[_CORE_LEVEL]
 
 
 @contextlib.contextmanager
