@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from kernels_bank.codec import KernelCodec
 from kernels_bank.coding import decode_codes, encode_codes
 from kernels_bank.names import Grid
+from pipeline.model.edge_start import EDGE_SCALES, edge_kernel
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
 from pipeline.model.gaussian_fit import is_nearly_gaussian
@@ -160,7 +161,7 @@ class BlindUSRNet(nn.Module):
             rounds.append(accepted)
         elif self.config.kernel.steps:
             levels = check_inputs(lr, scale, sigma, training=self.training)
-            begin = accepted.blur if first.start is None or self.config.kernel.rounds else first.start
+            begin = self._steps_start(lr, accepted.blur, first, scale, levels)
             *_, blur = self.refine(lr, begin, scale, levels, reducer, tick)
             new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds between, what was accepted is a whole restoration from x0 already.
@@ -257,6 +258,14 @@ class BlindUSRNet(nn.Module):
         if first.start is None or self.config.kernel.rounds:
             return torch.zeros(len(first.blur), dtype=torch.bool, device=first.blur.device)
         return is_nearly_gaussian(first.start)
+
+    def _steps_start(self, lr: Tensor, accepted: Tensor, first: Initial, scale: int, sigma: Tensor) -> Tensor:
+        """Where kernel steps start, (B, k, k): after rounds of the estimator from what they found."""
+        if self.config.kernel.rounds:
+            return accepted
+        if scale in EDGE_SCALES:
+            return edge_kernel(lr, self.kernel_size, scale, sigma)
+        return accepted if first.start is None else first.start
 
     def initial_kernel(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Tensor:
         """Return the kernel (B, k, k) that the alternation starts from, with the reduction, on the corner grid."""

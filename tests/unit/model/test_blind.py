@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.model import BlindUSRNet, data_step, upsample
+from pipeline.model.edge_start import edge_kernel
 from pipeline.model.estimator import Estimator
 from pipeline.model.gaussian_fit import matching_gaussian, snap_to_gaussian
 from pipeline.model.guard import Acceptance
@@ -290,7 +291,10 @@ def test_a_net_that_knows_reductions_answers_twice_and_kernel_steps_start_from_t
     monkeypatch.setattr(net, "refine", lambda lr, blur, *rest: begun.append(blur) or [blur])
     with torch.no_grad():
         net.infer(lr, 2, 0.01)
-    assert torch.equal(begun[0], first.start)
+        monkeypatch.setattr("pipeline.model.blind.EDGE_SCALES", ())
+        net.infer(lr, 2, 0.01)
+    assert torch.equal(begun[0], edge_kernel(lr, codec.size, 2, torch.full((2,), 0.01)))
+    assert torch.equal(begun[1], first.start)
 
 
 def test_kernel_steps_are_left_out_where_their_start_is_nearly_a_gaussian(codec, monkeypatch):

@@ -1,0 +1,160 @@
+"""A first kernel from the edges of the LR image, without any training: where kernel steps start on camera shake.
+
+A power spectrum cannot tell a kernel from its mirror image, and the spectral net answers with something between the
+two. Edges can: at the LR image's own scale the image is restored with as few gradients as explain it (an L0 prior),
+which leaves sharp edges alone, and the kernel is what blurs these into the LR image; in turn, from coarse to fine. What
+decimation folds into the LR image counts as noise there. Its answer is rough: kernel steps make it exact.
+
+Xu, Zheng, Jia: Unnatural L0 Sparse Representation for Natural Image Deblurring, CVPR 2013; the pyramid and its
+constants follow Anger, Facciolo, Delbracio: Blind Image Deblurring using the l0 Gradient Prior, IPOL 2019.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.model.fourier import transfer_function
+from pipeline.model.upsample import upsample
+
+# Where kernel steps that start from it end 1.2 dB higher on camera shake (docs/training-log.md); at x3 it is no better
+# than the spectral net's kernel, for decimation folds too much of the edges.
+EDGE_SCALES = (2,)
+
+_RATIO = 0.5  # of two levels of the pyramid
+_TURNS = 5  # image and kernel in turn, a level
+_WEIGHT, _LEAST_WEIGHT, _FADE = 4e-3, 1e-4, 1.1  # of the L0 prior: first, last, and what it is divided by each turn
+_DOUBLINGS = 24  # of the coupling, from twice the weight: in the end the image's gradients are those that were kept
+_RIDGE = 20.0  # of the kernel, for images in [0, 1]
+_FAINT = 0.05  # of a kernel's largest value: less is noise
+_SMALLEST, _SMALLEST_SIDE = 3, 8  # pixels of a kernel and of an image
+
+
+def edge_kernel(lr: Tensor, size: int, scale: int, sigma: Tensor) -> Tensor:
+    """Estimate a kernel from the edges of an LR image.
+
+    Args:
+        lr: (B, 3, h, w) in [0, 1], periodic.
+        size: side of the kernel, odd, in HR pixels.
+        scale: s.
+        sigma: (B,) noise levels on the [0, 1] scale.
+
+    Returns:
+        (B, size, size) float32, >= 0, of sum 1.
+    """
+    with torch.no_grad(), torch.autocast(lr.device.type, enabled=False):
+        grey, least = lr.float().mean(1), (0.5 * sigma.float()).clamp_min(_LEAST_WEIGHT)
+        sides = _sides(2 * (size // (2 * scale)) + 1)
+        kernel = torch.full((len(lr), 1, 1), 1.0, device=lr.device)
+        for level, side in reversed(list(enumerate(sides))):
+            height, width = (max(_SMALLEST_SIDE, round(n * _RATIO**level)) for n in grey.shape[-2:])
+            side = min(side, (min(height, width) - 1) // 2 * 2 + 1)
+            kernel = _unit(_resized(kernel, side, side)) if kernel.shape[-1] > 1 else _beginning(kernel, side)
+            kernel = _level(_resized(grey, height, width), kernel, least)
+        return _enlarged(kernel, size, scale)
+
+
+def _sides(largest: int) -> list[int]:
+    """Odd sides of the kernel, from the finest level to the coarsest."""
+    sides = [largest]
+    while sides[-1] > _SMALLEST:
+        sides.append(max(_SMALLEST, 2 * (round(sides[-1] * _RATIO) // 2) + 1))
+    return sides
+
+
+def _level(grey: Tensor, kernel: Tensor, least: Tensor) -> Tensor:
+    """Image and kernel in turn, from a kernel (B, n, n) of a coarser level."""
+    weight = torch.full_like(least, _WEIGHT)
+    for _ in range(_TURNS):
+        sharp = _few_gradients(grey, kernel, torch.maximum(weight, least))
+        kernel = _centred(_explaining(sharp, grey, kernel.shape[-1]))
+        weight = weight / _FADE
+    return kernel
+
+
+def _few_gradients(grey: Tensor, kernel: Tensor, weight: Tensor) -> Tensor:
+    """Restore (B, h, w) with as few gradients as explain it: half-quadratic splitting, each step in closed form."""
+    size, weight = grey.shape[-2:], weight[:, None, None]
+    transfer = transfer_function(kernel, *size)[:, 0]
+    slopes = _differences(*size, grey)
+    power, steep = _power(transfer), sum(_power(slope) for slope in slopes)
+    explained, sharp = transfer.conj() * torch.fft.rfft2(grey), grey
+    coupling = 2 * weight
+    for _ in range(_DOUBLINGS):
+        down, right = _gradients(sharp)
+        kept = (down.square() + right.square() >= weight / coupling).to(grey.dtype)
+        drawn = sum(s.conj() * torch.fft.rfft2(g * kept) for s, g in zip(slopes, (down, right), strict=True))
+        sharp = torch.fft.irfft2((explained + coupling * drawn) / (power + coupling * steep + 1e-12), s=size)
+        coupling = 2 * coupling
+    return sharp
+
+
+def _explaining(sharp: Tensor, grey: Tensor, side: int) -> Tensor:
+    """The kernel (B, side, side), >= 0 and of sum 1, that makes the gradients of one image from the other's."""
+    onto, power = torch.zeros((), device=grey.device), torch.zeros((), device=grey.device)
+    for ours, theirs in zip(_gradients(sharp), _gradients(grey), strict=True):
+        spectrum = torch.fft.rfft2(ours)
+        onto, power = onto + spectrum.conj() * torch.fft.rfft2(theirs), power + _power(spectrum)
+    half = side // 2
+    whole = torch.fft.irfft2(onto / (power + _RIDGE), s=grey.shape[-2:])
+    kernel = whole.roll((half, half), (-2, -1))[:, :side, :side].clamp_min(0)
+    return _unit(kernel.where(kernel >= _FAINT * kernel.amax((-2, -1), keepdim=True), 0))
+
+
+def _gradients(image: Tensor) -> tuple[Tensor, Tensor]:
+    return image.roll(-1, -2) - image, image.roll(-1, -1) - image
+
+
+def _differences(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Transfer functions of `_gradients`, (height, 1) and (1, width // 2 + 1)."""
+    rows = torch.fft.fftfreq(height, dtype=like.dtype, device=like.device)[:, None]
+    columns = torch.fft.rfftfreq(width, dtype=like.dtype, device=like.device)[None]
+    down, right = (torch.polar(torch.ones_like(f), 2 * torch.pi * f) - 1 for f in (rows, columns))
+    return down, right
+
+
+def _power(spectrum: Tensor) -> Tensor:
+    return spectrum.real.square() + spectrum.imag.square()
+
+
+def _unit(kernel: Tensor) -> Tensor:
+    """Of sum 1; a point where nothing is left."""
+    kernel = kernel.clamp_min(0)
+    total, half = kernel.sum((-2, -1), keepdim=True), kernel.shape[-1] // 2
+    point = torch.zeros_like(kernel)
+    point[:, half, half] = 1
+    return torch.where(total > 0, kernel / total.clamp_min(torch.finfo(kernel.dtype).tiny), point)
+
+
+def _beginning(like: Tensor, side: int) -> Tensor:
+    """Two pixels beside each other: a point would leave the image as it is."""
+    kernel = torch.zeros(len(like), side, side, device=like.device)
+    kernel[:, side // 2, side // 2 - 1 : side // 2 + 1] = 0.5
+    return kernel
+
+
+def _centred(kernel: Tensor) -> Tensor:
+    """Move each kernel by whole pixels to where its mean is in the middle; what leaves the frame is lost."""
+    side = kernel.shape[-1]
+    place = torch.arange(side, dtype=kernel.dtype, device=kernel.device) - side // 2
+    shifts = torch.stack(((kernel.sum(-1) * place).sum(-1), (kernel.sum(-2) * place).sum(-1)), -1).round().int()
+    padded = F.pad(kernel, (side,) * 4)
+    moved = [one.roll((-int(dy), -int(dx)), (0, 1)) for one, (dy, dx) in zip(padded, shifts.tolist(), strict=True)]
+    return _unit(torch.stack(moved)[:, side : 2 * side, side : 2 * side])
+
+
+def _resized(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[-2:] == (height, width):
+        return image
+    return F.interpolate(image[:, None], (height, width), mode="bicubic", align_corners=False, antialias=True)[:, 0]
+
+
+def _enlarged(kernel: Tensor, size: int, scale: int) -> Tensor:
+    """From LR to HR pixels, the middle on the middle."""
+    whole = upsample(kernel[:, None], scale, "bicubic")[:, 0]
+    first = scale * (kernel.shape[-1] // 2) - size // 2
+    before, after = max(0, -first), max(0, first + size - whole.shape[-1])
+    whole = F.pad(whole, (before, after, before, after))
+    start = first + before
+    return _unit(whole[:, start : start + size, start : start + size])
