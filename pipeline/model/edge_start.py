@@ -77,7 +77,7 @@ def _few_gradients(grey: Tensor, kernel: Tensor, weight: Tensor) -> Tensor:
     """Restore (B, h, w) with as few gradients as explain it: half-quadratic splitting, each step in closed form."""
     size, weight = grey.shape[-2:], weight[:, None, None]
     transfer = transfer_function(kernel, *size)[:, 0]
-    slopes = _differences(*size, grey)
+    slopes = _differences(size[0], size[1], grey)
     power, steep = _power(transfer), sum(_power(slope) for slope in slopes)
     explained, sharp = transfer.conj() * torch.fft.rfft2(grey), grey
     coupling = 2 * weight
