@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 from kernels_bank import KernelCodec, sample_gaussian, sample_motion
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet
+from pipeline.model.edge_start import edge_kernel
 from pipeline.model.guard import Acceptance
 from pipeline.model.kernel_step import kernel_step, normal_equations, project, refine_kernel
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
@@ -125,7 +126,7 @@ def test_refining_is_one_more_round_written_out(blind, monkeypatch):
     lr, sigma = torch.rand(2, 3, 24, 24), torch.tensor([0.0, 0.05])
     monkeypatch.setattr("pipeline.model.blind.acceptance", lambda scale, sure: (Acceptance(float("inf"), 0.0),))
     out = blind.infer(lr, 2, sigma)
-    kernel = blind.initial_kernel(lr, 2, sigma)
+    kernel = edge_kernel(lr, blind.kernel_size, 2, sigma)
     for told in (0.1, 0.1 * 0.1**0.5, 0.01):
         state = blind.restorer.start(lr, 2, sigma.clamp_min(told))
         sr = blind.restorer.unfold(state, blind.restorer.operator(kernel, state), 0, 1)  # of two unfoldings
