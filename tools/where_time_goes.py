@@ -113,6 +113,7 @@ def points(machine: Machine) -> list[Point]:
         Point(restorer, "restore_planes", "restore"),
         Point(restorer, "features", "trust"),
         Point(BlindUSRNet, "initial", "initial kernel"),
+        Point(blind, "edge_kernel", "kernel steps"),
         Point(blind, "refine_kernel", "kernel steps"),
         Point(USRNet, "unfold", "unfoldings"),
         Point(usrnet.ResUNet, "forward", "the prior's rest"),
