@@ -296,6 +296,8 @@ class RunConfig(Frozen):
                 f"train.learn 'spectral' with model.kernel.initial '{self.model.kernel.initial}' trains nothing; "
                 "set model.kernel.initial to spectral"
             )
+        if self.train.loss.image_rounds == "none" and not (self.train.loss.code or self.train.loss.kernel):
+            raise ValueError("train.loss.image_rounds 'none' needs train.loss.code or kernel above 0")
         if self.train.learn == "spectral" and not any(
             (self.train.loss.code, self.train.loss.kernel, self.train.loss.inverse)
         ):

@@ -32,7 +32,7 @@ PROTOCOL = ROOT / "jobs" / "configs" / "protocols" / "noise-free.yaml"
 EXPERIMENTS = {"mixed": (2, 3, 4), "gaussian": (2, 4)}
 _TITLES = {
     "mixed": "100,000 Gaussian and 100,000 motion kernels",
-    "gaussian": "random Gaussian kernels",
+    "gaussian": "Random Gaussian kernels",
 }
 _METHODS = ("bicubic", "blind", "nonblind")
 _GROUPS = {"Gaussian": range(1, 9), "motion": range(9, 13)}
@@ -63,7 +63,7 @@ def main() -> None:
                 precision=given.precision,
             )
             run_evaluation(settings, folder)
-        parts += [f"### {_TITLES[kind].capitalize()}", table({s: means(f) for s, f in folders.items()})]
+        parts += [f"### {_TITLES[kind]}", table({s: means(f) for s, f in folders.items()})]
         parts += ["By round, mean PSNR of each restoration as it is:", rounds_table(folders)]
     draw_curves(given.store or f"sqlite:///{Path(given.runs).absolute()}/mlflow.db")
     page = with_block(PAGE.read_text(encoding="utf-8"), "tools.article", "\n\n".join(["", *parts, ""]))
@@ -100,7 +100,7 @@ def _cell(measures: dict[str, list[float]], kernels: Sequence[int]) -> str:
 
 
 def rounds_table(folders: dict[int, Path]) -> str:
-    """Write the mean PSNR after each kernel estimate, and what the guard let stand, by kernel group and scale."""
+    """Write the mean PSNR after each kernel estimate, and the guarded result, by kernel group and scale."""
     found: dict[str, list[float]] = {}
     for scale, folder in folders.items():
         rows = [row for row in parquet.read_table(folder / RESULTS).to_pylist() if row["method"] == "blind"]
@@ -115,7 +115,7 @@ def rounds_table(folders: dict[int, Path]) -> str:
 
 
 def draw_curves(store: str) -> None:
-    """Draw loss of the code, and PSNR by round of held-out tiles, of every article run, to `CURVES`."""
+    """Draw the kernel error of held-out tiles by step and round, of every article run, to `CURVES`."""
     matplotlib.use("Agg")
     api = client(checked_uri(store))
     experiment = api.get_experiment_by_name("article")

@@ -1,7 +1,7 @@
 """Measure what DAN's estimator adds to three starts: a delta, the spectral kernel, and the one after kernel steps.
 
 The article's trained networks go on from each start with their own rounds; PSNR after the best shift, protocol
-`usrnet-table1` at x2. It prints the table of docs/article.md.
+`usrnet-table1` at x2. It prints a table.
 
 python -m tools.article_starts --runs runs --images CBSD68 --kernels kernels_12.mat --every 17
 """
@@ -35,7 +35,7 @@ _PROTOCOL = PROTOCOLS["usrnet-table1"]
 
 
 class Found(NamedTuple):
-    """Hold the PSNR of a start, of the first round from it as it is, and of what the guard let stand after all."""
+    """Hold the PSNR of a start, of the first round from it as it is, and of the guarded result."""
 
     start: float
     first: float
@@ -100,7 +100,7 @@ def compare(trained: Restorer, shipped: Restorer, hr: np.ndarray, lr: np.ndarray
 
 
 def _score(sr: torch.Tensor, hr: np.ndarray) -> float:
-    picture = (sr[0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
+    picture = (sr[0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
     return psnr_shifted(picture, hr, border=_PROTOCOL.border_pixels(_SCALE)).psnr
 
 

@@ -22,7 +22,8 @@ from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 # One for all that this process starts: Ray keeps the first token it has read. It travels in the environment only.
 _TOKEN = secrets.token_hex(32)
 _ATTEMPTS = 3
-_CORE_LEVEL, _SILENT = "RAY_BACKEND_LOG_LEVEL", "fatal"  # what Ray's C++ part of a process writes
+_CORE_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # what Ray's C++ part of a process writes
+_silenced: list[bool] = []  # not empty while this process's own core is told to be silent
 
 
 class _RayProcess(subprocess.Popen):
@@ -33,8 +34,8 @@ class _RayProcess(subprocess.Popen):
 
     def __init__(self, command: list[str], **settings: Any) -> None:  # noqa: ANN401 - what Ray passes on
         environment = dict(settings.pop("env", None) or os.environ)
-        if environment.get(_CORE_LEVEL) == _SILENT:
-            del environment[_CORE_LEVEL]  # meant for this process's core; theirs go on writing their logs
+        if _silenced:
+            environment.pop(_CORE_LEVEL, None)  # meant for this process's core; theirs go on writing their logs
         super().__init__(command, start_new_session=True, env=environment, **settings)
         guard.take_over(self.pid)
         started[Path(command[0]).name] = self
@@ -165,15 +166,18 @@ def own_sigterm() -> Iterator[None]:
 def _silent_core() -> Iterator[None]:
     """Let Ray's C++ part in this process, which starts in the block, write nothing but what ends the process.
 
-    It tells of each server that dies, beside our one line, in lines of its own.
+    Otherwise it writes lines of its own for each server that dies, beside our one line.
     """
-    given = os.environ.get(_CORE_LEVEL)
-    os.environ.setdefault(_CORE_LEVEL, _SILENT)
+    if _CORE_LEVEL in os.environ:  # the user's own choice, for Ray's servers too
+        yield
+        return
+    os.environ[_CORE_LEVEL] = "fatal"
+    _silenced.append(True)
     try:
         yield
     finally:
-        if given is None:
-            del os.environ[_CORE_LEVEL]
+        _silenced.clear()
+        del os.environ[_CORE_LEVEL]
 
 
 @contextlib.contextmanager

@@ -90,8 +90,10 @@ def prepare(settings: EvaluationSettings) -> Plan:
         "test_set": _test_set(settings.images, sorted(images.values()), kernels_digest),
         "scales": list(scales),
     }
-    if settings.precision != "float32":
-        about["precision"] = settings.precision
+    if settings.precision != "float32":  # numbers of one name can be compared
+        about |= {"precision": settings.precision, "test_set": f"{about['test_set']}-{settings.precision}"}
+    if any(model.starts_from_edges(scale) for model in models.values() for scale in scales):
+        about["kernel_start"] = "edges"
     # Whole tables first: what a killed evaluation has in its journal is then the tables it finished.
     cases = [
         Case(image, number, scale, sigma)

@@ -35,7 +35,7 @@ _BANK = "bank:"
 # Settings that a result depends on, beside model, kernel and start.
 _DECIDING = {"scale", "sigma", "self_ensemble", "format", "depth", "quality", "strip_metadata"}
 # Likewise, but where they have their defaults, results of versions without them are the same.
-_DECIDING_IF_SET = {"strength", "kernel_field", "trust"}
+_DECIDING_IF_SET = {"strength", "kernel_field", "trust", "precision"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
         **settings.model_dump(include=_DECIDING),
         **settings.model_dump(include=_DECIDING_IF_SET, exclude_defaults=True),
     }
+    if kernel is None and restorer.starts_from_edges(settings.scale):
+        request["kernel_start"] = "edges"
     if restorer.trust is not None and kernel is None:
         request["trust_net"] = restorer.trust.digest
     return RestoreContext(settings, restorer, kernel, x0, storage.digest_of(request))

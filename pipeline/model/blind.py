@@ -36,7 +36,10 @@ from pipeline.model_config import ModelConfig
 
 
 class Round(NamedTuple):
-    """Hold what one kernel made of the image: `sr` was restored with `kernel`."""
+    """Hold what one kernel made of the image: `sr` was restored with `kernel`.
+
+    Of `image_rounds="none"` the last round has the image of the one before.
+    """
 
     sr: Tensor  # (B, 3, s*h, s*w)
     kernel: Tensor  # (B, k, k): the blur and the reduction behind it
@@ -88,8 +91,9 @@ class BlindUSRNet(nn.Module):
             lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
             scale: one of `config.scales`, the same for the whole batch.
             sigma: noise level on the [0, 1] scale, a number or (B,).
-            image_rounds: whose images the loss looks at. With `last`, detached rounds of schedule 'rounds' before it
-                are restored without a graph, which no gradient could enter: same gradients, far less memory.
+            image_rounds: whose images the loss looks at. With `last` and `none`, detached rounds of schedule 'rounds'
+                before the last are restored without a graph, which no gradient could enter: same gradients, far less
+                memory. With `none` nothing is restored with the last kernel, which spares one of T + 1 restorations.
 
         Raises:
             ValueError: non-finite or mis-shaped inputs, a scale this model was not made for.
@@ -249,10 +253,18 @@ class BlindUSRNet(nn.Module):
         # only the image starts from it, the code from the mean.
         return Initial(kernel, code if self.config.kernel.estimator.normalised else self.encode(kernel), None)
 
+    def starts_from_edges(self, scale: int) -> bool:
+        """Tell whether kernel steps at this scale start from the kernel that edges show.
+
+        Edges show blur and reduction together, so a model that tells them apart starts from its own second answer.
+        """
+        kernel = self.config.kernel
+        return bool(kernel.steps) and not kernel.rounds and not kernel.reductions and scale in EDGE_SCALES
+
     def settled(self, first: Initial) -> Tensor:
         """Tell (B,) whose initial kernel kernel steps would not better.
 
-        Where even what they would start from is nearly a Gaussian, the picture shows no other blur: of 34 such pictures
+        Where even the net's second answer is nearly a Gaussian, the picture shows no other blur: of 34 such pictures
         the guard let what they made stand once, and there it was 0.8 dB worse (docs/training-log.md).
         """
         if first.start is None or self.config.kernel.rounds:
@@ -260,10 +272,10 @@ class BlindUSRNet(nn.Module):
         return is_nearly_gaussian(first.start)
 
     def _steps_start(self, lr: Tensor, accepted: Tensor, first: Initial, scale: int, sigma: Tensor) -> Tensor:
-        """Where kernel steps start, (B, k, k): after rounds of the estimator from what they found."""
+        """Return what kernel steps start from, (B, k, k); after rounds of the estimator that is what they found."""
         if self.config.kernel.rounds:
             return accepted
-        if scale in EDGE_SCALES:
+        if self.starts_from_edges(scale):
             return edge_kernel(lr, self.kernel_size, scale, sigma)
         return accepted if first.start is None else first.start
 

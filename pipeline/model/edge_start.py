@@ -1,9 +1,10 @@
 """A first kernel from the edges of the LR image, without any training: where kernel steps start on camera shake.
 
 A power spectrum cannot tell a kernel from its mirror image, and the spectral net answers with something between the
-two. Edges can: at the LR image's own scale the image is restored with as few gradients as explain it (an L0 prior),
-which leaves sharp edges alone, and the kernel is what blurs these into the LR image; in turn, from coarse to fine. What
-decimation folds into the LR image counts as noise there. Its answer is rough: kernel steps make it exact.
+two. Edges can. At the LR image's own scale two steps alternate, from coarse to fine. The first restores the image with
+as few gradients as explain it (an L0 prior), which leaves only sharp edges. The second finds the kernel that blurs
+these into the LR image. What decimation folds into the LR image counts as noise. The answer is rough; kernel steps
+refine it.
 
 Xu, Zheng, Jia: Unnatural L0 Sparse Representation for Natural Image Deblurring, CVPR 2013; the pyramid and its
 constants follow Anger, Facciolo, Delbracio: Blind Image Deblurring using the l0 Gradient Prior, IPOL 2019.
@@ -48,7 +49,7 @@ def edge_kernel(lr: Tensor, size: int, scale: int, sigma: Tensor) -> Tensor:
         sides = _sides(2 * (size // (2 * scale)) + 1)
         kernel = torch.full((len(lr), 1, 1), 1.0, device=lr.device)
         for level, side in reversed(list(enumerate(sides))):
-            height, width = (max(_SMALLEST_SIDE, round(n * _RATIO**level)) for n in grey.shape[-2:])
+            height, width = (max(min(n, _SMALLEST_SIDE), round(n * _RATIO**level)) for n in grey.shape[-2:])
             side = min(side, (min(height, width) - 1) // 2 * 2 + 1)
             kernel = _unit(_resized(kernel, side, side)) if kernel.shape[-1] > 1 else _beginning(kernel, side)
             kernel = _level(_resized(grey, height, width), kernel, least)
@@ -56,7 +57,7 @@ def edge_kernel(lr: Tensor, size: int, scale: int, sigma: Tensor) -> Tensor:
 
 
 def _sides(largest: int) -> list[int]:
-    """Odd sides of the kernel, from the finest level to the coarsest."""
+    """List the odd sides of the kernel, from the finest level to the coarsest."""
     sides = [largest]
     while sides[-1] > _SMALLEST:
         sides.append(max(_SMALLEST, 2 * (round(sides[-1] * _RATIO) // 2) + 1))
@@ -64,7 +65,7 @@ def _sides(largest: int) -> list[int]:
 
 
 def _level(grey: Tensor, kernel: Tensor, least: Tensor) -> Tensor:
-    """Image and kernel in turn, from a kernel (B, n, n) of a coarser level."""
+    """Estimate image and kernel in turn, starting from the kernel (B, n, n) of a coarser level."""
     weight = torch.full_like(least, _WEIGHT)
     for _ in range(_TURNS):
         sharp = _few_gradients(grey, kernel, torch.maximum(weight, least))
@@ -91,7 +92,7 @@ def _few_gradients(grey: Tensor, kernel: Tensor, weight: Tensor) -> Tensor:
 
 
 def _explaining(sharp: Tensor, grey: Tensor, side: int) -> Tensor:
-    """The kernel (B, side, side), >= 0 and of sum 1, that makes the gradients of one image from the other's."""
+    """Solve for the kernel (B, side, side), >= 0 and of sum 1, that turns the gradients of `sharp` into `grey`'s."""
     onto, power = torch.zeros((), device=grey.device), torch.zeros((), device=grey.device)
     for ours, theirs in zip(_gradients(sharp), _gradients(grey), strict=True):
         spectrum = torch.fft.rfft2(ours)
@@ -119,7 +120,7 @@ def _power(spectrum: Tensor) -> Tensor:
 
 
 def _unit(kernel: Tensor) -> Tensor:
-    """Of sum 1; a point where nothing is left."""
+    """Scale kernels to sum 1; an empty one becomes a point."""
     kernel = kernel.clamp_min(0)
     total, half = kernel.sum((-2, -1), keepdim=True), kernel.shape[-1] // 2
     point = torch.zeros_like(kernel)
@@ -128,7 +129,9 @@ def _unit(kernel: Tensor) -> Tensor:
 
 
 def _beginning(like: Tensor, side: int) -> Tensor:
-    """Two pixels beside each other: a point would leave the image as it is."""
+    """Start from two pixels beside each other: a point would leave the image as it is."""
+    if side == 1:
+        return torch.ones(len(like), 1, 1, device=like.device)
     kernel = torch.zeros(len(like), side, side, device=like.device)
     kernel[:, side // 2, side // 2 - 1 : side // 2 + 1] = 0.5
     return kernel
@@ -151,7 +154,7 @@ def _resized(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _enlarged(kernel: Tensor, size: int, scale: int) -> Tensor:
-    """From LR to HR pixels, the middle on the middle."""
+    """Enlarge a kernel from LR to HR pixels, its middle on the middle."""
     whole = upsample(kernel[:, None], scale, "bicubic")[:, 0]
     first = scale * (kernel.shape[-1] // 2) - size // 2
     before, after = max(0, -first), max(0, first + size - whole.shape[-1])

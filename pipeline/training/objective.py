@@ -99,10 +99,9 @@ def objective(
         config: the weights; a term of weight 0 is not computed.
     """
     images = {"none": [], "last": out.rounds[-1:], "all": out.rounds}[config.image_rounds]
-    terms = {"loss_code": torch.stack([F.l1_loss(r.code, code) for r in out.rounds]).mean()}
+    terms = {"loss_image": torch.stack([F.l1_loss(r.sr, hr) for r in images]).mean()} if images else {}
+    terms["loss_code"] = torch.stack([F.l1_loss(r.code, code) for r in out.rounds]).mean()
     weights = {"loss_image": 1.0, "loss_code": config.code}
-    if images:
-        terms["loss_image"] = torch.stack([F.l1_loss(r.sr, hr) for r in images]).mean()
     if config.kernel:
         terms["loss_kernel"] = torch.stack([kernel_l1(r.kernel, kernel) for r in out.rounds]).mean()
         weights["loss_kernel"] = config.kernel

@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.model import BlindUSRNet, restorer_of
 from pipeline.training.learner import build_network
 
-HEAD = "estimator.head_HR."  # what follows in the tensor's name is the scale
+_HEAD = "estimator.head_HR."  # what follows in the tensor's name is the scale
 
 
 class InitialWeights(NamedTuple):
@@ -103,5 +103,5 @@ def _for_scales(tensors: Mapping[str, Tensor], scales: tuple[int, ...]) -> dict[
     return {
         name: value
         for name, value in tensors.items()
-        if not name.startswith(HEAD) or int(name.removeprefix(HEAD).partition(".")[0]) in scales
+        if not name.startswith(_HEAD) or int(name.removeprefix(_HEAD).partition(".")[0]) in scales
     }

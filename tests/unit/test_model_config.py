@@ -189,6 +189,10 @@ def test_what_ships_says_what_it_is():
         ({"train": {"steps": 1, "learn": "restorer", "loss": {"image_rounds": "all"}}}, r"image_rounds has no effect"),
         ({"train": {"steps": 1, "learn": "all", "loss": {"image_rounds": "none"}}}, r"'none' has no effect without tr"),
         (
+            {"train": {"steps": 1, "learn": "kernel", "loss": {"image_rounds": "none", "code": 0.0}}},
+            r"'none' needs tra",
+        ),
+        (
             {
                 "model": {"kernel": {"rounds": 0}},
                 "train": {"steps": 1, "learn": "kernel", "loss": {"image_rounds": "none"}},

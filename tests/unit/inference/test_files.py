@@ -158,6 +158,9 @@ def test_settings_that_came_later_leave_earlier_results_as_they_are(same, tmp_pa
     plain = files.load_context(same()).request
     assert plain == files.load_context(same(strength=1.0, kernel_field=False)).request
     assert plain != files.load_context(same(strength=0.9)).request
+    formats = {files.load_context(same(precision=name)).request for name in ("auto", "float32", "bf16")}
+    assert len(formats) == 3
+    assert plain in formats
 
 
 def test_broken_files_are_reported_and_the_others_restored(same, photo, tmp_path):

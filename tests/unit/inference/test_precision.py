@@ -33,7 +33,7 @@ def both() -> dict[str, Restorer]:
 
 
 def test_bf16_restores_the_same_picture_and_estimates_the_same_kernel(both, photo):
-    """A fifth of a grey level apart, and no kernel moves: what decides over kernels is not rounded."""
+    """A fifth of a grey level apart, and no kernel moves: the arithmetic over kernels is float32."""
     single, half = (both[name].restore(photo, 2, 0.01) for name in ("float32", "bf16"))
     assert np.abs(single.kernel - half.kernel).sum() < 0.01
     difference = single.image.astype(float) - half.image

@@ -291,10 +291,22 @@ def test_a_net_that_knows_reductions_answers_twice_and_kernel_steps_start_from_t
     monkeypatch.setattr(net, "refine", lambda lr, blur, *rest: begun.append(blur) or [blur])
     with torch.no_grad():
         net.infer(lr, 2, 0.01)
-        monkeypatch.setattr("pipeline.model.blind.EDGE_SCALES", ())
+    assert torch.equal(begun[0], first.start)
+
+
+def test_a_net_that_knows_no_reductions_starts_kernel_steps_from_edges_at_x2_alone(codec, monkeypatch):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        scales=(2, 3), restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=KernelConfig(rounds=0, steps=1)
+    )
+    net, lr, begun = BlindUSRNet(config, codec).eval(), torch.rand(2, 3, 45, 30), []
+    monkeypatch.setattr(net, "refine", lambda lr, blur, *rest: begun.append(blur) or [blur])
+    with torch.no_grad():
         net.infer(lr, 2, 0.01)
-    assert torch.equal(begun[0], edge_kernel(lr, codec.size, 2, torch.full((2,), 0.01)))
-    assert torch.equal(begun[1], first.start)
+        net.infer(lr, 3, 0.01)
+        expected = edge_kernel(lr, codec.size, 2, torch.full((2,), 0.01)), net.initial(lr, 3, 0.01).blur
+    assert all(torch.equal(one, other) for one, other in zip(begun, expected, strict=True))
+    assert (net.starts_from_edges(2), net.starts_from_edges(3)) == (True, False)
 
 
 def test_kernel_steps_are_left_out_where_their_start_is_nearly_a_gaussian(codec, monkeypatch):
