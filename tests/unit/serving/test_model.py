@@ -28,7 +28,8 @@ class Registry:
         number = self.champion if uri.endswith("@champion") else int(uri.rpartition("/")[2])
         return Version("m", number, (), 0, "", {}, "")
 
-    def load(self, uri: str) -> Served:
+    def load(self, uri: str, precision: str) -> Served:
+        assert precision == "float32"
         version = self.find(uri)
         number = version.number
         self.loads.append(number)
