@@ -15,6 +15,9 @@ from pipeline.model_config import ModelConfig
 from pipeline.names import Alias, Experiment, ModelName
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# Number formats of convolutions; auto: the faster one, as measured where they are computed.
+Format = Literal["float32", "bf16"]
+Precision = Literal["auto", "float32", "bf16"]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
 Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1] scale: 2.55/255 is 0.01")]
 
@@ -156,7 +159,7 @@ class TrainConfig(Frozen):
         1.0, gt=0, description="logical CPUs a worker reserves; data tasks need the rest", json_schema_extra=MAY_CHANGE
     )
     gpu: bool = Field(False, description="one CUDA card a worker, nccl instead of gloo", json_schema_extra=MAY_CHANGE)
-    precision: Literal["float32", "bf16"] = Field("float32", description="of the convolutions; FFTs stay float32")
+    precision: Format = Field("float32", description="of the convolutions; FFTs stay float32")
     tf32: bool = Field(True, description="TensorFloat-32 for float32 products on CUDA cards that have it")
     start_from: str | None = Field(
         None,

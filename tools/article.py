@@ -23,7 +23,7 @@ from pipeline.evaluation.compute import RESULTS, SUMMARY
 from pipeline.evaluation.evaluate import run_evaluation
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.tracking.store import checked_uri, client
-from tools.blocks import with_block
+from tools.blocks import write_block
 from tools.make_training_figures import curve
 
 ROOT = Path(__file__).parents[1]
@@ -66,8 +66,7 @@ def main() -> None:
         parts += [f"### {_TITLES[kind]}", table({s: means(f) for s, f in folders.items()})]
         parts += ["By round, mean PSNR of each restoration as it is:", rounds_table(folders)]
     draw_curves(given.store or f"sqlite:///{Path(given.runs).absolute()}/mlflow.db")
-    page = with_block(PAGE.read_text(encoding="utf-8"), "tools.article", "\n\n".join(["", *parts, ""]))
-    PAGE.write_text(page, encoding="utf-8")
+    write_block(PAGE, "tools.article", "\n\n".join(["", *parts, ""]))
 
 
 def means(folder: Path) -> Means:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections import defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from kernels_bank import load_kernels
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.progress import Progress
+from pipeline.data.sources import list_sources
 from pipeline.evaluation.cases import crop_hr, make_lr
 from pipeline.evaluation.metrics import psnr_shifted
 from pipeline.evaluation.protocol import PROTOCOLS
@@ -53,15 +53,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     kernels = load_kernels(given.kernels)
-    images = [storage.read_bytes(str(path)) for path in sorted(Path(given.images).iterdir())[:: given.every]]
+    sources = list(list_sources(given.images, nested=False))[:: given.every]
+    images = [crop_hr(decode_image(storage.read_bytes(source.uri)), _SCALE, _PROTOCOL) for source in sources]
     shipped = Restorer.load(SPECTRAL, precision=given.precision)
     cases = [(kind, number) for kind, numbers in _KERNELS.items() for number in numbers]
     found: dict[tuple[str, str, float, str], list[Found]] = defaultdict(list)
     with Progress("start", len(cases) * len(images) * len(_NOISES), "case") as bar:
         for kind, of_kind in itertools.groupby(cases, key=lambda case: case[0]):
             trained = Restorer.load(f"{given.runs}/article-{kind}-x{_SCALE}/model", precision=given.precision)
-            for (_, number), data, noise in itertools.product(list(of_kind), images, _NOISES):
-                hr = crop_hr(decode_image(data), _SCALE, _PROTOCOL)
+            for (_, number), hr, noise in itertools.product(list(of_kind), images, _NOISES):
                 lr = make_lr(hr, kernels[number - 1], _SCALE, noise, _PROTOCOL)
                 for start, values in compare(trained, shipped, hr, lr, noise).items():
                     found[kind, "Gaussian" if number < 9 else "motion", noise, start].append(values)

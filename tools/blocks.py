@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+
+def write_block(page: Path, command: str, text: str) -> None:
+    """Replace the part of a page that a command writes. Raises ValueError where the page has no such part."""
+    page.write_text(with_block(page.read_text(encoding="utf-8"), command, text), encoding="utf-8")
 
 
 def with_block(page: str, command: str, text: str) -> str:

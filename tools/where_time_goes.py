@@ -39,7 +39,7 @@ from pipeline.model.fourier import BlurOperator
 from pipeline.shipped import FOR_PHOTOGRAPHS
 from pipeline.training.learner import WeightAverage, build_network
 from pipeline.training.objective import TrainingObjective
-from tools.blocks import with_block
+from tools.blocks import write_block
 from tools.roofline import Machine, measure_machine
 from tools.stopwatch import Point, Stopwatch
 
@@ -89,8 +89,7 @@ def main() -> None:
         "**A sample of the feed**, 64 x 64:",
         table(feed, digits=3),
     ]
-    page = with_block(PAGE.read_text(encoding="utf-8"), "tools.where_time_goes", "\n\n".join(tables))
-    PAGE.write_text(page, encoding="utf-8")
+    write_block(PAGE, "tools.where_time_goes", "\n\n".join(tables))
 
 
 def table(rows: Sequence[Row], digits: int = 0) -> str:

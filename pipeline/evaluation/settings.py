@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from pipeline.config import Format
 from pipeline.frozen import Frozen
 from pipeline.model_config import Scale
 
@@ -24,7 +23,7 @@ class EvaluationSettings(Frozen):
         description="usrnet-table1, float, dan-gaussian8, camera-area, camera-bicubic, these two with -q95, -q85 or "
         "-q70, or a YAML file",
     )
-    precision: Literal["float32", "bf16"] = Field(
+    precision: Format = Field(
         "float32", description="number format of the convolutions; bf16 moves a PSNR by about 0.01 dB"
     )
     compare: tuple[str, ...] = Field((), description="other models to show beside, by URI")

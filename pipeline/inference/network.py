@@ -12,8 +12,9 @@ from torch import Tensor
 from kernels_bank.names import Grid
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.catalogue import ModelLocation, locate, open_network
+from pipeline.config import Format, Precision
 from pipeline.inference import memory
-from pipeline.inference.precision import Format, Precision, chosen, convolving
+from pipeline.inference.precision import chosen, convolving
 from pipeline.inference.trust import TrustNet, open_trust
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
 from pipeline.model.initial import Initial

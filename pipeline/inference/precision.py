@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from functools import cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-Precision = Literal["auto", "float32", "bf16"]
-Format = Literal["float32", "bf16"]
+from pipeline.config import Format, Precision
 
 # Where bfloat16 is worth its rounding: processors with fast units for it reach 2, others 0.5 to 0.7.
 _WORTH = 1.4

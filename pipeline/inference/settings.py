@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import ByteSize, Field, field_validator, model_validator
 
 from kernels_bank.runtime.names import spelled
-from pipeline.config import Share, Sigma
+from pipeline.config import Precision, Share, Sigma
 from pipeline.frozen import Frozen
 from pipeline.model_config import Scale
 from pipeline.shipped import FOR_PHOTOGRAPHS
@@ -47,7 +47,7 @@ class RestoreSettings(Frozen):
         "judges where it estimated the blur itself",
     )
     self_ensemble: bool = Field(False, description="mean over eight flips and quarter turns: eight times the work")
-    precision: Literal["auto", "float32", "bf16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="number format of the convolutions; auto: bf16 on a CPU that is clearly faster at it, as measured",
     )

@@ -10,8 +10,8 @@ from typing import Any
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.catalogue import REGISTRY, locate
+from pipeline.config import Precision
 from pipeline.inference import Restorer
-from pipeline.inference.precision import Precision
 from pipeline.model_folder import read_manifest
 
 _RETRY_S = 60.0  # after a version could not be loaded: storage may have been away

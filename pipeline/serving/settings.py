@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Literal
 
 from pydantic import ByteSize, Field, field_validator
 
+from pipeline.config import Precision
 from pipeline.frozen import Frozen
 from pipeline.shipped import FOR_PHOTOGRAPHS
 
@@ -42,7 +42,7 @@ class ServeSettings(Frozen):
     )
     poll: float = Field(5, gt=0, description="seconds between two looks at the alias")
     replicas: int = Field(1, ge=1, description="processes that restore; each takes a CPU, and a card if there are any")
-    precision: Literal["auto", "float32", "bf16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="number format of the convolutions; auto: bf16 on a CPU that is clearly faster at it, as measured",
     )
