@@ -94,6 +94,9 @@ class KernelConfig(Frozen):
     steps: int = Field(
         0, ge=0, le=16, description="closed-form kernel steps of an inference, each after a whole restoration"
     )
+    prior: bool = Field(
+        False, description="a net corrects kernels on the way; a run keeps that of the model that it starts from"
+    )
 
 
 class ModelConfig(Frozen):

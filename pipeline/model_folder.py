@@ -22,10 +22,11 @@ from kernels_bank.runtime.errors import ArtefactError
 from pipeline.frozen import Frozen
 from pipeline.model_config import EVERY_SCALE, ModelConfig, RestorerConfig, nested
 
-# Read still: 1: the settings of the network lay flat; 2: estimators saw images as they are.
-SCHEMA_VERSION: Literal[3] = 3
+# Read still: 1: the settings of the network lay flat; 2: estimators saw images as they are; 3: no prior of kernels.
+SCHEMA_VERSION: Literal[4] = 4
 MANIFEST, WEIGHTS, CODEC = "model.json", "weights.safetensors", "codec.safetensors"
 RAW, AVERAGED = "weights-raw.safetensors", "ema.safetensors"
+_NORMALISED = 3  # the first schema version whose estimators see normalised images
 _MANIFEST_BYTES = 1 << 20
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -41,7 +42,7 @@ def _kind(config: object) -> str:
 class ModelManifest(Frozen):
     """Describe a model folder."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     kind: Literal["blind", "usrnet"]
     config: Annotated[
         Annotated[ModelConfig, Tag("blind")] | Annotated[RestorerConfig, Tag("usrnet")], Discriminator(_kind)
@@ -83,7 +84,7 @@ def read_manifest(directory: str | Path) -> ModelManifest:
     check_inside(directory, MANIFEST)
     content = storage.read_json(where, limit=_MANIFEST_BYTES)
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version not in (1, 2, SCHEMA_VERSION):
+    if version not in (1, 2, 3, SCHEMA_VERSION):
         raise ArtefactError(
             f"{where}: schema version {version!r:.40}, this program reads 1 to {SCHEMA_VERSION}; update it"
         )
@@ -95,7 +96,7 @@ def read_manifest(directory: str | Path) -> ModelManifest:
         raise ArtefactError(f"{where}: {first_problem(error)}; it is damaged or not a model of ours") from error
     if manifest.digest not in (None, _digest(content)):
         raise ArtefactError(f"{where}: its content is not that of its digest; the file was changed or damaged")
-    if version < SCHEMA_VERSION and isinstance(manifest.config, ModelConfig):
+    if version < _NORMALISED and isinstance(manifest.config, ModelConfig):
         return manifest.model_copy(update={"config": _before_normalising(manifest.config)})
     return manifest
 

@@ -7,12 +7,14 @@ unfolding and T estimates.
 
 A wrong kernel can cost far more than a right one gains. So at inference, where asked, a guard lets an estimate stand
 only if the image restored with it scores no worse than with the kernel that stood before (`guard.py`), and the last
-word is given to closed-form kernel steps, which need no training of their own (`kernel_step.py`).
+word is given to closed-form kernel steps (`kernel_step.py`), whose kernels a small net corrects where there is one
+(`kernel_prior.py`).
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -28,7 +30,8 @@ from pipeline.model.fourier import BlurOperator
 from pipeline.model.gaussian_fit import is_nearly_gaussian
 from pipeline.model.guard import EQUAL, Acceptance, gradient_spread, restoration_score
 from pipeline.model.initial import Initial, over_views
-from pipeline.model.kernel_step import acceptance, refine_kernel
+from pipeline.model.kernel_prior import KernelPrior
+from pipeline.model.kernel_step import CORRECTED, Prior, acceptance, refine_kernel
 from pipeline.model.reducer import Reducer
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, Tick, USRNet, check_inputs
@@ -81,6 +84,7 @@ class BlindUSRNet(nn.Module):
             if kernel.initial == "spectral"
             else None
         )
+        self.prior = KernelPrior() if kernel.prior else None
 
     def forward(
         self, lr: Tensor, scale: int, sigma: float | Tensor, *, image_rounds: Literal["none", "last", "all"] = "all"
@@ -206,6 +210,8 @@ class BlindUSRNet(nn.Module):
         sigma: Tensor,
         reducer: Reducer | None = None,
         tick: Tick | None = None,
+        prior: Prior | None = None,
+        corrected: Collection[int] = CORRECTED,
     ) -> list[Tensor]:
         """Return the blur (B, k, k) after each of `config.kernel.steps` kernel steps.
 
@@ -218,6 +224,8 @@ class BlindUSRNet(nn.Module):
             sigma: (B,) noise level.
             reducer: the reduction behind the blur; None for direct decimation.
             tick: called after each unfolding and each kernel step.
+            prior: corrects kernels; None for the model's own, if it has one.
+            corrected: numbers of the steps whose kernels it corrects, from 0.
         """
         reducer = reducer or Reducer(None, scale, "corner")
         glance = -(-self.config.restorer.unfoldings // 2)
@@ -227,7 +235,8 @@ class BlindUSRNet(nn.Module):
             sharp = self.restorer.unfold(state, self.restorer.operator(reducer.compose(kernel), state), 0, glance)
             return reducer.reduce(sharp.clamp(0, 1))
 
-        return refine_kernel(restore, lr, blur, scale, sigma, self.config.kernel.steps, tick)
+        steps, prior = self.config.kernel.steps, prior or self.prior
+        return refine_kernel(restore, lr, blur, scale, sigma, steps, tick, prior, corrected)
 
     def initial(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Initial:
         """Estimate what the alternation starts from.

@@ -66,21 +66,21 @@ def _sides(largest: int) -> list[int]:
 
 def _level(grey: Tensor, kernel: Tensor, least: Tensor) -> Tensor:
     """Estimate image and kernel in turn, starting from the kernel (B, n, n) of a coarser level."""
-    weight = torch.full_like(least, _WEIGHT)
+    weight, spectrum = torch.full_like(least, _WEIGHT), torch.fft.rfft2(grey)
     for _ in range(_TURNS):
-        sharp = _few_gradients(grey, kernel, torch.maximum(weight, least))
+        sharp = _few_gradients(grey, spectrum, kernel, torch.maximum(weight, least))
         kernel = _centred(_explaining(sharp, grey, kernel.shape[-1]))
         weight = weight / _FADE
     return kernel
 
 
-def _few_gradients(grey: Tensor, kernel: Tensor, weight: Tensor) -> Tensor:
-    """Restore (B, h, w) with as few gradients as explain it: half-quadratic splitting, each step in closed form."""
+def _few_gradients(grey: Tensor, spectrum: Tensor, kernel: Tensor, weight: Tensor) -> Tensor:
+    """Restore (B, h, w), whose spectrum is known, with as few gradients as explain it: half-quadratic splitting."""
     size, weight = grey.shape[-2:], weight[:, None, None]
     transfer = transfer_function(kernel, *size)[:, 0]
     slopes = _differences(size[0], size[1], grey)
     power, steep = _power(transfer), sum(_power(slope) for slope in slopes)
-    explained, sharp = transfer.conj() * torch.fft.rfft2(grey), grey
+    explained, sharp = transfer.conj() * spectrum, grey
     coupling = 2 * weight
     for _ in range(_DOUBLINGS):
         down, right = _gradients(sharp)

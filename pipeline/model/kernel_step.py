@@ -12,7 +12,7 @@ between two of the s^2 components, and all of those come from FFTs of the LR siz
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -21,7 +21,11 @@ from pipeline.model.guard import Acceptance
 from pipeline.model.usrnet import Tick
 
 RIDGE = 1e-3  # of the normal matrix's mean diagonal; measured in docs/network.md
+_HINT_RIDGES = (1e-2, 1e-1)  # of the unconstrained solutions that the prior sees
 _ITERATIONS = 100
+# Steps whose kernels the prior corrects: what a step finds after the last of them has the picture's own say.
+CORRECTED = (1, 3)
+Prior = Callable[[Tensor, Tensor, float, int], Tensor]  # maps (B, 4, k, k), sigma (B,), progress, s -> (B, k, k)
 # Noise levels that the restorer is told while the kernel is still wrong, first and last: told of little noise it would
 # invert the wrong kernel faithfully, and the ringing then explains the LR image as well as the truth does.
 _ASSUMED_SIGMA = (0.1, 0.01)
@@ -53,6 +57,8 @@ def refine_kernel(
     sigma: Tensor,
     steps: int,
     tick: Tick | None = None,
+    prior: Prior | None = None,
+    corrected: Collection[int] = CORRECTED,
 ) -> list[Tensor]:
     """Restore and estimate in turn, both in closed form but for the prior: the kernel (B, k, k) after each step.
 
@@ -65,12 +71,18 @@ def refine_kernel(
         sigma: (B,) noise level.
         steps: how many kernel steps, each after a restoration.
         tick: called after each of them.
+        prior: corrects kernels, as `KernelPrior` does; None: they stand as they are found.
+        corrected: numbers of the steps whose kernels it corrects, from 0.
     """
     first, last = _ASSUMED_SIGMA
     found = []
     for number in range(steps):
-        assumed = first * (last / first) ** (number / max(steps - 1, 1))
-        kernel = kernel_step(restore(kernel, sigma.clamp_min(assumed)), lr, kernel, scale)
+        progress = number / max(steps - 1, 1)
+        sharp = restore(kernel, sigma.clamp_min(first * (last / first) ** progress))
+        if prior is not None and number in corrected:
+            kernel = prior(kernel_maps(sharp, lr, kernel, scale), sigma, progress, scale)
+        else:
+            kernel = kernel_step(sharp, lr, kernel, scale)
         found.append(kernel)
         if tick is not None:
             tick("kernel step")
@@ -91,11 +103,39 @@ def kernel_step(x: Tensor, y: Tensor, kernel: Tensor, scale: int, ridge: float =
         (B, k, k) float32 (float64 for float64 inputs). Nothing is differentiated.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        size = kernel.shape[-1]
-        normal, right = normal_equations(x, y, size, scale)
-        level = normal.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None].clamp_min(torch.finfo(normal.dtype).tiny)
-        normal = normal / level[..., None] + ridge * torch.eye(size * size, dtype=normal.dtype, device=x.device)
-        return _on_simplex(normal, right / level, kernel.to(normal.dtype).flatten(1)).reshape(-1, size, size)
+        return _solved(*_scaled_equations(x, y, kernel.shape[-1], scale), kernel, ridge)
+
+
+def kernel_maps(x: Tensor, y: Tensor, kernel: Tensor, scale: int) -> Tensor:
+    """Return all that a kernel step says, for `KernelPrior`.
+
+    Args:
+        x: (B, C, s*h, s*w) the image as it is believed to be sharp, periodic.
+        y: (B, C, h, w) LR image.
+        kernel: (B, k, k), k odd: what x was restored with.
+        scale: s.
+
+    Returns:
+        (B, 4, k, k): the kernel of `kernel_step`, the least squares without constraints at two ridges, and `kernel`.
+    """
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        normal, right = _scaled_equations(x, y, kernel.shape[-1], scale)
+        unit = torch.eye(normal.shape[-1], dtype=normal.dtype, device=x.device)
+        free = [torch.linalg.solve(normal + r * unit, right).reshape(kernel.shape) for r in _HINT_RIDGES]
+        return torch.stack((_solved(normal, right, kernel, RIDGE), *free, kernel.to(normal.dtype)), 1)
+
+
+def _scaled_equations(x: Tensor, y: Tensor, size: int, scale: int) -> tuple[Tensor, Tensor]:
+    """The normal equations, divided by the mean diagonal of their matrix."""
+    normal, right = normal_equations(x, y, size, scale)
+    level = normal.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None].clamp_min(torch.finfo(normal.dtype).tiny)
+    return normal / level[..., None], right / level
+
+
+def _solved(normal: Tensor, right: Tensor, start: Tensor, ridge: float) -> Tensor:
+    """The kernel (B, k, k) of scaled equations, >= 0 and of sum 1."""
+    unit = torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
+    return _on_simplex(normal + ridge * unit, right, start.to(normal.dtype).flatten(1)).reshape(start.shape)
 
 
 def normal_equations(x: Tensor, y: Tensor, size: int, scale: int) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,8 @@ class TrainingObjective(nn.Module):
 def learns(learn: str, parameter: str) -> bool:
     """Check whether the parameter of this name in `BlindUSRNet` is trained."""
     part = parameter.partition(".")[0]
+    if part == "prior":  # fitted apart, by tools/fit_kernel_prior.py
+        return False
     match learn:
         case "all":
             return True

@@ -71,6 +71,12 @@ def starting_point(config: RunConfig) -> InitialWeights:
             f"set model.restorer.global_skip to {str(skips).lower()}"
         )
     whole = found if isinstance(found, BlindUSRNet) and train.start_parts == "all" else None
+    if whole is not None and whole.config.kernel.prior != config.model.kernel.prior:
+        has = "has a prior" if whole.config.kernel.prior else "has no prior"
+        raise BadRequestError(
+            f"train.start_from {train.start_from}: {has} of kernels; "
+            f"set model.kernel.prior to {str(whole.config.kernel.prior).lower()}"
+        )
     if whole is not None:
         codec, tensors = whole.codec, _for_scales(whole.state_dict(), config.model.scales)
         if codec.signed and train.learn != "restorer":

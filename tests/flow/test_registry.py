@@ -251,9 +251,9 @@ def test_a_newer_format_asks_for_a_newer_program(
 ):
     add_version(sqlite_store)
     newer = stored_files(tmp_path) / "model.json"
-    newer.write_text(json.dumps(json.loads(newer.read_text()) | {"schema_version": 4}))
+    newer.write_text(json.dumps(json.loads(newer.read_text()) | {"schema_version": 5}))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_store)
-    with pytest.raises(ArtefactError, match="schema version 4, this program reads 1 to 3; update it"):
+    with pytest.raises(ArtefactError, match="schema version 5, this program reads 1 to 4; update it"):
         Restorer.load(f"models:/{model_name}@candidate")
 
 

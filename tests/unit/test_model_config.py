@@ -140,6 +140,8 @@ def test_a_model_folder_of_then_is_read(tmp_path):
     plain = then.kernel.estimator.model_copy(update={"normalised": False})
     then = then.model_copy(update={"kernel": then.kernel.model_copy(update={"estimator": plain})})
     assert read_manifest(blind).config == then
+    before = manifest(tmp_path / "p", schema_version=3, kind="blind", config={"kernel": {"steps": 1}}, kernel_size=11)
+    assert read_manifest(before).config.kernel == KernelConfig(steps=1, prior=False)
     nested = manifest(tmp_path / "n", schema_version=2, kind="blind", config={"kernel": {"rounds": 1}}, kernel_size=11)
     assert not read_manifest(nested).config.kernel.estimator.normalised
     known = manifest(tmp_path / "u", schema_version=1, kind="usrnet", config=FLAT)
@@ -152,7 +154,7 @@ def test_a_model_folder_of_then_is_read(tmp_path):
         read_manifest(blind)
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 @pytest.mark.parametrize(
     ("kind", "config", "message"),
     [
@@ -182,6 +184,11 @@ def test_what_ships_says_what_it_is():
     [
         ({"model": {"kernel": {"warm_start": True}}}, r"model\.kernel\.warm_start has no effect without"),
         ({"model": {"kernel": {"reductions": True, "initial": "mean"}}}, r"kernel\.reductions has no effect without"),
+        ({"model": {"kernel": {"prior": True}}}, r"model\.kernel\.prior has no effect without model\.kernel\.steps"),
+        (
+            {"model": {"kernel": {"prior": True, "steps": 2}}},
+            r"kernel\.prior has no effect without train\.start_from",
+        ),
         ({"train": {"steps": 1, "smallest_window": 32}}, r"train\.smallest_window has no effect without"),
         ({"train": {"steps": 1, "loss": {"inverse": 1.0}}}, r"train\.loss\.inverse has no effect without"),
         ({"train": {"steps": 1, "learn": "restorer", "loss": {"kernel": 1.0}}}, r"train\.loss\.kernel has no effect"),

@@ -14,6 +14,7 @@ from pipeline.model import BlindUSRNet
 from pipeline.model.weights import save_model
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training import start as starting
+from pipeline.training.objective import learns
 
 MODEL = ModelConfig(
     restorer=RestorerConfig(unfoldings=2, widths=(4, 4, 4, 4), residual_blocks=1), kernel=KernelConfig(rounds=0)
@@ -96,6 +97,22 @@ def test_a_prior_that_was_trained_without_the_skip_is_refused(monkeypatch, befor
     torch.save(without.restorer.state_dict(), tmp_path / "published.pth")
     with pytest.raises(BadRequestError, match=r"published.pth: its prior was trained without a global skip"):
         start(monkeypatch, codec(2), start_from=str(tmp_path / "published.pth"))
+
+
+def test_a_prior_of_kernels_goes_along_and_is_not_trained(monkeypatch, tmp_path):
+    """A run neither drops it in silence nor draws one that nobody has fitted."""
+    with_prior = MODEL.model_copy(update={"kernel": KernelConfig(rounds=0, steps=2, prior=True)})
+    torch.manual_seed(3)
+    network = BlindUSRNet(with_prior, codec(1))
+    torch.nn.init.normal_(network.prior.last.weight)
+    save_model(network, tmp_path, {})
+    found = start(monkeypatch, codec(2), model=with_prior, start_from=str(tmp_path)).tensors
+    assert torch.equal(found["prior.last.weight"], network.prior.last.weight)
+    for learn in ("all", "kernel", "restorer", "spectral"):
+        assert not learns(learn, "prior.last.weight")
+    steps = MODEL.model_copy(update={"kernel": KernelConfig(rounds=0, steps=2)})
+    with pytest.raises(BadRequestError, match=r"has a prior of kernels; set model\.kernel\.prior to true"):
+        start(monkeypatch, codec(2), model=steps, start_from=str(tmp_path))
 
 
 def test_a_model_of_another_shape_is_refused_by_the_tensors_names(monkeypatch, before):

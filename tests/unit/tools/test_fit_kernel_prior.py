@@ -1,0 +1,118 @@
+"""The fit of the prior of kernel steps: its loss, its samples, and that it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from kernels_bank import KernelCodec, sample_gaussian, sample_motion
+from kernels_bank.runtime.progress import Progress
+from pipeline.model import BlindUSRNet
+from pipeline.model.fourier import transfer_function
+from pipeline.model.kernel_prior import KernelPrior
+from pipeline.model.weights import load_model, save_model
+from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
+from tools import fit_kernel_prior as tool
+
+
+def kernels(count: int) -> torch.Tensor:
+    return torch.from_numpy(sample_motion(count, 25, rng=np.random.default_rng(0), extent=(4.0, 14.0)))
+
+
+def shifted(kernel: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    return kernel.roll((rows, columns), (-2, -1))
+
+
+def test_true_kernels_are_shifted_onto_what_was_found():
+    """Whole pixels: the spectrum of the shifted kernel itself."""
+    true = kernels(3)
+    found = shifted(true, 2, -1)
+    torch.testing.assert_close(tool.aligned(true, found), transfer_function(found, 64, 64)[:, 0], atol=1e-4, rtol=0)
+
+
+def test_a_quarter_of_a_pixel_counts():
+    """Found is the true kernel at the mean of two places: the shift lies between them."""
+    true = kernels(4)
+    between = (3 * true + shifted(true, 0, 1)) / 4
+    angle = (tool.aligned(true, between) / transfer_function(true, 64, 64)[:, 0])[:, 0, 1].angle()
+    torch.testing.assert_close(angle, torch.full_like(angle, -2 * torch.pi * 0.25 / 64), atol=1e-3, rtol=0)
+
+
+def test_nothing_is_lost_by_the_true_kernel_and_its_place_does_not_count():
+    true, sigma, scale = kernels(3), torch.tensor([0.0, 0.01, 0.03]), torch.tensor([2, 3, 4])
+    for found in (true, shifted(true, -1, 3)):
+        lost = tool.lost_decibels(found, tool.aligned(true, found), sigma, scale)
+        torch.testing.assert_close(lost, torch.zeros(3), atol=1e-3, rtol=0)
+
+
+def test_the_wronger_the_kernel_the_more_is_lost():
+    true, sigma, scale = kernels(3), torch.zeros(3), torch.tensor([2, 3, 4])
+    wide = [true, *(torch.from_numpy(np.stack([cv2.GaussianBlur(k, (0, 0), s) for k in true.numpy()])) for s in (1, 2))]
+    lost = [tool.lost_decibels(k, tool.aligned(true, k), sigma, scale) for k in wide]
+    assert (lost[1] > lost[0] + 0.1).all()
+    assert (lost[2] > lost[1] + 0.1).all()
+    mirrored = true.flip((-2, -1))
+    assert (tool.lost_decibels(mirrored, tool.aligned(true, mirrored), sigma, scale) > 0.5).all()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    codec = KernelCodec.fit(sample_gaussian(300, 25, rng=np.random.default_rng(0)), components=6)
+    kernel = KernelConfig(rounds=0, steps=2, initial="mean")
+    restorer = RestorerConfig(unfoldings=2, widths=(2, 2, 2, 2), residual_blocks=1)
+    save_model(BlindUSRNet(ModelConfig(scales=(2, 3, 4), restorer=restorer, kernel=kernel), codec), tmp_path / "m", {})
+    return str(tmp_path / "m")
+
+
+def test_it_fits_and_a_second_call_goes_on(model, tmp_path, monkeypatch, capsys):
+    """Samples are a function of their part's number; what is there is not computed again."""
+    monkeypatch.setattr(tool, "PART", 2)
+    monkeypatch.setattr(tool, "_SMALLEST_AT_4", 156)
+    monkeypatch.setattr(tool, "_SIDE_SHARES", (1, 0, 0, 0))
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (330, 340, 3), np.uint8), (0, 0), 2)
+    cv2.imwrite(str(photographs / "a.png"), picture)
+    common = ["fit", "--photographs", str(photographs), "--parts", "2", "--fit-steps", "8"]
+    for name, start in (("one", model), ("two", str(tmp_path / "one"))):
+        flags = ["--model", start, "--found", str(tmp_path / f"found-{name}"), "--output", str(tmp_path / name)]
+        monkeypatch.setattr("sys.argv", [*common, *flags])
+        tool.main()
+    assert "fitted on 4 photographs" in capsys.readouterr().out
+    before, one, two = (load_model(folder) for folder in (model, tmp_path / "one", tmp_path / "two"))
+    assert isinstance(two, BlindUSRNet)
+    assert two.prior is not None
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), f"{name} is not the prior's"
+    assert not torch.equal(one.prior.last.weight, two.prior.last.weight)
+    part = tmp_path / "found-one" / "part-001.npz"
+    kept = part.read_bytes()
+    with Progress("again", total=2, unit="photograph") as bar:
+        tool.write_part(before, [photographs / "a.png"], tmp_path / "again.npz", 1, bar)
+    for first, second in zip(tool.read_part(part), tool.read_part(tmp_path / "again.npz"), strict=True):
+        assert torch.equal(first, second)
+    monkeypatch.setattr(tool, "write_part", lambda *_: pytest.fail("it is there"))
+    tool.main()
+    assert part.read_bytes() == kept
+
+
+def test_it_learns_to_undo_what_steps_get_wrong(monkeypatch):
+    """Kernels that come out too wide: after some updates less is lost, also on kernels that it has not seen."""
+    monkeypatch.setattr(tool, "_DECAY", 0.9)
+    true = torch.from_numpy(sample_motion(80, 13, rng=np.random.default_rng(0), extent=(3.0, 8.0)))
+    wide = torch.from_numpy(np.stack([cv2.GaussianBlur(kernel, (0, 0), 0.8) for kernel in true.numpy()]))
+    maps = wide[:, None, None].expand(-1, 2, 4, -1, -1)
+    steps = tool.Steps(maps.half(), true, torch.zeros(80), torch.full((80,), 2))
+    prior = tool.fit(tool.Steps(*(value[:70] for value in steps)), 100)
+    fresh = tool.Steps(*(value[70:] for value in steps))
+    seen = fresh.maps[:, 0].float()
+    with torch.no_grad():
+        before, after = (
+            tool.lost_decibels(found, tool.aligned(fresh.kernel, seen[:, 0]), fresh.sigma, fresh.scale)
+            for found in (net(seen, fresh.sigma, 1.0, fresh.scale) for net in (KernelPrior(), prior))
+        )
+    assert float(after.mean()) < 0.8 * float(before.mean())

@@ -1,0 +1,268 @@
+"""Fit the net that corrects kernel steps, on the kernels that such steps find, and put it into a model folder.
+
+Crops of photographs are blurred and decimated, and their kernels estimated as a blind restoration does it. What each
+step says is kept in parts of a folder, which a second call finds there. The net learns from these small maps alone.
+A model that has such a net already takes it into some steps at random, so that what a second call learns from is what
+the net meets in use.
+
+python tools/fit_kernel_prior.py --model shipped:blind-sr --photographs BSDS400 --found DIR --output MODEL
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from kernels_bank import sample_gaussian, sample_motion
+from kernels_bank.runtime import storage
+from kernels_bank.runtime.progress import Progress
+from pipeline.catalogue import locate, open_network
+from pipeline.degrade import degrade
+from pipeline.images.decode import decode_image
+from pipeline.inference.noise import noise_level
+from pipeline.inference.precision import convolving
+from pipeline.model import BlindUSRNet
+from pipeline.model.edge_start import edge_kernel
+from pipeline.model.fourier import transfer_function
+from pipeline.model.kernel_prior import KernelPrior
+from pipeline.model.weights import save_model
+from pipeline.seeds import rng, torch_seed
+
+PART = 100  # photographs
+_SIDES, _SIDE_SHARES = (156, 204, 252, 312), (0.3, 0.35, 0.2, 0.15)  # HR pixels
+_SCALES, _SCALE_SHARES = (2, 3, 4), (0.5, 0.25, 0.25)
+_SMALLEST_AT_4 = 204  # HR pixels: a crop of fewer shows no kernel of 25 x 25
+_MOTION = 0.8  # the rest are Gaussians: the net has to leave what is none of its business
+_NOISE_FREE, _MOST_NOISE = 0.5, 0.03
+_CORRECTING = (0.0, 0.4, 0.7)  # shares of the steps that an earlier net corrects, one of them a photograph
+
+_BATCH, _RATE, _WARM_UP, _DECAY = 32, 1.5e-3, 100, 0.999
+_GRID, _FINER = 64, 4  # frequencies a side; shifts are found to a quarter of a pixel
+_WITHOUT_NOISE, _BY_NOISE = 5e-3, 0.25  # regularisation of the inverse filter; the second times sigma
+_BEYOND = {2: 1.0, 3: 0.25, 4: 0.25}  # how much frequencies count that the LR image does not hold
+_FLOOR = {2: 1e-3, 3: 0.02, 4: 0.05}  # share of a picture's power that is lost anyway
+
+
+class Steps(NamedTuple):
+    """Hold the kernel steps of n photographs."""
+
+    maps: Tensor  # (n, steps, 4, k, k) float16 of `kernel_maps`
+    kernel: Tensor  # (n, k, k) true ones
+    sigma: Tensor  # (n,) that was told
+    scale: Tensor  # (n,)
+
+
+def main() -> None:
+    """Estimate what is not there yet, fit, and write the model folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a blind one with kernel steps")
+    parser.add_argument("--photographs", type=Path, required=True, help="folder of sharp pictures")
+    parser.add_argument("--found", type=Path, required=True, help="folder of what the steps find")
+    parser.add_argument("--parts", type=int, default=40, help=f"of {PART} photographs")
+    parser.add_argument("--fit-steps", type=int, default=15_000, help=f"of {_BATCH} kernels")
+    parser.add_argument("--output", required=True, help="model folder: the model with the fitted net")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    network = open_network(locate(arguments.model))[0]
+    if not isinstance(network, BlindUSRNet) or not network.config.kernel.steps:
+        parser.error(f"--model {arguments.model}: takes no kernel steps")
+    photographs = sorted(path for path in arguments.photographs.iterdir() if path.suffix in {".jpg", ".png"})
+    arguments.found.mkdir(parents=True, exist_ok=True)
+    files = [arguments.found / f"part-{number:03d}.npz" for number in range(arguments.parts)]
+    missing = [(number, file) for number, file in enumerate(files) if not file.exists()]
+    with Progress("kernel steps", total=len(missing) * PART, unit="photograph") as bar:
+        for number, file in missing:
+            write_part(network, photographs, file, number, bar)
+    steps = Steps(*(torch.cat(parts) for parts in zip(*map(read_part, files), strict=True)))
+    prior = fit(steps, arguments.fit_steps)
+    save_model(with_prior(network, prior), arguments.output, provenance={"prior": f"kernel steps of {arguments.model}"})
+    print(f"{arguments.output}: fitted on {len(steps.kernel)} photographs")
+
+
+def write_part(network: BlindUSRNet, photographs: list[Path], file: Path, number: int, bar: Progress) -> None:
+    """Estimate the kernels of one part's photographs and keep what each step says.
+
+    Args:
+        network: whose restorer, and whose prior if it has one.
+        photographs: sharp ones.
+        file: to write; complete or not there.
+        number: of the part: it decides the crops and kernels.
+        bar: shows how far it is.
+    """
+    random = rng(0, epoch=number, key="steps", purpose="prior")
+    rows = []
+    while len(rows) < PART:
+        image = decode_image(photographs[random.integers(len(photographs))].read_bytes())
+        scale = int(random.choice(_SCALES, p=_SCALE_SHARES))
+        side = max(int(random.choice(_SIDES, p=_SIDE_SHARES)), _SMALLEST_AT_4 if scale == 4 else 0)
+        draw = sample_motion if random.random() < _MOTION else sample_gaussian
+        kernel = torch.from_numpy(draw(1, network.kernel_size, rng=random))
+        noise = 0.0 if random.random() < _NOISE_FREE else random.uniform(0, _MOST_NOISE)
+        if min(image.shape[:2]) < side:
+            continue
+        top, left = (int(random.integers(length - side + 1)) for length in image.shape[:2])
+        crop = torch.from_numpy(image[top : top + side, left : left + side].copy()).permute(2, 0, 1)[None] / 255
+        lr = degrade(crop, kernel, scale)
+        lr = lr + noise * torch.from_numpy(random.standard_normal(lr.shape).astype(np.float32))
+        lr = (lr.clamp(0, 1) * 255).round() / 255
+        sigma = max(noise_level(lr[0].permute(1, 2, 0).numpy(), 0.0), 1e-3)
+        with torch.inference_mode(), convolving("auto", lr.device):
+            maps = steps_of(network, lr, scale, sigma, random)
+        rows.append((maps.half().numpy(), kernel[0].numpy(), np.float32(sigma), np.int64(scale)))
+        bar.advance()
+    packed = io.BytesIO()
+    np.savez(packed, **dict(zip(Steps._fields, (np.stack(c) for c in zip(*rows, strict=True)), strict=True)))
+    storage.write_bytes(str(file), packed.getvalue())
+
+
+def steps_of(network: BlindUSRNet, lr: Tensor, scale: int, sigma: float, random: np.random.Generator) -> Tensor:
+    """Return the maps (steps, 4, k, k) of every kernel step of an LR image (1, 3, h, w).
+
+    They start from edges, where models do at x2 and x3, and half of them at x4, else from the initial kernel.
+
+    Args:
+        network: that restores.
+        lr: in [0, 1], periodic.
+        scale: s.
+        sigma: noise level that it is told.
+        random: decides the start, and which steps an earlier net corrects.
+    """
+    seen: list[Tensor] = []
+    share = random.choice(_CORRECTING)
+
+    def prior(maps: Tensor, level: Tensor, progress: float, scale: int) -> Tensor:
+        seen.append(maps[0])
+        corrects = network.prior is not None and random.random() < share
+        return network.prior(maps, level, progress, scale) if corrects else maps[:, 0]
+
+    level = torch.tensor([sigma])
+    from_edges = scale < 4 or random.random() < 0.5
+    start = edge_kernel(lr, network.kernel_size, scale, level) if from_edges else network.initial(lr, scale, level).blur
+    network.refine(lr, start, scale, level, prior=prior, corrected=range(network.config.kernel.steps))
+    return torch.stack(seen)
+
+
+def read_part(file: Path) -> Steps:
+    """Read what `write_part` wrote."""
+    with np.load(file) as part:
+        return Steps(*(torch.from_numpy(part[name]) for name in Steps._fields))
+
+
+def fit(steps: Steps, updates: int) -> KernelPrior:
+    """Return the fitted net: the averages over the training.
+
+    Args:
+        steps: what is learned from.
+        updates: of the weights.
+    """
+    torch.manual_seed(torch_seed(0, epoch=0, key="fit", purpose="prior"))
+    prior = KernelPrior()
+    optimizer = torch.optim.AdamW(prior.parameters(), _RATE, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: min(1, (done + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * done / updates))
+    )
+    averaged = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(_DECAY))
+    count = steps.maps.shape[1]
+    with Progress("fit", total=updates, unit="update") as bar:
+        for _ in range(updates):
+            rows, numbers = torch.randint(len(steps.kernel), (_BATCH,)), torch.randint(count, (_BATCH,))
+            turn = int(torch.randint(8, ()))
+            maps, kernel = _turned(steps.maps[rows, numbers].float(), turn), _turned(steps.kernel[rows], turn)
+            sigma, scale = steps.sigma[rows], steps.scale[rows]
+            with convolving("auto", maps.device):
+                found = prior(maps, sigma, numbers / (count - 1), scale)
+            error = lost_decibels(found.float(), aligned(kernel, maps[:, 0]), sigma, scale).mean()
+            optimizer.zero_grad()
+            error.backward()
+            torch.nn.utils.clip_grad_norm_(prior.parameters(), 5.0)
+            optimizer.step()
+            schedule.step()
+            averaged.update_parameters(prior)
+            bar.advance()
+    prior.load_state_dict(averaged.module.state_dict())
+    return prior.eval()
+
+
+def _turned(maps: Tensor, turn: int) -> Tensor:
+    """One of the eight mirror images and quarter turns of (..., k, k)."""
+    maps = maps.flip(-1) if turn & 1 else maps
+    maps = maps.flip(-2) if turn & 2 else maps
+    return maps.mT if turn & 4 else maps
+
+
+def _frequencies() -> tuple[Tensor, Tensor]:
+    return torch.fft.fftfreq(_GRID)[:, None], torch.fft.rfftfreq(_GRID)[None]
+
+
+def _natural_power() -> Tensor:
+    """(64, 33) share of a picture's power at each frequency: it falls as 1/f^2."""
+    rows, columns = _frequencies()
+    power = 1 / (rows.square() + columns.square() + _GRID**-2)
+    power[:, 1:-1] *= 2  # both halves of the spectrum count
+    return power / power.sum()
+
+
+def aligned(kernel: Tensor, found: Tensor) -> Tensor:
+    """Return the spectra (B, 64, 33) of true kernels, shifted onto what was found.
+
+    Where a kernel lies cannot be seen: the restored picture is shifted the other way.
+
+    Args:
+        kernel: (B, k, k) true ones.
+        found: (B, k, k).
+    """
+    true = transfer_function(kernel, _GRID, _GRID)[:, 0]
+    across = _natural_power() * transfer_function(found, _GRID, _GRID)[:, 0] * true.conj()
+    half, side = _GRID // 2, _FINER * _GRID
+    fine = torch.zeros(len(kernel), side, side // 2 + 1, dtype=across.dtype)
+    fine[:, :half, :half], fine[:, 1 - half :, :half] = across[:, :half, :half], across[:, 1 - half :, :half]
+    best = torch.fft.irfft2(fine, s=(side, side)).flatten(1).argmax(1)
+    rows, columns = ((index + side // 2) % side - side // 2 for index in (best // side, best % side))
+    f, g = _frequencies()
+    angle = f * (rows[:, None, None] / _FINER) + g * (columns[:, None, None] / _FINER)
+    return true * torch.polar(torch.ones_like(angle), -2 * torch.pi * angle)
+
+
+def lost_decibels(found: Tensor, true: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
+    """Return what an inverse filter made from a kernel loses against that of the true one, in dB (B,).
+
+    Beyond what the LR image holds, a restorer still inverts at x2, where aliasing shows it.
+
+    Args:
+        found: (B, k, k) kernels.
+        true: (B, 64, 33) spectra of the true ones, of `aligned`.
+        sigma: (B,) noise levels.
+        scale: (B,) s.
+    """
+    f, g = _frequencies()
+    ours = transfer_function(found, _GRID, _GRID)[:, 0]
+    beyond, floor = (torch.tensor([of[int(s)] for s in scale]) for of in (_BEYOND, _FLOOR))
+    held = torch.maximum(f.abs(), g) <= 0.5 / scale[:, None, None]
+    weight = _natural_power() * torch.where(held, 1.0, beyond[:, None, None])
+    noise = (_WITHOUT_NOISE + _BY_NOISE * sigma)[:, None, None]
+    left = 1 - true * ours.conj() / (ours.real.square() + ours.imag.square() + noise)
+    best = noise / (true.real.square() + true.imag.square() + noise)
+    error = (weight * (left.real.square() + left.imag.square())).sum((-2, -1))
+    return 10 * ((error + floor).log10() - ((weight * best.square()).sum((-2, -1)) + floor).log10())
+
+
+def with_prior(network: BlindUSRNet, prior: KernelPrior) -> BlindUSRNet:
+    """Return the network with this net for its kernel steps."""
+    kernel = network.config.kernel.model_copy(update={"prior": True})
+    result = BlindUSRNet(network.config.model_copy(update={"kernel": kernel}), network.codec)
+    result.load_state_dict(
+        network.state_dict() | {f"prior.{name}": value for name, value in prior.state_dict().items()}
+    )
+    return result.eval()
+
+
+if __name__ == "__main__":
+    main()
