@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,33 +33,10 @@ from pipeline.model.initial import Initial, over_views
 from pipeline.model.kernel_prior import KernelPrior
 from pipeline.model.kernel_step import CORRECTED, Prior, acceptance, refine_kernel
 from pipeline.model.reducer import Reducer
+from pipeline.model.rounds import BlindOutput, Round, choose, output_of
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, Tick, USRNet, check_inputs
 from pipeline.model_config import ModelConfig
-
-
-class Round(NamedTuple):
-    """Hold what one kernel made of the image: `sr` was restored with `kernel`.
-
-    Of `image_rounds="none"` the last round has the image of the one before.
-    """
-
-    sr: Tensor  # (B, 3, s*h, s*w)
-    kernel: Tensor  # (B, k, k): the blur and the reduction behind it
-    code: Tensor  # (B, c), standardised, of the blur
-    blur: Tensor  # (B, k, k), >= 0, sum 1
-
-
-@dataclass(frozen=True)
-class BlindOutput:
-    """Hold a blind restoration, with every round's image and kernel for the loss and for pictures."""
-
-    sr: Tensor  # (B, 3, s*h, s*w), not clipped
-    kernel: Tensor  # (B, k, k), sum 1: blur and reduction; negative only in the lobes of a reduction
-    codes: Tensor  # (B, T + 1, c), the initial kernel's first
-    rounds: list[Round]  # T + 1 of them, each with its own kernel; `infer` adds one where it refines
-    kernel_round: Tensor  # (B,) int64, the round whose kernel is `kernel`; in training always the last
-    reductions: Tensor | None = None  # (B, 4) shares of `REDUCTIONS`, of models that tell them
 
 
 class BlindUSRNet(nn.Module):
@@ -116,7 +93,7 @@ class BlindUSRNet(nn.Module):
             state = self._next_start(state, rounds[-1].sr)
             rounds.append(self._round(number, state, blur, code, reducer, graph=not skip_graph))
         last = torch.full((lr.shape[0],), self.config.kernel.rounds, dtype=torch.int64, device=lr.device)
-        return _output(rounds[-1], rounds, last, first.shares)
+        return output_of(rounds[-1], rounds, last, first.shares)
 
     def infer(
         self,
@@ -161,7 +138,7 @@ class BlindUSRNet(nn.Module):
             # A fair comparison is between images of the same start and as many unfoldings.
             old = accepted if start is state else self._round(number, start, accepted.blur, accepted.code, reducer)
             better = self._wins(new, old, start, observed_size)
-            accepted, kernel_round = _choose(better, new, old), kernel_round.where(~better, number)
+            accepted, kernel_round = choose(better, new, old), kernel_round.where(~better, number)
             rounds.append(new)
             state = start
         settled = self.settled(first)
@@ -176,9 +153,9 @@ class BlindUSRNet(nn.Module):
             old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted
             terms = acceptance(scale, sure=first.start is not None)
             better = self._wins(new, old, origin, observed_size, terms) & ~settled
-            accepted, kernel_round = _choose(better, new, accepted), kernel_round.where(~better, len(rounds))
+            accepted, kernel_round = choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
-        return _output(accepted, rounds, kernel_round, first.shares)
+        return output_of(accepted, rounds, kernel_round, first.shares)
 
     def restore(
         self,
@@ -366,16 +343,6 @@ class BlindUSRNet(nn.Module):
 
     def _operator(self, kernel: Tensor, state: State) -> BlurOperator:
         return self.restorer.operator(kernel.detach() if self.config.kernel.detach else kernel, state)
-
-
-def _output(accepted: Round, rounds: list[Round], kernel_round: Tensor, shares: Tensor | None) -> BlindOutput:
-    codes = torch.stack([r.code for r in rounds], 1)
-    return BlindOutput(accepted.sr, accepted.kernel, codes, rounds, kernel_round, shares)
-
-
-def _choose(new_wins: Tensor, new: Round, old: Round) -> Round:
-    """Take each image of the batch from the new round where that wins (B,), else from the old."""
-    return Round(*(a.where(new_wins.reshape(-1, *[1] * (a.ndim - 1)), b) for a, b in zip(new, old, strict=True)))
 
 
 def restorer_of(network: BlindUSRNet | USRNet) -> USRNet:
