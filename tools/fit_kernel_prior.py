@@ -1,11 +1,12 @@
-"""Fit the net that corrects kernel steps, on the kernels that such steps find, and put it into a model folder.
+"""Fit the net that corrects kernel steps, on the kernels that such steps find, and put it into model folders.
 
-Crops of photographs are blurred and decimated, and their kernels estimated as a blind restoration does it. What each
-step says is kept in parts of a folder, which a second call finds there. The net learns from these small maps alone.
-A model that has such a net already takes it into some steps at random, so that what a second call learns from is what
-the net meets in use.
+Crops of photographs are degraded, and their kernels estimated as a blind restoration does it: by blur and decimation,
+or as cameras and web sites do for a model that tells how a picture was reduced. What each step says is kept in parts
+of a folder, which a second call finds there. The net learns from these small maps alone. Where a model has such a net
+already, it takes part in some steps at random: so a second call learns from what the net meets in use.
 
-python tools/fit_kernel_prior.py --model shipped:blind-sr --photographs BSDS400 --found DIR --output MODEL
+python tools/fit_kernel_prior.py --models shipped:blind-sr shipped:blind-sr-camera --photographs BSDS400 \
+    --found DIR --output DIR
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kernels_bank import sample_gaussian, sample_motion
+from kernels_bank import sample_disk, sample_gaussian, sample_motion
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.progress import Progress
 from pipeline.catalogue import locate, open_network
-from pipeline.degrade import degrade
+from pipeline.config import DataConfig, RunConfig
+from pipeline.data.samples import degrade_draws, draw
 from pipeline.images.decode import decode_image
 from pipeline.inference.noise import noise_level
 from pipeline.inference.precision import convolving
@@ -33,16 +36,22 @@ from pipeline.model import BlindUSRNet
 from pipeline.model.edge_start import edge_kernel
 from pipeline.model.fourier import transfer_function
 from pipeline.model.kernel_prior import KernelPrior
+from pipeline.model.reducer import Reducer
 from pipeline.model.weights import save_model
 from pipeline.seeds import rng, torch_seed
+from pipeline.yaml_file import read_yaml
 
 PART = 100  # photographs
-_SIDES, _SIDE_SHARES = (156, 204, 252, 312), (0.3, 0.35, 0.2, 0.15)  # HR pixels
-_SCALES, _SCALE_SHARES = (2, 3, 4), (0.5, 0.25, 0.25)
-_SMALLEST_AT_4 = 204  # HR pixels: a crop of fewer shows no kernel of 25 x 25
-_MOTION = 0.8  # the rest are Gaussians: the net has to leave what is none of its business
-_NOISE_FREE, _MOST_NOISE = 0.5, 0.03
-_CORRECTING = (0.0, 0.4, 0.7)  # shares of the steps that an earlier net corrects, one of them a photograph
+_CAMERA = "jobs/configs/shipped-camera-spectral.yaml"  # whose laws of cameras
+_SIDES, _SIDE_SHARES = (144, 192, 240, 312), (0.2, 0.3, 0.3, 0.2)  # HR pixels
+_SCALES, _SCALE_SHARES = (2, 3, 4), (0.4, 0.3, 0.3)
+_SMALLEST_AT_4 = 240  # HR pixels: a crop of fewer shows no kernel of 25 x 25
+_SHRUNK, _SMALLEST = 0.4, 0.6  # of the photographs are made smaller first, down to this: sharper ones
+_DRAWS = (sample_motion, sample_gaussian, sample_disk)
+_DRAW_SHARES = (0.8, 0.13, 0.07)  # of others the net has to learn what is none of its business
+_NOISE_FREE, _MOST_NOISE = 0.5, 0.03  # without cameras
+_FROM_EDGES = 0.75  # as models do that have such a net; the others' starts are as useful to learn from
+_CORRECTING = (0.0, 0.35, 0.7)  # shares of the steps that an earlier net corrects, one of them a photograph
 
 _BATCH, _RATE, _WARM_UP, _DECAY = 32, 1.5e-3, 100, 0.999
 _GRID, _FINER = 64, 4  # frequencies a side; shifts are found to a quarter of a pixel
@@ -63,60 +72,70 @@ class Steps(NamedTuple):
 def main() -> None:
     """Estimate what is not there yet, fit, and write the model folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a blind one with kernel steps")
+    parser.add_argument("--models", required=True, nargs="+", help="blind ones with kernel steps")
     parser.add_argument("--photographs", type=Path, required=True, help="folder of sharp pictures")
     parser.add_argument("--found", type=Path, required=True, help="folder of what the steps find")
     parser.add_argument("--parts", type=int, default=40, help=f"of {PART} photographs")
     parser.add_argument("--fit-steps", type=int, default=15_000, help=f"of {_BATCH} kernels")
-    parser.add_argument("--output", required=True, help="model folder: the model with the fitted net")
+    parser.add_argument("--output", required=True, help="folder of model folders: the models with the fitted net")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    network = open_network(locate(arguments.model))[0]
-    if not isinstance(network, BlindUSRNet) or not network.config.kernel.steps:
-        parser.error(f"--model {arguments.model}: takes no kernel steps")
+    networks = {uri: open_network(locate(uri))[0] for uri in arguments.models}
+    blind = {uri: net for uri, net in networks.items() if isinstance(net, BlindUSRNet) and net.config.kernel.steps}
+    if len(blind) < len(networks):
+        parser.error(f"--models: {', '.join(sorted(networks.keys() - blind.keys()))} takes no kernel steps")
+    data = RunConfig.model_validate(read_yaml(_CAMERA, _CAMERA)).data
     photographs = sorted(path for path in arguments.photographs.iterdir() if path.suffix in {".jpg", ".png"})
     arguments.found.mkdir(parents=True, exist_ok=True)
     files = [arguments.found / f"part-{number:03d}.npz" for number in range(arguments.parts)]
     missing = [(number, file) for number, file in enumerate(files) if not file.exists()]
     with Progress("kernel steps", total=len(missing) * PART, unit="photograph") as bar:
         for number, file in missing:
-            write_part(network, photographs, file, number, bar)
+            write_part(list(blind.values()), data, photographs, file, number, bar)
     steps = Steps(*(torch.cat(parts) for parts in zip(*map(read_part, files), strict=True)))
     prior = fit(steps, arguments.fit_steps)
-    save_model(with_prior(network, prior), arguments.output, provenance={"prior": f"kernel steps of {arguments.model}"})
-    print(f"{arguments.output}: fitted on {len(steps.kernel)} photographs")
+    for uri, network in blind.items():
+        folder = f"{arguments.output}/{uri.rstrip('/').rpartition('/')[2].rpartition(':')[2]}"
+        save_model(with_prior(network, prior), folder, provenance={"prior": f"kernel steps of {' '.join(blind)}"})
+        print(f"{folder}: {uri} with a prior fitted on {len(steps.kernel)} photographs")
 
 
-def write_part(network: BlindUSRNet, photographs: list[Path], file: Path, number: int, bar: Progress) -> None:
+def write_part(
+    networks: list[BlindUSRNet], data: DataConfig, photographs: list[Path], file: Path, number: int, bar: Progress
+) -> None:
     """Estimate the kernels of one part's photographs and keep what each step says.
 
     Args:
-        network: whose restorer, and whose prior if it has one.
+        networks: whose restorers, one a photograph, and whose prior where they have one.
+        data: the laws of cameras, for networks that tell reductions.
         photographs: sharp ones.
         file: to write; complete or not there.
-        number: of the part: it decides the crops and kernels.
+        number: of the part: it decides crops, kernels and all else.
         bar: shows how far it is.
     """
     random = rng(0, epoch=number, key="steps", purpose="prior")
     rows = []
     while len(rows) < PART:
-        image = decode_image(photographs[random.integers(len(photographs))].read_bytes())
+        network = networks[random.integers(len(networks))]
+        tile = decode_image(photographs[random.integers(len(photographs))].read_bytes())
         scale = int(random.choice(_SCALES, p=_SCALE_SHARES))
         side = max(int(random.choice(_SIDES, p=_SIDE_SHARES)), _SMALLEST_AT_4 if scale == 4 else 0)
-        draw = sample_motion if random.random() < _MOTION else sample_gaussian
-        kernel = torch.from_numpy(draw(1, network.kernel_size, rng=random))
-        noise = 0.0 if random.random() < _NOISE_FREE else random.uniform(0, _MOST_NOISE)
-        if min(image.shape[:2]) < side:
+        if random.random() < _SHRUNK:
+            factor = random.uniform(_SMALLEST, 1)
+            tile = cv2.resize(tile, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        kernel = _DRAWS[random.choice(len(_DRAWS), p=_DRAW_SHARES)](1, network.kernel_size, rng=random)
+        if min(tile.shape[:2]) < side:
             continue
-        top, left = (int(random.integers(length - side + 1)) for length in image.shape[:2])
-        crop = torch.from_numpy(image[top : top + side, left : left + side].copy()).permute(2, 0, 1)[None] / 255
-        lr = degrade(crop, kernel, scale)
-        lr = lr + noise * torch.from_numpy(random.standard_normal(lr.shape).astype(np.float32))
-        lr = (lr.clamp(0, 1) * 255).round() / 255
-        sigma = max(noise_level(lr[0].permute(1, 2, 0).numpy(), 0.0), 1e-3)
+        cameras = network.config.kernel.reductions
+        laws = {"camera": data.camera} if cameras else {"camera": None, "sigma": (0.0, _MOST_NOISE)}
+        patch = data.model_copy(update={"patch": side, "noise_free": _NOISE_FREE, **laws})
+        drawn = draw(tile, f"{number}-{len(rows)}", 0, epoch=0, seed=0, data=patch, bank=kernel)
+        degraded = degrade_draws([drawn], scale, "round")
+        lr = torch.from_numpy(degraded.lr)
+        told = float(degraded.sigma[0]) if cameras else max(noise_level(degraded.lr[0].transpose(1, 2, 0), 0.0), 1e-3)
         with torch.inference_mode(), convolving("auto", lr.device):
-            maps = steps_of(network, lr, scale, sigma, random)
-        rows.append((maps.half().numpy(), kernel[0].numpy(), np.float32(sigma), np.int64(scale)))
+            maps = steps_of(network, lr, scale, told, random)
+        rows.append((maps.half().numpy(), drawn.kernel, np.float32(told), np.int64(scale)))
         bar.advance()
     packed = io.BytesIO()
     np.savez(packed, **dict(zip(Steps._fields, (np.stack(c) for c in zip(*rows, strict=True)), strict=True)))
@@ -126,8 +145,6 @@ def write_part(network: BlindUSRNet, photographs: list[Path], file: Path, number
 def steps_of(network: BlindUSRNet, lr: Tensor, scale: int, sigma: float, random: np.random.Generator) -> Tensor:
     """Return the maps (steps, 4, k, k) of every kernel step of an LR image (1, 3, h, w).
 
-    They start from edges, where models do at x2 and x3, and half of them at x4, else from the initial kernel.
-
     Args:
         network: that restores.
         lr: in [0, 1], periodic.
@@ -136,17 +153,21 @@ def steps_of(network: BlindUSRNet, lr: Tensor, scale: int, sigma: float, random:
         random: decides the start, and which steps an earlier net corrects.
     """
     seen: list[Tensor] = []
-    share = random.choice(_CORRECTING)
+    share, from_edges = random.choice(_CORRECTING), random.random() < _FROM_EDGES
 
     def prior(maps: Tensor, level: Tensor, progress: float, scale: int) -> Tensor:
         seen.append(maps[0])
-        corrects = network.prior is not None and random.random() < share
-        return network.prior(maps, level, progress, scale) if corrects else maps[:, 0]
+        if network.prior is None or random.random() >= share:
+            return maps[:, 0]
+        corrected: Tensor = network.prior(maps, level, progress, scale)
+        return corrected
 
-    level = torch.tensor([sigma])
-    from_edges = scale < 4 or random.random() < 0.5
-    start = edge_kernel(lr, network.kernel_size, scale, level) if from_edges else network.initial(lr, scale, level).blur
-    network.refine(lr, start, scale, level, prior=prior, corrected=range(network.config.kernel.steps))
+    level, first = torch.tensor([sigma]), network.initial(lr, scale, sigma)
+    start = first.blur if first.start is None else first.start
+    if from_edges:
+        start = edge_kernel(lr, network.kernel_size, scale, level)
+    every = range(network.config.kernel.steps)
+    network.refine(lr, start, scale, level, Reducer(first.shares, scale, "corner"), prior=prior, corrected=every)
     return torch.stack(seen)
 
 

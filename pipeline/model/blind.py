@@ -151,7 +151,7 @@ class BlindUSRNet(nn.Module):
             new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds between, what was accepted is a whole restoration from x0 already.
             old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted
-            terms = acceptance(scale, sure=first.start is not None)
+            terms = acceptance(scale, sure=first.start is not None, prior=self.prior is not None)
             better = self._wins(new, old, origin, observed_size, terms) & ~settled
             accepted, kernel_round = choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
@@ -242,10 +242,13 @@ class BlindUSRNet(nn.Module):
     def starts_from_edges(self, scale: int) -> bool:
         """Tell whether kernel steps at this scale start from the kernel that edges show.
 
-        Edges show blur and reduction together, so a model that tells them apart starts from its own second answer.
+        With a prior they always do, for it takes away what edges get wrong. Without one, a model that tells blur and
+        reduction apart starts from its own second answer, since edges show both together.
         """
         kernel = self.config.kernel
-        return bool(kernel.steps) and not kernel.rounds and not kernel.reductions and scale in EDGE_SCALES
+        if not kernel.steps or kernel.rounds:
+            return False
+        return kernel.prior or (not kernel.reductions and scale in EDGE_SCALES)
 
     def settled(self, first: Initial) -> Tensor:
         """Tell (B,) whose initial kernel kernel steps would not better.
@@ -315,8 +318,8 @@ class BlindUSRNet(nn.Module):
             scores.append(restoration_score(sr, state.lr, self._operator(kernel, state), observed_size, reach))
             spreads.append(gradient_spread(sr, state.scale, observed_size, reach))
         won = [
-            scores[0] * spreads[0] ** term.spread <= term.ratio * scores[1] * spreads[1] ** term.spread
-            for term in terms
+            scores[0] ** t.score * spreads[0] ** t.spread <= t.ratio * scores[1] ** t.score * spreads[1] ** t.spread
+            for t in terms
         ]
         return torch.stack(won).all(0)
 

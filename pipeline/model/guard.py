@@ -11,13 +11,14 @@ from pipeline.model.fourier import BlurOperator
 
 
 class Acceptance(NamedTuple):
-    """Say how clearly a new kernel has to win."""
+    """Say how clearly a new kernel has to win: the product of both powers may be at most a share of the old one's."""
 
-    ratio: float  # its score may be at most this share of the old one's
-    spread: float  # power of `gradient_spread` in the score
+    ratio: float  # that share
+    score: float = 1.0  # power of `restoration_score`
+    spread: float = 0.0  # power of `gradient_spread`
 
 
-EQUAL = Acceptance(1.0, 0.0)
+EQUAL = Acceptance(1.0)
 
 
 def restoration_score(

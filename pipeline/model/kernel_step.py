@@ -31,7 +31,7 @@ Prior = Callable[[Tensor, Tensor, float, int], Tensor]  # maps (B, 4, k, k), sig
 _ASSUMED_SIGMA = (0.1, 0.01)
 
 
-def acceptance(scale: int, *, sure: bool) -> tuple[Acceptance, ...]:
+def acceptance(scale: int, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]:
     """Return when the refined kernel is accepted: all of this must hold.
 
     It was made to explain the LR image, so it explains it well also where it is wrong: it has to win clearly. Measured
@@ -43,10 +43,14 @@ def acceptance(scale: int, *, sure: bool) -> tuple[Acceptance, ...]:
         scale: s.
         sure: whether the old kernel is of a net that errs on the harmless side. Its image is no worse than bicubic, and
             what a refined kernel wins on it shows in the gradients.
+        prior: whether a prior corrects kernels on the way. What is left of their errors does not ring, so the gradients
+            alone tell.
     """
+    if sure and prior:
+        return (Acceptance(0.91, score=0.0, spread=1.0),)
     if sure:
-        return Acceptance(0.9, 0.0), Acceptance(0.6, 15.0)
-    return (Acceptance(0.2 * (scale + 1), 0.0),)
+        return Acceptance(0.9), Acceptance(0.6, spread=15.0)
+    return (Acceptance(0.2 * (scale + 1)),)
 
 
 def refine_kernel(

@@ -309,6 +309,32 @@ def test_a_net_that_knows_no_reductions_starts_kernel_steps_from_edges_at_x2_alo
     assert (net.starts_from_edges(2), net.starts_from_edges(3)) == (True, False)
 
 
+@pytest.mark.parametrize("reductions", [False, True])
+def test_with_a_prior_kernel_steps_start_from_edges_at_every_scale(codec, monkeypatch, reductions):
+    kernel = KernelConfig(rounds=0, steps=1, prior=True, reductions=reductions)
+    config = ModelConfig(scales=(2, 3, 4), restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=kernel)
+    torch.manual_seed(0)
+    net, lr, begun = BlindUSRNet(config, codec).eval(), torch.rand(2, 3, 45, 30), []
+    monkeypatch.setattr(net, "refine", lambda lr, blur, *rest: begun.append(blur) or [blur])
+    with torch.no_grad():
+        for scale in config.scales:
+            net.infer(lr, scale, 0.01)
+            assert torch.equal(begun[-1], edge_kernel(lr, codec.size, scale, torch.full((2,), 0.01)))
+    assert len(begun) == 3
+
+
+def test_the_guard_of_a_prior_asks_the_gradients_alone(codec, monkeypatch):
+    """A refined image whose gradients are clearly less even stands, whatever its residual; another does not."""
+    kernel = KernelConfig(rounds=0, steps=1, prior=True, reductions=True)
+    torch.manual_seed(0)
+    net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=kernel), codec).eval()
+    scores, spreads = iter([torch.tensor([9.0, 9.0]), torch.ones(2)]), iter([torch.tensor([0.8, 0.95]), torch.ones(2)])
+    monkeypatch.setattr("pipeline.model.blind.restoration_score", lambda *_: next(scores))
+    monkeypatch.setattr("pipeline.model.blind.gradient_spread", lambda *_: next(spreads))
+    with torch.no_grad():
+        assert net.infer(torch.rand(2, 3, 45, 30), 2, 0.01).kernel_round.tolist() == [1, 0]
+
+
 def test_kernel_steps_are_left_out_where_their_start_is_nearly_a_gaussian(codec, monkeypatch):
     torch.manual_seed(0)
     kernel = KernelConfig(reductions=True, rounds=0, steps=1)
@@ -319,8 +345,8 @@ def test_kernel_steps_are_left_out_where_their_start_is_nearly_a_gaussian(codec,
     other[:, 0, 0] = other[:, -1, -1] = 0.5
     first = net.initial(lr, 2, 0.01)._replace(start=torch.stack((gaussian[0], other[1])))
     assert net.settled(first).tolist() == [True, False]
-    always = (Acceptance(float("inf"), 0.0),)
-    monkeypatch.setattr("pipeline.model.blind.acceptance", lambda scale, sure: always)
+    always = (Acceptance(float("inf")),)
+    monkeypatch.setattr("pipeline.model.blind.acceptance", lambda *_, **__: always)
     with torch.no_grad():
         assert net.infer(lr, 2, 0.01, initial=first).kernel_round.tolist() == [0, 1]
         monkeypatch.setattr(net, "refine", lambda *_: pytest.fail("refined"))

@@ -124,7 +124,7 @@ def test_without_rounds_the_initial_kernel_stands_and_there_is_no_estimator(blin
 
 def test_refining_is_one_more_round_written_out(blind, monkeypatch):
     lr, sigma = torch.rand(2, 3, 24, 24), torch.tensor([0.0, 0.05])
-    monkeypatch.setattr("pipeline.model.blind.acceptance", lambda scale, sure: (Acceptance(float("inf"), 0.0),))
+    monkeypatch.setattr("pipeline.model.blind.acceptance", lambda *_, **__: (Acceptance(float("inf")),))
     out = blind.infer(lr, 2, sigma)
     kernel = edge_kernel(lr, blind.kernel_size, 2, sigma)
     for told in (0.1, 0.1 * 0.1**0.5, 0.01):

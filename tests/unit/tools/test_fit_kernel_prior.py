@@ -11,11 +11,13 @@ import torch
 
 from kernels_bank import KernelCodec, sample_gaussian, sample_motion
 from kernels_bank.runtime.progress import Progress
+from pipeline.config import RunConfig
 from pipeline.model import BlindUSRNet
 from pipeline.model.fourier import transfer_function
 from pipeline.model.kernel_prior import KernelPrior
 from pipeline.model.weights import load_model, save_model
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
+from pipeline.yaml_file import read_yaml
 from tools import fit_kernel_prior as tool
 
 
@@ -59,6 +61,9 @@ def test_the_wronger_the_kernel_the_more_is_lost():
     assert (tool.lost_decibels(mirrored, tool.aligned(true, mirrored), sigma, scale) > 0.5).all()
 
 
+DATA = RunConfig.model_validate(read_yaml(tool._CAMERA, tool._CAMERA)).data
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     codec = KernelCodec.fit(sample_gaussian(300, 25, rng=np.random.default_rng(0)), components=6)
@@ -71,19 +76,20 @@ def model(tmp_path: Path) -> str:
 def test_it_fits_and_a_second_call_goes_on(model, tmp_path, monkeypatch, capsys):
     """Samples are a function of their part's number; what is there is not computed again."""
     monkeypatch.setattr(tool, "PART", 2)
-    monkeypatch.setattr(tool, "_SMALLEST_AT_4", 156)
+    monkeypatch.setattr(tool, "_SMALLEST_AT_4", 144)
     monkeypatch.setattr(tool, "_SIDE_SHARES", (1, 0, 0, 0))
     photographs = tmp_path / "photographs"
     photographs.mkdir()
+    monkeypatch.setattr(tool, "_SMALLEST", 0.99)
     picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (330, 340, 3), np.uint8), (0, 0), 2)
     cv2.imwrite(str(photographs / "a.png"), picture)
     common = ["fit", "--photographs", str(photographs), "--parts", "2", "--fit-steps", "8"]
-    for name, start in (("one", model), ("two", str(tmp_path / "one"))):
-        flags = ["--model", start, "--found", str(tmp_path / f"found-{name}"), "--output", str(tmp_path / name)]
+    for name, start in (("one", model), ("two", str(tmp_path / "one" / "m"))):
+        flags = ["--models", start, "--found", str(tmp_path / f"found-{name}"), "--output", str(tmp_path / name)]
         monkeypatch.setattr("sys.argv", [*common, *flags])
         tool.main()
-    assert "fitted on 4 photographs" in capsys.readouterr().out
-    before, one, two = (load_model(folder) for folder in (model, tmp_path / "one", tmp_path / "two"))
+    assert "with a prior fitted on 4 photographs" in capsys.readouterr().out
+    before, one, two = (load_model(folder) for folder in (model, tmp_path / "one" / "m", tmp_path / "two" / "m"))
     assert isinstance(two, BlindUSRNet)
     assert two.prior is not None
     for name, value in before.state_dict().items():
@@ -92,12 +98,34 @@ def test_it_fits_and_a_second_call_goes_on(model, tmp_path, monkeypatch, capsys)
     part = tmp_path / "found-one" / "part-001.npz"
     kept = part.read_bytes()
     with Progress("again", total=2, unit="photograph") as bar:
-        tool.write_part(before, [photographs / "a.png"], tmp_path / "again.npz", 1, bar)
+        tool.write_part([before], DATA, [photographs / "a.png"], tmp_path / "again.npz", 1, bar)
     for first, second in zip(tool.read_part(part), tool.read_part(tmp_path / "again.npz"), strict=True):
         assert torch.equal(first, second)
     monkeypatch.setattr(tool, "write_part", lambda *_: pytest.fail("it is there"))
     tool.main()
     assert part.read_bytes() == kept
+
+
+def test_a_model_that_tells_reductions_sees_what_cameras_store(tmp_path, monkeypatch):
+    """Its LR images are reduced and stored as the config says; the kernel kept is that of the blur alone."""
+    monkeypatch.setattr(tool, "PART", 1)
+    monkeypatch.setattr(tool, "_SIDE_SHARES", (1, 0, 0, 0))
+    monkeypatch.setattr(tool, "_SMALLEST_AT_4", 144)
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (330, 340, 3), np.uint8), (0, 0), 2)
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    codec = KernelCodec.fit(sample_gaussian(300, 25, rng=np.random.default_rng(0)), components=6)
+    restorer = RestorerConfig(unfoldings=2, widths=(2, 2, 2, 2), residual_blocks=1)
+    kernel = KernelConfig(rounds=0, steps=2, reductions=True)
+    network = BlindUSRNet(ModelConfig(scales=(2, 3, 4), restorer=restorer, kernel=kernel), codec).eval()
+    asked, degraded = [], tool.degrade_draws
+    monkeypatch.setattr(tool, "degrade_draws", lambda draws, *rest: asked.append(draws[0]) or degraded(draws, *rest))
+    with Progress("part", total=1, unit="photograph") as bar:
+        tool.write_part([network], DATA, [tmp_path / "a.png"], tmp_path / "part.npz", 0, bar)
+    steps = tool.read_part(tmp_path / "part.npz")
+    assert asked[0].camera is not None
+    assert steps.maps.shape == (1, 2, 4, 25, 25)
+    assert torch.equal(steps.kernel[0], torch.from_numpy(asked[0].kernel))
+    assert float(steps.kernel.sum()) == pytest.approx(1, abs=1e-5)
 
 
 def test_it_learns_to_undo_what_steps_get_wrong(monkeypatch):
