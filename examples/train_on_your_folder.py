@@ -22,7 +22,7 @@ make_shards(str(folder), f"{OUT}/shards", ShardSettings(tile=240, shard_mib=1))
 config = RunConfig(
     name="example",
     output=str(OUT / "runs"),
-    model=ModelConfig(kernel=KernelConfig(rounds=0, steps=6)),
+    model=ModelConfig(kernel=KernelConfig(rounds=0, steps=6, prior=True)),
     data=DataConfig(shards=f"{OUT}/shards", bank=f"{OUT}/bank", patch=64, sigma=(0.0, 0.02), task_cpus=0.5),
     train=TrainConfig(steps=8, batch_size=8, cpus_per_worker=0.5, start_from="shipped:blind-sr-x2", learn="restorer"),
     tracking=TrackingConfig(model_name="example-x2"),

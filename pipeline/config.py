@@ -282,12 +282,6 @@ class RunConfig(Frozen):
             (train.smallest_window and train.learn != "spectral", "train.smallest_window", "train.learn 'spectral'"),
             (loss.inverse and train.learn != "spectral", "train.loss.inverse", "train.learn 'spectral'"),
             (loss.kernel and train.learn == "restorer", "train.loss.kernel", "train.learn other than 'restorer'"),
-            (kernel.prior and not kernel.steps, "model.kernel.prior", "model.kernel.steps above 0"),
-            (
-                kernel.prior and not (train.start_from and train.start_parts == "all"),
-                "model.kernel.prior",
-                "train.start_from with train.start_parts 'all', whose model gives it",
-            ),
             (loss.consistency and not alternates, "train.loss.consistency", "train.learn 'all' or 'kernel'"),
             (loss.image_rounds == "all" and not alternates, "train.loss.image_rounds", "train.learn 'all' or 'kernel'"),
             (codes_alone and train.learn != "kernel", "train.loss.image_rounds 'none'", "train.learn 'kernel'"),

@@ -17,6 +17,7 @@ from pipeline.frozen import Frozen
 Scale = Annotated[int, Field(ge=1, le=4)]
 EVERY_SCALE: tuple[Scale, ...] = (1, 2, 3, 4)  # what a restorer is good for that is told the kernel
 Width = Annotated[int, Field(ge=1, le=1024)]
+_LEAST_STEPS = 5  # of kernels with a prior: it corrects the fourth, and what comes last has to be the picture's own
 
 # Settings of `model` by their former name.
 MOVED = {
@@ -95,7 +96,7 @@ class KernelConfig(Frozen):
         0, ge=0, le=16, description="closed-form kernel steps of an inference, each after a whole restoration"
     )
     prior: bool = Field(
-        False, description="a net corrects kernels on the way; a run keeps that of the model that it starts from"
+        False, description="a net corrects some of their kernels; a run keeps that of the model that it starts from"
     )
 
 
@@ -122,6 +123,10 @@ class ModelConfig(Frozen):
                 f"rounds = {self.kernel.rounds} do not fit between {self.restorer.unfoldings} unfoldings; "
                 "lower model.kernel.rounds or use schedule 'rounds'"
             )
+        if self.kernel.prior and self.kernel.steps < _LEAST_STEPS:
+            raise ValueError(f"kernel.prior corrects kernels of kernel.steps, and needs {_LEAST_STEPS} of them or more")
+        if self.kernel.prior and not {2, 3, 4}.issuperset(self.scales):
+            raise ValueError("kernel.prior knows the scales 2, 3 and 4 alone; leave it out for others")
         return self
 
 

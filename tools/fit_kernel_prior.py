@@ -1,8 +1,8 @@
-"""Fit the net that corrects kernel steps, on the kernels that such steps find, and put it into model folders.
+"""Fit the kernel prior, the net that corrects kernel steps, and put it into copies of model folders.
 
-Crops of photographs are degraded, and their kernels estimated as a blind restoration does it: by blur and decimation,
-or as cameras and web sites do for a model that tells how a picture was reduced. What each step says is kept in parts
-of a folder, which a second call finds there. The net learns from these small maps alone. Where a model has such a net
+Crops of photographs are degraded, and their kernels estimated as a blind restoration does it. A model that tells how a
+picture was reduced sees what cameras and web sites store, another blur and decimation. What each step says is kept in
+parts of a folder, which a second call finds there. The net learns from these small maps alone. Where a model has one
 already, it takes part in some steps at random: so a second call learns from what the net meets in use.
 
 python tools/fit_kernel_prior.py --models shipped:blind-sr shipped:blind-sr-camera --photographs BSDS400 \
@@ -12,19 +12,23 @@ python tools/fit_kernel_prior.py --models shipped:blind-sr shipped:blind-sr-came
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import math
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kernels_bank import sample_disk, sample_gaussian, sample_motion
 from kernels_bank.runtime import storage
+from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.progress import Progress
 from pipeline.catalogue import locate, open_network
 from pipeline.config import DataConfig, RunConfig
@@ -37,18 +41,20 @@ from pipeline.model.edge_start import edge_kernel
 from pipeline.model.fourier import transfer_function
 from pipeline.model.kernel_prior import KernelPrior
 from pipeline.model.reducer import Reducer
-from pipeline.model.weights import save_model
+from pipeline.model_config import ModelConfig
+from pipeline.model_folder import read_manifest, write_manifest
 from pipeline.seeds import rng, torch_seed
 from pipeline.yaml_file import read_yaml
 
 PART = 100  # photographs
-_CAMERA = "jobs/configs/shipped-camera-spectral.yaml"  # whose laws of cameras
+_CAMERA = str(Path(__file__).parents[1] / "jobs/configs/shipped-camera-spectral.yaml")  # whose laws of cameras
 _SIDES, _SIDE_SHARES = (144, 192, 240, 312), (0.2, 0.3, 0.3, 0.2)  # HR pixels
-_SCALES, _SCALE_SHARES = (2, 3, 4), (0.4, 0.3, 0.3)
+_SCALE_SHARES = {2: 0.4, 3: 0.3, 4: 0.3}
 _SMALLEST_AT_4 = 240  # HR pixels: a crop of fewer shows no kernel of 25 x 25
 _SHRUNK, _SMALLEST = 0.4, 0.6  # of the photographs are made smaller first, down to this: sharper ones
 _DRAWS = (sample_motion, sample_gaussian, sample_disk)
 _DRAW_SHARES = (0.8, 0.13, 0.07)  # of others the net has to learn what is none of its business
+_MOST_SMALL = 20  # crops that do not fit, for each that does
 _NOISE_FREE, _MOST_NOISE = 0.5, 0.03  # without cameras
 _FROM_EDGES = 0.75  # as models do that have such a net; the others' starts are as useful to learn from
 _CORRECTING = (0.0, 0.35, 0.7)  # shares of the steps that an earlier net corrects, one of them a photograph
@@ -77,27 +83,31 @@ def main() -> None:
     parser.add_argument("--found", type=Path, required=True, help="folder of what the steps find")
     parser.add_argument("--parts", type=int, default=40, help=f"of {PART} photographs")
     parser.add_argument("--fit-steps", type=int, default=15_000, help=f"of {_BATCH} kernels")
-    parser.add_argument("--output", required=True, help="folder of model folders: the models with the fitted net")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the copies: one of each model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    networks = {uri: open_network(locate(uri))[0] for uri in arguments.models}
-    blind = {uri: net for uri, net in networks.items() if isinstance(net, BlindUSRNet) and net.config.kernel.steps}
-    if len(blind) < len(networks):
-        parser.error(f"--models: {', '.join(sorted(networks.keys() - blind.keys()))} takes no kernel steps")
+    places = [locate(uri) for uri in arguments.models]
+    networks = [net for place in places if isinstance(net := open_network(place)[0], BlindUSRNet)]
+    kinds = {(net.kernel_size, net.config.kernel.steps) for net in networks}
+    if len(networks) < len(places) or len(kinds) > 1 or not networks[0].config.kernel.steps:
+        parser.error("--models: blind ones with kernels of one size and equally many kernel steps are needed")
+    photographs = sorted(p for p in arguments.photographs.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    if not photographs:
+        parser.error(f"--photographs {arguments.photographs}: holds no .jpg or .png")
     data = RunConfig.model_validate(read_yaml(_CAMERA, _CAMERA)).data
-    photographs = sorted(path for path in arguments.photographs.iterdir() if path.suffix in {".jpg", ".png"})
     arguments.found.mkdir(parents=True, exist_ok=True)
     files = [arguments.found / f"part-{number:03d}.npz" for number in range(arguments.parts)]
     missing = [(number, file) for number, file in enumerate(files) if not file.exists()]
     with Progress("kernel steps", total=len(missing) * PART, unit="photograph") as bar:
         for number, file in missing:
-            write_part(list(blind.values()), data, photographs, file, number, bar)
+            write_part(networks, data, photographs, file, number, bar)
     steps = Steps(*(torch.cat(parts) for parts in zip(*map(read_part, files), strict=True)))
     prior = fit(steps, arguments.fit_steps)
-    for uri, network in blind.items():
-        folder = f"{arguments.output}/{uri.rstrip('/').rpartition('/')[2].rpartition(':')[2]}"
-        save_model(with_prior(network, prior), folder, provenance={"prior": f"kernel steps of {' '.join(blind)}"})
-        print(f"{folder}: {uri} with a prior fitted on {len(steps.kernel)} photographs")
+    for number, place in enumerate(places):
+        name = Path(place.folder).name
+        target = arguments.output / (name if [Path(p.folder).name for p in places].count(name) == 1 else f"{number}")
+        write_prior(prior, Path(place.folder), target)
+        print(f"{target}: {place.name} with a kernel prior fitted on {len(steps.kernel)} photographs")
 
 
 def write_part(
@@ -113,18 +123,22 @@ def write_part(
         number: of the part: it decides crops, kernels and all else.
         bar: shows how far it is.
     """
-    random = rng(0, epoch=number, key="steps", purpose="prior")
-    rows = []
+    random, choice = (rng(0, epoch=number, key=key, purpose="prior") for key in ("steps", "corrected"))
+    rows, small = [], 0
     while len(rows) < PART:
         network = networks[random.integers(len(networks))]
         tile = decode_image(photographs[random.integers(len(photographs))].read_bytes())
-        scale = int(random.choice(_SCALES, p=_SCALE_SHARES))
+        shares = np.array([share * (scale in network.scales) for scale, share in _SCALE_SHARES.items()])
+        scale = int(random.choice(list(_SCALE_SHARES), p=shares / shares.sum()))
         side = max(int(random.choice(_SIDES, p=_SIDE_SHARES)), _SMALLEST_AT_4 if scale == 4 else 0)
         if random.random() < _SHRUNK:
             factor = random.uniform(_SMALLEST, 1)
             tile = cv2.resize(tile, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         kernel = _DRAWS[random.choice(len(_DRAWS), p=_DRAW_SHARES)](1, network.kernel_size, rng=random)
         if min(tile.shape[:2]) < side:
+            small += 1
+            if small > _MOST_SMALL * PART:
+                raise BadRequestError(f"{photographs[0].parent}: nearly all photographs are smaller than {side} pixels")
             continue
         cameras = network.config.kernel.reductions
         laws = {"camera": data.camera} if cameras else {"camera": None, "sigma": (0.0, _MOST_NOISE)}
@@ -134,7 +148,7 @@ def write_part(
         lr = torch.from_numpy(degraded.lr)
         told = float(degraded.sigma[0]) if cameras else max(noise_level(degraded.lr[0].transpose(1, 2, 0), 0.0), 1e-3)
         with torch.inference_mode(), convolving("auto", lr.device):
-            maps = steps_of(network, lr, scale, told, random)
+            maps = steps_of(network, lr, scale, told, choice)
         rows.append((maps.half().numpy(), drawn.kernel, np.float32(told), np.int64(scale)))
         bar.advance()
     packed = io.BytesIO()
@@ -157,7 +171,7 @@ def steps_of(network: BlindUSRNet, lr: Tensor, scale: int, sigma: float, random:
 
     def prior(maps: Tensor, level: Tensor, progress: float, scale: int) -> Tensor:
         seen.append(maps[0])
-        if network.prior is None or random.random() >= share:
+        if random.random() >= share or network.prior is None:
             return maps[:, 0]
         corrected: Tensor = network.prior(maps, level, progress, scale)
         return corrected
@@ -198,9 +212,8 @@ def fit(steps: Steps, updates: int) -> KernelPrior:
             turn = int(torch.randint(8, ()))
             maps, kernel = _turned(steps.maps[rows, numbers].float(), turn), _turned(steps.kernel[rows], turn)
             sigma, scale = steps.sigma[rows], steps.scale[rows]
-            with convolving("auto", maps.device):
-                found = prior(maps, sigma, numbers / (count - 1), scale)
-            error = lost_decibels(found.float(), aligned(kernel, maps[:, 0]), sigma, scale).mean()
+            found = prior(maps, sigma, numbers / max(count - 1, 1), scale)
+            error = lost_decibels(found, aligned(kernel, maps[:, 0]), sigma, scale).mean()
             optimizer.zero_grad()
             error.backward()
             torch.nn.utils.clip_grad_norm_(prior.parameters(), 5.0)
@@ -275,14 +288,31 @@ def lost_decibels(found: Tensor, true: Tensor, sigma: Tensor, scale: Tensor) -> 
     return 10 * ((error + floor).log10() - ((weight * best.square()).sum((-2, -1)) + floor).log10())
 
 
-def with_prior(network: BlindUSRNet, prior: KernelPrior) -> BlindUSRNet:
-    """Return the network with this net for its kernel steps."""
-    kernel = network.config.kernel.model_copy(update={"prior": True})
-    result = BlindUSRNet(network.config.model_copy(update={"kernel": kernel}), network.codec)
-    result.load_state_dict(
-        network.state_dict() | {f"prior.{name}": value for name, value in prior.state_dict().items()}
+def write_prior(prior: KernelPrior, model: Path, output: Path) -> None:
+    """Copy a model folder, with this net as its kernel prior; all else stays as it is, number formats too.
+
+    Args:
+        prior: the fitted net.
+        model: folder of a blind model.
+        output: folder of the copy.
+    """
+    if model.absolute() != output.absolute():
+        shutil.copytree(model, output, dirs_exist_ok=True)
+    manifest = read_manifest(model)
+    assert isinstance(manifest.config, ModelConfig)
+    weights = {name: value for name, value in load_file(model / manifest.used).items() if not name.startswith("prior.")}
+    kind = weights["restorer.p.m_tail.weight"].dtype
+    data = save(weights | {f"prior.{name}": value.to(kind) for name, value in prior.state_dict().items()})
+    storage.write_bytes(str(output / manifest.used), data)
+    kernel = manifest.config.kernel.model_copy(update={"prior": True})
+    changed = manifest.model_copy(
+        update={
+            "config": manifest.config.model_copy(update={"kernel": kernel}),
+            "sha256": manifest.sha256 | {manifest.used: hashlib.sha256(data).hexdigest()},
+            "provenance": manifest.provenance | {"prior": "tools/fit_kernel_prior.py"},
+        }
     )
-    return result.eval()
+    write_manifest(output, changed)
 
 
 if __name__ == "__main__":

@@ -242,8 +242,8 @@ class BlindUSRNet(nn.Module):
     def starts_from_edges(self, scale: int) -> bool:
         """Tell whether kernel steps at this scale start from the kernel that edges show.
 
-        With a prior they always do, for it takes away what edges get wrong. Without one, a model that tells blur and
-        reduction apart starts from its own second answer, since edges show both together.
+        With a kernel prior they always do, for it takes away what edges get wrong. Without one, a model that tells blur
+        and reduction apart starts from its own second answer, since edges show both together.
         """
         kernel = self.config.kernel
         if not kernel.steps or kernel.rounds:

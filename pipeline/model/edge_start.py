@@ -19,8 +19,8 @@ from torch import Tensor
 from pipeline.model.fourier import transfer_function
 from pipeline.model.upsample import upsample
 
-# Where kernel steps that start from it end 1.2 dB higher on camera shake (docs/training-log.md); at x3 it is no better
-# than the spectral net's kernel, for decimation folds too much of the edges.
+# Where kernel steps without a kernel prior start from it: on camera shake they end 1.2 dB higher at x2. At x3 they gain
+# nothing or little, for decimation folds too much of the edges (docs/training-log.md).
 EDGE_SCALES = (2,)
 
 _RATIO = 0.5  # of two levels of the pyramid

@@ -11,11 +11,14 @@ from pipeline.model.fourier import BlurOperator
 
 
 class Acceptance(NamedTuple):
-    """Say how clearly a new kernel has to win: the product of both powers may be at most a share of the old one's."""
+    """Say how clearly a new kernel has to win: a^score b^spread <= ratio a'^score b'^spread.
 
-    ratio: float  # that share
-    score: float = 1.0  # power of `restoration_score`
-    spread: float = 0.0  # power of `gradient_spread`
+    a is its `restoration_score`, b its `gradient_spread`; a' and b' are the old kernel's.
+    """
+
+    ratio: float
+    score: float = 1.0
+    spread: float = 0.0
 
 
 EQUAL = Acceptance(1.0)

@@ -1,11 +1,11 @@
-"""A learned prior of blur kernels: a small net corrects what kernel steps find.
+"""A learned prior of blur kernels, the kernel prior: a small net corrects what kernel steps find.
 
 A kernel step explains the LR image by an image that is not right yet, so its kernels are too short, and speckled at
 every second pixel, which LR pixels hardly see. No penalty on the kernel takes that away without harm
 (docs/training-log.md). The net has learned it: from kernels that such steps found, by how much worse the image gets
 that is restored with the answer.
 
-It looks at small maps alone, never at the image, so it costs a thousandth of a restoration.
+It looks at small maps alone, never at the image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAPS = 4  # what `kernel_maps` gives
-_SCALES = (2, 3, 4)
+_SCALES = (2, 3, 4)  # what it was fitted on
 _WIDTH = 32
 _DILATIONS = (1, 1, 2, 2, 3, 1)  # with the first and the last convolution each value sees 25 x 25
 _USUAL = 1 / 40  # of a camera shake's values: inputs are divided by it
@@ -23,7 +23,7 @@ _USUAL_SIGMA = 1 / 30
 
 
 class KernelPrior(nn.Module):
-    """Correct kernels: six convolutions in three residual pairs on the maps of a kernel step."""
+    """Correct kernels: eight convolutions on the maps of a kernel step, six of them in residual pairs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +43,11 @@ class KernelPrior(nn.Module):
             progress: share of the kernel steps that are done before this one, in [0, 1], a number or (B,).
             scale: s, a number or (B,).
         """
+        with torch.autocast(maps.device.type, enabled=False):
+            return self._corrected(maps, sigma, progress, scale)
+
+    def _corrected(self, maps: Tensor, sigma: Tensor, progress: float | Tensor, scale: int | Tensor) -> Tensor:
+        maps = maps.to(self.last.weight.dtype)
         level = sigma.to(maps) / _USUAL_SIGMA
         done, s = (torch.as_tensor(value, dtype=maps.dtype, device=maps.device) for value in (progress, scale))
         facts = [level, done.expand_as(level), *((s == one).to(maps).expand_as(level) for one in _SCALES)]

@@ -64,7 +64,7 @@ def refine_kernel(
     prior: Prior | None = None,
     corrected: Collection[int] = CORRECTED,
 ) -> list[Tensor]:
-    """Restore and estimate in turn, both in closed form but for the prior: the kernel (B, k, k) after each step.
+    """Restore and estimate the kernel in turn; return the kernel (B, k, k) after each step.
 
     Args:
         restore: kernel (B, k, k) and noise level (B,), up to 0.1, to the image (B, 3, s*h, s*w), within [0, 1] but for
@@ -75,7 +75,7 @@ def refine_kernel(
         sigma: (B,) noise level.
         steps: how many kernel steps, each after a restoration.
         tick: called after each of them.
-        prior: corrects kernels, as `KernelPrior` does; None: they stand as they are found.
+        prior: corrects kernels, as `KernelPrior` does; None: they stand as they are.
         corrected: numbers of the steps whose kernels it corrects, from 0.
     """
     first, last = _ASSUMED_SIGMA

@@ -60,6 +60,7 @@ def starting_point(config: RunConfig) -> InitialWeights:
     bank, train = KernelBank.open(config.data.bank), config.train
     refuse_composites(config, bank)
     if train.start_from is None:
+        _check_prior(config, None)
         return InitialWeights(bank.codec, {})
     found = open_network(locate(train.start_from))[0]
     skips = restorer_of(found).config.global_skip
@@ -71,14 +72,9 @@ def starting_point(config: RunConfig) -> InitialWeights:
             f"set model.restorer.global_skip to {str(skips).lower()}"
         )
     whole = found if isinstance(found, BlindUSRNet) and train.start_parts == "all" else None
-    if whole is not None and whole.config.kernel.prior != config.model.kernel.prior:
-        has = "has a prior" if whole.config.kernel.prior else "has no prior"
-        raise BadRequestError(
-            f"train.start_from {train.start_from}: {has} of kernels; "
-            f"set model.kernel.prior to {str(whole.config.kernel.prior).lower()}"
-        )
+    _check_prior(config, whole)
     if whole is not None:
-        codec, tensors = whole.codec, _for_scales(whole.state_dict(), config.model.scales)
+        codec, tensors = whole.codec, _of_use(whole.state_dict(), config)
         if codec.signed and train.learn != "restorer":
             raise BadRequestError(
                 f"train.start_from {train.start_from}: its kernel code is that of composites, which the restorer alone "
@@ -104,10 +100,27 @@ def starting_point(config: RunConfig) -> InitialWeights:
     return InitialWeights(codec, tensors)
 
 
-def _for_scales(tensors: Mapping[str, Tensor], scales: tuple[int, ...]) -> dict[str, Tensor]:
-    """Leave out the estimator's heads for other scales: a model of several scales may go on at one of them."""
+def _check_prior(config: RunConfig, whole: BlindUSRNet | None) -> None:
+    """Check that a kernel prior comes along where kernel steps use one: no run trains it, and none drops it unasked."""
+    train, kernel = config.train, config.model.kernel
+    there = whole is not None and whole.config.kernel.prior
+    if kernel.prior and not there:
+        raise BadRequestError(
+            f"model.kernel.prior: train.start_from {train.start_from} gives no kernel prior, and a run trains none; "
+            "leave it out"
+        )
+    if there and kernel.steps and not kernel.prior:
+        raise BadRequestError(
+            f"train.start_from {train.start_from}: has a kernel prior; set model.kernel.prior to true, or "
+            "train.start_parts to restorer, which takes nothing else"
+        )
+
+
+def _of_use(tensors: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
+    """Leave out the estimator's heads for other scales, and the kernel prior of a run without kernel steps."""
     return {
         name: value
         for name, value in tensors.items()
-        if not name.startswith(_HEAD) or int(name.removeprefix(_HEAD).partition(".")[0]) in scales
+        if not (name.startswith("prior.") and not config.model.kernel.prior)
+        and not (name.startswith(_HEAD) and int(name.removeprefix(_HEAD).partition(".")[0]) not in config.model.scales)
     }

@@ -184,11 +184,8 @@ def test_what_ships_says_what_it_is():
     [
         ({"model": {"kernel": {"warm_start": True}}}, r"model\.kernel\.warm_start has no effect without"),
         ({"model": {"kernel": {"reductions": True, "initial": "mean"}}}, r"kernel\.reductions has no effect without"),
-        ({"model": {"kernel": {"prior": True}}}, r"model\.kernel\.prior has no effect without model\.kernel\.steps"),
-        (
-            {"model": {"kernel": {"prior": True, "steps": 2}}},
-            r"kernel\.prior has no effect without train\.start_from",
-        ),
+        ({"model": {"kernel": {"prior": True, "steps": 4}}}, r"kernel\.prior corrects kernels of .* needs 5 of them"),
+        ({"model": {"scales": [1, 2], "kernel": {"prior": True, "steps": 6}}}, r"knows the scales 2, 3 and 4 alone"),
         ({"train": {"steps": 1, "smallest_window": 32}}, r"train\.smallest_window has no effect without"),
         ({"train": {"steps": 1, "loss": {"inverse": 1.0}}}, r"train\.loss\.inverse has no effect without"),
         ({"train": {"steps": 1, "learn": "restorer", "loss": {"kernel": 1.0}}}, r"train\.loss\.kernel has no effect"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from kernels_bank import KernelCodec, sample_gaussian, sample_motion
+from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.progress import Progress
 from pipeline.config import RunConfig
 from pipeline.model import BlindUSRNet
@@ -67,43 +69,62 @@ DATA = RunConfig.model_validate(read_yaml(tool._CAMERA, tool._CAMERA)).data
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     codec = KernelCodec.fit(sample_gaussian(300, 25, rng=np.random.default_rng(0)), components=6)
-    kernel = KernelConfig(rounds=0, steps=2, initial="mean")
+    kernel = KernelConfig(rounds=0, steps=5, initial="mean")
     restorer = RestorerConfig(unfoldings=2, widths=(2, 2, 2, 2), residual_blocks=1)
     save_model(BlindUSRNet(ModelConfig(scales=(2, 3, 4), restorer=restorer, kernel=kernel), codec), tmp_path / "m", {})
     return str(tmp_path / "m")
 
 
-def test_it_fits_and_a_second_call_goes_on(model, tmp_path, monkeypatch, capsys):
-    """Samples are a function of their part's number; what is there is not computed again."""
+def test_it_fits_and_a_second_pass_learns_from_steps_that_were_corrected(model, tmp_path, monkeypatch, capsys):
+    """Samples are a function of their part's number; what is there is not computed again; all else of a model stays."""
     monkeypatch.setattr(tool, "PART", 2)
     monkeypatch.setattr(tool, "_SMALLEST_AT_4", 144)
     monkeypatch.setattr(tool, "_SIDE_SHARES", (1, 0, 0, 0))
+    monkeypatch.setattr(tool, "_CORRECTING", (1.0,))
     photographs = tmp_path / "photographs"
     photographs.mkdir()
-    monkeypatch.setattr(tool, "_SMALLEST", 0.99)
     picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (330, 340, 3), np.uint8), (0, 0), 2)
     cv2.imwrite(str(photographs / "a.png"), picture)
-    common = ["fit", "--photographs", str(photographs), "--parts", "2", "--fit-steps", "8"]
-    for name, start in (("one", model), ("two", str(tmp_path / "one" / "m"))):
+    (Path(model) / "README.md").write_text("a card")
+
+    def run(name: str, start: str) -> None:
         flags = ["--models", start, "--found", str(tmp_path / f"found-{name}"), "--output", str(tmp_path / name)]
+        common = ["fit", "--photographs", str(photographs), "--parts", "1", "--fit-steps", "8"]
         monkeypatch.setattr("sys.argv", [*common, *flags])
         tool.main()
-    assert "with a prior fitted on 4 photographs" in capsys.readouterr().out
+
+    run("one", model)
+    run("two", str(tmp_path / "one" / "m"))
+    assert "with a kernel prior fitted on 2 photographs" in capsys.readouterr().out
     before, one, two = (load_model(folder) for folder in (model, tmp_path / "one" / "m", tmp_path / "two" / "m"))
-    assert isinstance(two, BlindUSRNet)
-    assert two.prior is not None
     for name, value in before.state_dict().items():
         assert torch.equal(value, two.state_dict()[name]), f"{name} is not the prior's"
-    assert not torch.equal(one.prior.last.weight, two.prior.last.weight)
-    part = tmp_path / "found-one" / "part-001.npz"
-    kept = part.read_bytes()
+    assert (tmp_path / "two" / "m" / "README.md").read_text() == "a card"
+    first, second = (tool.read_part(tmp_path / f"found-{name}" / "part-000.npz") for name in ("one", "two"))
+    torch.testing.assert_close(second.kernel, first.kernel)
+    for photograph, step in itertools.product(range(2), range(4)):
+        found, begun = second.maps[photograph, step].float(), second.maps[photograph, step + 1, 3].float()
+        scale = second.scale[photograph : photograph + 1]
+        with torch.no_grad():
+            corrected = one.prior(found[None], second.sigma[photograph : photograph + 1], step / 4, scale)[0]
+        torch.testing.assert_close(begun, corrected, atol=1e-4, rtol=2e-2)
+        assert torch.equal(first.maps[photograph, step + 1, 3], first.maps[photograph, step, 0])
     with Progress("again", total=2, unit="photograph") as bar:
-        tool.write_part([before], DATA, [photographs / "a.png"], tmp_path / "again.npz", 1, bar)
-    for first, second in zip(tool.read_part(part), tool.read_part(tmp_path / "again.npz"), strict=True):
-        assert torch.equal(first, second)
+        tool.write_part([before], DATA, [photographs / "a.png"], tmp_path / "again.npz", 0, bar)
+    for kept, again in zip(first, tool.read_part(tmp_path / "again.npz"), strict=True):
+        assert torch.equal(kept, again)
     monkeypatch.setattr(tool, "write_part", lambda *_: pytest.fail("it is there"))
-    tool.main()
-    assert part.read_bytes() == kept
+    run("one", model)
+
+
+def test_photographs_that_are_all_too_small_are_refused(model, tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
+    network = load_model(model)
+    with (
+        Progress("part", total=1, unit="photograph") as bar,
+        pytest.raises(BadRequestError, match="nearly all photographs are smaller than"),
+    ):
+        tool.write_part([network], DATA, [tmp_path / "a.png"], tmp_path / "part.npz", 0, bar)
 
 
 def test_a_model_that_tells_reductions_sees_what_cameras_store(tmp_path, monkeypatch):
@@ -115,7 +136,7 @@ def test_a_model_that_tells_reductions_sees_what_cameras_store(tmp_path, monkeyp
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     codec = KernelCodec.fit(sample_gaussian(300, 25, rng=np.random.default_rng(0)), components=6)
     restorer = RestorerConfig(unfoldings=2, widths=(2, 2, 2, 2), residual_blocks=1)
-    kernel = KernelConfig(rounds=0, steps=2, reductions=True)
+    kernel = KernelConfig(rounds=0, steps=5, reductions=True)
     network = BlindUSRNet(ModelConfig(scales=(2, 3, 4), restorer=restorer, kernel=kernel), codec).eval()
     asked, degraded = [], tool.degrade_draws
     monkeypatch.setattr(tool, "degrade_draws", lambda draws, *rest: asked.append(draws[0]) or degraded(draws, *rest))
@@ -123,7 +144,7 @@ def test_a_model_that_tells_reductions_sees_what_cameras_store(tmp_path, monkeyp
         tool.write_part([network], DATA, [tmp_path / "a.png"], tmp_path / "part.npz", 0, bar)
     steps = tool.read_part(tmp_path / "part.npz")
     assert asked[0].camera is not None
-    assert steps.maps.shape == (1, 2, 4, 25, 25)
+    assert steps.maps.shape == (1, 5, 4, 25, 25)
     assert torch.equal(steps.kernel[0], torch.from_numpy(asked[0].kernel))
     assert float(steps.kernel.sum()) == pytest.approx(1, abs=1e-5)
 

@@ -100,19 +100,36 @@ def test_a_prior_that_was_trained_without_the_skip_is_refused(monkeypatch, befor
 
 
 def test_a_prior_of_kernels_goes_along_and_is_not_trained(monkeypatch, tmp_path):
-    """A run neither drops it in silence nor draws one that nobody has fitted."""
-    with_prior = MODEL.model_copy(update={"kernel": KernelConfig(rounds=0, steps=2, prior=True)})
+    """A run neither drops it in silence nor draws one that nobody has fitted; without kernel steps it is of no use."""
+
+    def of(**kernel):
+        return MODEL.model_copy(update={"kernel": KernelConfig(rounds=0, **kernel)})
+
     torch.manual_seed(3)
-    network = BlindUSRNet(with_prior, codec(1))
+    network = BlindUSRNet(of(steps=5, prior=True), codec(1))
     torch.nn.init.normal_(network.prior.last.weight)
-    save_model(network, tmp_path, {})
-    found = start(monkeypatch, codec(2), model=with_prior, start_from=str(tmp_path)).tensors
+    save_model(network, tmp_path / "with", {})
+    save_model(BlindUSRNet(of(steps=5), codec(1)), tmp_path / "without", {})
+    torch.save(network.restorer.state_dict(), tmp_path / "published.pth")
+    source = {"model": of(steps=5, prior=True), "start_from": str(tmp_path / "with")}
+    found = start(monkeypatch, codec(2), **source).tensors
     assert torch.equal(found["prior.last.weight"], network.prior.last.weight)
     for learn in ("all", "kernel", "restorer", "spectral"):
         assert not learns(learn, "prior.last.weight")
-    steps = MODEL.model_copy(update={"kernel": KernelConfig(rounds=0, steps=2)})
-    with pytest.raises(BadRequestError, match=r"has a prior of kernels; set model\.kernel\.prior to true"):
-        start(monkeypatch, codec(2), model=steps, start_from=str(tmp_path))
+    with pytest.raises(
+        BadRequestError, match=r"has a kernel prior; set model\.kernel\.prior to true, or train\.start_"
+    ):
+        start(monkeypatch, codec(2), **source | {"model": of(steps=5)})
+    assert not [n for n in start(monkeypatch, codec(2), **source | {"model": of()}).tensors if n.startswith("prior.")]
+    skip = source["model"].with_restorer(global_skip=False)
+    for changed in (
+        {"start_from": None},
+        {"start_parts": "restorer"},
+        {"start_from": str(tmp_path / "without")},
+        {"start_from": str(tmp_path / "published.pth"), "model": skip},
+    ):
+        with pytest.raises(BadRequestError, match=r"gives no kernel prior, and a run trains none; leave it out"):
+            start(monkeypatch, codec(2), **source | changed)
 
 
 def test_a_model_of_another_shape_is_refused_by_the_tensors_names(monkeypatch, before):
