@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="model folder: a copy of the model with its trust")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    restorer = Restorer.load(arguments.model, torch.device("cpu"))
+    restorer = Restorer.load(arguments.model, torch.device("cpu"), "auto")
     photographs = sorted(path for path in arguments.photographs.iterdir() if path.suffix in {".jpg", ".png"})
     arguments.cases.mkdir(parents=True, exist_ok=True)
     files = [arguments.cases / f"part-{number:03d}.npz" for number in range(arguments.parts)]
