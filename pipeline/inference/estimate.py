@@ -77,7 +77,7 @@ def estimate_kernel(
 def _guarded(
     network: LoadedNetwork, crop: np.ndarray, first: Initial, scale: int, sigma: float, grid: Grid, piece: Piece
 ) -> Estimate:
-    if network.is_final(first):
+    if network.is_final(first, (crop.shape[0], crop.shape[1])):
         piece.end()
         return Estimate(first.kernel(scale, grid)[0].cpu().numpy(), 0, None, _blur(first.blur, first.shares))
     extended = periodic_extension(crop, torus_margin(scale, network.kernel_side))

@@ -171,10 +171,11 @@ class LoadedNetwork:
         with torch.inference_mode():
             return self._blind().initial(self.tensor(image), scale, sigma)
 
-    def is_final(self, first: Initial) -> bool:
-        """Tell whether the initial kernel is the estimate, since nothing would better it."""
+    def is_final(self, first: Initial, size: tuple[int, int]) -> bool:
+        """Tell whether the initial kernel of a picture of (h, w) is the estimate, since nothing would better it."""
         network = self._blind()
-        return not network.config.kernel.rounds and (not network.config.kernel.steps or bool(network.settled(first)))
+        kernel = network.config.kernel
+        return not kernel.rounds and (not kernel.steps or bool(network.settled(first, size)))
 
     def starts_from_edges(self, scale: int) -> bool:
         """Tell whether kernel steps at this scale start from the kernel that edges show."""

@@ -38,6 +38,8 @@ from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, Tick, USRNet, check_inputs
 from pipeline.model_config import ModelConfig
 
+_LEAST_PIXELS = 6  # LR pixels for each of the kernel's, for kernel steps where a net errs on the harmless side
+
 
 class BlindUSRNet(nn.Module):
     """Restore with USRNet and estimate the kernel with DAN's estimator, in alternation.
@@ -141,7 +143,7 @@ class BlindUSRNet(nn.Module):
             accepted, kernel_round = choose(better, new, old), kernel_round.where(~better, number)
             rounds.append(new)
             state = start
-        settled = self.settled(first)
+        settled = self.settled(first, observed_size or (lr.shape[-2], lr.shape[-1]))
         if self.config.kernel.steps and bool(settled.all()):
             rounds.append(accepted)
         elif self.config.kernel.steps:
@@ -250,14 +252,22 @@ class BlindUSRNet(nn.Module):
             return False
         return kernel.prior or (not kernel.reductions and scale in EDGE_SCALES)
 
-    def settled(self, first: Initial) -> Tensor:
+    def settled(self, first: Initial, size: tuple[int, int]) -> Tensor:
         """Tell (B,) whose initial kernel kernel steps would not better.
 
         Where even the net's second answer is nearly a Gaussian, the picture shows no other blur: of 34 such pictures
-        the guard let what they made stand once, and there it was 0.8 dB worse (docs/training-log.md).
+        the guard let what they made stand once, and there it was 0.8 dB worse (docs/training-log.md). A picture with
+        few pixels for each of the kernel's shows no kernel: what a kernel prior finds in it are its lines.
+
+        Args:
+            first: of `initial`.
+            size: (h, w) of the picture that a camera saw, LR pixels.
         """
+        shape = (len(first.blur),)
         if first.start is None or self.config.kernel.rounds:
-            return torch.zeros(len(first.blur), dtype=torch.bool, device=first.blur.device)
+            return torch.zeros(shape, dtype=torch.bool, device=first.blur.device)
+        if self.config.kernel.prior and size[0] * size[1] < _LEAST_PIXELS * self.kernel_size**2:
+            return torch.ones(shape, dtype=torch.bool, device=first.blur.device)
         return is_nearly_gaussian(first.start)
 
     def _steps_start(self, lr: Tensor, accepted: Tensor, first: Initial, scale: int, sigma: Tensor) -> Tensor:

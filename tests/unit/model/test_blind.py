@@ -311,7 +311,7 @@ def test_a_net_that_knows_no_reductions_starts_kernel_steps_from_edges_at_x2_alo
 
 @pytest.mark.parametrize("reductions", [False, True])
 def test_with_a_prior_kernel_steps_start_from_edges_at_every_scale(codec, monkeypatch, reductions):
-    kernel = KernelConfig(rounds=0, steps=1, prior=True, reductions=reductions)
+    kernel = KernelConfig(rounds=0, steps=5, prior=True, reductions=reductions)
     config = ModelConfig(scales=(2, 3, 4), restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=kernel)
     torch.manual_seed(0)
     net, lr, begun = BlindUSRNet(config, codec).eval(), torch.rand(2, 3, 45, 30), []
@@ -323,9 +323,23 @@ def test_with_a_prior_kernel_steps_start_from_edges_at_every_scale(codec, monkey
     assert len(begun) == 3
 
 
+def test_small_pictures_are_not_refined_by_a_prior(codec, monkeypatch):
+    """Six LR pixels for each of the kernel's 11 x 11: 726, of what a camera saw."""
+    kernel = KernelConfig(rounds=0, steps=5, prior=True, reductions=True)
+    torch.manual_seed(0)
+    net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=kernel), codec).eval()
+    monkeypatch.setattr(net, "refine", lambda *_: pytest.fail("refined"))
+    with torch.no_grad():
+        net.infer(torch.rand(1, 3, 25, 29), 2, 0.01)
+        net.infer(torch.rand(1, 3, 40, 40), 2, 0.01, observed_size=(25, 29))
+        first = net.initial(torch.rand(1, 3, 40, 40), 2, 0.01)._replace(start=torch.eye(11)[None] / 11)
+        assert net.settled(first, (25, 29)).tolist() == [True]
+        assert net.settled(first, (25, 30)).tolist() == [False]
+
+
 def test_the_guard_of_a_prior_asks_the_gradients_alone(codec, monkeypatch):
     """A refined image whose gradients are clearly less even stands, whatever its residual; another does not."""
-    kernel = KernelConfig(rounds=0, steps=1, prior=True, reductions=True)
+    kernel = KernelConfig(rounds=0, steps=5, prior=True, reductions=True)
     torch.manual_seed(0)
     net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=kernel), codec).eval()
     scores, spreads = iter([torch.tensor([9.0, 9.0]), torch.ones(2)]), iter([torch.tensor([0.8, 0.95]), torch.ones(2)])
@@ -344,7 +358,7 @@ def test_kernel_steps_are_left_out_where_their_start_is_nearly_a_gaussian(codec,
     other = torch.zeros_like(gaussian)
     other[:, 0, 0] = other[:, -1, -1] = 0.5
     first = net.initial(lr, 2, 0.01)._replace(start=torch.stack((gaussian[0], other[1])))
-    assert net.settled(first).tolist() == [True, False]
+    assert net.settled(first, (45, 30)).tolist() == [True, False]
     always = (Acceptance(float("inf")),)
     monkeypatch.setattr("pipeline.model.blind.acceptance", lambda *_, **__: always)
     with torch.no_grad():
