@@ -5,7 +5,8 @@ every second pixel, which LR pixels hardly see. No penalty on the kernel takes t
 (docs/training-log.md). The net has learned it: from kernels that such steps found, by how much worse the image gets
 that is restored with the answer.
 
-It looks at small maps alone, never at the image.
+It looks at small maps alone, never at the image. Others have such nets too: Zheng, Yong, Zhang, Unfolded Deep Kernel
+Estimation for Blind Image Super-resolution, ECCV 2022; Laroche, Almansa, Coupete, Fast Diffusion EM, WACV 2024.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ def acceptance(scale: int, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]
     """Return when the refined kernel is accepted: all of this must hold.
 
     It was made to explain the LR image, so it explains it well also where it is wrong: it has to win clearly. Measured
-    (docs/training-log.md): the smallest share of the old score of a Gaussian kernel that was right before is 0.67,
-    0.94 and 1.26 at x2, x3 and x4. Nearly all motion kernels lie below the ratio at x2, two in three at x3, one in
-    four at x4.
+    (docs/training-log.md), without a prior: the smallest share of the old score of a Gaussian kernel that was right
+    before is 0.67, 0.94 and 1.26 at x2, x3 and x4. Nearly all motion kernels lie below the ratio at x2, two in three at
+    x3, one in four at x4.
 
     Args:
         scale: s.
