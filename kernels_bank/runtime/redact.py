@@ -139,10 +139,11 @@ def _login_end(text: str, start: int) -> int | None:
         # `host:80/path` or `user:80/rest of the password@host`: the latter when an `@` follows in the same word.
         at = text.rfind("@", start, word_end)
         return at if at >= 0 else None
-    # What follows the colon is no port, so it is a password with a blank, a quote or a slash in it.
+    # What follows the colon is no port, so it is a password with a blank, a quote or a slash in it. A `://` in the same
+    # word is the password's: the next URI begins a word of its own.
     line_end = text.find("\n", start)
     line_end = len(text) if line_end < 0 else line_end
-    if following := _SCHEME.search(text, start, line_end):
+    if following := _SCHEME.search(text, word_end, line_end):
         line_end = following.start()
     at = text.rfind("@", start, line_end)
     return at if at >= 0 else None

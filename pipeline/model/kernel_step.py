@@ -47,7 +47,7 @@ def acceptance(scale: int, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]
             old kernel the gradients alone tell, of another one both.
     """
     if prior:
-        return (Acceptance(0.91, score=0.0, spread=1.0) if sure else Acceptance(0.6, spread=5.0),)
+        return (Acceptance(0.91, score=0.0, spread=1.0) if sure else Acceptance(0.2 * (scale + 1), spread=5.0),)
     if sure:
         return Acceptance(0.9), Acceptance(0.6, spread=15.0)
     return (Acceptance(0.2 * (scale + 1)),)

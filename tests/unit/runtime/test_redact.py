@@ -16,8 +16,12 @@ from hypothesis import strategies as st
 
 from kernels_bank.runtime.redact import MASK, mask, mask_text, mask_uri
 
-PRINTABLE = st.text(string.printable.strip() + " ", min_size=8, max_size=40) | st.text(
-    st.characters(exclude_categories=("C", "Z")), min_size=8, max_size=20
+# What a URI is made of: by chance alone a password seldom holds one.
+_PIECES = ["://", "http://", "A://", "/", ":", "@", "#", "?", "&", "%40", "[", "]", "80", ":5000/", "user:", "x", "=", " "]
+PRINTABLE = (
+    st.text(string.printable.strip() + " ", min_size=8, max_size=40)
+    | st.text(st.characters(exclude_categories=("C", "Z")), min_size=8, max_size=20)
+    | st.lists(st.sampled_from(_PIECES), min_size=3, max_size=12).map("".join)
 )
 TEXT = "error: {}; see http://other:5000/path and mail a@b.org"
 # A secret that is part of the text around it would be "found" there.
@@ -130,6 +134,9 @@ def test_secret_parameters_are_masked(secret: str, parameter: str):
         "(http://me:c2VjcmV0c2VjcmV0@host)",
         "http://me:c2Vj/cmV0c2VjcmV0@a http://me:c2VjcmV0#c2VjcmV0@b",
         "http://me:12345/c2VjcmV0c2VjcmV0@host",
+        "http://me:c2VjcmV0c2VjcmV0://@host",
+        "http://me:x://c2VjcmV0c2VjcmV0@host",
+        "http://me:80/http://c2VjcmV0c2VjcmV0@host",
         'http://me:c2Vj "c2VjcmV0c2VjcmV0@host',
     ],
     ids=lambda _: "",
