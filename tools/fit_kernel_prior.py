@@ -5,17 +5,15 @@ picture was reduced sees what cameras and web sites store, another blur and deci
 parts of a folder, which a second call finds there. The net learns from these small maps alone. Where a model has one
 already, it takes part in some steps at random: so a second call learns from what the net meets in use.
 
-python tools/fit_kernel_prior.py --models shipped:blind-sr shipped:blind-sr-camera --photographs BSDS400 \
+python -m tools.fit_kernel_prior --models shipped:blind-sr shipped:blind-sr-camera --photographs BSDS400 \
     --found DIR --output DIR
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import math
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +40,10 @@ from pipeline.model.fourier import transfer_function
 from pipeline.model.kernel_prior import KernelPrior
 from pipeline.model.reducer import Reducer
 from pipeline.model_config import ModelConfig
-from pipeline.model_folder import read_manifest, write_manifest
+from pipeline.model_folder import read_manifest
 from pipeline.seeds import rng, torch_seed
 from pipeline.yaml_file import read_yaml
+from tools.model_copy import write_copy
 
 PART = 100  # photographs
 _CAMERA = str(Path(__file__).parents[1] / "jobs/configs/shipped-camera-spectral.yaml")  # whose laws of cameras
@@ -76,7 +75,7 @@ class Steps(NamedTuple):
 
 
 def main() -> None:
-    """Estimate what is not there yet, fit, and write the model folder."""
+    """Estimate what is not there yet, fit, and write the model folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", required=True, nargs="+", help="blind ones with kernel steps")
     parser.add_argument("--photographs", type=Path, required=True, help="folder of sharp pictures")
@@ -296,23 +295,13 @@ def write_prior(prior: KernelPrior, model: Path, output: Path) -> None:
         model: folder of a blind model.
         output: folder of the copy.
     """
-    if model.absolute() != output.absolute():
-        shutil.copytree(model, output, dirs_exist_ok=True)
     manifest = read_manifest(model)
     assert isinstance(manifest.config, ModelConfig)
     weights = {name: value for name, value in load_file(model / manifest.used).items() if not name.startswith("prior.")}
     kind = weights["restorer.p.m_tail.weight"].dtype
     data = save(weights | {f"prior.{name}": value.to(kind) for name, value in prior.state_dict().items()})
-    storage.write_bytes(str(output / manifest.used), data)
-    kernel = manifest.config.kernel.model_copy(update={"prior": True})
-    changed = manifest.model_copy(
-        update={
-            "config": manifest.config.model_copy(update={"kernel": kernel}),
-            "sha256": manifest.sha256 | {manifest.used: hashlib.sha256(data).hexdigest()},
-            "provenance": manifest.provenance | {"prior": "tools/fit_kernel_prior.py"},
-        }
-    )
-    write_manifest(output, changed)
+    config = manifest.config.model_copy(update={"kernel": manifest.config.kernel.model_copy(update={"prior": True})})
+    write_copy(model, output, manifest.used, data, {"prior": "tools/fit_kernel_prior.py"}, config)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def test_a_prior_of_kernels_goes_along_and_is_not_trained(monkeypatch, tmp_path)
         {"start_from": str(tmp_path / "without")},
         {"start_from": str(tmp_path / "published.pth"), "model": skip},
     ):
-        with pytest.raises(BadRequestError, match=r"gives no kernel prior, and a run trains none; leave it out"):
+        with pytest.raises(BadRequestError, match=r"there is none, and a run trains none; leave it out"):
             start(monkeypatch, codec(2), **source | changed)
 
 
