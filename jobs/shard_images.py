@@ -45,10 +45,10 @@ def main(command: ShardImages) -> None:
         raise BadRequestError("the photographs come from --source or from --download; give one of them")
     sources = [command.source] if isinstance(command.source, str) else list(command.source)
     if command.check:
-        from kernels_bank.runtime import storage
+        from kernels_bank.runtime import uris
         from pipeline.data.shards import check_place, find_places
 
-        output = storage.absolute(command.output)
+        output = uris.absolute(command.output)
         check_place(output)
     if command.download:
         if command.check:

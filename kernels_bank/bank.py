@@ -18,7 +18,7 @@ import numpy as np
 
 from kernels_bank import cache
 from kernels_bank.codec import KernelCodec
-from kernels_bank.runtime import os_errors, storage
+from kernels_bank.runtime import os_errors, storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.spec import KernelBankSpec
 from kernels_bank.store import CODEC, Manifest, read_manifest, read_shard
@@ -68,12 +68,12 @@ class KernelBank:
             ArtefactError: missing, unfinished, damaged, or of an unknown schema version.
         """
         manifest = read_manifest(uri)
-        data = storage.read_bytes(storage.join(uri, CODEC), limit=KernelCodec.MAX_BYTES)
+        data = storage.read_bytes(uris.join(uri, CODEC), limit=KernelCodec.MAX_BYTES)
         if hashlib.sha256(data).hexdigest() != manifest.codec.sha256:
-            raise ArtefactError(f"{storage.join(uri, CODEC)}: its SHA-256 is not the manifest's; the file is damaged")
-        codec = KernelCodec.from_bytes(data, storage.join(uri, CODEC))
+            raise ArtefactError(f"{uris.join(uri, CODEC)}: its SHA-256 is not the manifest's; the file is damaged")
+        codec = KernelCodec.from_bytes(data, uris.join(uri, CODEC))
         if codec.digest != manifest.codec.digest or codec.bank_digest != manifest.digest:
-            raise ArtefactError(f"{storage.join(uri, CODEC)}: is not the codec of this bank; build the bank again")
+            raise ArtefactError(f"{uris.join(uri, CODEC)}: is not the codec of this bank; build the bank again")
         return cls(
             kernels=_cached_kernels(str(uri), manifest),
             digest=manifest.digest,

@@ -15,7 +15,7 @@ import numpy as np
 
 from kernels_bank.codec import KernelCodec, components_for
 from kernels_bank.codec_quality import draw_samples, measure
-from kernels_bank.runtime import cluster, storage
+from kernels_bank.runtime import cluster, storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.output import not_made_again, note_files, own_output, remove_leftovers
@@ -55,7 +55,7 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
         BadRequestError: `uri` cannot be written to.
         JobFailedError: a shard could not be made or written; what is there is kept.
     """
-    uri = storage.absolute(uri)
+    uri = uris.absolute(uri)
     if (existing := present(spec, uri)) is not None:
         return existing
     with own_output(uri, KIND) as lease:
@@ -64,14 +64,14 @@ def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) 
 
 
 def _build(spec: KernelBankSpec, uri: str, lease: Lease, *, previews: bool) -> Manifest:
-    storage.write_json(storage.join(uri, BUILDING), {"spec": spec.model_dump(mode="json")})
+    storage.write_json(uris.join(uri, BUILDING), {"spec": spec.model_dump(mode="json")})
     note_files(uri, [shard.name for shard in plan(spec)])
     records, total, outer = _build_shards(spec, uri)
     digest = bank_digest(spec.size, records)
     full = _fit_codec(spec, total, outer, digest)
     lease.check()
     codec = full.truncated(components_for(full.spectrum, spec.components, spec.explained_variance))
-    codec.save(storage.join(uri, CODEC))
+    codec.save(uris.join(uri, CODEC))
     samples = draw_samples(spec)
     losses = measure(samples, full, codec.components)
     if previews:
@@ -83,7 +83,7 @@ def _build(spec: KernelBankSpec, uri: str, lease: Lease, *, previews: bool) -> M
         digest=digest,
         shards=records,
         codec=CodecRecord(
-            sha256=storage.sha256_of(storage.join(uri, CODEC)),
+            sha256=storage.sha256_of(uris.join(uri, CODEC)),
             digest=codec.digest,
             components=codec.components,
             explained_variance=codec.explained_variance,
@@ -95,7 +95,7 @@ def _build(spec: KernelBankSpec, uri: str, lease: Lease, *, previews: bool) -> M
     # Readers of `kernels-*.parquet` would see what an earlier, larger attempt left behind.
     remove_leftovers(uri, {record.name for record in records})
     write_manifest(uri, manifest)
-    storage.remove_file(storage.join(uri, BUILDING))
+    storage.remove_file(uris.join(uri, BUILDING))
     return manifest
 
 
@@ -106,7 +106,7 @@ def present(spec: KernelBankSpec, uri: str) -> Manifest | None:
         ArtefactError: another bank lies there, or a damaged one.
         OSError: the place cannot be reached.
     """
-    if not storage.exists(storage.join(uri, MANIFEST)):
+    if not storage.exists(uris.join(uri, MANIFEST)):
         return None
     manifest = read_manifest(uri)
     if manifest.spec != spec:
@@ -181,7 +181,7 @@ def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:
                 record = write_shard(uri, shard, law, kernels, parameters)
         except OSError as error:
             reason = error.strerror or " ".join(str(error).split())
-            raise JobFailedError(f"{storage.join(uri, shard.name)}: cannot be written ({reason})") from error
+            raise JobFailedError(f"{uris.join(uri, shard.name)}: cannot be written ({reason})") from error
     flat = kernels.reshape(len(kernels), -1).astype(np.float64)
     return {
         "record": record.model_dump_json(),

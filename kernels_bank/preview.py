@@ -14,7 +14,7 @@ import numpy as np
 
 from kernels_bank.codec import KernelCodec
 from kernels_bank.codec_quality import Loss, Samples, decoded_psnr
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.spec import COMPOSITES, Family
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def write_previews(samples: Samples, full: KernelCodec, kept: int, losses: list[
     for name, figure in zip(PICTURES, figures, strict=True):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
-        storage.write_bytes(storage.join(uri, name), buffer.getvalue())
+        storage.write_bytes(uris.join(uri, name), buffer.getvalue())
 
 
 def mosaics(samples: Samples, rows: int = 8, columns: int = 14) -> Figure:

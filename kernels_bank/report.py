@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.output import check_own
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.spec import KernelBankSpec
@@ -39,7 +39,7 @@ def planned(spec: KernelBankSpec, uri: str | Path) -> str:
     """Describe what a build would do. Raises what the build would raise before it starts."""
     from kernels_bank.generate import KIND, present
 
-    target = storage.absolute(uri)
+    target = uris.absolute(uri)
     if present(spec, target):
         return f"{target}: this bank is complete; nothing to do"
     check_own(target, KIND)

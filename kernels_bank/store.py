@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kernels_bank.codec_quality import Loss
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.runtime.sealed import unsealed, write_sealed
 from kernels_bank.spec import COMPOSITES, FAMILIES, REDUCING, Family, KernelBankSpec
@@ -147,7 +147,7 @@ def write_shard(
     sink = pa.BufferOutputStream()
     parquet.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=["family"])
     data = sink.getvalue().to_pybytes()
-    storage.write_bytes(storage.join(uri, shard.name), data)
+    storage.write_bytes(uris.join(uri, shard.name), data)
     return _record(shard, data, content)
 
 
@@ -157,7 +157,7 @@ def find_shard(uri: str, shard: Shard, law: str) -> tuple[ShardRecord, np.ndarra
     None when it is missing, damaged or another's.
     """
     try:
-        data = storage.read_bytes(storage.join(uri, shard.name))
+        data = storage.read_bytes(uris.join(uri, shard.name))
         about, kernels = _parse(data, shard.name)
     except ArtefactError:
         return None
@@ -171,7 +171,7 @@ def read_shard(uri: str, record: ShardRecord) -> np.ndarray:
     Raises:
         ArtefactError: the file is missing, cut short or altered.
     """
-    where = storage.join(uri, record.name)
+    where = uris.join(uri, record.name)
     data = storage.read_bytes(where, limit=_SHARD_BYTES)
     if len(data) != record.bytes:
         raise ArtefactError(
@@ -195,9 +195,9 @@ def read_manifest(uri: str | Path) -> Manifest:
     Raises:
         ArtefactError: no bank, an unfinished one, an unknown schema version, or a damaged manifest.
     """
-    where = storage.join(uri, MANIFEST)
+    where = uris.join(uri, MANIFEST)
     if not storage.exists(where):
-        if storage.exists(storage.join(uri, BUILDING)):
+        if storage.exists(uris.join(uri, BUILDING)):
             raise ArtefactError(f"{uri}: this bank is not finished; run jobs/build_kernel_bank.py again to finish it")
         raise ArtefactError(f"{uri}: no kernel bank here (no {MANIFEST}); make one with jobs/build_kernel_bank.py")
     value = storage.read_json(where)
@@ -225,7 +225,7 @@ def read_manifest(uri: str | Path) -> Manifest:
 
 def write_manifest(uri: str, manifest: Manifest) -> None:
     """Write the manifest of a bank whose shards and codec are all there."""
-    write_sealed(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
+    write_sealed(uris.join(uri, MANIFEST), manifest.model_dump(mode="json"))
 
 
 def verify(uri: str | Path) -> Iterator[ShardRecord]:
@@ -237,7 +237,7 @@ def verify(uri: str | Path) -> Iterator[ShardRecord]:
     from kernels_bank.codec import KernelCodec
 
     manifest = read_manifest(uri)
-    codec = storage.join(uri, CODEC)
+    codec = uris.join(uri, CODEC)
     if storage.sha256_of(codec) != manifest.codec.sha256:
         raise ArtefactError(f"{codec}: its SHA-256 is not the manifest's; the file is damaged")
     if KernelCodec.load(codec).bank_digest != manifest.digest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.model_folder import MANIFEST, read_manifest
 from pipeline.shipped import SCHEME, shipped_folder
@@ -56,7 +56,7 @@ def locate(uri: str) -> ModelLocation:
         store = versions.store_uri()
         version = versions.find(uri, store)
         return ModelLocation(version.uri, str(fetch(version, store)), version.number)
-    if not storage.exists(storage.join(uri, MANIFEST)):
+    if not storage.exists(uris.join(uri, MANIFEST)):
         raise ArtefactError(
             f"{uri}: holds no {MANIFEST}; give shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, "
             "a model or checkpoint directory, or the .pth of a published USRNet"

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.frozen import Frozen
 from pipeline.model_config import EVERY_SCALE, ModelConfig, RestorerConfig, nested
@@ -80,7 +80,7 @@ def read_manifest(directory: str | Path) -> ModelManifest:
     Raises:
         ArtefactError: missing, too large, of another schema version, or a value out of bounds.
     """
-    where = storage.join(directory, MANIFEST)
+    where = uris.join(directory, MANIFEST)
     check_inside(directory, MANIFEST)
     content = storage.read_json(where, limit=_MANIFEST_BYTES)
     version = content.get("schema_version") if isinstance(content, dict) else None
@@ -104,7 +104,7 @@ def read_manifest(directory: str | Path) -> ModelManifest:
 def write_manifest(directory: str | Path, manifest: ModelManifest) -> None:
     """Write `model.json` with its own digest; all other files are there already."""
     content = manifest.model_dump(mode="json")
-    storage.write_json(storage.join(directory, MANIFEST), content | {"digest": _digest(content)})
+    storage.write_json(uris.join(directory, MANIFEST), content | {"digest": _digest(content)})
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def read_file(
         ArtefactError: missing, too large, not a regular file inside the folder, or not the one of this digest.
     """
     check_inside(directory, name)
-    data = storage.read_bytes(storage.join(directory, name), limit=limit)
+    data = storage.read_bytes(uris.join(directory, name), limit=limit)
     _compare(directory, name, hashlib.sha256(data).hexdigest(), sha256, listed_in)
     return data
 
@@ -159,7 +159,7 @@ def read_file(
 def check_file(directory: str | Path, name: str, sha256: str) -> None:
     """Compare a file of the folder with its digest, in little memory. Raises ArtefactError as `read_file` does."""
     check_inside(directory, name)
-    _compare(directory, name, storage.sha256_of(storage.join(directory, name)), sha256)
+    _compare(directory, name, storage.sha256_of(uris.join(directory, name)), sha256)
 
 
 def check_folder(directory: str | Path) -> str:
@@ -170,21 +170,21 @@ def check_folder(directory: str | Path) -> str:
     """
     for name, digest in read_manifest(directory).sha256.items():
         check_file(directory, name, digest)
-    return storage.sha256_of(storage.join(directory, MANIFEST))
+    return storage.sha256_of(uris.join(directory, MANIFEST))
 
 
 def check_inside(directory: str | Path, name: str) -> None:
     """Refuse a name that leads out of a local folder, through a link for instance. Raises ArtefactError."""
-    if storage.is_s3(directory):
+    if uris.is_s3(directory):
         return
-    folder = Path(storage.path_of(directory)).resolve()
+    folder = Path(uris.path_of(directory)).resolve()
     if not (folder / name).resolve().is_relative_to(folder):
-        raise ArtefactError(f"{storage.join(directory, name)}: leads out of its folder; copy the file itself there")
+        raise ArtefactError(f"{uris.join(directory, name)}: leads out of its folder; copy the file itself there")
 
 
 def _compare(directory: str | Path, name: str, found: str, expected: str, listed_in: str = MANIFEST) -> None:
     if found != expected:
         raise ArtefactError(
-            f"{storage.join(directory, name)}: sha256 {found[:12]} is not the {expected[:12]} of {listed_in}; "
+            f"{uris.join(directory, name)}: sha256 {found[:12]} is not the {expected[:12]} of {listed_in}; "
             "the file was changed or damaged, copy the folder again"
         )

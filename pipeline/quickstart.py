@@ -89,14 +89,14 @@ def planned(config: RunConfig, protocol: Path) -> str:
     Raises:
         BadRequestError: a package with photographs is missing, the protocol is wrong, or the place is not writable.
     """
-    from kernels_bank.runtime import storage
+    from kernels_bank.runtime import storage, uris
     from pipeline.evaluation.protocol import load_protocol
 
     check_writable(config.output)
     photographs, name = check_photographs(), load_protocol(str(protocol)).name
 
     def state(uri: str, file: str) -> str:
-        return "there, reused if it matches" if storage.exists(storage.join(uri, file)) else "to be made"
+        return "there, reused if it matches" if storage.exists(uris.join(uri, file)) else "to be made"
 
     lines = [
         f"everything would lie in {config.output}",
@@ -104,7 +104,7 @@ def planned(config: RunConfig, protocol: Path) -> str:
         f"kernel bank    {BANK.count} kernels: {state(config.data.bank, 'manifest.json')}",
         f"shards         {state(config.data.shard_sets[0].uri, 'manifest.json')}",
     ]
-    home = storage.join(config.output, config.name)
+    home = uris.join(config.output, config.name)
     lines += [
         f"training       {config.train.steps} steps from {config.train.start_from}: {state(home, 'run.json')}",
         f"registry       {config.tracking.model_name}, alias {config.tracking.alias}",

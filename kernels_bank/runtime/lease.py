@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.lease_store import Entry, LeaseStore, lease_store
 from kernels_bank.runtime.process import is_gone, this_process
@@ -62,8 +62,8 @@ def only_writer(place: str, *, renew_s: float = RENEW_S) -> Iterator[Lease]:
     Raises:
         BadRequestError: another writer is at work, or the place has a name that is not UTF-8.
     """
-    storage.refuse_odd_name(place)
-    store, token = lease_store(storage.join(place, ENTRY)), uuid.uuid4().hex
+    uris.refuse_odd_name(place)
+    store, token = lease_store(uris.join(place, ENTRY)), uuid.uuid4().hex
     content = this_process() | {"token": token, "since": time.strftime("%Y-%m-%d %H:%M:%S"), "renewed": 0}
     try:
         _acquire(place, store, content, 3 * renew_s)
@@ -106,7 +106,7 @@ def refuse_second_writer(place: str, *, renew_s: float = RENEW_S) -> None:
     Raises:
         BadRequestError: another writer is at work.
     """
-    store = lease_store(storage.join(place, ENTRY))
+    store = lease_store(uris.join(place, ENTRY))
     if (entry := store.read()) is not None:
         _watch(place, store, entry, 3 * renew_s)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kernels_bank.runtime import s3, storage
+from kernels_bank.runtime import s3, storage, uris
 
 _NO_LOCKS = (
     "its file system knows no locks; two writers that start at the same moment after one was killed are not kept apart"
@@ -58,7 +58,7 @@ class LeaseStore(ABC):
 
 def lease_store(uri: str) -> LeaseStore:
     """Return the store of the entry under this path or URI."""
-    return _S3Entry(uri) if storage.is_s3(uri) else _FileEntry(Path(storage.resolve(uri)[1]))
+    return _S3Entry(uri) if uris.is_s3(uri) else _FileEntry(Path(storage.resolve(uri)[1]))
 
 
 class _FileEntry(LeaseStore):
@@ -188,7 +188,7 @@ class _S3Entry(LeaseStore):
 def _keeps_conditions(uri: str) -> bool:
     """Find out whether the server of this object refuses a second write under If-None-Match; some ignore the header."""
     folder, _, name = uri.rpartition("/")
-    bucket, key = s3.bucket_and_key(storage.join(folder, storage.temporary_name(name)))
+    bucket, key = s3.bucket_and_key(uris.join(folder, storage.temporary_name(name)))
     place = {"Bucket": bucket, "Key": key}
 
     def is_refused(client: Any) -> bool:  # noqa: ANN401

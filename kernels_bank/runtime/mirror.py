@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime import scratch, storage, uris
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 
@@ -38,7 +38,7 @@ def local_folder(uri: str, *, every_s: float = 30.0, check: Callable[[], None] =
             if not {"", ".", ".."}.isdisjoint(file.split("/")):
                 raise BadRequestError(f"{uri}: holds '{file}', which is no name of a file; choose another place")
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            storage.fetch(storage.join(uri, file), folder / file)
+            storage.fetch(uris.join(uri, file), folder / file)
         known = _written(folder)
         ended = threading.Event()
 
@@ -59,14 +59,14 @@ def local_folder(uri: str, *, every_s: float = 30.0, check: Callable[[], None] =
             check()
             _send(folder, uri, known)
             for file in known.keys() - _written(folder).keys():
-                storage.remove_file(storage.join(uri, file))
+                storage.remove_file(uris.join(uri, file))
 
 
 def _send(folder: Path, uri: str, known: dict[str, int]) -> None:
     """Send the files that are not as in `known` (name -> time of writing), and note them there."""
     for file, written in sorted(_written(folder).items(), key=lambda item: item[1]):
         if known.get(file) != written:
-            storage.write_bytes(storage.join(uri, file), (folder / file).read_bytes())
+            storage.write_bytes(uris.join(uri, file), (folder / file).read_bytes())
             known[file] = written
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kernels_bank.runtime import open_output, storage
+from kernels_bank.runtime import open_output, storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import ENTRY, Lease, only_writer
 
@@ -38,7 +38,7 @@ def own_output(place: str, kind: str, names: Sequence[str] | None = None) -> Ite
     with only_writer(place) as lease:
         check_own(place, kind, names)
         if _read_mark(place) is None:
-            storage.write_json(storage.join(place, MARK), {"kind": kind, "files": []})
+            storage.write_json(uris.join(place, MARK), {"kind": kind, "files": []})
         with not_made_again(place):
             yield lease
 
@@ -48,7 +48,7 @@ def not_made_again(place: str) -> contextlib.AbstractContextManager[None]:
 
     A process that helps the place's one writer says so for itself. On S3 there are no folders.
     """
-    if storage.is_s3(place):
+    if uris.is_s3(place):
         return contextlib.nullcontext()
     return open_output.not_made_again(storage.resolve(place)[1], MARK)
 
@@ -57,7 +57,7 @@ def note_files(place: str, files: Iterable[str]) -> None:
     """Add the names of files that will be written to the mark: what a killed job leaves of them may be deleted."""
     mark = _read_mark(place)
     assert mark is not None, "own_output comes first"
-    storage.write_json(storage.join(place, MARK), mark | {"files": sorted({*mark["files"], *files})})
+    storage.write_json(uris.join(place, MARK), mark | {"files": sorted({*mark["files"], *files})})
 
 
 def check_own(place: str, kind: str, names: Sequence[str] | None = None) -> None:
@@ -74,10 +74,7 @@ def check_own(place: str, kind: str, names: Sequence[str] | None = None) -> None
     check_writable(place)
     mark = _read_mark(place)
     if mark is None:
-        if names is None:
-            there = _files(place)
-        else:
-            there = (name for name in names if storage.exists(storage.join(place, name)))
+        there = _files(place) if names is None else (name for name in names if storage.exists(uris.join(place, name)))
         if (foreign := next(there, None)) is not None:
             raise BadRequestError(
                 f"{place}: holds {foreign}, which this command did not make; nothing was touched, choose another place"
@@ -93,8 +90,8 @@ def check_writable(place: str) -> None:
 
     A bucket is not asked: the first request to it says whether it is there.
     """
-    storage.refuse_odd_name(place)
-    if storage.is_s3(place):
+    uris.refuse_odd_name(place)
+    if uris.is_s3(place):
         return
     folder = Path(storage.resolve(place)[1])
     if storage.is_file(folder):
@@ -131,11 +128,11 @@ def remove_leftovers(place: str, keep: Iterable[str]) -> None:
     ours = set(mark["files"])
     for name, _ in storage.list_files(place):
         if _meant(name) in ours and name not in kept:
-            storage.remove_file(storage.join(place, name))
+            storage.remove_file(uris.join(place, name))
 
 
 def _read_mark(place: str) -> dict[str, Any] | None:
-    where = storage.join(place, MARK)
+    where = uris.join(place, MARK)
     if not storage.exists(where):
         return None
     mark = storage.read_json(where)

@@ -1,4 +1,4 @@
-"""URIs, atomic writes and digests: one set of functions for local paths, `file://` and `s3://`.
+"""Reading, atomic writes, listings and digests: one set of functions for local paths, `file://` and `s3://`.
 
 Endpoint and credentials of S3 come from the usual AWS variables, `AWS_ENDPOINT_URL` included.
 """
@@ -19,12 +19,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import unquote
 
-from kernels_bank.runtime import open_output, os_errors, s3_objects
+from kernels_bank.runtime import open_output, os_errors, s3_objects, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError, UnavailableError
 from kernels_bank.runtime.local_files import File, local_files, stamp_of
-from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError, bucket_and_key
+from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
@@ -45,7 +44,7 @@ def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
         BadRequestError: the scheme is neither a local path, `file://` nor `s3://`, or an S3 key has empty parts, which
             users of filesystems would drop.
     """
-    path = path_of(uri)
+    path = uris.path_of(uri)
     if str(uri).startswith("s3://"):
         from kernels_bank.runtime.s3_filesystem import s3_filesystem
 
@@ -55,81 +54,16 @@ def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), path
 
 
-def path_of(uri: str | Path) -> str:
-    """Return the path of a URI inside its filesystem. Raises BadRequestError as `resolve` does."""
-    text = str(uri)
-    if "\0" in text:
-        raise BadRequestError(f"{text!r}: holds a zero byte, which no name has")
-    if text.startswith("s3:/") and not text.startswith("s3://"):
-        raise BadRequestError(f"{text}: an S3 URI begins with s3://")
-    if text.startswith("file:/"):
-        return _file_path(text)
-    scheme, separator, _ = text.partition("://")
-    if not separator:
-        return str(Path(text).expanduser().absolute())
-    if scheme == "s3":
-        bucket, key = bucket_and_key(text)
-        if "" in key.split("/") and key:
-            raise BadRequestError(f"{text}: has an empty part between two slashes; choose another place")
-        return f"{bucket}/{key}".rstrip("/")
-    raise BadRequestError(f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix")
-
-
-def _file_path(uri: str) -> str:
-    """Return the path of `file:///path`, `file://localhost/path` or `file:/path`."""
-    rest = uri.removeprefix("file:")
-    if rest.startswith("//"):
-        host, _, rest = rest.removeprefix("//").partition("/")
-        if host not in {"", "localhost"}:
-            raise BadRequestError(f"{uri}: names the machine '{host}'; write file:///path for a file of this one")
-        rest = f"/{rest}"
-    return unquote(rest, errors="surrogateescape")
-
-
-def is_s3(uri: str | Path) -> bool:
-    """Return whether this is an `s3://` URI. Raises BadRequestError if it is of no known scheme."""
-    if str(uri).startswith("s3://"):
-        return True
-    path_of(uri)
-    return False
-
-
-def absolute(uri: str | Path) -> str:
-    """Return the URI in a form that means the same in another working directory; `file://` becomes a plain path."""
-    text = str(uri)
-    if "://" in text and not text.startswith("file:/"):
-        return text.rstrip("/")
-    return path_of(text).rstrip("/") or "/"
-
-
-def refuse_odd_name(uri: str | Path) -> None:
-    """Check that a place to write to has a name that is text. Raises BadRequestError.
-
-    Files of any name are read; but Ray, Arrow and MLflow take no other names than text.
-    """
-    try:
-        absolute(uri).encode()
-    except UnicodeEncodeError as error:
-        raise BadRequestError(
-            f"{uri}: this name is not UTF-8, nothing is written there; choose another place"
-        ) from error
-
-
-def join(uri: str | Path, *parts: str) -> str:
-    """Join a URI and names below it: `join("s3://b/x", "y.json") == "s3://b/x/y.json"`; the same for local paths."""
-    return "/".join([str(uri).rstrip("/"), *parts])
-
-
 def exists(uri: str | Path) -> bool:
     """Return whether a file or folder is there."""
-    if is_s3(uri):
+    if uris.is_s3(uri):
         return s3_objects.stat(str(uri)) is not None
     return _mode(uri) is not None
 
 
 def is_file(uri: str | Path) -> bool:
     """Return whether a file, not a folder or prefix, is there."""
-    if is_s3(uri):
+    if uris.is_s3(uri):
         entry = s3_objects.stat(str(uri))
         return entry is not None and not entry.folder
     mode = _mode(uri)
@@ -139,7 +73,7 @@ def is_file(uri: str | Path) -> bool:
 def _mode(uri: str | Path) -> int | None:
     """Return what a local path leads to: a file, a folder, or nothing. Not by pyarrow, which takes only UTF-8."""
     try:
-        return os.stat(path_of(uri)).st_mode  # noqa: PTH116 - the name may be no text
+        return os.stat(uris.path_of(uri)).st_mode  # noqa: PTH116 - the name may be no text
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -169,23 +103,23 @@ def stamped_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | 
         recursive: whether what lies in folders below it counts.
         odd: gets the paths of what is neither a file nor a folder: links to nothing, pipes.
     """
-    if is_s3(uri):
+    if uris.is_s3(uri):
         found = s3_objects.entries(str(uri), recursive=recursive)
         return sorted(
             File(entry.name, entry.size, entry.stamp)
             for entry in found
             if not entry.folder and entry.name[-1:] not in {"", "/"}
         )
-    return sorted(local_files(path_of(uri), recursive=recursive, odd=[] if odd is None else odd))
+    return sorted(local_files(uris.path_of(uri), recursive=recursive, odd=[] if odd is None else odd))
 
 
 def stamp(uri: str | Path) -> str:
     """Return a file's stamp, as `stamped_files` has it; empty where there is no such file."""
-    if is_s3(uri):
+    if uris.is_s3(uri):
         entry = s3_objects.stat(str(uri))
         return "" if entry is None or entry.folder else entry.stamp
     try:
-        return stamp_of(os.stat(path_of(uri)))  # noqa: PTH116 - the name may be no text
+        return stamp_of(os.stat(uris.path_of(uri)))  # noqa: PTH116 - the name may be no text
     except OSError:
         return ""
 
@@ -199,49 +133,42 @@ def outside(root: str, files: list[tuple[str, int]], folder: str | None) -> list
         folder: URI; None: nothing lies there.
     """
     names = [name for name, _ in files]
-    if folder is None or is_s3(root) != is_s3(folder):
+    if folder is None or uris.is_s3(root) != uris.is_s3(folder):
         return names
-    if is_s3(root):
-        return [name for name in names if not join(root, name).startswith(f"{folder}/")]
+    if uris.is_s3(root):
+        return [name for name in names if not uris.join(root, name).startswith(f"{folder}/")]
     real = functools.lru_cache(maxsize=None)(os.path.realpath)
-    without, above = real(path_of(folder)), path_of(root)
+    without, above = real(uris.path_of(folder)), uris.path_of(root)
     folders = {name: real(f"{above}/{name.rpartition('/')[0]}") for name in names}
     return [name for name in names if not PurePosixPath(folders[name]).is_relative_to(without)]
 
 
-def same_place(one: str, other: str) -> bool:
-    """Tell whether two URIs are one place, whatever links lead there."""
-    if is_s3(one) or is_s3(other):
-        return absolute(one) == absolute(other)
-    return os.path.realpath(path_of(one)) == os.path.realpath(path_of(other))
-
-
 def remove_folder(uri: str | Path) -> None:
     """Delete a folder or prefix and all below it; nothing happens when it is not there."""
-    if is_s3(uri):
+    if uris.is_s3(uri):
         s3_objects.delete_below(str(uri))
     elif (mode := _mode(uri)) is not None and stat.S_ISDIR(mode):
-        shutil.rmtree(path_of(uri))  # refuses a link: what that leads to is somebody else's
+        shutil.rmtree(uris.path_of(uri))  # refuses a link: what that leads to is somebody else's
 
 
 def move_folder(source: str | Path, target: str | Path) -> None:
     """Give a folder or prefix another name on the same storage; on S3 file by file."""
-    if is_s3(source):
+    if uris.is_s3(source):
         for name, _ in list_files(source, recursive=True):
-            s3_objects.copy(join(source, name), join(target, name))
-            s3_objects.delete(join(source, name))
+            s3_objects.copy(uris.join(source, name), uris.join(target, name))
+            s3_objects.delete(uris.join(source, name))
         return
-    new = Path(path_of(target))
+    new = Path(uris.path_of(target))
     new.parent.mkdir(parents=True, exist_ok=True)
-    Path(path_of(source)).rename(new)
+    Path(uris.path_of(source)).rename(new)
 
 
 def remove_file(uri: str | Path) -> None:
     """Delete a file. Where it is not there: FileNotFoundError on a disk, nothing on S3."""
-    if is_s3(uri):
+    if uris.is_s3(uri):
         s3_objects.delete(str(uri))
         return
-    Path(path_of(uri)).unlink()
+    Path(uris.path_of(uri)).unlink()
 
 
 def read_bytes(uri: str | Path, sha256: str | None = None, *, limit: int | None = None) -> bytes:
@@ -259,7 +186,7 @@ def read_bytes(uri: str | Path, sha256: str | None = None, *, limit: int | None 
         S3Error: the S3 server does not answer.
     """
     try:
-        if is_s3(uri):
+        if uris.is_s3(uri):
             sink = _Limited(str(uri), limit)
             s3_objects.read(str(uri), sink, sha256)
             return sink.getvalue()
@@ -267,7 +194,7 @@ def read_bytes(uri: str | Path, sha256: str | None = None, *, limit: int | None 
         if limit is not None and size > limit:
             raise ArtefactError(_too_large(uri, limit))
         for _ in range(2):
-            data = Path(path_of(uri)).read_bytes()
+            data = Path(uris.path_of(uri)).read_bytes()
             if sha256 in {None, hashlib.sha256(data).hexdigest()}:
                 return data
     except FileNotFoundError as error:
@@ -288,11 +215,11 @@ def fetch(uri: str | Path, target: Path) -> None:
         S3Error: the S3 server does not answer.
     """
     try:
-        if is_s3(uri):
+        if uris.is_s3(uri):
             with os_errors.open_named(target, "wb") as sink:
                 s3_objects.read(str(uri), sink)
         else:
-            shutil.copyfile(path_of(uri), target)
+            shutil.copyfile(uris.path_of(uri), target)
     except FileNotFoundError as error:
         raise ArtefactError(f"{uri}: no such file") from error
 
@@ -316,7 +243,7 @@ def _too_large(uri: str | Path, limit: int) -> str:
 
 def _regular_size(uri: str | Path) -> int:
     """Return the bytes of a local file. A pipe or a device would be read for ever: raises ArtefactError."""
-    found = Path(path_of(uri)).stat()
+    found = Path(uris.path_of(uri)).stat()
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
         raise ArtefactError(f"{uri}: {kind}, not a regular file")
@@ -352,12 +279,12 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
 
     Locally: a temporary neighbour, fsync, rename. On S3: staged in a temporary file, sent at the end.
     """
-    if is_s3(uri):
+    if uris.is_s3(uri):
         with tempfile.TemporaryFile() as staged:
             yield staged
             s3_objects.write(str(uri), staged)
         return
-    target = Path(path_of(uri))
+    target = Path(uris.path_of(uri))
     open_output.check(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(temporary_name(target.name))
@@ -413,10 +340,10 @@ def sha256_of(uri: str | Path) -> str:
     """Return the hex SHA-256 of a file, read in chunks. Raises ArtefactError when it is not there."""
     digest = hashlib.sha256()
     try:
-        if is_s3(uri):
+        if uris.is_s3(uri):
             return s3_objects.read(str(uri))
         _regular_size(uri)
-        with Path(path_of(uri)).open("rb") as stream:
+        with Path(uris.path_of(uri)).open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
     except FileNotFoundError as error:

@@ -23,7 +23,7 @@ import ray.data
 import torch
 from ray.data.collate_fn import NumpyBatchCollateFn
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.runtime.rows import keep_errors, plain_errors
 from pipeline.config import RunConfig
@@ -132,7 +132,7 @@ def _tolerating(
     batches: Iterator[dict[str, Any]], mixture: Mixture, max_bad_fraction: float
 ) -> Iterator[dict[str, Any]]:
     """Name what is damaged as it passes, and stop when it is more than a share of the training tiles."""
-    shards = {storage.join(s.uri, shard.name): shard.samples for s in mixture.sets for shard in s.manifest.train}
+    shards = {uris.join(s.uri, shard.name): shard.samples for s in mixture.sets for shard in s.manifest.train}
     bad: dict[str, int] = {}  # damaged shard or tile -> how many tiles that is
     with plain_errors():
         for batch in batches:

@@ -17,7 +17,7 @@ from typing import Any
 
 import ray.data
 
-from kernels_bank.runtime import os_errors, storage
+from kernels_bank.runtime import os_errors, storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.runtime.rows import rows_of
@@ -68,9 +68,9 @@ def inspect_all(
         BadRequestError: there is no image, or a container cannot be read.
     """
     stamps = _stamps(places)
-    with Notes(notes and storage.join(notes, "opened")) as opened:
+    with Notes(notes and uris.join(notes, "opened")) as opened:
         sources = _open_all(places, asked, column, stamps, opened)
-    with Notes(notes and storage.join(notes, INSPECTION)) as inspected:
+    with Notes(notes and uris.join(notes, INSPECTION)) as inspected:
         found = _inspect(sources, stamps, inspected)
     return [_judged(file, min_side) for file in found]
 

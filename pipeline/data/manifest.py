@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError, DamagedError
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.runtime.sealed import unsealed, write_sealed
@@ -96,7 +96,7 @@ def read_manifest(uri: str) -> Manifest:
     Raises:
         ArtefactError: no manifest (never finished), another schema version, or a damaged or edited one.
     """
-    where = storage.join(uri, MANIFEST)
+    where = uris.join(uri, MANIFEST)
     if not storage.exists(where):
         raise ArtefactError(
             f"{uri}: no {MANIFEST} there; make the shards with jobs/shard_images.py (it finishes a killed run)"
@@ -122,7 +122,7 @@ def _validated(content: Any, where: str) -> Manifest:  # noqa: ANN401 - JSON
 
 def write_manifest(uri: str, manifest: Manifest) -> None:
     """Write the manifest of a shard set whose shards are all there."""
-    write_sealed(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
+    write_sealed(uris.join(uri, MANIFEST), manifest.model_dump(mode="json"))
 
 
 def read_shard(uri: str, shard: Shard) -> bytes:
@@ -132,7 +132,7 @@ def read_shard(uri: str, shard: Shard) -> bytes:
         ArtefactError: missing, or cannot be read.
         DamagedShardError: its bytes are others than the manifest's, at a second reading too.
     """
-    where = storage.join(uri, shard.name)
+    where = uris.join(uri, shard.name)
     try:
         return storage.read_bytes(where, shard.sha256, limit=_SHARD_BYTES)
     except DamagedError as error:
@@ -159,12 +159,10 @@ def verify(uri: str) -> Manifest:
                 try:
                     decode_tile(sample.image)
                 except BadImageError as error:
-                    raise ArtefactError(f"{storage.join(uri, shard.name)}: sample {sample.key}: {error}") from error
+                    raise ArtefactError(f"{uris.join(uri, shard.name)}: sample {sample.key}: {error}") from error
                 count += 1
             if count != shard.samples:
-                raise ArtefactError(
-                    f"{storage.join(uri, shard.name)}: {count} samples, the manifest says {shard.samples}"
-                )
+                raise ArtefactError(f"{uris.join(uri, shard.name)}: {count} samples, the manifest says {shard.samples}")
             bar.advance(note=shard.name)
     return manifest
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from pipeline.config import DataConfig
 from pipeline.data import plan
 from pipeline.data.manifest import Manifest, Shard, read_manifest
@@ -27,7 +27,7 @@ class PlacedShard(NamedTuple):
     @property
     def name(self) -> str:
         """Return its URI."""
-        return storage.join(self.uri, self.shard.name)
+        return uris.join(self.uri, self.shard.name)
 
 
 class Window(NamedTuple):

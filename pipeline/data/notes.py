@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 
 _PART_BYTES = 128 << 10  # of a part: some 600 images
@@ -75,14 +75,14 @@ class Notes:
     def _write(self) -> None:
         if self._lines and self._folder is not None:
             data = b"\n".join(self._lines) + b"\n"
-            storage.write_bytes(storage.join(self._folder, _name(data)), data)
+            storage.write_bytes(uris.join(self._folder, _name(data)), data)
         self._lines, self._bytes = [], 0
 
     def _read(self, name: str) -> bytes:
         """Return a part, or nothing where it is damaged or gone."""
         assert self._folder is not None
         with contextlib.suppress(ArtefactError):
-            data = storage.read_bytes(storage.join(self._folder, name))
+            data = storage.read_bytes(uris.join(self._folder, name))
             if _name(data) == name:
                 return data
         return b""

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import ray.data
 
-from kernels_bank.runtime import os_errors, storage
+from kernels_bank.runtime import os_errors, storage, uris
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import Lease
@@ -67,16 +67,16 @@ def make_shards(
         BadRequestError: no images, or more than `max_bad_fraction` of them unusable (the text lists them).
         ArtefactError: `output` holds a finished shard set of other images or settings.
     """
-    output = storage.absolute(output)
+    output = uris.absolute(output)
     # Looked at before Ray starts: a place that cannot be reached, or is not ours, is said soon.
     asked = [source] if isinstance(source, str) else list(source)
     check_place(output)
     job = _Job(output, settings, find_places(asked, output), ", ".join(asked), column, max_bad_fraction)
     connect()
-    if not storage.exists(storage.join(output, MANIFEST)):
+    if not storage.exists(uris.join(output, MANIFEST)):
         with own_output(output, _KIND) as lease:
             # Another job may have finished before this one had the place for itself.
-            if not storage.exists(storage.join(output, MANIFEST)):
+            if not storage.exists(uris.join(output, MANIFEST)):
                 return _make(job, lease), False
     return _finished(job), True
 
@@ -104,7 +104,7 @@ class _Job:
 
 def _make(job: _Job, lease: Lease) -> Manifest:
     output, settings = job.output, job.settings
-    files = job.inspect(storage.join(output, _NOTES))
+    files = job.inspect(uris.join(output, _NOTES))
     good, skipped = _usable(files)
     _refuse_if_too_many_bad(skipped, len(files), job.max_bad_fraction)
     # By the picture, so that it stays on its side of the split whatever file it comes in.
@@ -117,7 +117,7 @@ def _make(job: _Job, lease: Lease) -> Manifest:
     try:
         notes = _write(output, tasks, settings)
     except _ChangedError:
-        storage.remove_folder(storage.join(output, _NOTES, INSPECTION))  # a file that changed may look as before
+        storage.remove_folder(uris.join(output, _NOTES, INSPECTION))  # a file that changed may look as before
         raise
     shards = sorted((Shard(**note["shard"]) for note in notes if note["shard"]), key=lambda shard: shard.name)
     train = tuple(s for s in shards if s.name.startswith("train"))
@@ -137,7 +137,7 @@ def _make(job: _Job, lease: Lease) -> Manifest:
     lease.check()
     remove_leftovers(output, {shard.name for shard in shards})
     write_manifest(output, manifest)
-    storage.remove_folder(storage.join(output, _NOTES))
+    storage.remove_folder(uris.join(output, _NOTES))
     return manifest
 
 
@@ -152,7 +152,7 @@ def find_places(sources: Sequence[str], output: str) -> list[Place]:
 
 def check_place(output: str) -> None:
     """Check that the place is free, or holds shards, finished or not. Raises BadRequestError."""
-    if not storage.exists(storage.join(output, MANIFEST)):
+    if not storage.exists(uris.join(output, MANIFEST)):
         check_own(output, _KIND)
 
 
@@ -229,8 +229,8 @@ def _write(output: str, tasks: list[dict[str, Any]], settings: ShardSettings) ->
 
 def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> dict[str, Any]:
     """Write one tar, or keep the one a killed run had finished."""
-    where = storage.join(output, task["name"])
-    note_at = storage.join(output, _NOTES, task["name"] + ".json")
+    where = uris.join(output, task["name"])
+    note_at = uris.join(output, _NOTES, task["name"] + ".json")
     files = [inspected(file) for file in task["files"]]
     made_from = storage.digest_of([settings.model_dump(), [[f.name, f.sha256] for f in files]])
     if storage.exists(note_at):

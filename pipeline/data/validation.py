@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import torch
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
@@ -73,7 +73,7 @@ def _draws(config: RunConfig, rank: int, workers: int, limit: int | None) -> lis
     data = config.data
     bank = open_bank(data.bank)
     tiles = (
-        (storage.join(one.uri, shard.name), tile)
+        (uris.join(one.uri, shard.name), tile)
         for one in open_mixture(data).sets
         for shard in one.manifest.validation
         for tile in read_samples(read_shard(one.uri, shard))

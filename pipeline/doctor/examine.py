@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.config import RunConfig
@@ -169,8 +169,8 @@ def _cpus(config: RunConfig) -> list[Finding]:
 
 def _output(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Write and read where the run will, from everywhere; all must see the same place."""
-    place = storage.absolute(config.output)
-    folder = storage.join(place, f"{_FOLDER}-{uuid.uuid4().hex[:12]}")
+    place = uris.absolute(config.output)
+    folder = uris.join(place, f"{_FOLDER}-{uuid.uuid4().hex[:12]}")
     try:
         here = node.probe_storage(folder)
     except Exception as error:  # OSError, ArtefactError, what the SDK of a store raises
@@ -191,7 +191,7 @@ def _data(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[Fin
     for name, uri in (*(("shards", one.uri) for one in config.data.shard_sets), ("bank", config.data.bank)):
         if not uri:
             continue
-        manifest = storage.join(storage.absolute(uri), "manifest.json")
+        manifest = uris.join(uris.absolute(uri), "manifest.json")
         try:
             described = _describe(name, uri)
             digest = storage.sha256_of(manifest)

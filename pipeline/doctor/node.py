@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 
 # A run's processes exchange objects of these, or their results depend on them.
 PACKAGES = ("ray", "torch", "numpy", "pyarrow", "mlflow", "webdataset", "opencv-python-headless", "safetensors")
@@ -82,10 +82,10 @@ def probe_storage(folder: str) -> StorageSpeed:
     token, times = uuid.uuid4().hex, []
     for _ in range(5):
         started = time.perf_counter()
-        storage.write_bytes(storage.join(folder, token), token.encode())
-        storage.read_bytes(storage.join(folder, token))
+        storage.write_bytes(uris.join(folder, token), token.encode())
+        storage.read_bytes(uris.join(folder, token))
         times.append(time.perf_counter() - started)
-    block, large = os.urandom(_PROBE_MIB * 2**20), storage.join(folder, f"{token}.large")
+    block, large = os.urandom(_PROBE_MIB * 2**20), uris.join(folder, f"{token}.large")
     started = time.perf_counter()
     storage.write_bytes(large, block)
     wrote = time.perf_counter()

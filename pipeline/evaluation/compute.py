@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from kernels_bank import load_kernels
-from kernels_bank.runtime import os_errors, storage
+from kernels_bank.runtime import os_errors, storage, uris
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.progress import Progress
@@ -125,7 +125,7 @@ def evaluate(plan: Plan, output: Path) -> tuple[list[Row], bool]:
 
 def _test_set(uri: str, images: list[str], kernels: str) -> str:
     """A name for what is measured on: the folder's, and eight digits of the images' and kernels' digests."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(storage.absolute(uri)).name)[:60]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(uris.absolute(uri)).name)[:60]
     return f"{name}-{storage.digest_of([images, kernels])[:8]}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError, UnavailableError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.mirror import local_folder
@@ -43,14 +43,14 @@ def run_evaluation(settings: EvaluationSettings, output: str | Path) -> dict[str
         BadRequestError: no such model, image, kernel or protocol, they do not fit each other, or the output holds
             something else.
     """
-    place = storage.absolute(output)
+    place = uris.absolute(output)
     with own_output(place, _KIND, _names(place)) as lease, local_folder(place, check=lease.check) as folder:
         return _run(settings, folder, lease)
 
 
 def _names(place: str) -> tuple[str, ...]:
     """List what may not lie there without a mark: nothing where an earlier version, which made none, has finished."""
-    where = storage.join(place, SUMMARY)
+    where = uris.join(place, SUMMARY)
     try:
         summary = storage.read_json(where, nan=True) if storage.exists(where) else None  # measured values may be NaN
     except UnavailableError:
@@ -111,7 +111,7 @@ def _write_pictures(plan: Plan, rows: list[Row], table: Sequence[Cell], output: 
 
 def planned(settings: EvaluationSettings, output: str | Path) -> str:
     """Describe what an evaluation would compute. Raises what it would raise before it starts."""
-    place = storage.absolute(output)
+    place = uris.absolute(output)
     check_own(place, _KIND, _names(place))
     plan = prepare(settings)
     images, scales = len(plan.about["images"]), ", ".join(map(str, plan.about["scales"]))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kernels_bank.runtime import os_errors, storage
+from kernels_bank.runtime import os_errors, uris
 from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.lease import Lease, only_writer, refuse_second_writer
@@ -36,7 +36,7 @@ def restore_files(settings: RestoreSettings) -> list[RestoreResult]:
         JobFailedError: another process has taken the output over, because this one stood still for long.
     """
     check_writable(settings.output)
-    with only_writer(storage.absolute(settings.output)) as lease:
+    with only_writer(uris.absolute(settings.output)) as lease:
         return _restore(settings, lease)
 
 
@@ -81,7 +81,7 @@ class Plan(NamedTuple):
 def planned(settings: RestoreSettings) -> Plan:
     """Describe what `restore_files` would do: everything reachable is looked at, nothing written. Raises as it does."""
     check_writable(settings.output)
-    refuse_second_writer(storage.absolute(settings.output))
+    refuse_second_writer(uris.absolute(settings.output))
     context = load_context(settings)
     todo, done = split_done(list_jobs(settings), settings, context.request)
     sizes, broken, problems = [], [], []

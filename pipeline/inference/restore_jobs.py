@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.names import spelled
 from pipeline.data.sources import Source, file_source, holds_images, list_sources, read_source
@@ -49,7 +49,7 @@ class RestoreJob(NamedTuple):
 
     def name_problem(self) -> str | None:
         """Say what is wrong with the names of the outputs on a local disk: nothing, or that one is too long."""
-        names = [PurePosixPath(output).name for output in self.outputs if not storage.is_s3(output)]
+        names = [PurePosixPath(output).name for output in self.outputs if not uris.is_s3(output)]
         longest = max((len(os.fsencode(name)) for name in names), default=0)
         if longest <= storage.LONGEST_NAME:
             return None
@@ -65,13 +65,13 @@ def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
     Raises:
         BadRequestError: there are none, or two jobs would write the same file.
     """
-    root, output = storage.absolute(settings.input), storage.absolute(settings.output)
+    root, output = uris.absolute(settings.input), uris.absolute(settings.output)
     if storage.is_file(root) and not holds_images(root):
         folder, name = root.rsplit("/", 1)
         # A key on S3 may have empty parts, which joining would drop.
-        sources = [Source(root, spelled(name)) if storage.is_s3(root) else file_source(folder, name)]
+        sources = [Source(root, spelled(name)) if uris.is_s3(root) else file_source(folder, name)]
     else:
-        if storage.same_place(output, root):
+        if uris.same_place(output, root):
             raise BadRequestError(f"--output {settings.output} is the input; results would be taken for photographs")
         sources = list_sources(root, leave_out=output, nested=False)
     jobs = [_job(source, stem, settings, output) for source, stem in zip(sources, _stems(sources), strict=True)]
@@ -103,7 +103,7 @@ def _job(source: Source, stem: str, settings: RestoreSettings, output: str) -> R
     kind = FORMAT_OF_SUFFIX.get(path.suffix.lower(), "png") if settings.format == "same" else settings.format
     name = settings.name.format(stem=stem, scale=settings.scale)
     folder = [] if str(path.parent) == "." else [str(path.parent)]
-    return RestoreJob(source, storage.join(output, *folder, name), kind)
+    return RestoreJob(source, uris.join(output, *folder, name), kind)
 
 
 def _refuse_collisions(jobs: list[RestoreJob]) -> None:
@@ -143,8 +143,8 @@ def split_done(
     Raises:
         BadRequestError: a file is in the way: it was made otherwise and `overwrite` is off, or not by this program.
     """
-    output = storage.absolute(settings.output)
-    present = {storage.join(output, name) for name, _ in storage.list_files(output, recursive=True)}
+    output = uris.absolute(settings.output)
+    present = {uris.join(output, name) for name, _ in storage.list_files(output, recursive=True)}
     todo, done = [], []
     for job in jobs:
         there = [output for output in job.outputs if output in present]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kernels_bank.codec import KernelCodec
 from kernels_bank.runtime.errors import ArtefactError
-from kernels_bank.runtime.storage import exists, join, read_bytes, read_json, write_bytes
+from kernels_bank.runtime.storage import exists, read_bytes, read_json, write_bytes
+from kernels_bank.runtime.uris import join
 from pipeline.model.blind import BlindUSRNet
 from pipeline.model.foreign import Found
 from pipeline.model.tensors import check_finite, check_fit, fill, read_checkpoint, read_tensors

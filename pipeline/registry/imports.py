@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime import scratch, storage, uris
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.model_folder import AVERAGED, MANIFEST, RAW, WEIGHTS, read_manifest
 from pipeline.registry import versions
@@ -38,12 +38,12 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
 
     raw: BlindUSRNet | USRNet | None = None
     parts: dict[str, str] = {}
-    if storage.exists(storage.join(source, MANIFEST)):
-        weights = AVERAGED if storage.exists(storage.join(source, AVERAGED)) else WEIGHTS
+    if storage.exists(uris.join(source, MANIFEST)):
+        weights = AVERAGED if storage.exists(uris.join(source, AVERAGED)) else WEIGHTS
         network, origin = load_model(source, weights), read_manifest(source).provenance
-        digest = storage.sha256_of(storage.join(source, weights))
+        digest = storage.sha256_of(uris.join(source, weights))
         beside = WEIGHTS if weights == AVERAGED else RAW
-        raw = load_model(source, beside) if storage.exists(storage.join(source, beside)) else None
+        raw = load_model(source, beside) if storage.exists(uris.join(source, beside)) else None
     elif source.endswith((".pth", ".pt", ".safetensors")):
         network, raw, parts = _read_foreign(source)
         origin, digest = {}, storage.sha256_of(source)

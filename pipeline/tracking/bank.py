@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from kernels_bank.preview import PICTURES
-from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime import scratch, storage, uris
 from pipeline.tracking.store import RunRef, client, plain_errors, tracking_uri
 
 
@@ -35,6 +35,6 @@ def log_bank(ref: RunRef, bank: str) -> None:
     api = client(ref.tracking_uri)
     with scratch.temporary("pictures") as folder, plain_errors(ref.tracking_uri, f"cannot log the pictures of {bank}"):
         for name in (*PICTURES, "manifest.json"):
-            if storage.exists(storage.join(bank, name)):
-                Path(folder, name).write_bytes(storage.read_bytes(storage.join(bank, name)))
+            if storage.exists(uris.join(bank, name)):
+                Path(folder, name).write_bytes(storage.read_bytes(uris.join(bank, name)))
         api.log_artifacts(ref.run_id, str(folder), "kernels")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime import scratch, storage, uris
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,7 +93,7 @@ class Outbox:
     """
 
     def __init__(self, home: str, run_id: str) -> None:
-        self.folder = storage.join(home, "unsent", run_id)
+        self.folder = uris.join(home, "unsent", run_id)
         self._points = f"{_POINTS}{uuid.uuid4()}.json"
         self._names: set[str] = set()  # of the files that are there
 
@@ -108,13 +108,13 @@ class Outbox:
         problems: list[str] = []
         for name, _ in storage.list_files(self.folder):
             try:
-                content = storage.read_json(storage.join(self.folder, name), nan=True)
+                content = storage.read_json(uris.join(self.folder, name), nan=True)
                 if name.startswith(_POINTS):
                     points += [Point(*values) for values in content]
                 else:
                     files.append((int(content["order"]), _read(content)))
             except (ValueError, KeyError, TypeError) as error:
-                problems.append(f"{storage.join(self.folder, name)} cannot be sent and stays there: {error}")
+                problems.append(f"{uris.join(self.folder, name)} cannot be sent and stays there: {error}")
             else:
                 self._names.add(name)
         points.sort(key=lambda point: (point.step, point.timestamp))
@@ -124,12 +124,12 @@ class Outbox:
         """Make the folder hold all of these. Raises OSError when it cannot be written."""
         if points:
             rows = [[p.key, p.value, p.step, p.timestamp] for p in points]
-            storage.write_bytes(storage.join(self.folder, self._points), json.dumps(rows).encode())
+            storage.write_bytes(uris.join(self.folder, self._points), json.dumps(rows).encode())
             self._names.add(self._points)
         for order, item in enumerate(files):
             name = f"{item.name}.json"
             if name not in self._names:
-                storage.write_json(storage.join(self.folder, name), _written(item) | {"order": order})
+                storage.write_json(uris.join(self.folder, name), _written(item) | {"order": order})
                 self._names.add(name)
 
     def forget_points(self) -> None:
@@ -143,7 +143,7 @@ class Outbox:
             self._forget(name)
 
     def _forget(self, name: str) -> None:
-        storage.remove_file(storage.join(self.folder, name))
+        storage.remove_file(uris.join(self.folder, name))
         self._names.discard(name)
         if not self._names and not storage.list_files(self.folder):
             storage.remove_folder(self.folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import mask_text, mask_uri
 
@@ -63,7 +63,7 @@ def tracking_uri(output: str | Path) -> str:
     """
     if given := os.environ.get("MLFLOW_TRACKING_URI"):
         return checked_uri(given)
-    if storage.is_s3(output):
+    if uris.is_s3(output):
         raise BadRequestError(
             f"output {output} is not on this machine and there is no tracking server: set MLFLOW_TRACKING_URI, "
             "for example to http://127.0.0.1:5000, or to sqlite:////absolute/path/mlflow.db"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.lease import refuse_second_writer
@@ -49,13 +49,13 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     """
     config = absolute(config)
     digests = data_digests(config)
-    home, store = storage.join(config.output, config.name), tracking_uri(config.output)
+    home, store = uris.join(config.output, config.name), tracking_uri(config.output)
     record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
     refuse_second_writer(home)  # before its checkpoints are looked at, which it may be replacing
-    finished = record.get("finished") == config.train.steps and is_whole(storage.join(home, "model"))
+    finished = record.get("finished") == config.train.steps and is_whole(uris.join(home, "model"))
     step = config.train.steps if finished else None
     if record and not finished:
-        step = usable_step(storage.join(home, "checkpoints"), mend=False)
+        step = usable_step(uris.join(home, "checkpoints"), mend=False)
     start = initial_weights(config, step, home)
     if step is not None:
         say_changes(config, record, step)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from kernels_bank import KernelCodec
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import RunConfig
 from pipeline.data.plan import Stage
@@ -105,25 +105,25 @@ def check(folder: str | Path) -> None:
     listed = _listed(folder)
     if listed is None:
         check_folder(folder)
-        listed = {name: storage.sha256_of(storage.join(folder, name)) for name in FILES}
+        listed = {name: storage.sha256_of(uris.join(folder, name)) for name in FILES}
     if missing := sorted(set(FILES) - listed.keys()):
-        raise ArtefactError(f"{storage.join(folder, LIST)}: names no {', '.join(missing)}")
+        raise ArtefactError(f"{uris.join(folder, LIST)}: names no {', '.join(missing)}")
     for name in (MANIFEST, STATE, CODEC):
         read_file(folder, name, listed[name], limit=KernelCodec.MAX_BYTES, listed_in=LIST)
     for name in (WEIGHTS, AVERAGED):
-        read_tensors(read_file(folder, name, listed[name], listed_in=LIST), storage.join(folder, name))
+        read_tensors(read_file(folder, name, listed[name], listed_in=LIST), uris.join(folder, name))
     check_finite(
         _training(folder, read_file(folder, OPTIMIZER, listed[OPTIMIZER], listed_in=LIST)),
-        storage.join(folder, OPTIMIZER),
+        uris.join(folder, OPTIMIZER),
     )
     own = read_manifest(folder).sha256
     if other := [name for name in own if listed.get(name) != own[name]]:
-        raise ArtefactError(f"{storage.join(folder, other[0])}: is of another checkpoint than {MANIFEST}")
+        raise ArtefactError(f"{uris.join(folder, other[0])}: is of another checkpoint than {MANIFEST}")
 
 
 def _listed(folder: str | Path) -> dict[str, str] | None:
     """The digests of a checkpoint's files; nothing for one of schema version 1, which has none."""
-    where = storage.join(folder, LIST)
+    where = uris.join(folder, LIST)
     if not storage.exists(where):
         if read_state(folder).schema_version == 1:
             return None
@@ -137,7 +137,7 @@ def _listed(folder: str | Path) -> dict[str, str] | None:
 
 def read_state(folder: str | Path) -> State:
     """Read `state.json`. Raises ArtefactError: missing, of a newer format, or damaged."""
-    where = storage.join(folder, STATE)
+    where = uris.join(folder, STATE)
     check_inside(folder, STATE)
     content = storage.read_json(where, limit=_JSON_BYTES)
     version = content.get("schema_version") if isinstance(content, dict) else None
@@ -217,7 +217,7 @@ def export(folder: Path, target: str | Path) -> None:
 
 def _training(folder: str | Path, data: bytes) -> dict[str, Any]:
     """The optimizer, schedule and count of averages. Raises ArtefactError when they are not there."""
-    where = storage.join(folder, OPTIMIZER)
+    where = uris.join(folder, OPTIMIZER)
     try:
         found = unpickle_tensors(data)
         return {name: found[name] for name in ("optimizer", "schedule", "averaged")}

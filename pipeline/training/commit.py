@@ -16,7 +16,7 @@ import ray
 import ray.train
 from ray.train import CheckpointUploadMode
 
-from kernels_bank.runtime import open_output, scratch, storage
+from kernels_bank.runtime import open_output, scratch, storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError, UnavailableError
 from kernels_bank.runtime.output import not_made_again
 from pipeline.training import checkpoint
@@ -51,7 +51,7 @@ def submit_checkpoint(
     if rank != 0:
         ray.train.report(values, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
-    home = storage.join(config.output, config.name)
+    home = uris.join(config.output, config.name)
     folder = scratch.folder("checkpoint")  # deleted once it is copied
     checkpoint.save(folder, state, learner.network, learner.ema, learner.optimizer, learner.schedule)
     ray.train.report(
@@ -92,7 +92,7 @@ class KeepSnapshot(ray.train.UserCallback):
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._in_place = not storage.is_s3(folder)
+        self._in_place = not uris.is_s3(folder)
 
     def after_report(
         self,
@@ -102,13 +102,13 @@ class KeepSnapshot(ray.train.UserCallback):
     ) -> None:
         """Copy the snapshot, when the controller has written it."""
         if checkpoint is not None and self._in_place:
-            content = storage.read_bytes(storage.join(self._folder, SNAPSHOT))
-            storage.write_bytes(storage.join(self._folder, COPY), content)
+            content = storage.read_bytes(uris.join(self._folder, SNAPSHOT))
+            storage.write_bytes(uris.join(self._folder, COPY), content)
 
 
 def mend_snapshot(folder: str) -> None:
     """Put the copy in place of a snapshot that is not whole; without a copy no checkpoint was ever committed."""
-    snapshot = storage.join(folder, SNAPSHOT)
+    snapshot = uris.join(folder, SNAPSHOT)
     if (source := _whole_one(folder)) == snapshot or not storage.exists(snapshot):
         return
     if source:
@@ -119,7 +119,7 @@ def mend_snapshot(folder: str) -> None:
 
 def _whole_one(folder: str) -> str:
     """The snapshot, or its copy if it is not whole, or nothing without one."""
-    snapshot, copy = storage.join(folder, SNAPSHOT), storage.join(folder, COPY)
+    snapshot, copy = uris.join(folder, SNAPSHOT), uris.join(folder, COPY)
     if not storage.exists(snapshot):
         return ""
     content = storage.read_bytes(snapshot)
@@ -155,11 +155,11 @@ def usable_step(folder: str, *, mend: bool = True) -> int | None:
     for name in sorted(listed, key=lambda one: (one == latest, listed[one]), reverse=True):
         try:
             if good is None:
-                checkpoint.check(storage.join(folder, name))
+                checkpoint.check(uris.join(folder, name))
                 _check_step(folder, name)
                 good = name
-            elif not storage.exists(storage.join(folder, name)):
-                raise ArtefactError(f"{storage.join(folder, name)}: is not there")
+            elif not storage.exists(uris.join(folder, name)):
+                raise ArtefactError(f"{uris.join(folder, name)}: is not there")
         except UnavailableError:
             raise
         except ArtefactError as error:
@@ -198,8 +198,8 @@ def _step(name: str) -> int:
 
 
 def _check_step(folder: str, name: str) -> None:
-    if (step := checkpoint.read_state(storage.join(folder, name)).step) != _step(name):
-        raise ArtefactError(f"{storage.join(folder, name)}: holds the checkpoint of step {step}")
+    if (step := checkpoint.read_state(uris.join(folder, name)).step) != _step(name):
+        raise ArtefactError(f"{uris.join(folder, name)}: holds the checkpoint of step {step}")
 
 
 def _put_aside(folder: str, snapshot: dict[str, Any], listed: dict[str, int], good: str | None) -> None:
@@ -210,20 +210,20 @@ def _put_aside(folder: str, snapshot: dict[str, Any], listed: dict[str, int], go
     snapshot["checkpoint_report_indices"] = [listed[result["checkpoint_dir_name"]] for result in left]
     snapshot["latest_checkpoint_result"] = next(r for r in left if r["checkpoint_dir_name"] == good)
     for name in (SNAPSHOT, COPY):
-        storage.write_json(storage.join(folder, name), snapshot)
+        storage.write_json(uris.join(folder, name), snapshot)
     for result in results:
         name = result["checkpoint_dir_name"]
-        if name not in listed and storage.exists(storage.join(folder, name)):
-            aside = storage.join(folder, f"{name}.damaged")
+        if name not in listed and storage.exists(uris.join(folder, name)):
+            aside = uris.join(folder, f"{name}.damaged")
             storage.remove_folder(aside)
-            storage.move_folder(storage.join(folder, name), aside)
+            storage.move_folder(uris.join(folder, name), aside)
 
 
 def newest(folder: str) -> str:
     """Return the URI of the checkpoint that a run in this folder would resume from; empty without one."""
     try:
-        snapshot = storage.read_json(storage.join(folder, SNAPSHOT), nan=True)
-        return storage.join(folder, str(snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]))
+        snapshot = storage.read_json(uris.join(folder, SNAPSHOT), nan=True)
+        return uris.join(folder, str(snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]))
     except (ValueError, KeyError, TypeError, OSError):
         return ""
 

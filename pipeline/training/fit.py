@@ -10,7 +10,7 @@ from typing import Literal
 import ray
 
 from kernels_bank import KernelBank
-from kernels_bank.runtime import scratch, storage
+from kernels_bank.runtime import scratch, storage, uris
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
 from kernels_bank.runtime.lease import Lease
@@ -63,7 +63,7 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
     """
     config = absolute(config)
     digests = data_digests(config)
-    home = storage.join(config.output, config.name)
+    home = uris.join(config.output, config.name)
     record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
     done = _finished(config, home, record)
     if done is not None and not _is_renamed(config, done):
@@ -77,7 +77,7 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
             done = _finished(config, home, record)
         if done is not None:
             return _rename(TrainingRun(config, digests, home, changed=False), record, done)
-        step = commit.usable_step(storage.join(home, "checkpoints"))
+        step = commit.usable_step(uris.join(home, "checkpoints"))
         start = initial_weights(config, step, home)
         if step is not None:
             say_changes(config, record, step)
@@ -88,12 +88,12 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
 
 def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
     """Return what is there of a finished run whose model is whole, and send what waits for the tracking server."""
-    if record.get("finished") != config.train.steps or not is_whole(storage.join(home, "model")):
+    if record.get("finished") != config.train.steps or not is_whole(uris.join(home, "model")):
         return None
     run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
     runs.send_unsent(run, home, _say)
     names = TrackingConfig.model_validate(record["config"]["tracking"])
-    return Fitted(storage.join(home, "model"), run, record["version"], reused=True, tracking=names)
+    return Fitted(uris.join(home, "model"), run, record["version"], reused=True, tracking=names)
 
 
 def _is_renamed(config: RunConfig, done: Fitted) -> bool:
@@ -108,10 +108,10 @@ def _rename(run: TrainingRun, record: dict, done: Fitted) -> Fitted:
         return done
     with scratch.temporary("export") as local:
         for name, _ in storage.list_files(done.model):
-            (local / name).write_bytes(storage.read_bytes(storage.join(done.model, name)))
+            (local / name).write_bytes(storage.read_bytes(uris.join(done.model, name)))
         version = _register(run, done.run, local)
     known = record["config"] | {"tracking": run.config.tracking.model_dump(mode="json")}
-    storage.write_json(storage.join(run.home, RECORD), record | {"config": known, "version": version})
+    storage.write_json(uris.join(run.home, RECORD), record | {"config": known, "version": version})
     return replace(done, version=version, tracking=run.config.tracking)
 
 
@@ -119,7 +119,7 @@ def _train(run: TrainingRun, start: InitialWeights, run_id: str | None, lease: L
     """Train and register in one tracking run, the one of `run_id` when there is one; its status tells how it ended."""
     config, home = run.config, run.home
     data_cpus = check_cluster(config)
-    uri, model = runs.tracking_uri(config.output), storage.join(home, "model")
+    uri, model = runs.tracking_uri(config.output), uris.join(home, "model")
     tracked = runs.open_run(
         experiment=config.tracking.experiment,
         name=config.name,
@@ -130,7 +130,7 @@ def _train(run: TrainingRun, start: InitialWeights, run_id: str | None, lease: L
         key=home,
     )
     record = {"config": config.model_dump(mode="json"), "digests": run.digests, "run_id": tracked.run_id}
-    storage.write_json(storage.join(home, RECORD), record)
+    storage.write_json(uris.join(home, RECORD), record)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         log_bank(tracked, config.data.bank)
@@ -141,7 +141,7 @@ def _train(run: TrainingRun, start: InitialWeights, run_id: str | None, lease: L
             lease.check()
             version = _export_model(run, tracked, Path(folder), model)
         runs.send_unsent(tracked, home, _say)
-        storage.write_json(storage.join(home, RECORD), record | {"finished": config.train.steps, "version": version})
+        storage.write_json(uris.join(home, RECORD), record | {"finished": config.train.steps, "version": version})
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -221,11 +221,11 @@ def absolute(config: RunConfig) -> RunConfig:
     """Return the config with URIs that mean the same in every worker's own working directory."""
     shards = config.data.shards
     if isinstance(shards, str):
-        placed: str | tuple[ShardSetConfig, ...] = storage.absolute(shards)
+        placed: str | tuple[ShardSetConfig, ...] = uris.absolute(shards)
     else:
-        placed = tuple(one.model_copy(update={"uri": storage.absolute(one.uri)}) for one in shards)
-    data = config.data.model_copy(update={"shards": placed, "bank": storage.absolute(config.data.bank)})
-    return config.model_copy(update={"data": data, "output": storage.absolute(config.output)})
+        placed = tuple(one.model_copy(update={"uri": uris.absolute(one.uri)}) for one in shards)
+    data = config.data.model_copy(update={"shards": placed, "bank": uris.absolute(config.data.bank)})
+    return config.model_copy(update={"data": data, "output": uris.absolute(config.output)})
 
 
 def cpus_needed(config: RunConfig) -> int:
@@ -252,7 +252,7 @@ def _export_model(run: TrainingRun, tracked: runs.RunRef, folder: Path, model: s
         checkpoint.export(folder, local)
         # The manifest last: it says that all other files are there.
         for file in sorted(local.iterdir(), key=lambda file: file.name == MANIFEST):
-            storage.write_bytes(storage.join(model, file.name), file.read_bytes())
+            storage.write_bytes(uris.join(model, file.name), file.read_bytes())
         return _register(run, tracked, local)
 
 

@@ -14,7 +14,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from kernels_bank.runtime import end_request, storage, watch
+from kernels_bank.runtime import end_request, storage, uris, watch
 from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.s3 import PATIENT
 from pipeline.tracking.runs import RunRef
@@ -50,7 +50,7 @@ def run_workers(run: TrainingRun, start: InitialWeights, tracked: RunRef, data_c
     config, train = run.config, run.config.train
     # What Ray Train writes itself, its snapshot above all, would end the run if it failed.
     filesystem, path = storage.resolve(run.home, PATIENT)
-    checkpoints = storage.join(run.home, "checkpoints")
+    checkpoints = uris.join(run.home, "checkpoints")
     with LiveLine(train.steps, lambda: last_good(checkpoints)) as line:
         context = WorkerContext(run, ray.put(start), tracked, line.channel, data_cpus)
         trainer = TorchTrainer(

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
 from pipeline.config import MAY_CHANGE, RunConfig, ShardSetConfig
 from pipeline.frozen import Frozen
@@ -31,7 +31,7 @@ class RunRecord(Frozen):
 
 def names_without_mark(home: str) -> tuple[str, ...]:
     """List what may not lie in a run's folder without a mark: nothing beside a record of ours, which is one itself."""
-    where = storage.join(home, RECORD)
+    where = uris.join(home, RECORD)
     try:
         found = storage.read_json(where, limit=_BYTES) if storage.exists(where) else None
         RunRecord.model_validate(found)
@@ -44,17 +44,17 @@ def names_without_mark(home: str) -> tuple[str, ...]:
 
 def put_aside(home: str) -> None:
     """Move what an earlier run wrote into its folder to another one. Only the folder's one writer may do so."""
-    there = [name for name in _NAMES if storage.exists(storage.join(home, name))]
+    there = [name for name in _NAMES if storage.exists(uris.join(home, name))]
     if not there:
         return
     number = next(n for n in itertools.count(1) if not storage.exists(f"{home}.{n}"))
     kept = f"{home}.{number}"
     for name in there:
         if name != RECORD:
-            storage.move_folder(storage.join(home, name), storage.join(kept, name))
+            storage.move_folder(uris.join(home, name), uris.join(kept, name))
     if RECORD in there:  # last: as long as it is there, the run is not put aside
-        storage.write_bytes(storage.join(kept, RECORD), storage.read_bytes(storage.join(home, RECORD)))
-        storage.remove_file(storage.join(home, RECORD))
+        storage.write_bytes(uris.join(kept, RECORD), storage.read_bytes(uris.join(home, RECORD)))
+        storage.remove_file(uris.join(home, RECORD))
     print(f"the earlier run is kept in {kept}", file=sys.stderr, flush=True)
 
 
@@ -69,7 +69,7 @@ def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: b
         digests: of shards and bank now.
         changed: whether changes are welcome.
     """
-    where = storage.join(home, RECORD)
+    where = uris.join(home, RECORD)
     if not storage.exists(where):
         return {}
     try:

@@ -105,10 +105,10 @@ def _check_prior(config: RunConfig, whole: BlindUSRNet | None) -> None:
     train, kernel = config.train, config.model.kernel
     there = whole is not None and whole.config.kernel.prior
     if kernel.prior and not there:
-        gives = "without train.start_from" if train.start_from is None else f"with train.start_from {train.start_from}"
+        where = "without train.start_from" if train.start_from is None else f"with train.start_from {train.start_from}"
         raise BadRequestError(
-            f"model.kernel.prior: {gives} there is none, and a run trains none; leave it out, or start from a model that "
-            "has one"
+            f"model.kernel.prior: {where} there is none, and a run trains none; leave it out, or start from a model "
+            "that has one"
         )
     if there and kernel.steps and not kernel.prior:
         raise BadRequestError(

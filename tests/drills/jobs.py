@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from pipeline.config import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.commit import SNAPSHOT
@@ -192,7 +192,7 @@ def restoration(inputs: Inputs, output: str, *, source: str = "", workers: int =
 def newest_step(output: str) -> int:
     """Return the step of the newest committed checkpoint of a training."""
     try:
-        content = storage.read_bytes(storage.join(output, "small", "checkpoints", SNAPSHOT))
+        content = storage.read_bytes(uris.join(output, "small", "checkpoints", SNAPSHOT))
     except (OSError, ValueError):
         return 0
     return max(map(int, re.findall(rb"step-(\d+)", content)), default=0)
@@ -201,7 +201,7 @@ def newest_step(output: str) -> int:
 def _newest_folder(output: str) -> int:
     """Return the step of the newest checkpoint whose folder is there, committed or not."""
     try:
-        files = storage.list_files(storage.join(output, "small", "checkpoints"), recursive=True)
+        files = storage.list_files(uris.join(output, "small", "checkpoints"), recursive=True)
     except (OSError, ValueError):
         return 0
     return max((int(name[5:13]) for name, _ in files if re.match(r"step-\d{8}/", name)), default=0)
@@ -210,7 +210,7 @@ def _newest_folder(output: str) -> int:
 def digests(folder: str, names: str) -> dict[str, str]:
     """Return the SHA-256 of every file whose name matches."""
     found = [name for name, _ in storage.list_files(folder) if re.fullmatch(names, name)]
-    return {name: hashlib.sha256(storage.read_bytes(storage.join(folder, name))).hexdigest() for name in found}
+    return {name: hashlib.sha256(storage.read_bytes(uris.join(folder, name))).hexdigest() for name in found}
 
 
 def _count(folder: str, names: str) -> int:
@@ -223,7 +223,7 @@ def _count(folder: str, names: str) -> int:
 def _lines(folder: str, name: str) -> int:
     """Return the finished lines of a journal but for its first, which is its head."""
     try:
-        return max(0, storage.read_bytes(storage.join(folder, name)).count(b"\n") - 1)
+        return max(0, storage.read_bytes(uris.join(folder, name)).count(b"\n") - 1)
     except (OSError, ValueError):
         return 0
 
@@ -233,7 +233,7 @@ def _rows(folder: str) -> dict[str, str]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows = parquet.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, "results.parquet")))).to_pylist()
+    rows = parquet.read_table(pa.BufferReader(storage.read_bytes(uris.join(folder, "results.parquet")))).to_pylist()
     by_method: dict[str, list[dict]] = {}
     for row in rows:
         kept = {name: value for name, value in row.items() if not name.startswith(("seconds", "memory"))}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data import feed
@@ -92,7 +92,7 @@ def test_a_damaged_shard_is_tolerated_within_the_bound_and_named_beyond_it(
     config: RunConfig, shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     for name, _ in storage.list_files(shards):
-        (tmp_path / name).write_bytes(storage.read_bytes(storage.join(shards, name)))
+        (tmp_path / name).write_bytes(storage.read_bytes(uris.join(shards, name)))
     (tmp_path / "train-000001.tar").write_bytes(b"\0" * 10240)
     manifest = read_manifest(shards)
     count = manifest.samples * config.data.patches_per_tile // config.train.batch_size
@@ -112,7 +112,7 @@ def test_a_damaged_shard_is_tolerated_within_the_bound_and_named_beyond_it(
 
 
 def test_a_missing_shard_is_one_line_that_names_it(config: RunConfig, shards: str, tmp_path: Path):
-    (tmp_path / "manifest.json").write_bytes(storage.read_bytes(storage.join(shards, "manifest.json")))
+    (tmp_path / "manifest.json").write_bytes(storage.read_bytes(uris.join(shards, "manifest.json")))
     empty = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(tmp_path)})})
     with pytest.raises(ArtefactError, match=r"^\S*/train-\d{6}\.tar: no such file$"):
         read(empty, 1)

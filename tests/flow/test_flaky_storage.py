@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data import feed
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]
 @pytest.fixture
 def flaky(s3: str, shards: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     for name, _ in storage.list_files(shards):
-        storage.write_bytes(f"s3://test/flaky/{name}", storage.read_bytes(storage.join(shards, name)))
+        storage.write_bytes(f"s3://test/flaky/{name}", storage.read_bytes(uris.join(shards, name)))
     faults = [
         Fault("status", share=0.17, methods="GET", path=r"\.tar"),
         Fault("cut", share=0.2, methods="GET", path=r"\.tar"),

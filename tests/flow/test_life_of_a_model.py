@@ -20,7 +20,8 @@ import yaml
 
 from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import BadRequestError
-from kernels_bank.runtime.storage import join, sha256_of
+from kernels_bank.runtime.storage import sha256_of
+from kernels_bank.runtime.uris import join
 from pipeline.config import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.registry import versions

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kernels_bank import KernelCodec, sample_gaussian
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
@@ -45,7 +45,7 @@ def model(tmp_path: Path) -> Path:
 def results(output: str) -> dict[str, bytes]:
     """The restored images that are there, by name."""
     names = [n for n, _ in storage.list_files(output) if n.endswith("-x2.png")]
-    return {name: storage.read_bytes(storage.join(output, name)) for name in names}
+    return {name: storage.read_bytes(uris.join(output, name)) for name in names}
 
 
 def test_a_killed_batch_goes_on_and_reports_what_is_broken(s3, model, tmp_path, request):

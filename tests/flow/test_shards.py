@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.data import manifest
 from pipeline.data.manifest import ShardSettings
@@ -32,7 +32,7 @@ SETTINGS = ShardSettings(tile=160, shard_mib=0.5)
 
 
 def hashes(uri: str) -> dict[str, str]:
-    return {name: storage.sha256_of(storage.join(uri, name)) for name, _ in storage.list_files(uri)}
+    return {name: storage.sha256_of(uris.join(uri, name)) for name, _ in storage.list_files(uri)}
 
 
 def test_the_set_verifies_and_is_reused(shards: str, photographs: Path):

@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from pipeline.config import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.commit import SNAPSHOT
@@ -89,7 +89,7 @@ def end_of_log(job: subprocess.Popen) -> str:
 
 def newest_step(config: RunConfig) -> int:
     """Of the committed checkpoints."""
-    snapshot = storage.join(config.output, "small", "checkpoints", SNAPSHOT)
+    snapshot = uris.join(config.output, "small", "checkpoints", SNAPSHOT)
     if not storage.exists(snapshot):
         return 0
     return max(map(int, re.findall(rb"step-(\d+)", storage.read_bytes(snapshot))), default=0)

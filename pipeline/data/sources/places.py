@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.names import spelled
 from pipeline.data.sources.source import (
@@ -60,7 +60,7 @@ def list_places(uri: str, *, leave_out: str | None = None, nested: bool = True) 
     Raises:
         BadRequestError: nothing is there, or no image is in it.
     """
-    root = storage.absolute(uri)
+    root = uris.absolute(uri)
     if suffix(root) == _LIST and storage.is_file(root):
         return _of_list(root)
     return _of_place(root, uri, leave_out, nested=nested)
@@ -117,8 +117,8 @@ def _of_list(root: str) -> list[Place]:
         if not entry or entry.startswith("#"):
             continue
         try:
-            where = storage.absolute(entry if "://" in entry or entry.startswith(("/", "~")) else f"{folder}/{entry}")
-            storage.path_of(where)  # of a known scheme
+            where = uris.absolute(entry if "://" in entry or entry.startswith(("/", "~")) else f"{folder}/{entry}")
+            uris.path_of(where)  # of a known scheme
             if is_image(where):
                 files.append(where)
             elif suffix(where) == _LIST:
@@ -138,16 +138,16 @@ def file_source(root: str, name: str) -> Source:
 
     A name that is not UTF-8, or holds control characters, is spelled with escapes, and its URI percent-encoded.
     """
-    path = storage.join(root, name)
-    if spelled(path) != path and not storage.is_s3(path):
+    path = uris.join(root, name)
+    if spelled(path) != path and not uris.is_s3(path):
         return Source(f"file://{quote(os.fsencode(path))}", spelled(name))
     return Source(path, spelled(name))
 
 
-def _common_folder(uris: Sequence[str]) -> str:
+def _common_folder(places: Sequence[str]) -> str:
     """The longest folder that all of them lie in."""
-    if not uris:
+    if not places:
         return ""
-    first, last = (uri.split("/")[:-1] for uri in (min(uris), max(uris)))
+    first, last = (uri.split("/")[:-1] for uri in (min(places), max(places)))
     shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return "/".join(part for part, _ in shared)

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.s3_objects import RangeReader
 from pipeline.data.sources.source import Source, plain
@@ -64,9 +64,9 @@ def read_tar_member(source: Source) -> bytes:
 
 
 def _opened(uri: str, block: int = _BLOCK) -> BinaryIO:
-    if storage.is_s3(uri):
+    if uris.is_s3(uri):
         return io.BufferedReader(RangeReader(uri), block)
     try:
-        return Path(storage.path_of(uri)).open("rb")
+        return Path(uris.path_of(uri)).open("rb")
     except FileNotFoundError as error:
         raise ArtefactError(f"{uri}: no such file") from error

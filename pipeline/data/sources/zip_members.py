@@ -6,7 +6,7 @@ import functools
 import io
 import zipfile
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.s3 import S3Error, S3RefusedError
 from kernels_bank.runtime.s3_objects import RangeReader
@@ -30,7 +30,7 @@ def read_zip_member(source: Source) -> bytes:
     member = archive.infolist()[source.member]
     if member.file_size > _MOST_BYTES:
         raise BadImageError(f"{member.file_size / 2**30:.1f} GiB unpacked; at most {_MOST_BYTES / 2**30:g} are read")
-    for left in reversed(range(_TRIES if storage.is_s3(source.uri) else 1)):
+    for left in reversed(range(_TRIES if uris.is_s3(source.uri) else 1)):
         try:
             return archive.read(member)  # by its CRC-32
         except (S3Error, S3RefusedError, MemoryError):
@@ -48,10 +48,10 @@ def open_zip(uri: str) -> zipfile.ZipFile:
     Raises:
         BadRequestError: it is no zip.
     """
-    tries = _TRIES if storage.is_s3(uri) else 1
+    tries = _TRIES if uris.is_s3(uri) else 1
     for left in reversed(range(tries)):
         try:
-            if not storage.is_s3(uri):
+            if not uris.is_s3(uri):
                 return zipfile.ZipFile(storage.resolve(uri)[1])
             first, second = (zipfile.ZipFile(io.BufferedReader(RangeReader(uri), _BLOCK)) for _ in range(2))
             if _contents(first) == _contents(second):

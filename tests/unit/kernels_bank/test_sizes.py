@@ -13,7 +13,7 @@ import pytest
 
 from kernels_bank import KernelBankSpec, cache
 from kernels_bank.codec import KernelCodec
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.store import CODEC, CodecRecord, Manifest, ShardRecord, bank_digest, plan, write_manifest
 
 SPEC = KernelBankSpec(gaussian=12_000_000, motion=8_000_000, components=24)
@@ -38,7 +38,7 @@ def _write_bank(folder: Path, banks: Path) -> None:
     records = [ShardRecord(**shard.model_dump(), bytes=1, sha256=zeros, content=zeros) for shard in plan(SPEC)]
     digest, side = bank_digest(SPEC.size, records), SPEC.size**2
     codec = KernelCodec.from_moments(100, np.ones(side), np.eye(side) * 9, components=24, bank_digest=digest)
-    codec.save(storage.join(folder, CODEC))
+    codec.save(uris.join(folder, CODEC))
     record = CodecRecord(
         sha256=storage.sha256_of(folder / CODEC), digest=codec.digest, components=24, explained_variance=1, losses=[]
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.exceptions import RayTaskError
 
-from kernels_bank.runtime import os_errors, storage
+from kernels_bank.runtime import os_errors, storage, uris
 from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.rows import plain_errors
 
@@ -117,8 +117,8 @@ def test_listing_enters_a_folder_once_and_knows_names_that_are_no_text(tmp_path:
 def test_a_file_uri_is_unquoted_once(tmp_path: Path):
     storage.write_bytes(f"file://{tmp_path}/a%2520b", b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["a%20b"]
-    root = storage.absolute(f"file://{tmp_path}")
-    assert storage.read_bytes(storage.join(root, "a%20b")) == b"x"
+    root = uris.absolute(f"file://{tmp_path}")
+    assert storage.read_bytes(uris.join(root, "a%20b")) == b"x"
 
 
 def test_a_write_that_fails_names_the_file_that_was_to_be(tmp_path: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError
 
 
@@ -84,9 +84,9 @@ def test_folders_are_removed_and_missing_ones_are_fine(tmp_path: Path):
 
 def test_absolute_does_not_depend_on_the_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    assert storage.absolute("x/y") == str(tmp_path / "x" / "y")
-    assert storage.absolute("s3://b/x/") == "s3://b/x"
-    assert storage.join("s3://b/x", "y") == "s3://b/x/y"
+    assert uris.absolute("x/y") == str(tmp_path / "x" / "y")
+    assert uris.absolute("s3://b/x/") == "s3://b/x"
+    assert uris.join("s3://b/x", "y") == "s3://b/x/y"
 
 
 def test_names_that_are_no_text_are_looked_at_moved_and_removed(tmp_path: Path):
@@ -115,7 +115,7 @@ def test_what_a_link_leads_to_is_never_removed(tmp_path: Path):
 
 @pytest.mark.parametrize("uri", ["file:///a/b%20c", "file://localhost/a/b%20c", "file:/a/b%20c"])
 def test_all_spellings_of_a_file_uri_are_one_path(uri: str):
-    assert storage.absolute(uri) == "/a/b c"
+    assert uris.absolute(uri) == "/a/b c"
 
 
 @pytest.mark.parametrize("uri", ["file://server/a", "file://a", "s3:/bucket/a", "a\0b", "http://a/b"])
