@@ -1,0 +1,87 @@
+"""The places that a user names: local paths, `file://` and `s3://`, without a look at what is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote
+
+from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.s3 import bucket_and_key
+
+
+def path_of(uri: str | Path) -> str:
+    """Return the path of a URI inside its filesystem.
+
+    Raises:
+        BadRequestError: the scheme is neither a local path, `file://` nor `s3://`, or an S3 key has empty parts, which
+            users of filesystems would drop.
+    """
+    text = str(uri)
+    if "\0" in text:
+        raise BadRequestError(f"{text!r}: holds a zero byte, which no name has")
+    if text.startswith("s3:/") and not text.startswith("s3://"):
+        raise BadRequestError(f"{text}: an S3 URI begins with s3://")
+    if text.startswith("file:/"):
+        return _file_path(text)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return str(Path(text).expanduser().absolute())
+    if scheme == "s3":
+        bucket, key = bucket_and_key(text)
+        if "" in key.split("/") and key:
+            raise BadRequestError(f"{text}: has an empty part between two slashes; choose another place")
+        return f"{bucket}/{key}".rstrip("/")
+    raise BadRequestError(f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix")
+
+
+def _file_path(uri: str) -> str:
+    """Return the path of `file:///path`, `file://localhost/path` or `file:/path`."""
+    rest = uri.removeprefix("file:")
+    if rest.startswith("//"):
+        host, _, rest = rest.removeprefix("//").partition("/")
+        if host not in {"", "localhost"}:
+            raise BadRequestError(f"{uri}: names the machine '{host}'; write file:///path for a file of this one")
+        rest = f"/{rest}"
+    return unquote(rest, errors="surrogateescape")
+
+
+def is_s3(uri: str | Path) -> bool:
+    """Return whether this is an `s3://` URI. Raises BadRequestError if it is of no known scheme."""
+    if str(uri).startswith("s3://"):
+        return True
+    path_of(uri)
+    return False
+
+
+def absolute(uri: str | Path) -> str:
+    """Return the URI in a form that means the same in another working directory; `file://` becomes a plain path."""
+    text = str(uri)
+    if "://" in text and not text.startswith("file:/"):
+        return text.rstrip("/")
+    return path_of(text).rstrip("/") or "/"
+
+
+def refuse_odd_name(uri: str | Path) -> None:
+    """Check that a place to write to has a name that is text. Raises BadRequestError.
+
+    Files of any name are read; but Ray, Arrow and MLflow take no other names than text.
+    """
+    try:
+        absolute(uri).encode()
+    except UnicodeEncodeError as error:
+        raise BadRequestError(
+            f"{uri}: this name is not UTF-8, nothing is written there; choose another place"
+        ) from error
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """Join a URI and names below it: `join("s3://b/x", "y.json") == "s3://b/x/y.json"`; the same for local paths."""
+    return "/".join([str(uri).rstrip("/"), *parts])
+
+
+def same_place(one: str, other: str) -> bool:
+    """Tell whether two URIs are one place, whatever links lead there."""
+    if is_s3(one) or is_s3(other):
+        return absolute(one) == absolute(other)
+    return os.path.realpath(path_of(one)) == os.path.realpath(path_of(other))
