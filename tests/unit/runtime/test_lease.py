@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 
@@ -169,6 +170,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     store = lease_store.lease_store(str(tmp_path / ENTRY))
     with monkeypatch.context() as changed:
         changed.setattr(lease_store, "_encoded", lambda content: bytes(1 << 20))
+        changed.setattr(sys, "dont_write_bytecode", True)  # cut off, it breaks every later import
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # past it writes fail, with SIGXFSZ ignored
         try:

@@ -80,7 +80,10 @@ def test_a_circle_of_causes_ends():
 
 
 def test_any_job_ends_with_one_line_and_status_1(tmp_path: Path):
-    """A file larger than the limit stands for a full disk: the same error at the same place of every writer."""
+    """A file larger than the limit stands for a full disk: the same error at the same place of every writer.
+
+    With -B: Python itself would leave cut off byte code of what it imports, and that breaks every later import.
+    """
     job = (
         "import sys; from pipeline.cli import Command, run\n"
         "from kernels_bank.runtime import storage\n"
@@ -88,7 +91,7 @@ def test_any_job_ends_with_one_line_and_status_1(tmp_path: Path):
         "run(Job, lambda c: storage.write_bytes(c.output + '/big', b'x' * 4096))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", job, "--output", str(tmp_path)],
+        [sys.executable, "-B", "-c", job, "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=REPO,
@@ -121,7 +124,8 @@ def test_a_file_uri_is_unquoted_once(tmp_path: Path):
     assert storage.read_bytes(uris.join(root, "a%20b")) == b"x"
 
 
-def test_a_write_that_fails_names_the_file_that_was_to_be(tmp_path: Path):
+def test_a_write_that_fails_names_the_file_that_was_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # cut off, it breaks every later import
     target = tmp_path / "a.tar"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
