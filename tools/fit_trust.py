@@ -34,10 +34,10 @@ from tools.model_copy import write_copy
 
 PART = 100  # cases
 _SIDES, _SCALES = (64, 96, 128, 160, 192, 240, 320), (2, 2, 3, 4)  # HR pixels
-_BLURRED, _MOTION, _DISK = 0.65, 0.2, 0.1  # of the pictures; what is neither motion nor out of focus is Gaussian
+_BLURRED, _MOTION, _DISK = 0.75, 0.4, 0.1  # of the pictures; what is neither motion nor out of focus is Gaussian
 _BORDER = 8  # HR pixels left out where a shift is looked for
 _SOFT = 0.15  # of the photographs: they never were sharp
-_NETS, _HIDDEN, _EPOCHS, _LOSS_COUNTS = 8, 24, 300, 2.0  # a dB lost counts as much as two won
+_NETS, _HIDDEN, _EPOCHS, _LOSS_COUNTS = 8, 24, 300, 3.0  # a dB lost counts as much as three won
 _BOUNDS = (-6.0, 4.0)  # dB: beyond these one case is as good as another
 _SOFT_WEIGHT = 0.1  # whether a picture is blurred or was never sharp cannot be seen, and people want it sharp
 
