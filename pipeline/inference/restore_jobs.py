@@ -18,6 +18,7 @@ from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.names import spelled
 from pipeline.data.sources import Source, file_source, holds_images, list_sources, read_source
+from pipeline.data.sources.source import plain
 from pipeline.images import BadImageError
 from pipeline.images.photograph import FORMAT_OF_SUFFIX, SUFFIX, Format
 from pipeline.inference.settings import RestoreSettings
@@ -63,7 +64,7 @@ def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
     Those that even then have one name, as members of a zip can, are numbered.
 
     Raises:
-        BadRequestError: there are none, or two jobs would write the same file.
+        BadRequestError: there are none, two jobs would write the same file, or one would write outside the output.
     """
     root, output = uris.absolute(settings.input), uris.absolute(settings.output)
     if storage.is_file(root) and not holds_images(root):
@@ -81,7 +82,7 @@ def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
 
 def _stems(sources: list[Source]) -> list[str]:
     """What the result of each is called by: its name without suffix, with it, or with a number, until all differ."""
-    paths = [PurePosixPath(source.name) for source in sources]
+    paths = [PurePosixPath(plain(source.name)) for source in sources]
     stems = [path.stem for path in paths]
     while True:
         uses = Counter((path.parent, stem) for path, stem in zip(paths, stems, strict=True))
@@ -99,7 +100,9 @@ def _stems(sources: list[Source]) -> list[str]:
 
 
 def _job(source: Source, stem: str, settings: RestoreSettings, output: str) -> RestoreJob:
-    path = PurePosixPath(source.name)
+    path = PurePosixPath(plain(source.name))
+    if ".." in path.parts:
+        raise BadRequestError(f"{source.name}: its result would lie outside --output {settings.output}; rename it")
     kind = FORMAT_OF_SUFFIX.get(path.suffix.lower(), "png") if settings.format == "same" else settings.format
     name = settings.name.format(stem=stem, scale=settings.scale)
     folder = [] if str(path.parent) == "." else [str(path.parent)]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.data.sources.source import Source, plain
+from kernels_bank.runtime.names import spelled
+from pipeline.data.sources.source import Source, climbs, plain
 from pipeline.images import BadImageError
 
 _ROWS = 16  # read at a time
@@ -18,7 +20,7 @@ _BUFFER = 1 << 20  # bytes of a column read at a time, so that a row group of an
 def parquet_rows(uri: str, column: str | None = None) -> list[Source]:
     """List the rows of a Parquet file, each an image. Only names are read.
 
-    An image is named by the `path` beside its bytes, or by its row.
+    An image is named by the `path` beside its bytes; one whose path is empty or leads upwards, by its row.
 
     Args:
         uri: of the file.
@@ -143,4 +145,5 @@ def _has_path(kind: Any) -> bool:  # noqa: ANN401 - Arrow's
 def _names(file: Any, column: str) -> Iterator[str]:  # noqa: ANN401 - a ParquetFile
     for batch in file.iter_batches(columns=[f"{column}.path"], use_threads=False):
         for value in batch.column(0).to_pylist():
-            yield plain((value or {}).get("path") or "")
+            name = plain((value or {}).get("path") or "")
+            yield "" if climbs(name) or not PurePosixPath(name).name else spelled(name)

@@ -36,6 +36,11 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
+def climbs(name: str) -> bool:
+    """Tell whether a part of the name leads upwards; a backslash is taken for a slash, as Windows does."""
+    return ".." in name.replace("\\", "/").split("/")
+
+
 def plain(name: str) -> str:
     """Return `a/b.png` of `./a/b.png`, as `tar cf x.tar .` writes it, and of `/a/b.png`."""
     return name.removeprefix("./").lstrip("/")

@@ -10,7 +10,7 @@ from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.s3 import S3Error, S3RefusedError
 from kernels_bank.runtime.s3_objects import RangeReader
-from pipeline.data.sources.source import Source
+from pipeline.data.sources.source import Source, plain
 from pipeline.images import BadImageError
 
 _TRIES = 3  # of what is in a zip on S3, whose own checksums tell when it came wrong
@@ -21,7 +21,7 @@ _MOST_BYTES = 2 * 2**30  # of a zip's member once it is unpacked: more than the 
 def zip_members(uri: str) -> list[Source]:
     """List the files in a zip. Raises BadRequestError when it cannot be read."""
     infos = open_zip(uri).infolist()
-    return [Source(uri, info.filename, i) for i, info in enumerate(infos) if not info.is_dir()]
+    return [Source(uri, plain(info.filename), i) for i, info in enumerate(infos) if not info.is_dir()]
 
 
 def read_zip_member(source: Source) -> bytes:

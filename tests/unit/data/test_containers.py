@@ -110,6 +110,14 @@ def test_a_row_without_bytes_is_a_bad_image(tmp_path: Path):
         read_source(gone)
 
 
+def test_a_path_that_leads_upwards_or_names_nothing_is_replaced_by_the_row(tmp_path: Path):
+    paths = ["../a.png", "x/../../b.png", "..\\c.png", "./", "/d/e.png", "f\x1b.png"]
+    rows = [{"bytes": b"x", "path": path} for path in paths]
+    parquet.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
+    names = {source.member: source.name for source in list_sources(str(tmp_path / "x.parquet"))}
+    assert [names[row] for row in range(6)] == [*(f"{row:08d}" for row in range(4)), "d/e.png", "f\\x1b.png"]
+
+
 def test_a_column_is_named_where_its_type_does_not_tell(tmp_path: Path):
     parquet.write_table(pa.table({"image": [b"i"], "mask": [b"m"], "n": [1]}), tmp_path / "two.parquet")
     parquet.write_table(pa.table({"n": [1]}), tmp_path / "none.parquet")
@@ -133,6 +141,21 @@ def test_a_list_names_files_folders_and_containers(tmp_path: Path):
     gone = list_sources(str(tmp_path / "list.txt"))[1]
     with pytest.raises(ArtefactError, match=r"missing\.png"):
         read_source(gone)
+
+
+def test_lines_that_lead_upwards_name_their_files_without_dots(tmp_path: Path):
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/link").symlink_to(tmp_path / "real/deep")
+    (tmp_path / "b.png").write_bytes(b"b")
+    (tmp_path / "one/a.png").write_bytes(b"a")
+    (tmp_path / "real/c.png").write_bytes(b"c")
+    (tmp_path / "real/a.png").write_bytes(b"behind the link")
+    (tmp_path / "one/list.txt").write_text("a.png\n../b.png\nlink/../c.png\n")
+    assert contents(str(tmp_path / "one/list.txt")) == {"one/a.png": b"a", "b.png": b"b", "real/c.png": b"c"}
+    (tmp_path / "one/list.txt").write_text("../real/deep/..\n../one\n")
+    names = {"real/a.png": b"behind the link", "c.png": b"c", "one/a.png": b"a"}
+    assert contents(str(tmp_path / "one/../one/list.txt")) == names
 
 
 @pytest.mark.parametrize(
