@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from kernels_bank.runtime import storage, uris
@@ -49,12 +49,23 @@ class RestoreJob(NamedTuple):
         return [self.result, *(f"{self.target}{end}" for end in _BESIDE)]
 
     def name_problem(self) -> str | None:
-        """Say what is wrong with the names of the outputs on a local disk: nothing, or that one is too long."""
-        names = [PurePosixPath(output).name for output in self.outputs if not uris.is_s3(output)]
-        longest = max((len(os.fsencode(name)) for name in names), default=0)
-        if longest <= storage.LONGEST_NAME:
+        """Say why a local disk does not take outputs of these names: one is too long, or a folder's name is taken."""
+        if uris.is_s3(self.target):
             return None
-        return f"the names of its results have up to {longest} bytes, {storage.LONGEST_NAME} are possible; use --name"
+        paths = [PurePosixPath(output) for output in self.outputs]
+        most = storage.LONGEST_NAME
+        if (longest := max(len(os.fsencode(path.name)) for path in paths)) > most:
+            return f"the names of its results have up to {longest} bytes, {most} are possible; use --name"
+        if (longest := max(len(os.fsencode(part)) for part in paths[0].parent.parts)) > most:
+            return f"a folder of its results has a name of {longest} bytes, {most} are possible; rename it"
+        # Each is written under a temporary name first.
+        longest = max(len(os.fsencode(path.with_name(storage.temporary_name(path.name)))) for path in paths)
+        if longest > storage.LONGEST_PATH:
+            return f"the paths of its results have {longest} bytes, {storage.LONGEST_PATH} are possible; rename it"
+        for folder in paths[0].parents:
+            if os.path.lexists(folder) and not Path(folder).is_dir():
+                return f"{folder}: is no folder, but its results belong in one of this name; choose another --output"
+        return None
 
 
 def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kernels_bank import load_kernels
+from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.lease import ENTRY
 from kernels_bank.runtime.lease_store import lease_store
@@ -227,6 +230,43 @@ def test_a_name_that_is_too_long_costs_its_own_file_alone(same, photo, tmp_path)
     outcomes = restore_files(same())
     assert [bool(outcome.output) for outcome in outcomes] == [True, False, True]
     assert "up to 262 bytes, 255 are possible; use --name" in outcomes[1].note
+
+
+def test_a_folder_that_cannot_be_made_costs_its_own_files_alone(same, photo, tmp_path):
+    pixels = encode_png(photo)
+    deep = "/".join(["g" * 200] * 25)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("a.png", f"d/{'f' * 300}/b.png", f"{deep}/c.png", "sub/in/d.png", "z.png"):
+            archive.writestr(name, pixels)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").write_text("theirs")
+    settings = same(input=str(tmp_path / "x.zip"))
+    assert planned(settings).broken == [f"d/{'f' * 300}/b.png", f"{deep}/c.png", "sub/in/d.png"]
+    outcomes = {outcome.name.rpartition("/")[2]: outcome for outcome in restore_files(settings)}
+    assert {name for name, outcome in outcomes.items() if outcome.output} == {"a.png", "z.png"}
+    assert "a folder of its results has a name of 300 bytes, 255 are possible" in outcomes["b.png"].note
+    assert "4095 are possible" in outcomes["c.png"].note
+    assert f"{tmp_path}/out/sub: is no folder" in outcomes["d.png"].note
+    assert (tmp_path / "out/sub").read_text() == "theirs"
+
+
+def test_a_folder_that_becomes_a_file_or_a_shorter_disk_costs_one_file(same, photo, tmp_path, monkeypatch):
+    """As where another program comes between, or a disk takes shorter names than most."""
+    put(tmp_path, "a.png", photo)
+    put(tmp_path, "b.png", photo)
+    write = storage.write_bytes
+    refused = [FileExistsError(errno.EEXIST, "File exists", "out/sub"), OSError(errno.ENAMETOOLONG, "too long", "a")]
+    for error in refused:
+
+        def refuse_a(uri: str, data: bytes, error: OSError = error) -> None:
+            if "/a." in uri:
+                raise error
+            write(uri, data)
+
+        monkeypatch.setattr(storage, "write_bytes", refuse_a)
+        outcomes = restore_files(same(overwrite=True))
+        assert [bool(outcome.output) for outcome in outcomes] == [False, True]
+        assert outcomes[0].note == f"{error.filename}: {error.strerror}; use --name"
 
 
 def test_a_name_that_is_no_text_is_restored_under_its_escapes(same, photo, tmp_path):
