@@ -380,6 +380,16 @@ def test_a_check_names_results_whose_names_are_too_long(same, photo, tmp_path):
     planned(same()).checked()
 
 
+def test_a_check_goes_on_after_what_cannot_be_read(same, photo, tmp_path):
+    put(tmp_path, "b.png", photo)
+    (tmp_path / "list.txt").write_text("in/a.png\nin/b.png\n")
+    settings = same(input=str(tmp_path / "list.txt"))
+    plan = planned(settings)
+    assert plan.broken == [outcome.name for outcome in restore_files(settings) if not outcome.output] == ["a.png"]
+    assert "1 images would be restored" in plan.text
+    assert "not readable   a.png: " in plan.text
+
+
 def test_a_restoration_that_was_taken_over_stops_before_the_next_image(same, photo, tmp_path, monkeypatch):
     """As after a suspension: another process has taken the lease meanwhile."""
     for name in ("a.png", "b.png"):
