@@ -12,6 +12,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.images.photograph import FORMAT_OF_SUFFIX
 
 CONTAINERS = (".zip", ".tar", ".parquet")
+MOST_BYTES = 2 * 2**30  # of an image file, unpacked: more than the largest image has
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
