@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,7 +15,10 @@ import numpy as np
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_MOST_VALUES = 2**29  # a million kernels of 23 x 23: no more is read into memory
+_MOST_VALUES = 2**26  # 126,000 kernels of 23 x 23, half a GiB of float64: no more is read into memory
+MOST_BYTES = 8 * _MOST_VALUES + 2**16  # of a file: as many values of float64, and a header
+_BLOCK = 1 << 20  # bytes that are unpacked at a time
+_COMPRESSED = 15  # type of a part of a MATLAB file
 _NUMBERS = {"single", "double", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 _WANTED = "a numeric array (k, k, N) or a cell array of numeric (k, k) is expected"
 
@@ -26,7 +31,7 @@ def read_npy(data: bytes) -> Arrays:
     version = np.lib.format.read_magic(stream)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, kind = header(stream)
-    _refuse_large(shape)
+    refuse_large(shape)
     if kind.hasobject:
         raise ValueError("it holds Python objects; real numbers are expected")
     return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
@@ -37,7 +42,7 @@ def read_npz(data: bytes) -> Arrays:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         info = members[_only(members)]
-        if info.file_size > 8 * _MOST_VALUES:
+        if info.file_size > MOST_BYTES:
             raise ArtefactError(f"{info.filename} has {info.file_size / 2**30:.1f} GiB unpacked, too many for kernels")
         return read_npy(archive.read(info))
 
@@ -47,6 +52,7 @@ def read_png(data: bytes) -> Arrays:
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as picture:
+        refuse_large((picture.height, picture.width))
         if picture.mode.startswith("I") or picture.mode in {"1", "L"}:
             return [np.asarray(picture, dtype=np.float64)]
         pixels = np.asarray(picture.convert("RGBA"), dtype=np.float64)
@@ -70,10 +76,43 @@ def read_mat(data: bytes) -> Arrays:
     shape, kind = variables[name]
     if kind not in _NUMBERS | {"cell"}:
         raise ArtefactError(f"the variable '{name}' is of MATLAB's class {kind}; {_WANTED}")
-    _refuse_large(shape)
+    refuse_large(shape)
+    # A value takes a byte at least, whatever its type in the array.
+    _refuse_unpacking_to_more(data, than=_MOST_VALUES if kind == "cell" else MOST_BYTES)
     # In MATLAB's own types, or a logical array in a cell would be one of numbers.
     value = scipy_io.loadmat(stream(), variable_names=[name], mat_dtype=kind == "cell")[name]
     return [_cell(item, i) for i, item in enumerate(value.ravel(), start=1)] if kind == "cell" else np.asarray(value)
+
+
+def _refuse_unpacking_to_more(data: bytes, than: int) -> None:
+    """Check that no variable of a classic MATLAB file unpacks to more bytes. Raises ArtefactError.
+
+    The outer shape of a cell array says nothing of what its cells hold.
+    """
+    if 0 in data[:4]:
+        return  # MATLAB 4, which knows neither cells nor compression
+    order = "<" if data[126:128] == b"IM" else ">"
+    start = 128
+    while start + 8 <= len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, start)
+        start += 8
+        if (_unpacked_bytes(data[start : start + size], than) if kind == _COMPRESSED else size) > than:
+            raise ArtefactError(
+                f"a variable unpacks to more than {than / 2**20:.0f} MiB, too many for kernels; save these alone, "
+                "as an array"
+            )
+        start += size
+
+
+def _unpacked_bytes(packed: bytes, most: int) -> int:
+    """Return how many bytes zlib makes of these, without holding them; of more than `most` some number above it."""
+    unpacker, total = zlib.decompressobj(), 0
+    for start in range(0, len(packed), _BLOCK):
+        part = packed[start : start + _BLOCK]
+        while part and total <= most:
+            total += len(unpacker.decompress(part, _BLOCK))
+            part = unpacker.unconsumed_tail
+    return total
 
 
 def _read_mat_hdf5(data: bytes) -> Arrays:
@@ -92,6 +131,7 @@ def _read_mat_hdf5(data: bytes) -> Arrays:
             raise ArtefactError(f"the variable '{name}' is of MATLAB's class {kind}; {_WANTED}")
         if h5py.check_ref_dtype(node.dtype) is not None:
             references = _values(node).ravel()
+            refuse_large((sum(_size(file, reference) for reference in references),))
             return [_referenced(file, reference, i) for i, reference in enumerate(references, start=1)]
         return _values(node)
 
@@ -100,6 +140,11 @@ def _class(node: Any) -> str:  # noqa: ANN401 - an HDF5 node
     """MATLAB's class of a variable; empty in files of other programs."""
     kind = node.attrs.get("MATLAB_class", b"")
     return kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
+
+
+def _size(file: Any, reference: Any) -> int:  # noqa: ANN401 - h5py's
+    """Return how many values a cell has."""
+    return (getattr(file[reference], "size", 0) or 0) if reference else 0
 
 
 def _referenced(file: Any, reference: Any, number: int) -> np.ndarray:  # noqa: ANN401 - h5py's
@@ -120,7 +165,7 @@ def _values(node: Any) -> np.ndarray:  # noqa: ANN401 - an HDF5 node
         return np.zeros((0, 0))
     if node.external or node.is_virtual:
         raise ArtefactError("its values lie in other files, which are not read")
-    _refuse_large(node.shape)
+    refuse_large(node.shape)
     return np.asarray(node).T
 
 
@@ -140,7 +185,8 @@ def _only(names: Iterable[str]) -> str:
     return names[0]
 
 
-def _refuse_large(shape: tuple[int, ...]) -> None:
+def refuse_large(shape: tuple[int, ...]) -> None:
+    """Check that an array takes no more memory than kernels need. Raises ArtefactError."""
     if math.prod(shape) > _MOST_VALUES:
         raise ArtefactError(f"an array of shape {shape} is too large for kernels")
 

@@ -39,7 +39,7 @@ def load_kernels(path: str | Path) -> np.ndarray:
     suffix = Path(str(path)).suffix.lower()
     if suffix not in readers:
         raise BadRequestError(f"{path}: unknown kind of kernel file '{suffix}'; use {', '.join(readers)}")
-    data = storage.read_bytes(path)
+    data = storage.read_bytes(path, limit=kernel_files.MOST_BYTES)
     try:
         found = readers[suffix](data)
         for array in found if isinstance(found, list) else [found]:
@@ -55,6 +55,10 @@ def load_kernels(path: str | Path) -> np.ndarray:
         _check(kernel, f"{path}: kernel {i}")
     side = max(max(kernel.shape) for kernel in kernels)
     side += 1 - side % 2
+    try:
+        kernel_files.refuse_large((len(kernels), side, side))
+    except ArtefactError as error:
+        raise ArtefactError(f"{path}: with all kernels as large as the largest, {error}") from error
     return np.stack([_normal(kernel, side) for kernel in kernels])
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 16 << 20  # a read
 LONGEST_NAME = 255  # bytes of a file's name
+LONGEST_PATH = 4095  # bytes of a local path
 _JSON_BYTES = 256 << 20  # the most that a manifest may have; one of a million tars has 150 MB
 
 

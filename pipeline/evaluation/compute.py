@@ -25,7 +25,7 @@ from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.store import content_digest
-from pipeline.data.sources import list_sources
+from pipeline.data.sources import list_sources, read_source
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, crop_hr, make_lr, measure, restore_all
 from pipeline.evaluation.protocol import Protocol, load_protocol
 from pipeline.evaluation.row import Case, Row
@@ -169,7 +169,7 @@ def _checked_images(
     for source in list_sources(uri, nested=False):
         if source.member >= 0:
             raise BadRequestError(f"{uri}: unpack it; the evaluation reads folders and prefixes")
-        data = storage.read_bytes(source.uri)
+        data = read_source(source)
         try:
             height, width = decode_image(data).shape[:2]
         except BadImageError as error:

@@ -93,7 +93,7 @@ def planned(settings: RestoreSettings) -> Plan:
         try:
             header = read_header(read_source(job.source))
             sizes.append((header.height * header.width, f"{header.width} x {header.height}"))
-        except BadImageError as error:
+        except (BadImageError, BadRequestError) as error:  # as the restoration itself does
             broken.append(job.source.name)
             problems.append(f"\n  not readable   {job.source.name}: {error}")
     kernel = f"estimated{' for every place' if settings.kernel_field else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -36,6 +37,9 @@ _BANK = "bank:"
 _DECIDING = {"scale", "sigma", "self_ensemble", "format", "depth", "quality", "strip_metadata"}
 # Likewise, but where they have their defaults, results of versions without them are the same.
 _DECIDING_IF_SET = {"strength", "kernel_field", "trust", "precision"}
+
+# Errors of the system that concern the name of one result: others may have names that can be written.
+_OF_NAMES = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,9 @@ def restore_job(job: RestoreJob, context: RestoreContext, on_step: Listener | No
         _write(job, photograph, restored, encoded, about)
     except (BadImageError, BadRequestError) as error:
         return RestoreResult(job.source.name, "", str(error))
-    except (IsADirectoryError, NotADirectoryError) as error:  # something else has the result's name
+    except OSError as error:
+        if error.errno not in _OF_NAMES:
+            raise
         return RestoreResult(job.source.name, "", f"{error.filename or job.result}: {error.strerror}; use --name")
     except (MemoryError, torch.OutOfMemoryError) as error:
         return RestoreResult(job.source.name, "", f"out of memory ({type(error).__name__}); lower --max-memory")

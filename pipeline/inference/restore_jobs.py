@@ -11,13 +11,14 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.names import spelled
 from pipeline.data.sources import Source, file_source, holds_images, list_sources, read_source
+from pipeline.data.sources.source import plain
 from pipeline.images import BadImageError
 from pipeline.images.photograph import FORMAT_OF_SUFFIX, SUFFIX, Format
 from pipeline.inference.settings import RestoreSettings
@@ -48,12 +49,23 @@ class RestoreJob(NamedTuple):
         return [self.result, *(f"{self.target}{end}" for end in _BESIDE)]
 
     def name_problem(self) -> str | None:
-        """Say what is wrong with the names of the outputs on a local disk: nothing, or that one is too long."""
-        names = [PurePosixPath(output).name for output in self.outputs if not uris.is_s3(output)]
-        longest = max((len(os.fsencode(name)) for name in names), default=0)
-        if longest <= storage.LONGEST_NAME:
+        """Say why a local disk does not take outputs of these names: one is too long, or a folder's name is taken."""
+        if uris.is_s3(self.target):
             return None
-        return f"the names of its results have up to {longest} bytes, {storage.LONGEST_NAME} are possible; use --name"
+        paths = [PurePosixPath(output) for output in self.outputs]
+        most = storage.LONGEST_NAME
+        if (longest := max(len(os.fsencode(path.name)) for path in paths)) > most:
+            return f"the names of its results have up to {longest} bytes, {most} are possible; use --name"
+        if (longest := max(len(os.fsencode(part)) for part in paths[0].parent.parts)) > most:
+            return f"a folder of its results has a name of {longest} bytes, {most} are possible; rename it"
+        # Each is written under a temporary name first.
+        longest = max(len(os.fsencode(path.with_name(storage.temporary_name(path.name)))) for path in paths)
+        if longest > storage.LONGEST_PATH:
+            return f"the paths of its results have {longest} bytes, {storage.LONGEST_PATH} are possible; rename it"
+        for folder in paths[0].parents:
+            if os.path.lexists(folder) and not Path(folder).is_dir():
+                return f"{folder}: is no folder, but its results belong in one of this name; choose another --output"
+        return None
 
 
 def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
@@ -63,7 +75,7 @@ def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
     Those that even then have one name, as members of a zip can, are numbered.
 
     Raises:
-        BadRequestError: there are none, or two jobs would write the same file.
+        BadRequestError: there are none, two jobs would write the same file, or one would write outside the output.
     """
     root, output = uris.absolute(settings.input), uris.absolute(settings.output)
     if storage.is_file(root) and not holds_images(root):
@@ -81,7 +93,7 @@ def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
 
 def _stems(sources: list[Source]) -> list[str]:
     """What the result of each is called by: its name without suffix, with it, or with a number, until all differ."""
-    paths = [PurePosixPath(source.name) for source in sources]
+    paths = [PurePosixPath(plain(source.name)) for source in sources]
     stems = [path.stem for path in paths]
     while True:
         uses = Counter((path.parent, stem) for path, stem in zip(paths, stems, strict=True))
@@ -99,7 +111,9 @@ def _stems(sources: list[Source]) -> list[str]:
 
 
 def _job(source: Source, stem: str, settings: RestoreSettings, output: str) -> RestoreJob:
-    path = PurePosixPath(source.name)
+    path = PurePosixPath(plain(source.name))
+    if ".." in path.parts:
+        raise BadRequestError(f"{source.name}: its result would lie outside --output {settings.output}; rename it")
     kind = FORMAT_OF_SUFFIX.get(path.suffix.lower(), "png") if settings.format == "same" else settings.format
     name = settings.name.format(stem=stem, scale=settings.scale)
     folder = [] if str(path.parent) == "." else [str(path.parent)]

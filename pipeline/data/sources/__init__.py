@@ -12,7 +12,16 @@ from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.names import spelled
 from pipeline.data.sources.parquet_rows import parquet_rows, read_parquet_row
 from pipeline.data.sources.places import Place, file_source, holds_images, list_places
-from pipeline.data.sources.source import Source, is_hidden, is_image, say_passed_over, suffix, suffixes
+from pipeline.data.sources.source import (
+    MOST_BYTES,
+    Source,
+    climbs,
+    is_hidden,
+    is_image,
+    say_passed_over,
+    suffix,
+    suffixes,
+)
 from pipeline.data.sources.tar_members import read_tar_member, tar_members
 from pipeline.data.sources.zip_members import read_zip_member, zip_members
 
@@ -74,15 +83,10 @@ def members(uri: str, column: str | None = None) -> tuple[list[Source], Counter[
         return parquet_rows(uri, column), Counter()
     lists: dict[str, Callable[[str], list[Source]]] = {".zip": zip_members, ".tar": tar_members}
     every = lists[suffix(uri)](uri)
-    seen = [s for s in every if not is_hidden(s.name) and not _climbs(s.name)]
+    seen = [s for s in every if not is_hidden(s.name) and not climbs(s.name)]
     others = suffixes(s.name for s in seen if not _counts(s))
-    others.update({"with .. in the name": count} if (count := sum(_climbs(s.name) for s in every)) else {})
+    others.update({"with .. in the name": count} if (count := sum(climbs(s.name) for s in every)) else {})
     return [replace(s, name=spelled(s.name)) for s in seen if _counts(s)], others
-
-
-def _climbs(name: str) -> bool:
-    """Whether a part of the name leads upwards; a backslash is taken for a slash, as Windows does."""
-    return ".." in name.replace("\\", "/").split("/")
 
 
 def _counts(source: Source) -> bool:
@@ -137,10 +141,10 @@ def read_source(source: Source) -> bytes:
 
     Raises:
         BadImageError: a member of a container that is damaged, or packed in a way that is not read.
-        ArtefactError: the file is gone or cannot be read.
+        ArtefactError: the file is gone, larger than any image, or cannot be read.
     """
     if source.member < 0:
-        return storage.read_bytes(source.uri)
+        return storage.read_bytes(source.uri, limit=MOST_BYTES)
     match suffix(source.uri):
         case ".tar":
             return read_tar_member(source)

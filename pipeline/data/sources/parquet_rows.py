@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 from kernels_bank.runtime import storage
-from kernels_bank.runtime.errors import BadRequestError
-from pipeline.data.sources.source import Source, plain
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.names import spelled
+from kernels_bank.runtime.s3 import S3Error, S3RefusedError
+from pipeline.data.sources.source import Source, climbs, plain
 from pipeline.images import BadImageError
 
 _ROWS = 16  # read at a time
@@ -18,23 +22,25 @@ _BUFFER = 1 << 20  # bytes of a column read at a time, so that a row group of an
 def parquet_rows(uri: str, column: str | None = None) -> list[Source]:
     """List the rows of a Parquet file, each an image. Only names are read.
 
-    An image is named by the `path` beside its bytes, or by its row.
+    An image is named by the `path` beside its bytes; one whose path is no text, empty or leads upwards, by its row.
 
     Args:
         uri: of the file.
         column: that holds the images; None for the one whose type says so.
 
     Raises:
-        BadRequestError: it is no Parquet file, or not exactly one column can be the images'.
+        ArtefactError: it is no Parquet file, or is damaged.
+        BadRequestError: not exactly one column can be the images'.
     """
-    file = _open(uri)
-    chosen = _column(uri, file.schema_arrow, column)
-    total = file.metadata.num_rows
-    names = _names(file, chosen) if _has_path(file.schema_arrow.field(chosen).type) else iter(())
-    width = max(8, len(str(total)))
-    numbered = [f"{row:0{width}d}" for row in range(total)]
-    for row, name in enumerate(names):
-        numbered[row] = name or numbered[row]
+    with _damage_told(uri):
+        file = _open(uri)
+        chosen = _column(uri, file.schema_arrow, column)
+        total = file.metadata.num_rows
+        names = _names(file, chosen) if _has_path(file.schema_arrow.field(chosen).type) else iter(())
+        width = max(8, len(str(total)))
+        numbered = [f"{row:0{width}d}" for row in range(total)]
+        for row, name in enumerate(names):
+            numbered[row] = name or numbered[row]
     return [Source(uri, name, row, column=chosen) for row, name in enumerate(numbered)]
 
 
@@ -43,30 +49,51 @@ def read_parquet_row(source: Source) -> bytes:
 
     Raises:
         BadImageError: the row holds no bytes.
-        BadRequestError: the file cannot be read.
+        ArtefactError: the file cannot be read, or is damaged there.
     """
-    return _reader(source.uri, source.column).row(source.member)
+    with _damage_told(source.uri):
+        return _reader(source.uri, source.column).row(source.member)
+
+
+@contextlib.contextmanager
+def _damage_told(uri: str) -> Iterator[None]:
+    """Raise ArtefactError in place of what pyarrow raises in the block: it has no error of its own for damage."""
+    import pyarrow
+
+    try:
+        yield
+    except (S3Error, S3RefusedError):
+        raise
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, StopIteration) as error:
+        reason = str(error).partition("\n")[0] or "rows are missing"
+        raise ArtefactError(f"{uri}: damaged, or no Parquet file ({reason})") from error
 
 
 class _Reader:
     """Read rows forwards, a few at a time; a step back begins the row group anew."""
 
     def __init__(self, uri: str, column: str) -> None:
-        self._file, self._column, self._uri = _open(uri), column, uri
+        import pyarrow
+
+        self._file = _open(uri)
+        # Only the bytes: a damaged or odd path beside them does no harm.
+        is_struct = pyarrow.types.is_struct(self._file.schema_arrow.field(column).type)
+        self._column = f"{column}.bytes" if is_struct else column
         groups = self._file.metadata.num_row_groups
         self._starts = [0]
         for group in range(groups):
             self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
         self._batches: Iterator[Any] = iter(())
-        self._first, self._rows, self._end = 0, None, 0  # the rows at hand, and where their row group ends
+        self._rows: Any = ()  # at hand
+        self._first, self._end = 0, 0  # the number of the first of them, and where their row group ends
 
     def row(self, number: int) -> bytes:
-        if self._rows is None or not self._first <= number < self._end:
+        if not len(self._rows) or not self._first <= number < self._end:
             self._begin(number)
-        assert self._rows is not None
         while number >= self._first + len(self._rows):
-            self._first += len(self._rows)
-            self._rows = self._next()
+            rows, self._rows = self._rows, ()  # after damage none are at hand, and the next call begins anew
+            self._rows = next(self._batches).column(0)
+            self._first += len(rows)
         value = self._rows[number - self._first].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
@@ -78,16 +105,7 @@ class _Reader:
         self._batches = self._file.iter_batches(
             batch_size=_ROWS, row_groups=[group], columns=[self._column], use_threads=False
         )
-        self._first, self._end = self._starts[group], self._starts[group + 1]
-        self._rows = self._next()
-
-    def _next(self) -> Any:  # noqa: ANN401 - an Arrow array
-        import pyarrow
-
-        try:
-            return next(self._batches).column(0)
-        except (pyarrow.ArrowException, OSError, StopIteration) as error:
-            raise BadRequestError(f"{self._uri}: damaged ({error})") from error
+        self._first, self._end, self._rows = self._starts[group], self._starts[group + 1], ()
 
 
 @functools.lru_cache(maxsize=1)
@@ -96,14 +114,10 @@ def _reader(uri: str, column: str) -> _Reader:
 
 
 def _open(uri: str) -> Any:  # noqa: ANN401 - a ParquetFile
-    import pyarrow
     from pyarrow import parquet
 
     filesystem, path = storage.resolve(uri)
-    try:
-        return parquet.ParquetFile(path, filesystem=filesystem, pre_buffer=False, buffer_size=_BUFFER)
-    except pyarrow.ArrowInvalid as error:
-        raise BadRequestError(f"{uri}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    return parquet.ParquetFile(path, filesystem=filesystem, pre_buffer=False, buffer_size=_BUFFER)
 
 
 def _column(uri: str, schema: Any, asked: str | None) -> str:  # noqa: ANN401 - Arrow's
@@ -130,17 +144,23 @@ def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - Arrow's
 
     if types.is_struct(kind):
         at = kind.get_field_index("bytes")
-        return at >= 0 and _holds_bytes(kind.field(at).type)
+        kind = kind.field(at).type if at >= 0 else kind
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _has_path(kind: Any) -> bool:  # noqa: ANN401 - Arrow's
+    """Whether a struct has a field `path` of text."""
     from pyarrow import types
 
-    return bool(types.is_struct(kind) and kind.get_field_index("path") >= 0)
+    if not types.is_struct(kind) or (at := kind.get_field_index("path")) < 0:
+        return False
+    path = kind.field(at).type
+    path = path.value_type if types.is_dictionary(path) else path
+    return bool(types.is_string(path) or types.is_large_string(path) or types.is_string_view(path))
 
 
 def _names(file: Any, column: str) -> Iterator[str]:  # noqa: ANN401 - a ParquetFile
     for batch in file.iter_batches(columns=[f"{column}.path"], use_threads=False):
         for value in batch.column(0).to_pylist():
-            yield plain((value or {}).get("path") or "")
+            name = plain((value or {}).get("path") or "")
+            yield "" if climbs(name) or not PurePosixPath(name).name else spelled(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import posixpath
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def list_places(uri: str, *, leave_out: str | None = None, nested: bool = True) 
     Raises:
         BadRequestError: nothing is there, or no image is in it.
     """
-    root = uris.absolute(uri)
+    root = _without_climbs(uris.absolute(uri))
     if suffix(root) == _LIST and storage.is_file(root):
         return _of_list(root)
     return _of_place(root, uri, leave_out, nested=nested)
@@ -119,6 +120,7 @@ def _of_list(root: str) -> list[Place]:
         try:
             where = uris.absolute(entry if "://" in entry or entry.startswith(("/", "~")) else f"{folder}/{entry}")
             uris.path_of(where)  # of a known scheme
+            where = _without_climbs(where)
             if is_image(where):
                 files.append(where)
             elif suffix(where) == _LIST:
@@ -130,7 +132,19 @@ def _of_list(root: str) -> list[Place]:
     if not files and not places:
         raise BadRequestError(f"{root}: no line names an image; a list has one URI or path a line")
     above = _common_folder(files)
-    return [Place(uri, uri[len(above) :].lstrip("/"), above) for uri in files] + places
+    return [Place(uri, spelled(uri[len(above) :].lstrip("/")), above) for uri in files] + places
+
+
+def _without_climbs(uri: str) -> str:
+    """Return the same place without `..` in its URI: with it, names below the root would lead out of an output."""
+    parts = uri.split("/")
+    if ".." not in parts:
+        return uri
+    if uris.is_s3(uri):
+        return f"s3:/{posixpath.normpath(uri.removeprefix('s3:/'))}"
+    after = len(parts) - parts[::-1].index("..")
+    # Not by the text alone: behind a link to a folder, `..` is the folder above that one.
+    return os.path.join(os.path.realpath("/".join(parts[:after])), *parts[after:])  # noqa: PTH118 - may be no text
 
 
 def file_source(root: str, name: str) -> Source:

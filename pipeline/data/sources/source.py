@@ -12,6 +12,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.images.photograph import FORMAT_OF_SUFFIX
 
 CONTAINERS = (".zip", ".tar", ".parquet")
+MOST_BYTES = 2 * 2**30  # of an image file, unpacked: more than the largest image has
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -34,6 +35,11 @@ def is_image(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Tell whether a file or a folder above it is hidden, or is macOS' own."""
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
+def climbs(name: str) -> bool:
+    """Tell whether a part of the name leads upwards; a backslash is taken for a slash, as Windows does."""
+    return ".." in name.replace("\\", "/").split("/")
 
 
 def plain(name: str) -> str:

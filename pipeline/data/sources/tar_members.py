@@ -10,12 +10,11 @@ from typing import BinaryIO
 from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.s3_objects import RangeReader
-from pipeline.data.sources.source import Source, plain
+from pipeline.data.sources.source import MOST_BYTES, Source, plain
 from pipeline.images import BadImageError
 
 _BLOCK = 256 << 10  # bytes of a tar on S3 that are asked for at least
 _REST = "the rest of the tar"
-_MOST_BYTES = 2 * 2**30  # of a member: more than the largest image has
 
 
 def tar_members(uri: str) -> list[Source]:
@@ -53,8 +52,8 @@ def read_tar_member(source: Source) -> bytes:
     """
     if source.size < 0:
         raise BadImageError(f"{source.uri} is damaged or ends before its last member")
-    if source.size > _MOST_BYTES:
-        raise BadImageError(f"{source.size / 2**30:.1f} GiB; at most {_MOST_BYTES / 2**30:g} are read")
+    if source.size > MOST_BYTES:
+        raise BadImageError(f"{source.size / 2**30:.1f} GiB; at most {MOST_BYTES / 2**30:g} are read")
     with _opened(source.uri, block=max(1, source.size)) as stream:
         stream.seek(source.member)
         data = stream.read(source.size)

@@ -10,26 +10,25 @@ from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.s3 import S3Error, S3RefusedError
 from kernels_bank.runtime.s3_objects import RangeReader
-from pipeline.data.sources.source import Source
+from pipeline.data.sources.source import MOST_BYTES, Source, plain
 from pipeline.images import BadImageError
 
 _TRIES = 3  # of what is in a zip on S3, whose own checksums tell when it came wrong
 _BLOCK = 256 << 10  # bytes of a zip on S3 that are asked for at least
-_MOST_BYTES = 2 * 2**30  # of a zip's member once it is unpacked: more than the largest image has
 
 
 def zip_members(uri: str) -> list[Source]:
     """List the files in a zip. Raises BadRequestError when it cannot be read."""
     infos = open_zip(uri).infolist()
-    return [Source(uri, info.filename, i) for i, info in enumerate(infos) if not info.is_dir()]
+    return [Source(uri, plain(info.filename), i) for i, info in enumerate(infos) if not info.is_dir()]
 
 
 def read_zip_member(source: Source) -> bytes:
     """Return the bytes of a zip's member. Raises BadImageError for one that is damaged, encrypted or too large."""
     archive = open_zip(source.uri)
     member = archive.infolist()[source.member]
-    if member.file_size > _MOST_BYTES:
-        raise BadImageError(f"{member.file_size / 2**30:.1f} GiB unpacked; at most {_MOST_BYTES / 2**30:g} are read")
+    if member.file_size > MOST_BYTES:
+        raise BadImageError(f"{member.file_size / 2**30:.1f} GiB unpacked; at most {MOST_BYTES / 2**30:g} are read")
     for left in reversed(range(_TRIES if uris.is_s3(source.uri) else 1)):
         try:
             return archive.read(member)  # by its CRC-32

@@ -110,6 +110,70 @@ def test_a_row_without_bytes_is_a_bad_image(tmp_path: Path):
         read_source(gone)
 
 
+def test_a_path_that_leads_upwards_or_names_nothing_is_replaced_by_the_row(tmp_path: Path):
+    paths = ["../a.png", "x/../../b.png", "..\\c.png", "./", "/d/e.png", "f\x1b.png"]
+    rows = [{"bytes": b"x", "path": path} for path in paths]
+    parquet.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
+    names = {source.member: source.name for source in list_sources(str(tmp_path / "x.parquet"))}
+    assert [names[row] for row in range(6)] == [*(f"{row:08d}" for row in range(4)), "d/e.png", "f\\x1b.png"]
+
+
+@pytest.mark.parametrize(
+    "paths", [pa.array([7, 8]), pa.array([b"a.png", b"\xff"]), pa.array([{"bytes": b"a.png"}] * 2), pa.nulls(2)]
+)
+def test_paths_that_are_no_text_are_replaced_by_the_row(tmp_path: Path, paths: pa.Array):
+    images = pa.StructArray.from_arrays([pa.array([b"one", b"two"]), paths], ["bytes", "path"])
+    parquet.write_table(pa.table({"image": images}), tmp_path / "x.parquet")
+    assert contents(str(tmp_path / "x.parquet")) == {"00000000": b"one", "00000001": b"two"}
+
+
+def test_bytes_that_are_a_struct_are_no_images(tmp_path: Path):
+    parquet.write_table(pa.table({"image": [{"bytes": {"bytes": b"x"}}]}), tmp_path / "x.parquet")
+    with pytest.raises(BadRequestError, match=r"it has only image \(struct"):
+        list_sources(str(tmp_path / "x.parquet"))
+
+
+def damage(path: Path, group: int, column: int) -> None:
+    """Spoil the header of a page of a Parquet file."""
+    about = parquet.ParquetFile(path).metadata.row_group(group).column(column)
+    data = bytearray(path.read_bytes())
+    data[about.data_page_offset : about.data_page_offset + 12] = b"\xff" * 12
+    path.write_bytes(data)
+
+
+def test_a_damaged_page_costs_its_own_rows_and_no_row_gets_anothers_bytes(tmp_path: Path):
+    path = tmp_path / "x.parquet"
+    rows = [bytes([65 + i]) * 50 for i in range(9)]
+    parquet.write_table(pa.table({"image": rows}), path, row_group_size=3, use_dictionary=False)
+    damage(path, group=1, column=0)
+    sources = list_sources(str(path))
+    for row in (0, 1, 2, 3, 4, 5, 6, 7, 8, 4, 2):
+        if row in {3, 4, 5}:
+            with pytest.raises(ArtefactError, match=r"x\.parquet: damaged"):
+                read_source(sources[row])
+        else:
+            assert read_source(sources[row]) == rows[row]
+
+
+def test_damaged_paths_are_told_in_one_line(tmp_path: Path):
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pa.table({"image": [{"bytes": b"x", "path": "a.png"}]}), path, use_dictionary=False)
+    damage(path, group=0, column=1)
+    with pytest.raises(ArtefactError, match=r"x\.parquet: damaged, or no Parquet file \([^\n]+\)$"):
+        list_sources(str(path))
+
+
+def test_a_damaged_parquet_file_is_told_in_one_line(tmp_path: Path):
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pa.table({"image": [b"x"] * 9}), path)
+    data = bytearray(path.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    data[footer + 2 : footer + 2 + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(ArtefactError, match=r"x\.parquet: damaged, or no Parquet file \([^\n]+\)$"):
+        list_sources(str(path))
+
+
 def test_a_column_is_named_where_its_type_does_not_tell(tmp_path: Path):
     parquet.write_table(pa.table({"image": [b"i"], "mask": [b"m"], "n": [1]}), tmp_path / "two.parquet")
     parquet.write_table(pa.table({"n": [1]}), tmp_path / "none.parquet")
@@ -133,6 +197,21 @@ def test_a_list_names_files_folders_and_containers(tmp_path: Path):
     gone = list_sources(str(tmp_path / "list.txt"))[1]
     with pytest.raises(ArtefactError, match=r"missing\.png"):
         read_source(gone)
+
+
+def test_lines_that_lead_upwards_name_their_files_without_dots(tmp_path: Path):
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/link").symlink_to(tmp_path / "real/deep")
+    (tmp_path / "b.png").write_bytes(b"b")
+    (tmp_path / "one/a.png").write_bytes(b"a")
+    (tmp_path / "real/c.png").write_bytes(b"c")
+    (tmp_path / "real/a.png").write_bytes(b"behind the link")
+    (tmp_path / "one/list.txt").write_text("a.png\n../b.png\nlink/../c.png\n")
+    assert contents(str(tmp_path / "one/list.txt")) == {"one/a.png": b"a", "b.png": b"b", "real/c.png": b"c"}
+    (tmp_path / "one/list.txt").write_text("../real/deep/..\n../one\n")
+    names = {"real/a.png": b"behind the link", "c.png": b"c", "one/a.png": b"a"}
+    assert contents(str(tmp_path / "one/../one/list.txt")) == names
 
 
 @pytest.mark.parametrize(

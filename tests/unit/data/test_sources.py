@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.data.sources import list_sources, read_source
 from pipeline.images import BadImageError
 
@@ -38,6 +38,13 @@ def test_a_damaged_member_is_a_bad_image_not_the_end(tmp_path: Path):
     path.write_bytes(path.read_bytes().replace(b"0123456789" * 2, b"9876543210" * 2, 1))
     with pytest.raises(BadImageError, match=r"cannot be read from the zip .*CRC"):
         read_source(list_sources(str(path))[0])
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path):
+    with (tmp_path / "b.png").open("wb") as sparse:
+        sparse.truncate(2**31 + 1)
+    with pytest.raises(ArtefactError, match=r"b\.png: larger than the 2147483648 bytes that are expected"):
+        read_source(list_sources(str(tmp_path))[0])
 
 
 @pytest.mark.parametrize(

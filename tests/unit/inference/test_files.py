@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kernels_bank import load_kernels
+from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.lease import ENTRY
 from kernels_bank.runtime.lease_store import lease_store
@@ -229,6 +232,43 @@ def test_a_name_that_is_too_long_costs_its_own_file_alone(same, photo, tmp_path)
     assert "up to 262 bytes, 255 are possible; use --name" in outcomes[1].note
 
 
+def test_a_folder_that_cannot_be_made_costs_its_own_files_alone(same, photo, tmp_path):
+    pixels = encode_png(photo)
+    deep = "/".join(["g" * 200] * 25)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("a.png", f"d/{'f' * 300}/b.png", f"{deep}/c.png", "sub/in/d.png", "z.png"):
+            archive.writestr(name, pixels)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").write_text("theirs")
+    settings = same(input=str(tmp_path / "x.zip"))
+    assert planned(settings).broken == [f"d/{'f' * 300}/b.png", f"{deep}/c.png", "sub/in/d.png"]
+    outcomes = {outcome.name.rpartition("/")[2]: outcome for outcome in restore_files(settings)}
+    assert {name for name, outcome in outcomes.items() if outcome.output} == {"a.png", "z.png"}
+    assert "a folder of its results has a name of 300 bytes, 255 are possible" in outcomes["b.png"].note
+    assert "4095 are possible" in outcomes["c.png"].note
+    assert f"{tmp_path}/out/sub: is no folder" in outcomes["d.png"].note
+    assert (tmp_path / "out/sub").read_text() == "theirs"
+
+
+def test_a_folder_that_becomes_a_file_or_a_shorter_disk_costs_one_file(same, photo, tmp_path, monkeypatch):
+    """As where another program comes between, or a disk takes shorter names than most."""
+    put(tmp_path, "a.png", photo)
+    put(tmp_path, "b.png", photo)
+    write = storage.write_bytes
+    refused = [FileExistsError(errno.EEXIST, "File exists", "out/sub"), OSError(errno.ENAMETOOLONG, "too long", "a")]
+    for error in refused:
+
+        def refuse_a(uri: str, data: bytes, error: OSError = error) -> None:
+            if "/a." in uri:
+                raise error
+            write(uri, data)
+
+        monkeypatch.setattr(storage, "write_bytes", refuse_a)
+        outcomes = restore_files(same(overwrite=True))
+        assert [bool(outcome.output) for outcome in outcomes] == [False, True]
+        assert outcomes[0].note == f"{error.filename}: {error.strerror}; use --name"
+
+
 def test_a_name_that_is_no_text_is_restored_under_its_escapes(same, photo, tmp_path):
     put(tmp_path, "a.png", photo)
     os.link(tmp_path / "in" / "a.png", os.fsencode(tmp_path / "in") + b"/caf\xe9%20.png")
@@ -338,6 +378,16 @@ def test_a_check_names_results_whose_names_are_too_long(same, photo, tmp_path):
     assert plan.broken == ["n" * 245 + ".png"]
     (tmp_path / "in" / plan.broken[0]).unlink()
     planned(same()).checked()
+
+
+def test_a_check_goes_on_after_what_cannot_be_read(same, photo, tmp_path):
+    put(tmp_path, "b.png", photo)
+    (tmp_path / "list.txt").write_text("in/a.png\nin/b.png\n")
+    settings = same(input=str(tmp_path / "list.txt"))
+    plan = planned(settings)
+    assert plan.broken == [outcome.name for outcome in restore_files(settings) if not outcome.output] == ["a.png"]
+    assert "1 images would be restored" in plan.text
+    assert "not readable   a.png: " in plan.text
 
 
 def test_a_restoration_that_was_taken_over_stops_before_the_next_image(same, photo, tmp_path, monkeypatch):

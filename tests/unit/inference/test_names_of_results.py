@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from kernels_bank.runtime.errors import BadRequestError
+from pipeline.data.sources import Source
 from pipeline.images.encode import encode_png
 from pipeline.inference.restore_jobs import list_jobs
 from pipeline.inference.settings import RestoreSettings
@@ -50,6 +51,19 @@ def test_members_of_one_name_are_numbered(tmp_path: Path):
     settings = RestoreSettings(input=str(tmp_path / "x.zip"), output=str(tmp_path / "out"))
     names = [job.result.rpartition("/")[2] for job in list_jobs(settings)]
     assert names == ["a.png-x2.png", "a.png-2-x2.png", "a.png-3-x2.png"]
+
+
+def test_a_member_with_an_absolute_name_finds_its_results_again(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("/sub/a.png", PIXELS)
+    assert results(tmp_path, "x.zip") == {"sub/a.png": "sub/a-x2.png"}
+
+
+@pytest.mark.parametrize("name", ["../a.png", "sub/../../a.png"])
+def test_no_result_lies_outside_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr("pipeline.inference.restore_jobs.list_sources", lambda *_, **__: [Source("x.new", name)])
+    with pytest.raises(BadRequestError, match=r"a\.png: its result would lie outside --output .*/out; rename it"):
+        results(tmp_path)
 
 
 def test_a_name_with_control_characters_is_spelled(tmp_path: Path):

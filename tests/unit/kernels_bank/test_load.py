@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import io as scipy_io
 from scipy.sparse import csc_matrix
 
-from kernels_bank import load_kernels, sample_motion
+from kernels_bank import kernel_files, load_kernels, sample_motion
 from kernels_bank.reduction import reduction_line
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
@@ -25,6 +25,11 @@ def cells(kernels: list[np.ndarray]) -> np.ndarray:
     row = np.empty((1, len(kernels)), dtype=object)
     row[0] = [*kernels]
     return row
+
+
+def mat(path: Path, array: np.ndarray) -> None:
+    """As MATLAB writes a variable today: compressed."""
+    scipy_io.savemat(path, {"kernels": array}, do_compression=True)
 
 
 def hdf5_cells(path: Path, kernels: list[np.ndarray]) -> None:
@@ -206,6 +211,32 @@ def test_what_is_no_kernel_or_could_be_two_things_is_refused_with_what_it_is(tmp
         load_kernels(tmp_path / name)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.npy", lambda path: np.save(path, np.ones((200, 200))), "larger than the .* bytes"),
+        ("a.npz", lambda path: np.savez_compressed(path, np.zeros((200, 200))), "too many for kernels"),
+        ("a.png", lambda path: Image.new("L", (90, 90)).save(path), r"shape \(90, 90\) is too large"),
+        ("zeros.mat", lambda path: mat(path, np.zeros((200, 200))), r"shape \(200, 200\) is too large"),
+        ("cells.mat", lambda path: mat(path, cells([K, np.zeros((40, 40))])), "a variable unpacks to more than .* MiB"),
+        ("hdf5.mat", lambda path: hdf5_cells(path, [np.zeros((30, 30), np.int8)] * 2), r"shape \(1800,\) is too large"),
+        ("wide.npy", lambda path: np.save(path, np.ones((2, 99))), r"as large as the largest, .*\(1, 99, 99\)"),
+    ],
+)
+def test_no_file_takes_more_memory_than_kernels_need(tmp_path, monkeypatch, name, write, message):
+    monkeypatch.setattr(kernel_files, "_MOST_VALUES", 1000)
+    monkeypatch.setattr(kernel_files, "MOST_BYTES", 30_000)
+    write(tmp_path / name)
+    with pytest.raises(ArtefactError, match=message) as error:
+        load_kernels(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_a_compressed_cell_array_of_kernels_is_read(tmp_path):
+    mat(tmp_path / "a.mat", cells(list(KERNELS)))
+    np.testing.assert_allclose(load_kernels(tmp_path / "a.mat"), KERNELS, atol=1e-7)
 
 
 @pytest.mark.parametrize(
