@@ -43,6 +43,14 @@ def to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def straight_alpha(pixels: np.ndarray) -> np.ndarray:
+    """Return grey or RGB pixels that were multiplied by their alpha as they were before; transparent ones are black."""
+    most = np.iinfo(pixels.dtype).max
+    colour, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:]
+    straight = (colour * most + alpha // 2) // np.maximum(alpha, 1)
+    return np.concatenate([np.where(alpha, straight.clip(max=most), 0).astype(pixels.dtype), alpha], axis=2)
+
+
 def over_white(pixels: np.ndarray) -> np.ndarray:
     """Return uint8 pixels of any channels as (h, w, 3) RGB; transparent ones are laid over white."""
     rgb = to_rgb(pixels)

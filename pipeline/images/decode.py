@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image, JpegImagePlugin
 
 from pipeline.images import BadImageError
-from pipeline.images.convert import from_opencv, orient, over_white, to_depth
+from pipeline.images.convert import from_opencv, has_alpha, orient, over_white, straight_alpha, to_depth
 from pipeline.images.header import read_header
 from pipeline.images.jpeg_history import earlier_coding
 from pipeline.images.jpeg_level import jpeg_error
@@ -121,15 +121,29 @@ def _pixels(parts: Parts) -> np.ndarray:
                 return _decode_jpeg(parts.stream)
         case "AVIF" | "HEIF":
             return _decode_with_pillow(parts.stream)
+        case "TIFF" if parts.grey_alpha:
+            with quiet_decoders():
+                return _as_told(_decode_with_pillow(parts.stream), parts)
     raw = _imdecode(parts.stream, cv2.IMREAD_UNCHANGED)
     if raw.dtype not in (np.uint8, np.uint16):
         raise BadImageError(f"pixels of type {raw.dtype}; 8 or 16 bit integers are supported")
-    pixels = from_opencv(raw)
+    return _as_told(from_opencv(raw), parts)
+
+
+def _as_told(pixels: np.ndarray, parts: Parts) -> np.ndarray:
+    """Return a decoder's pixels with the meaning that the file gives them."""
     if parts.grey_alpha and pixels.ndim == 3:
-        return pixels[..., [0, -1]]
+        pixels = pixels[..., [0, -1]]
     if parts.grey_key is not None and pixels.ndim == 2:
         seen = (pixels != parts.grey_key) * np.asarray(np.iinfo(pixels.dtype).max, pixels.dtype)
-        return np.dstack([pixels, seen])
+        pixels = np.dstack([pixels, seen])
+    if has_alpha(pixels) and parts.alpha == "none":
+        pixels = pixels[..., :-1]
+    if has_alpha(pixels) and parts.alpha == "premultiplied":
+        pixels = straight_alpha(pixels)
+    if parts.negative:
+        grey = pixels if pixels.ndim == 2 else pixels[..., 0]
+        grey[...] = np.iinfo(pixels.dtype).max - grey
     return pixels
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline.images import BadImageError, jpeg, png, tiff, webp
 from pipeline.images.convert import has_alpha, to_opencv
 from pipeline.images.photograph import SUFFIX, Codec, JpegCoding, Photograph
+from pipeline.images.quiet import quiet_decoders
 
 # Of the lossless codecs measured (docs/data.md), the one that decodes fastest among the PNGs below 0.6 of the raw size.
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
@@ -84,7 +85,8 @@ def encode_photograph(photograph: Photograph, quality: int) -> bytes:
 
 def _imencode(kind: str, pixels: np.ndarray, parameters: list[int]) -> bytes:
     try:
-        ok, encoded = cv2.imencode(SUFFIX[kind], to_opencv(pixels), parameters)
+        with quiet_decoders():  # libtiff warns of each file that its compression has another number now
+            ok, encoded = cv2.imencode(SUFFIX[kind], to_opencv(pixels), parameters)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError(str(error)) from error

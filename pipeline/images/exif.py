@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 from pipeline.images.ifd import (
     EXIF,
     GPS,
@@ -14,6 +12,7 @@ from pipeline.images.ifd import (
     Value,
     as_integer,
     byte_order,
+    header,
     integer,
     read_directory,
     swapped,
@@ -101,5 +100,4 @@ def _block(directory: Directory, order: str) -> bytes:
         start += len(body)
     else:
         note = None
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start)
-    return head + body + write_directory(directory, start, order, standing=note)
+    return header(order, start) + body + write_directory(directory, start, order, standing=note)

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.images import BadImageError
 from pipeline.images.exif import exif_orientation
 from pipeline.images.jpeg import read_jpeg
-from pipeline.images.limits import MAX_PIXELS, MAX_SIDE
+from pipeline.images.limits import MAX_PIXELS, MAX_SIDE, MOST_EXIF, MOST_ICC, MOST_XMP, bounded
 from pipeline.images.parts import Metadata, Parts
 from pipeline.images.png import SIGNATURE, read_png
 from pipeline.images.tiff import read_tiff
@@ -49,10 +49,8 @@ def _read(data: bytes) -> Parts:
         return read_jpeg(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return read_webp(data)
-    if data[:4] in {b"II*\0", b"MM\0*"}:
+    if data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
         return read_tiff(data)
-    if data[:4] in {b"II+\0", b"MM\0+"}:
-        return _read_big_tiff(data)
     if data[4:8] == b"ftyp":
         return _read_with_pillow(data, heif=data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64])
     if data[:2] == b"BM":
@@ -64,17 +62,6 @@ def _read_bmp(data: bytes) -> Parts:
     (header,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
     return Parts("BMP", (abs(height), width), data)
-
-
-def _read_big_tiff(data: bytes) -> Parts:
-    """Read the header of a TIFF with 64-bit offsets; of its metadata the colour profile alone."""
-    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
-        if (frames := getattr(image, "n_frames", 1)) > 1:
-            raise BadImageError(f"animated or multi-page ({frames} frames)")
-        if image.mode in {"CMYK", "LAB"}:
-            raise BadImageError(f"{image.mode} colours; convert the file to RGB")
-        # Pillow's size and OpenCV's pixels are upright already.
-        return Parts("TIFF", (image.height, image.width), data, Metadata(image.info.get("icc_profile") or None))
 
 
 def _read_with_pillow(data: bytes, *, heif: bool) -> Parts:
@@ -89,13 +76,14 @@ def _read_with_pillow(data: bytes, *, heif: bool) -> Parts:
         if (frames := getattr(image, "n_frames", 1)) > 1 and not heif:
             raise BadImageError(f"animated or multi-page ({frames} frames)")
         info = image.info
-        exif = (info.get("exif") or b"").removeprefix(b"Exif\0\0") or None
+        exif = (bounded(info.get("exif"), MOST_EXIF) or b"").removeprefix(b"Exif\0\0") or None
+        icc, xmp = bounded(info.get("icc_profile"), MOST_ICC), bounded(info.get("xmp"), MOST_XMP)
         deep = info.get("bit_depth", 8) > 8 if heif else _is_deep_avif(data)
         return Parts(
             kind="HEIF" if heif else "AVIF",
             stored=(image.height, image.width),
             stream=data,
-            metadata=Metadata(info.get("icc_profile") or None, exif, info.get("xmp") or None, _nclx(data)),
+            metadata=Metadata(icc, exif, xmp, _nclx(data)),
             orientation=1 if heif else exif_orientation(exif),
             lossy=True,
             notes=("read as 8 bit; it has more",) if deep else (),

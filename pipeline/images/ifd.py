@@ -10,11 +10,26 @@ import numpy as np
 
 EXIF, GPS, INTEROPERABILITY, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
 _POINTERS = {EXIF, GPS, INTEROPERABILITY}
-SHORT, LONG, UNDEFINED = 3, 4, 7
+SHORT, LONG, UNDEFINED, IFD, LONG8, IFD8 = 3, 4, 7, 13, 16, 18
 # Bytes of one value by its type: byte, text, short, long, rational, ... ; then of the number that has an order.
-_SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _WORD = {**_SIZE, 5: 4, 10: 4}
+_NUMBER = {SHORT: "H", LONG: "I", IFD: "I", LONG8: "Q", IFD8: "Q"}
 _MOST_BYTES = 32 * 2**20  # of all values together
+_MOST_TAGS = 2**16 - 1  # of a directory
+
+
+class _Layout(NamedTuple):
+    """Say how wide the numbers of a directory are."""
+
+    first: int  # where the position of the first directory stands
+    length: str  # number of entries
+    number: str  # of values, and positions
+    inline: int  # bytes of a value that stands in its entry
+    entry: int  # bytes
+
+
+_CLASSIC, _BIG = _Layout(4, "H", "I", 4, 12), _Layout(8, "Q", "Q", 8, 20)
 
 
 class Value(NamedTuple):
@@ -35,7 +50,7 @@ class BrokenDirectoryError(ValueError):
 
 def byte_order(data: bytes) -> str:
     """Return `<` or `>`, the byte order of a TIFF structure. Raises BrokenDirectoryError."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    order = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}.get(data[:4])
     if order is None or len(data) < 8:
         raise BrokenDirectoryError("not a TIFF structure")
     return order
@@ -43,30 +58,41 @@ def byte_order(data: bytes) -> str:
 
 def first_directory(data: bytes) -> int:
     """Return the position of a TIFF structure's first directory. Raises BrokenDirectoryError."""
-    return int(struct.unpack_from(f"{byte_order(data)}I", data, 4)[0])
+    layout = _layout(data)
+    return _integer_at(data, layout.first, layout.number)
 
 
 def next_directory(data: bytes, at: int) -> int:
     """Return the position of the directory after the one at `at`, 0 after the last. Raises BrokenDirectoryError."""
-    order = byte_order(data)
-    try:
-        (count,) = struct.unpack_from(f"{order}H", data, at)
-        return int(struct.unpack_from(f"{order}I", data, at + 2 + 12 * count)[0])
-    except struct.error as error:
-        raise BrokenDirectoryError("a directory lies outside of the file") from error
+    layout = _layout(data)
+    count = _integer_at(data, at, layout.length)
+    return _integer_at(data, at + struct.calcsize(layout.length) + layout.entry * count, layout.number)
+
+
+def _layout(data: bytes) -> _Layout:
+    return _BIG if b"+" in data[2:4] else _CLASSIC
+
+
+def _integer_at(data: bytes, at: int, kind: str) -> int:
+    kind = byte_order(data) + kind
+    if at + struct.calcsize(kind) > len(data):
+        raise BrokenDirectoryError("a directory lies outside of the file")
+    return int(struct.unpack_from(kind, data, at)[0])
 
 
 def read_directory(data: bytes, at: int | None = None) -> Directory:
     """Read a directory and those that it points to; tags that make no sense are left out.
 
+    Values may lie over each other, but all together are no longer than the structure: the rest is left out.
+
     Args:
-        data: a TIFF structure: an EXIF block or a TIFF file.
+        data: a TIFF structure: an EXIF block, a TIFF or BigTIFF file.
         at: position of the directory; that of the first one if not given.
 
     Raises:
         BrokenDirectoryError: the outermost directory cannot be read.
     """
-    budget = [_MOST_BYTES]
+    budget = [min(len(data), _MOST_BYTES)]
     return _read(data, byte_order(data), first_directory(data) if at is None else at, budget, depth=0)
 
 
@@ -76,35 +102,37 @@ def _read(data: bytes, order: str, at: int, budget: list[int], depth: int) -> Di
         budget[0] -= len(value.data)
         if budget[0] < 0:
             break
+        if tag in found:  # also many pointers to one large directory
+            continue
         if tag not in _POINTERS:
-            found.setdefault(tag, value)
-        elif depth < 2 and value.kind in {LONG, 13} and value.number == 1:
+            found[tag] = value
+        elif depth < 2 and (place := as_integer(value, order)) is not None:
             try:
-                inner = _read(data, order, struct.unpack(f"{order}I", value.data)[0], budget, depth + 1)
+                found[tag] = _read(data, order, place, budget, depth + 1)
             except BrokenDirectoryError:
                 continue
-            found.setdefault(tag, inner)
     return found
 
 
 def _values(data: bytes, order: str, at: int) -> Iterator[tuple[int, Value]]:
-    try:
-        (count,) = struct.unpack_from(f"{order}H", data, at)
-    except struct.error as error:
-        raise BrokenDirectoryError("a directory lies outside of the file") from error
-    for place in range(at + 2, min(at + 2 + 12 * count, len(data) - 11), 12):
-        tag, kind, number = struct.unpack_from(f"{order}HHI", data, place)
+    layout = _layout(data)
+    count = min(_integer_at(data, at, layout.length), _MOST_TAGS)
+    first = at + struct.calcsize(layout.length)
+    for place in range(first, min(first + layout.entry * count, len(data) - layout.entry + 1), layout.entry):
+        tag, kind, number = struct.unpack_from(f"{order}HH{layout.number}", data, place)
         size = _SIZE.get(kind, 0) * number
-        start = place + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, place + 8)[0]
+        start = place + layout.entry - layout.inline
+        if size > layout.inline:
+            (start,) = struct.unpack_from(f"{order}{layout.number}", data, start)
         if size and start + size <= len(data):
             yield tag, Value(kind, number, data[start : start + size], start)
 
 
 def as_integer(value: Value | Directory | None, order: str) -> int | None:
-    """Return the one short or long of a tag; None if it is something else."""
-    if not isinstance(value, Value) or value.number != 1 or value.kind not in {SHORT, LONG}:
+    """Return the one short, long or position of a tag; None if it is something else."""
+    if not isinstance(value, Value) or value.number != 1 or value.kind not in _NUMBER:
         return None
-    return int(struct.unpack(f"{order}{'H' if value.kind == SHORT else 'I'}", value.data)[0])
+    return int(struct.unpack(f"{order}{_NUMBER[value.kind]}", value.data)[0])
 
 
 def integer(value: int, order: str, kind: int = LONG) -> Value:
@@ -122,6 +150,11 @@ def swapped(directory: Directory) -> Directory:
     }
 
 
+def header(order: str, first: int) -> bytes:
+    """Return the beginning of a TIFF structure whose first directory stands at `first`."""
+    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", first)
+
+
 def write_directory(directory: Directory, at: int, order: str, standing: Value | None = None) -> bytes:
     """Return the bytes of a directory and of all that belongs to it.
 
@@ -132,7 +165,7 @@ def write_directory(directory: Directory, at: int, order: str, standing: Value |
         standing: a value of it whose data is in the file already, at its own position.
     """
     head = 2 + 12 * len(directory) + 4
-    entries, body = [struct.pack(f"{order}H", len(directory))], b""
+    entries, body = [struct.pack(f"{order}H", len(directory))], bytearray()
     for tag, value in sorted(directory.items()):
         place = at + head + len(body)
         if not isinstance(value, Value):
@@ -146,4 +179,4 @@ def write_directory(directory: Directory, at: int, order: str, standing: Value |
             entries.append(struct.pack(f"{order}HHII", tag, value.kind, value.number, place))
             body += value.data
         body += b"\0" * (len(body) % 2)
-    return b"".join(entries) + bytes(4) + body
+    return b"".join([*entries, bytes(4), body])

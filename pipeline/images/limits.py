@@ -9,3 +9,8 @@ MOST_SCANS = 100  # of a progressive JPEG; its 64 coefficients sent bit by bit n
 MOST_ICC = 16 * 2**20
 MOST_EXIF = 16 * 2**20
 MOST_XMP = 4 * 2**20
+
+
+def bounded(body: bytes | None, most: int) -> bytes | None:
+    """Return these bytes if there are any, and no more than `most`."""
+    return body if body and len(body) <= most else None

@@ -17,11 +17,11 @@ from pipeline.images.photograph import Format
 
 _SRGB_GAMMA = (45000, 46000)  # gAMA counts in 1/100000; what sRGB is written as, and near it
 _SRGB_CHROMA = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
-# An XMP property as an attribute or as an element.
-_PROPERTY = r'(?s)(\b{name}\s*=\s*["\']|<{name}>\s*)\d+'
-_DROPPED_XMP = re.compile(
-    rb"(?s)<xmp:Thumbnails\b.*?</xmp:Thumbnails>|\s*\bxmpNote:HasExtendedXMP\s*=\s*(\"[^\"]*\"|'[^']*')"
-)
+# An XMP property as an attribute or as an element. A pattern that begins with plain text is searched for the fastest.
+_PROPERTY = r'({name}(?<![\w/]{name})(?:\s*=\s*["\']|>\s*))\d+'
+_EXTENDED_XMP = re.compile(rb"xmpNote:HasExtendedXMP\s*=\s*(\"[^\"]*\"|'[^']*')")
+# To the packet's end where none closes: looked for again from every later start, it costs the square of the length.
+_THUMBNAILS = re.compile(rb"(?s)<xmp:Thumbnails\b.*?(</xmp:Thumbnails>|\Z)")
 
 
 def carried(found: Metadata, pixels: np.ndarray, kind: Format, *, strip: bool = False) -> tuple[Metadata, list[str]]:
@@ -106,4 +106,5 @@ def _resized_xmp(packet: bytes, width: int, height: int) -> bytes:
     }
     for name, value in values.items():
         packet = re.sub(_PROPERTY.format(name=name).encode(), rb"\g<1>%d" % value, packet)
-    return _DROPPED_XMP.sub(b"", packet)
+    packet = _THUMBNAILS.sub(lambda found: b"" if found[1] else found[0], packet)
+    return _EXTENDED_XMP.sub(b"", packet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,10 @@ class Parts:
     stream: bytes  # the file, without metadata where the format allows
     metadata: Metadata = field(default_factory=Metadata)
     orientation: int = 1  # EXIF 1..8: what the decoded pixels still need
-    grey_alpha: bool = False  # grey with alpha, which the decoder gives as RGBA
+    grey_alpha: bool = False  # grey with alpha; OpenCV gives it as RGBA, of a TIFF without alpha
     grey_key: int | None = None  # the grey value that stands for transparent pixels
+    negative: bool = False  # grey that counts from white, also in the decoder's pixels
+    alpha: Literal["straight", "premultiplied", "none"] = "straight"  # what the last of 2 or 4 channels is
     lossy: bool = False  # its pixels are off by an error that it does not tell: a WebP of that kind, AVIF, HEIF
     notes: tuple[str, ...] = ()  # what is wrong with the file and can be borne, a phrase each
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.images import BadImageError
 from pipeline.images.exif import exif_orientation
-from pipeline.images.limits import MOST_EXIF, MOST_ICC, MOST_XMP
+from pipeline.images.limits import MOST_EXIF, MOST_ICC, MOST_XMP, bounded
 from pipeline.images.parts import Metadata, Parts
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -27,7 +27,7 @@ def read_png(data: bytes) -> Parts:
         BadImageError: no header, or animated.
     """
     stream, end = [SIGNATURE], b""
-    icc = exif = xmp = None
+    first: dict[bytes, bytes] = {}  # chunk of metadata of each kind, whatever it is worth: later ones are not unpacked
     colour: dict[bytes, bytes] = {}
     notes: list[str] = []
     for kind, body, check in _chunks(data):
@@ -41,18 +41,20 @@ def read_png(data: bytes) -> Parts:
             stream.append(_chunk(kind, body, check))
         elif not intact:
             notes.append(f"damaged chunk {kind.decode('latin-1')} left out")
-        elif kind == b"iCCP":
-            icc = icc or _inflated(body.partition(b"\0")[2][1:], MOST_ICC, "colour profile", notes)
-        elif kind == b"eXIf" and len(body) <= MOST_EXIF:
-            exif = exif or body.removeprefix(b"Exif\0\0")
-        elif kind == b"iTXt" and body.startswith(_XMP):
-            xmp = xmp or _xmp(body.removeprefix(_XMP), notes)
+        elif kind in {b"iCCP", b"eXIf"} or (kind == b"iTXt" and body.startswith(_XMP)):
+            first.setdefault(kind, body)
         elif len(body) == _COLOUR.get(kind):
             colour.setdefault(kind, body)
     if len(stream) < 2 or stream[1][4:8] != b"IHDR" or len(stream[1]) != 25:
         raise BadImageError("not a readable image")
     width, height, depth, colour_type = struct.unpack(">IIBB", stream[1][8:18])
     stream.append(_chunk(b"IEND", b""))
+    icc = xmp = None
+    if (profile := first.get(b"iCCP")) is not None:
+        icc = _inflated(profile.partition(b"\0")[2][1:], MOST_ICC, "colour profile", notes)
+    if (text := first.get(b"iTXt")) is not None:
+        xmp = _xmp(text.removeprefix(_XMP), notes)
+    exif = (bounded(first.get(b"eXIf"), MOST_EXIF) or b"").removeprefix(b"Exif\0\0") or None
     return Parts(
         kind="PNG",
         stored=(height, width),
@@ -132,7 +134,7 @@ def _xmp(body: bytes, notes: list[str]) -> bytes | None:
     packed, text = body[:1] == b"\1", body[2:].split(b"\0", 2)[-1]
     if packed:
         return _inflated(text, MOST_XMP, "XMP packet", notes)
-    return text if len(text) <= MOST_XMP else None
+    return bounded(text, MOST_XMP)
 
 
 def _grey_key(stream: list[bytes], depth: int) -> int | None:

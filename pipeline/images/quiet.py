@@ -1,4 +1,4 @@
-"""Keep what decoders print themselves off standard error, where a user reads one line of ours for a bad file."""
+"""Keep what decoders and encoders print off standard error, where a user reads one line of ours for a bad file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _stream = _c_stderr()
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Let no decoder print in the block, in whatever thread; Python's own standard error stays as it is."""
+    """Let no decoder or encoder print in the block, in whatever thread; Python's own standard error stays as it is."""
     global _inside, _before
     with _lock:
         if not _inside:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import struct
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from pipeline.images import BadImageError
 from pipeline.images.exif import for_tiff, from_tiff, orientation_of
 from pipeline.images.ifd import (
+    LONG,
+    LONG8,
+    SHORT,
     UNDEFINED,
     BrokenDirectoryError,
     Directory,
@@ -14,6 +19,8 @@ from pipeline.images.ifd import (
     as_integer,
     byte_order,
     first_directory,
+    header,
+    integer,
     next_directory,
     read_directory,
     write_directory,
@@ -21,16 +28,37 @@ from pipeline.images.ifd import (
 from pipeline.images.limits import MOST_ICC, MOST_XMP
 from pipeline.images.parts import Metadata, Parts
 
-_WIDTH, _HEIGHT, _PHOTOMETRIC, _XMP, _ICC = 0x0100, 0x0101, 0x0106, 0x02BC, 0x8773
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _XMP, _ICC = 0x0100, 0x0101, 0x0102, 0x0106, 0x02BC, 0x8773
+_CHANNELS, _PLANES, _EXTRA = 0x0115, 0x011C, 0x0152
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE = 0, 1, 3  # photometric
+_UNSPECIFIED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2  # extra channel
 _UNREAD_COLOURS = {5: "CMYK", 8: "Lab", 9: "Lab", 10: "Lab"}
 _BYTE = 1
+# What a decoder needs: size, bits, compression, colours, strips, tiles, predictor, palette, JPEG tables, YCbCr. It
+# keeps a copy of the values of every other tag, as often as one large value is pointed to.
+_PIXEL_TAGS = {
+    *(0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x010A, 0x0111, 0x0112, 0x0115, 0x0116, 0x0117, 0x011C, 0x0124, 0x0125),
+    *(0x013D, 0x0140, 0x0142, 0x0143, 0x0144, 0x0145, 0x014C, 0x0152, 0x0153, 0x0154, 0x0155, 0x015B),
+    *range(0x0200, 0x020A),
+    *range(0x0211, 0x0215),
+}
+
+
+class _Channels(NamedTuple):
+    """Say what the channels of a page are."""
+
+    grey_alpha: bool
+    negative: bool
+    alpha: Literal["straight", "premultiplied", "none"]
+    told: Directory  # tags by which a decoder leaves their values as they are
 
 
 def read_tiff(data: bytes) -> Parts:
     """Take a TIFF apart. Its decoder turns pixels upright by itself.
 
     Raises:
-        BadImageError: no page, more than one page, or page directories that lead outside of the file.
+        BadImageError: no page, more than one page, page directories that lead outside of the file, or channels that no
+            decoder here gives as they are.
     """
     try:
         order, at = byte_order(data), first_directory(data)
@@ -46,13 +74,58 @@ def read_tiff(data: bytes) -> Parts:
     colours = _UNREAD_COLOURS.get(as_integer(page.get(_PHOTOMETRIC), order) or 0)
     if colours:
         raise BadImageError(f"{colours} colours; convert the file to RGB")
+    channels = _channels(page, order)
+    pixel_tags = {tag: page[tag] for tag in _PIXEL_TAGS & page.keys()} | channels.told
     turned = orientation_of(page, order) >= 5
     return Parts(
         kind="TIFF",
         stored=(width, height) if turned else (height, width),
-        stream=data,
+        stream=_with_directory(data, pixel_tags, order),
         metadata=Metadata(_bytes(page, _ICC, MOST_ICC), from_tiff(data), _bytes(page, _XMP, MOST_XMP)),
+        grey_alpha=channels.grey_alpha,
+        negative=channels.negative,
+        alpha=channels.alpha,
     )
+
+
+def _channels(page: Directory, order: str) -> _Channels:
+    """Say how the decoders' values become the page's: OpenCV multiplies 8-bit RGB by its alpha, and drops grey's.
+
+    Raises:
+        BadImageError: what no decoder gives as it is.
+    """
+    photometric = as_integer(page.get(_PHOTOMETRIC), order)
+    count = as_integer(page.get(_CHANNELS), order) or 1
+    bits, extra = _first(page, _BITS, order) or 1, _first(page, _EXTRA, order)
+    single = photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE}
+    more = count - (1 if single else 3)
+    if more > 1 or (more == 1 and single and (bits != 8 or photometric == _PALETTE)):
+        raise BadImageError(
+            f"a TIFF of {count} channels of {bits} bits, {more} of them beside its "
+            f"{'grey' if single else 'colours'}; convert the file to PNG"
+        )
+    grey_alpha = more == 1 and single and extra != _UNSPECIFIED
+    if count > 1 and as_integer(page.get(_PLANES), order) == 2 and (bits > 8 or grey_alpha):
+        raise BadImageError("a TIFF whose channels are stored one after the other; store them interleaved, or as PNG")
+    told: Directory = {}
+    if grey_alpha:
+        told = {_EXTRA: integer(_STRAIGHT, order, SHORT), _PHOTOMETRIC: integer(_BLACK_IS_ZERO, order, SHORT)}
+    elif more == 1 and not single:
+        told = {_EXTRA: integer(_PREMULTIPLIED, order, SHORT)}
+    return _Channels(
+        grey_alpha=grey_alpha,
+        negative=photometric == _WHITE_IS_ZERO and (bits > 8 or grey_alpha),
+        alpha="none" if extra == _UNSPECIFIED else "premultiplied" if extra == _PREMULTIPLIED else "straight",
+        told=told,
+    )
+
+
+def _first(page: Directory, tag: int, order: str) -> int | None:
+    """Return the first number of a tag, the same for all channels that can be read."""
+    value = page.get(tag)
+    if not isinstance(value, Value) or value.kind != SHORT:
+        return None
+    return as_integer(Value(SHORT, 1, value.data[:2]), order)
 
 
 def with_metadata(data: bytes, metadata: Metadata) -> bytes:
@@ -65,8 +138,22 @@ def with_metadata(data: bytes, metadata: Metadata) -> bytes:
         page[_ICC] = Value(UNDEFINED, len(metadata.icc), metadata.icc)
     if metadata.xmp is not None:
         page[_XMP] = Value(_BYTE, len(metadata.xmp), metadata.xmp)
+    return _with_directory(data, page, "<")
+
+
+def _with_directory(data: bytes, page: Directory, order: str) -> bytes:
+    """Return a TIFF of one page, also of a BigTIFF, whose directory is written anew behind everything else."""
     data += b"\0" * (len(data) % 2)  # offsets are even
-    return data[:4] + struct.pack("<I", len(data)) + data[8:] + write_directory(page, len(data), "<")
+    narrow = {tag: _narrow(value, order) if isinstance(value, Value) else value for tag, value in page.items()}
+    return b"".join([header(order, len(data)), memoryview(data)[8:], write_directory(narrow, len(data), order)])
+
+
+def _narrow(value: Value, order: str) -> Value:
+    """Return numbers of 64 bits as such of 32; those that are larger lie outside of any file."""
+    if value.kind != LONG8:
+        return value
+    numbers = np.frombuffer(value.data, f"{order}u8").clip(max=2**32 - 1)
+    return Value(LONG, value.number, numbers.astype(f"{order}u4").tobytes())
 
 
 def _pages(data: bytes, at: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pipeline.images import BadImageError
 from pipeline.images.exif import exif_orientation
-from pipeline.images.limits import MOST_EXIF, MOST_ICC, MOST_XMP
+from pipeline.images.limits import MOST_EXIF, MOST_ICC, MOST_XMP, bounded
 from pipeline.images.parts import Metadata, Parts
 
 _ICC, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04
@@ -32,9 +32,9 @@ def read_webp(data: bytes) -> Parts:
         raise BadImageError("not a readable image")
     alpha = found.get(b"ALPH") if picture == b"VP8 " else None
     metadata = Metadata(
-        icc=_bounded(found.get(b"ICCP"), MOST_ICC),
-        exif=(_bounded(found.get(b"EXIF"), MOST_EXIF) or b"").removeprefix(b"Exif\0\0") or None,
-        xmp=_bounded(found.get(b"XMP "), MOST_XMP),
+        icc=bounded(found.get(b"ICCP"), MOST_ICC),
+        exif=(bounded(found.get(b"EXIF"), MOST_EXIF) or b"").removeprefix(b"Exif\0\0") or None,
+        xmp=bounded(found.get(b"XMP "), MOST_XMP),
     )
     chunks = [] if alpha is None else [_extended(_ALPHA, size), (b"ALPH", alpha)]
     return Parts(
@@ -89,7 +89,3 @@ def _size(picture: bytes, body: bytes) -> tuple[int, int] | None:
         width, height = struct.unpack("<HH", body[6:10])
         return height & 0x3FFF, width & 0x3FFF
     return None
-
-
-def _bounded(body: bytes | None, most: int) -> bytes | None:
-    return body if body and len(body) <= most else None

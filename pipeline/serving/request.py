@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ async def read_request(request: Request, settings: ServeSettings) -> RestoreRequ
     image, fields = (body, []) if form is None else await _form(body, form)
     if not image:
         raise RequestError("no image: send it as the body, or as a file of a form")
-    header = read_header(image)
+    # In a thread: a file can be made so that it takes a second, and meanwhile nobody would be served.
+    header = await asyncio.to_thread(read_header, image)
     if header.height * header.width > settings.max_pixels:
         raise TooLargeError(
             f"{header.width} x {header.height} is {header.width * header.height / 1e6:.1f} megapixels; "

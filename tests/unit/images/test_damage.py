@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import BadImageError
+from pipeline.images import BadImageError, ifd
+from pipeline.images import png as png_module
 from pipeline.images.decode import decode_image, decode_photograph
+from pipeline.images.exif import exif_orientation, upright
 from pipeline.images.header import read_header
+from pipeline.images.metadata import carried
+from pipeline.images.parts import Metadata
 from tests.unit.images.samples import chunk, encoded, picture, profile, with_all, with_chunks
 
 PIXELS = picture()
@@ -214,3 +218,103 @@ def test_other_formats_are_named():
     Image.new("RGB", (4, 4)).save(stream, "GIF")
     with pytest.raises(BadImageError, match="GIF is not supported; use PNG, JPEG"):
         read_header(stream.getvalue())
+
+
+# Of the next files each would take hours, or all memory, if the work grew faster than the file.
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"<xmp:Thumbnails ", b" ", b"xmpNote:HasExtendedXMP ", b"xmpNote:HasExtendedXMP=\" ' ", b"tiff:ImageWidth=' "],
+)
+def test_a_packet_of_one_piece_is_searched_in_linear_time(piece):
+    packet = piece * (2**21 // len(piece))
+    kept = carried(Metadata(xmp=packet), PIXELS, "png")[0].xmp
+    assert kept is not None
+    assert kept == packet or b'="' in packet
+
+
+def test_a_thumbnail_without_an_end_is_kept_with_all_behind_it():
+    packet = b"<a/><xmp:Thumbnails>x</xmp:Thumbnails><b/> <c xmpNote:HasExtendedXMP='9'/><xmp:Thumbnails>y<d/>"
+    kept = carried(Metadata(xmp=packet), PIXELS, "png")[0].xmp
+    assert kept == b"<a/><b/> <c /><xmp:Thumbnails>y<d/>"
+
+
+def block(entries: bytes, behind: bytes = b"") -> bytes:
+    """An EXIF block with these entries."""
+    return b"II*\0" + struct.pack("<IH", 8, len(entries) // 12) + entries + bytes(4) + behind
+
+
+def test_values_that_lie_over_each_other_are_no_more_than_the_block():
+    entries = b"".join(struct.pack("<HHII", 0xB000 + i, 7, 2**16, 8) for i in range(16_000))
+    hostile = block(entries, bytes(2**16))
+    fitted = upright(hostile, 6, 4)
+    assert 2**16 < len(fitted) < 2 * len(hostile)
+    assert exif_orientation(hostile) == 1
+
+
+def test_of_many_pointers_to_a_directory_the_first_of_a_tag_is_followed(monkeypatch):
+    read, depths = ifd._read, []
+
+    def count(data: bytes, order: str, at: int, budget: list[int], depth: int) -> ifd.Directory:
+        depths.append(depth)
+        return read(data, order, at, budget, depth)
+
+    monkeypatch.setattr(ifd, "_read", count)
+    pointers = [struct.pack("<HHII", tag, 4, 1, 8) for tag in (ifd.EXIF, ifd.GPS, ifd.INTEROPERABILITY)]
+    ifd.read_directory(block(b"".join(pointers * 100)))
+    assert 4 <= len(depths) <= 1 + 3 + 9
+
+
+def test_a_tiff_gives_its_decoder_no_values_that_it_does_not_need():
+    plain = encoded(PIXELS[..., 0], "TIFF")
+    (first,) = struct.unpack_from("<I", plain, 4)
+    (count,) = struct.unpack_from("<H", plain, first)
+    entries = plain[first + 2 : first + 2 + 12 * count]
+    entries += b"".join(struct.pack("<HHII", 0xB000 + i, 7, len(plain), 0) for i in range(4000))
+    directory = struct.pack("<H", len(entries) // 12) + entries + bytes(4)
+    hostile = plain[:4] + struct.pack("<I", len(plain)) + plain[8:] + directory
+    parts = read_header(hostile)
+    assert len(parts.stream) < len(hostile) + 300
+    (first,) = struct.unpack_from("<I", parts.stream, 4)
+    assert struct.unpack_from("<H", parts.stream, first)[0] <= count
+    np.testing.assert_array_equal(decode_photograph(hostile).pixels, PIXELS[..., 0])
+
+
+def test_of_many_chunks_of_a_kind_the_first_alone_is_unpacked(monkeypatch):
+    unpacked = []
+
+    def count(packed: bytes, most: int, what: str, notes: list[str]) -> None:
+        unpacked.append(what)
+
+    monkeypatch.setattr(png_module, "_inflated", count)
+    chunks = [chunk(b"iCCP", b"x\0\0" + b"packed"), chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0packed")]
+    read_header(with_chunks(PNG, *chunks * 50))
+    assert unpacked == ["colour profile", "XMP packet"]
+
+
+def test_a_first_chunk_that_is_refused_counts():
+    good = chunk(b"iCCP", b"x\0\0" + bomb(1))
+    large = chunk(b"iCCP", b"x\0\0" + bomb(17))
+    parts = read_header(with_chunks(PNG, large, good))
+    assert (parts.metadata.icc, parts.notes) == (None, ("colour profile of more than 16 MiB left out",))
+    assert read_header(with_chunks(PNG, good, large)).metadata.icc == bytes(2**20)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_pages_of_a_big_tiff_are_counted_no_further_than_they_tell(order):
+    pages = b"".join(struct.pack(f"{order}QQ", 0, 16 * (i + 2)) for i in range(100_000))
+    head = (b"II+\0\x08\0\0\0" if order == "<" else b"MM\0+\0\x08\0\0") + struct.pack(f"{order}Q", 16)
+    with pytest.raises(BadImageError, match="multi-page"):
+        read_header(head + pages)
+
+
+def test_a_big_tiff_is_read_with_its_metadata():
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    data = encoded(PIXELS, "TIFF", big_tiff=True, tiffinfo=exif, icc_profile=profile(b"RGB "))
+    assert data[:4] == b"II+\0"
+    photograph = decode_photograph(data)
+    np.testing.assert_array_equal(photograph.pixels, np.rot90(PIXELS, -1))
+    assert photograph.metadata.icc == profile(b"RGB ")
+    assert b"Maker" in (photograph.metadata.exif or b"")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.images import BadImageError
-from pipeline.images.decode import decode_image, decode_tile
+from pipeline.images.decode import decode_image, decode_photograph, decode_tile
 from pipeline.images.encode import encode_png, encode_tile
 from pipeline.images.header import read_header
 from pipeline.images.photograph import Codec
@@ -97,6 +97,112 @@ def animated() -> bytes:
 def test_what_cannot_be_used_says_why(data: bytes, reason: str):
     with pytest.raises(BadImageError, match=reason):
         decode_image(data)
+
+
+def tiff(stored: np.ndarray, photometric: int, extra: int | None = None, order: str = "<", big: bool = False) -> bytes:
+    """A plain TIFF of one strip, with or without the tag ExtraSamples."""
+    height, width, count = (*stored.shape, 1)[:3]
+    word = "Q" if big else "I"
+    pixels = stored.astype(stored.dtype.newbyteorder(order)).tobytes()
+    pixels += bytes(len(pixels) % 2)
+    start = 16 if big else 8
+    bits = struct.pack(f"{order}{count}H", *[8 * stored.itemsize] * count)
+    short = {0x100: width, 0x101: height, 0x103: 1, 0x106: photometric, 0x115: count, 0x116: height}
+    values = {tag: (3, 1, struct.pack(f"{order}H", value)) for tag, value in short.items()}
+    values |= {
+        tag: (16 if big else 4, 1, struct.pack(order + word, value))
+        for tag, value in ((0x111, start), (0x117, stored.nbytes))
+    }
+    inline = 8 if big else 4
+    values[0x102] = 3, count, bits if len(bits) <= inline else struct.pack(order + word, start + len(pixels))
+    if extra is not None:
+        values[0x152] = 3, 1, struct.pack(f"{order}H", extra)
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}H", 43 if big else 42)
+    head += (
+        struct.pack(f"{order}HHQ", 8, 0, 16 + len(pixels + bits))
+        if big
+        else struct.pack(f"{order}I", 8 + len(pixels + bits))
+    )
+    entries = b"".join(
+        struct.pack(f"{order}HH{word}", tag, kind, number) + value.ljust(inline, b"\0")
+        for tag, (kind, number, value) in sorted(values.items())
+    )
+    return head + pixels + bits + struct.pack(f"{order}{'Q' if big else 'H'}", len(values)) + entries + bytes(inline)
+
+
+def channels(count: int, dtype: type) -> np.ndarray:
+    """Return pixels, the alpha of the last channel from 0 to the most."""
+    most = np.iinfo(dtype).max
+    values = np.random.default_rng(0).integers(0, most + 1, (5, 6, count), dtype)
+    values[..., -1] = np.linspace(0, most, 30).astype(dtype).reshape(5, 6)
+    return values[..., 0] if count == 1 else values
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_is_read_as_it_is(dtype: type, order: str, big: bool):
+    most = np.iinfo(dtype).max
+    grey, rgb, rgba = (channels(count, dtype) for count in (1, 3, 4))
+    cases = [
+        (tiff(grey, 1, None, order, big), grey),
+        (tiff(grey, 0, None, order, big), most - grey),
+        (tiff(rgb, 2, None, order, big), rgb),
+        (tiff(rgba, 2, 2, order, big), rgba),
+        (tiff(rgba, 2, None, order, big), rgba),
+        (tiff(rgba, 2, 0, order, big), rgba[..., :3]),
+    ]
+    if dtype == np.uint8:
+        la = channels(2, dtype)
+        white = np.dstack([255 - la[..., 0], la[..., 1]])
+        cases += [(tiff(la, 1, 2, order, big), la), (tiff(la, 1, 0, order, big), la[..., 0])]
+        cases += [(tiff(white, 0, 2, order, big), la), (tiff(white, 0, 0, order, big), la[..., 0])]
+    for data, expected in cases:
+        found = decode_photograph(data).pixels
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(2, np.uint8), (4, np.uint8), (4, np.uint16)])
+def test_premultiplied_alpha_is_divided_out(count: int, dtype: type):
+    straight = channels(count, dtype)
+    alpha = straight[..., -1:].astype(np.float64) / np.iinfo(dtype).max
+    stored = np.concatenate([np.round(straight[..., :-1] * alpha).astype(dtype), straight[..., -1:]], axis=2)
+    found = decode_photograph(tiff(stored, 2 if count == 4 else 1, 1)).pixels
+    np.testing.assert_array_equal(found[..., -1], straight[..., -1])
+    error = np.abs(found[..., :-1] - straight[..., :-1].astype(np.float64)) * alpha
+    assert error.max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_grey_with_alpha_of_a_tiff_is_turned_upright(orientation: int):
+    la = channels(2, np.uint8)
+    data = file(Image.fromarray(la, "LA"), "TIFF", tiffinfo={0x112: orientation}, compression="tiff_lzw")
+    expected = la[::-1, ::-1] if orientation == 3 else np.rot90(la, -1)
+    np.testing.assert_array_equal(decode_photograph(data).pixels, expected)
+
+
+def planar(stored: np.ndarray) -> bytes:
+    """A TIFF that says of its channels that each has a strip of its own."""
+    data = tiff(stored, 2, 0)
+    return data.replace(struct.pack("<HHIHH", 0x152, 3, 1, 0, 0), struct.pack("<HHIHH", 0x11C, 3, 1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (
+            tiff(channels(2, np.uint16), 1, 2),
+            "2 channels of 16 bits, 1 of them beside its grey; convert the file",
+        ),
+        (tiff(channels(5, np.uint8), 2, 0), "5 channels of 8 bits, 2 of them beside its colours; convert"),
+        (tiff(channels(3, np.uint8), 1, 0), "3 channels of 8 bits, 2 of them beside its grey; convert"),
+        (planar(channels(3, np.uint16)), "one after the other; store them interleaved"),
+    ],
+)
+def test_channels_of_a_tiff_that_would_change_are_refused(data: bytes, reason: str):
+    with pytest.raises(BadImageError, match=reason):
+        decode_photograph(data)
 
 
 def test_a_decompression_bomb_is_refused_by_its_header():

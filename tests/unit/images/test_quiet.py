@@ -13,6 +13,8 @@ from cv2.utils import logging
 
 from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image, decode_photograph
+from pipeline.images.encode import encode_photograph
+from pipeline.images.photograph import Photograph
 from pipeline.images.quiet import quiet_decoders
 from tests.unit.images.samples import encoded, picture
 
@@ -53,6 +55,11 @@ def test_decoders_print_nothing(files: list[bytes], capfd: pytest.CaptureFixture
 
     with ThreadPoolExecutor(2) as pool:
         assert any(pool.map(bad, files))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_tiff_is_written_without_a_word(capfd: pytest.CaptureFixture[str]):
+    encode_photograph(Photograph(PIXELS, "tiff"), 90)
     assert capfd.readouterr().err == ""
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.images.header import read_header
+from pipeline.images.parts import Parts
 from pipeline.inference.memory import in_use
 from pipeline.serving import app as app_module
 from tests.unit.serving.asgi import Reply, ask, call, form, gated
@@ -94,6 +96,19 @@ def test_too_many_pixels_are_refused_by_the_header(live, width, height):
     assert reply.status in {400, 413}, reply.body
     assert re.search(r"20\.0 megapixels; this server takes 4|pixels|not a readable", reply.error)
     assert in_use(live.current.restorer.device) - before < 20 * 2**20
+
+
+def test_headers_are_read_beside_the_loop_that_serves_all(live, png, monkeypatch):
+    readers = []
+
+    def read(data: bytes) -> Parts:
+        readers.append(threading.get_ident())
+        return read_header(data)
+
+    monkeypatch.setattr("pipeline.serving.request.read_header", read)
+    assert ask(live, "POST", "/restore?scale=99", png).status == 400
+    assert len(readers) == 1
+    assert readers[0] != threading.get_ident()
 
 
 def test_pixels_that_the_header_hides_are_not_unpacked(live):
