@@ -89,7 +89,7 @@ def checked_uri(uri: str) -> str:
     if uri.startswith(("http://", "https://")):
         return _checked_server(uri)
     if uri.startswith(_SQLITE) and uri != _SQLITE:
-        path = str(Path(uri.removeprefix(_SQLITE)).expanduser().absolute())
+        path = str(uris.at_home(uri.removeprefix(_SQLITE)).absolute())
         if wrong := set("?#%") & set(path):
             raise BadRequestError(f"{path}: an SQLite store cannot lie under a path with '{wrong.pop()}'; move it")
         return _SQLITE + path
