@@ -47,6 +47,7 @@ class Command(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
+        allow_inf_nan=False,
         cli_kebab_case=True,
         cli_exit_on_error=False,
         cli_avoid_json=True,

@@ -55,6 +55,8 @@ def test_both_spellings_of_a_flag_are_understood(yaml: str):
         (["--model.rounds=6"], "do not fit between 6 unfoldings"),
         (["--data.sigma=0.2,0.1"], "the lower bound comes first"),
         (["--name=../up"], "name: "),
+        (["--train.checkpoint-minutes=inf"], r"train\.checkpoint_minutes: .*finite number \(got 'inf'\)"),
+        (["--train.learning-rate=nan"], r"train\.learning_rate: "),
     ],
 )
 def test_mistakes_name_the_field(yaml: str, arguments: list[str], message: str):
