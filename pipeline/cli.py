@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -63,9 +63,32 @@ class Command(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """An empty text is most often a variable of the shell that is not set; where it is a default, it means none."""
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        if where := next(_empty(given, defaults), None):
+            raise ValueError(f"{where}: is empty; give it a value or leave it out")
+        return given
+
     def settings(self, kind: type[Settings_T]) -> Settings_T:
         """Return the part of the arguments that `kind` describes, as one of its instances."""
         return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
+
+
+def _empty(given: object, default: object) -> Iterator[str]:
+    """Yield the paths of the empty texts in settings, but for those that are so by default."""
+    match given:
+        case "" if default != "":
+            yield ""
+        case dict():
+            for name, value in given.items():
+                usual = default.get(name) if isinstance(default, dict) else getattr(default, name, None)
+                yield from (f"{name}.{inner}".rstrip(".") for inner in _empty(value, usual))
+        case list() | tuple():
+            for value in given:
+                yield from _empty(value, None)
 
 
 def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None) -> None:
@@ -318,7 +341,8 @@ def _explain(error: ValidationError) -> str:
             case "missing":
                 lines.append(f"{where}: required; set it in the config file or as --{where}")
             case "value_error":
-                lines.append(f"{where}: {item['ctx']['error']}")
+                said = str(item["ctx"]["error"])
+                lines.append(f"{where}: {said}" if item["loc"] else said)
             case _:
                 lines.append(f"{where}: {item['msg']} (got {_SHORT.repr(item['input'])})")
     if left_out := len(mistakes) - len(lines):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from jobs.plan import Plan
+from jobs.serve import Serve
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.cli import Command, parse, run
 from pipeline.config import RunConfig
@@ -154,6 +157,38 @@ def test_a_file_may_merge_what_it_then_sets_itself(tmp_path: Path):
     file.write_text("a: {b: &b {<<: {k: 1}, k: 2}}\nc: {<<: *b}\nd: {<<: *b, k: 3}\n")
     content = read_yaml(str(file), "a file")
     assert content == {"a": {"b": {"k": 2}}, "c": {"k": 2}, "d": {"k": 3}}
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "field"),
+    [
+        ("restore", ["--input=a.png", "--output=o", "--kernel", ""], "kernel"),
+        ("restore", ["--input", "", "--output=o"], "input"),
+        ("restore", ["--input=a.png", "--output="], "output"),
+        ("shard_images", ["--source", "", "--output=o"], "source"),
+        ("shard_images", ["--source=a", "--source=", "--output=o"], "source"),
+        ("shard_images", ["--download=div2k-valid", "--downloads", "", "--output=o"], "downloads"),
+        ("registry", ["export", "m@a", "--output", ""], r"export\.output"),
+        ("plan", ["--train.start-from", "", "--config=run.yaml"], r"train\.start_from"),
+        ("train", ["--config=run.yaml", "--data.bank="], r"data\.bank"),
+        ("train", ["--config=empty.yaml"], r"data\.shards\.uri"),
+    ],
+)
+def test_empty_texts_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, arguments: list[str], field: str
+):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("name: a\ndata: {shards: s, bank: b}\ntrain: {steps: 5}\n")
+    Path("empty.yaml").write_text("name: a\ndata: {shards: [s, {uri: ''}], bank: b}\ntrain: {steps: 5}\n")
+    command = getattr(importlib.import_module(f"jobs.{job}"), job.title().replace("_", ""))
+    with pytest.raises(BadRequestError, match=f"^{field}: is empty; give it a value or leave it out$"):
+        parse(command, arguments)
+
+
+def test_what_is_empty_by_default_may_be_given_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BLINDSR_TRUSTED_PROXIES", "")
+    assert parse(Serve, []).trusted_proxies == ""
+    assert parse(Plan, ["--data.patch=48"]).data.bank == ""
 
 
 def test_flags_of_several_values_may_be_given_again():
