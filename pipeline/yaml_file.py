@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from kernels_bank.runtime.errors import BadRequestError
@@ -13,8 +15,8 @@ _MOST_VALUES = 100_000  # a few aliases of aliases stand for billions
 class _Loader(yaml.SafeLoader):
     """Read what the safe loader reads, but for a mapping that holds a key more than once."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Compose a mapping. Raises BadRequestError when a key is in it again; one that is merged into it is not."""
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - a name, no mapping as the stubs say
+        """Return a mapping. Raises BadRequestError when a key is in it again; one that is merged into it is not."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
