@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.cli import Command, run
-from pipeline.data.download import DIV2K_URL, SETS, download
+from pipeline.data.download import DIV2K_URL, SETS, check_base_url, download
 from pipeline.data.manifest import ShardSettings, described, verify
 from pipeline.data.sources import Place
 
@@ -52,6 +52,7 @@ def main(command: ShardImages) -> None:
         check_place(output)
     if command.download:
         if command.check:
+            check_base_url(command.base_url)
             print(f"would fetch {SETS[command.download]} from {command.base_url} to {command.downloads}")
             return
         sources = [str(download(SETS[command.download], command.downloads, base_url=command.base_url))]

@@ -85,8 +85,8 @@ class KernelBank:
 def cache_folder() -> Path:
     """Return where unpacked banks are kept on this node."""
     if folder := os.environ.get("BLINDSR_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "blind-sr"
+        return uris.at_home(folder)
+    return uris.at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "blind-sr"
 
 
 def _cached_kernels(uri: str, manifest: Manifest) -> np.ndarray:

@@ -5,9 +5,11 @@ Exit status: 0 done, 1 the run failed, 2 the request was bad, 130 ended by SIGIN
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
+import reprlib
 import signal
 import sys
 import threading
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -33,6 +35,10 @@ from pipeline.config import RunConfig
 from pipeline.model_config import MOVED, nested
 from pipeline.yaml_file import read_yaml
 
+_MOST_MISTAKES = 10  # named in one line
+_MOST_CHARACTERS = 500  # of each
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 200
 _PLACES = ("--source", "--data.shards")  # flags that take several places
 
 Command_T = TypeVar("Command_T", bound="Command")
@@ -47,6 +53,7 @@ class Command(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
+        allow_inf_nan=False,
         cli_kebab_case=True,
         cli_exit_on_error=False,
         cli_avoid_json=True,
@@ -56,9 +63,32 @@ class Command(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """An empty text is most often a variable of the shell that is not set; where it is a default, it means none."""
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        if where := next(_empty(given, defaults), None):
+            raise ValueError(f"{where}: is empty; give it a value or leave it out")
+        return given
+
     def settings(self, kind: type[Settings_T]) -> Settings_T:
         """Return the part of the arguments that `kind` describes, as one of its instances."""
         return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
+
+
+def _empty(given: object, default: object) -> Iterator[str]:
+    """Yield the paths of the empty texts in settings, but for those that are so by default."""
+    match given:
+        case "" if default != "":
+            yield ""
+        case dict():
+            for name, value in given.items():
+                usual = default.get(name) if isinstance(default, dict) else getattr(default, name, None)
+                yield from (f"{name}.{inner}".rstrip(".") for inner in _empty(value, usual))
+        case list() | tuple():
+            for value in given:
+                yield from _empty(value, None)
 
 
 def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None) -> None:
@@ -164,7 +194,12 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
-                CliSettingsSource(settings_cls, cli_parse_args=flags, cli_prog_name=Path(sys.argv[0]).name),
+                CliSettingsSource(
+                    settings_cls,
+                    cli_parse_args=flags,
+                    cli_prog_name=Path(sys.argv[0]).name,
+                    add_argument_method=_add_argument,
+                ),
                 _Environment(settings_cls, env_settings),
                 InitSettingsSource(settings_cls, init_kwargs=config),
             )
@@ -176,6 +211,37 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
         raise BadRequestError(_explain(error)) from error
     except SettingsError as error:
         raise BadRequestError(f"{str(error).removeprefix('error parsing CLI: ')}; see --help") from error
+
+
+class _StoreOnce(argparse.Action):
+    """Keep the value of a flag, which must not be given again."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
+    ) -> None:
+        """Keep the value. Raises argparse.ArgumentError when there is one."""
+        if option and hasattr(namespace, self.dest):
+            raise argparse.ArgumentError(self, "given more than once")
+        setattr(namespace, self.dest, values)
+
+
+class _SwitchOnce(argparse.BooleanOptionalAction):
+    """Switch something on or off, as `--gpu` and `--no-gpu` do, of which only one can be given."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
+    ) -> None:
+        """Keep the choice. Raises argparse.ArgumentError when there is one."""
+        if hasattr(namespace, self.dest):
+            raise argparse.ArgumentError(self, "given more than once")
+        super().__call__(parser, namespace, None, option)  # a switch has no value
+
+
+def _add_argument(group: argparse.ArgumentParser, *names: str, **settings: Any) -> argparse.Action:  # noqa: ANN401 - argparse's own
+    """Add an argument; only those that collect several values, whose action is `append`, may be given again."""
+    once = {None: _StoreOnce, argparse.BooleanOptionalAction: _SwitchOnce}
+    action = settings.pop("action", None)
+    return group.add_argument(*names, action=once.get(action, action), **settings)
 
 
 class _Environment(PydanticBaseSettingsSource):
@@ -266,7 +332,8 @@ def _config_file(arguments: Sequence[str]) -> dict[str, object]:
 def _explain(error: ValidationError) -> str:
     """`train.stepz: unknown setting; train.steps: Input should be greater than 0 (got -1)`."""
     lines = []
-    for item in error.errors():
+    mistakes = error.errors()
+    for item in mistakes[:_MOST_MISTAKES]:
         where = ".".join(str(part) for part in item["loc"]) or "config"
         match item["type"]:
             case "extra_forbidden":
@@ -274,10 +341,13 @@ def _explain(error: ValidationError) -> str:
             case "missing":
                 lines.append(f"{where}: required; set it in the config file or as --{where}")
             case "value_error":
-                lines.append(f"{where}: {item['ctx']['error']}")
+                said = str(item["ctx"]["error"])
+                lines.append(f"{where}: {said}" if item["loc"] else said)
             case _:
-                lines.append(f"{where}: {item['msg']} (got {item['input']!r})")
-    return "; ".join(lines)
+                lines.append(f"{where}: {item['msg']} (got {_SHORT.repr(item['input'])})")
+    if left_out := len(mistakes) - len(lines):
+        lines.append(f"and {left_out} more")
+    return "; ".join(line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..." for line in lines)
 
 
 def _say(message: str, status: int) -> int:

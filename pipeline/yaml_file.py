@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from kernels_bank.runtime.errors import BadRequestError
 
 _MOST_BYTES = 1 << 20  # far more than settings take; a device would never end
+_MOST_VALUES = 100_000  # a few aliases of aliases stand for billions
+
+
+class _Loader(yaml.SafeLoader):
+    """Read what the safe loader reads, but for a mapping that holds a key more than once."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - a name, no mapping as the stubs say
+        """Return a mapping. Raises BadRequestError when a key is in it again; one that is merged into it is not."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise BadRequestError(f"'{key.value[:100]}' is given more than once, again in line {line}")
+                seen.add((key.tag, key.value))
+        return node
 
 
 def read_yaml(path: str, what: str) -> dict[str, object]:
@@ -17,7 +36,8 @@ def read_yaml(path: str, what: str) -> dict[str, object]:
         what: begins the text of an error, such as `--config run.yaml`.
 
     Raises:
-        BadRequestError: it cannot be read, is too large, not UTF-8, not YAML, or not a mapping of names.
+        BadRequestError: it cannot be read, is too large, not UTF-8, not YAML, not a mapping of names, or gives a
+            setting more than once.
     """
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - the name may be no text
@@ -27,15 +47,29 @@ def read_yaml(path: str, what: str) -> dict[str, object]:
     if len(data) > _MOST_BYTES:
         raise BadRequestError(f"{what}: larger than {_MOST_BYTES} bytes; this is no file of settings")
     try:
-        content = yaml.safe_load(data.decode())
+        content = yaml.load(data.decode(), _Loader)
     except UnicodeDecodeError as error:
         raise BadRequestError(f"{what}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except BadRequestError as error:
+        raise BadRequestError(f"{what}: {error}") from error
     except RecursionError as error:
         raise BadRequestError(f"{what}: not YAML (nested too deeply)") from error
     except Exception as error:  # a date that is none, for one, is a ValueError
         raise BadRequestError(f"{what}: not YAML ({' '.join(str(error).split())[:300]})") from error
     if not isinstance(content, dict):
         raise BadRequestError(f"{what}: a mapping of settings is expected, got {type(content).__name__}")
+    if _is_huge(content):
+        raise BadRequestError(f"{what}: more than {_MOST_VALUES} values; this is no file of settings")
     if odd := [key for key in content if not isinstance(key, str)]:
         raise BadRequestError(f"{what}: '{odd[0]}' is no name of a setting; put it in quotes if it is meant as one")
     return content
+
+
+def _is_huge(content: object) -> bool:
+    """Tell whether there are too many values, those that aliases repeat counted each time."""
+    left, seen = [content], 0
+    while left and seen <= _MOST_VALUES:
+        value = left.pop()
+        seen += 1
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return seen > _MOST_VALUES

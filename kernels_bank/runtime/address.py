@@ -22,8 +22,6 @@ def check_address(address: str) -> None:
     Raises:
         BadRequestError: it does not; the text says what the address is, and which one is wanted.
     """
-    if address == "auto":
-        return  # Ray looks for a head on this machine, and says so when there is none
     host, port = _parsed(address)
     try:
         socket.create_connection((host, port), timeout=_PATIENCE_S).close()
@@ -34,6 +32,32 @@ def check_address(address: str) -> None:
         ) from error
     if not address.startswith("ray://"):
         _ask_head(address, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+def address_here() -> str:
+    """Return the address of the Ray cluster on this machine that takes us, which `auto` means.
+
+    Ray itself may choose the private Ray of another job, and waits for it without end. The cluster that `ray start`
+    has started or joined last comes first.
+
+    Raises:
+        BadRequestError: there is none; the text says why each Ray on this machine is none.
+    """
+    from ray._private import services
+
+    recorded, running = services.find_bootstrap_address(None), services.find_gcs_addresses()
+    refusals = []
+    for address in dict.fromkeys([*([recorded] if recorded else []), *sorted(running)]):
+        try:
+            check_address(address)
+        except BadRequestError as error:
+            refusals.append(str(error))
+        else:
+            return address
+    raise BadRequestError(
+        f"RAY_ADDRESS auto: no Ray cluster on this machine takes this job ({'; '.join(refusals) or 'none runs'}); "
+        "start one with `ray start --head`, or unset the variable"
+    )
 
 
 def _parsed(address: str) -> tuple[str, int]:

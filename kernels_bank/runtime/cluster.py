@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 from kernels_bank.runtime import local_ray, watch
-from kernels_bank.runtime.address import check_address
+from kernels_bank.runtime.address import address_here, check_address
 from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError
 
@@ -51,7 +51,10 @@ def connect(*, min_cpus: int = 2, verbose: bool = False, environment: Mapping[st
         local_ray.start(max(min_cpus, usable_cpus()), logging_level=level, log_to_driver=verbose)
         watch.watch_processes(local_ray.started)
     else:
-        check_address(address)
+        if address == "auto":
+            address = address_here()
+        else:
+            check_address(address)
         _join(address, level, verbose=verbose, environment=environment)
     quiet_data(verbose=verbose)
 

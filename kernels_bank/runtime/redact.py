@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import functools
 import html
+import io
 import json
-import logging
 import os
 import re
 import sys
@@ -88,23 +88,29 @@ def mask_uri(uri: str) -> str:
 
 
 def mask_output() -> None:
-    """Make what this process logs, and the traceback of an error that nobody handles, come out masked."""
-    logging.lastResort = _MaskedHandler(logging.WARNING)
+    """Make what this process prints and logs, and the traceback of an error that nobody handles, come out masked."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, _MaskedStream):
+            setattr(sys, name, _MaskedStream(stream))
     sys.excepthook = _print_masked
 
 
-class _MaskedHandler(logging.StreamHandler):
-    """What the standard library's handler of last resort is, with the text masked."""
+class _MaskedStream(io.TextIOWrapper):
+    """Write to where another stream writes, with each written text masked as a whole."""
 
-    def __init__(self, level: int) -> None:
-        logging.Handler.__init__(self, level)
+    def __init__(self, shown: io.TextIOWrapper) -> None:
+        shown.flush()
+        super().__init__(
+            shown.buffer, shown.encoding, shown.errors, "", shown.line_buffering, write_through=shown.write_through
+        )
 
-    @property
-    def stream(self) -> object:  # looked up at each use: it may be replaced
-        return sys.stderr
+    def write(self, text: str) -> int:
+        super().write(mask_text(text))
+        return len(text)
 
-    def format(self, record: logging.LogRecord) -> str:
-        return mask_text(super().format(record))
+    def close(self) -> None:
+        self.flush()  # what lies below belongs to the other stream
 
 
 def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -26,13 +26,25 @@ def path_of(uri: str | Path) -> str:
         return _file_path(text)
     scheme, separator, _ = text.partition("://")
     if not separator:
-        return str(Path(text).expanduser().absolute())
+        return str(at_home(text).absolute())
     if scheme == "s3":
         bucket, key = bucket_and_key(text)
         if "" in key.split("/") and key:
             raise BadRequestError(f"{text}: has an empty part between two slashes; choose another place")
         return f"{bucket}/{key}".rstrip("/")
     raise BadRequestError(f"{text}: unknown scheme '{scheme}'; use a local path, file:// or s3://bucket/prefix")
+
+
+def at_home(path: str) -> Path:
+    """Return a path with the home folder in the place of `~` or `~user`; without such a user this is a file's name.
+
+    Raises:
+        BadRequestError: `~` is this user's, who has no home folder.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - Path's raises where there is no such user
+    if expanded == "~" or expanded.startswith("~/"):
+        raise BadRequestError(f"{path}: this user has no home folder; set HOME, or write the whole path")
+    return Path(expanded)
 
 
 def _file_path(uri: str) -> str:

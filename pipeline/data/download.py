@@ -10,12 +10,14 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kernels_bank.runtime import os_errors
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.output import own_output
 from kernels_bank.runtime.progress import Progress
+from kernels_bank.runtime.redact import mask_uri
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30
@@ -51,10 +53,12 @@ def download(published: Published, folder: Path, *, base_url: str = DIV2K_URL) -
     """Fetch a file to `folder`, or finish an earlier attempt; returns its path. A complete file is only checked.
 
     Raises:
-        BadRequestError: the server does not have the file, keeps failing, the disk is too small, another process
-            fetches to the folder, or a part of the file lies there that was not fetched by this program.
+        BadRequestError: `base_url` is no address of a server, the server does not have the file or keeps failing, the
+            disk is too small, another process fetches to the folder, or a part of the file lies there that was not
+            fetched by this program.
         ArtefactError: what came is not the published file.
     """
+    check_base_url(base_url)
     target = folder / published.file
     if target.exists():
         if _sha256(target) != published.sha256:
@@ -65,6 +69,17 @@ def download(published: Published, folder: Path, *, base_url: str = DIV2K_URL) -
     part = target.with_name(target.name + ".part")
     with own_output(str(folder), "folder of downloads", [part.name]) as lease:
         return _download(published, part, target, base_url, lease)
+
+
+def check_base_url(url: str) -> None:
+    """Check that this is the address of a folder on a web server. Raises BadRequestError."""
+    try:
+        parts = urlsplit(url)
+        server = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:  # brackets without an address in them, or a port that is none
+        server = False
+    if not server or not url.isprintable() or " " in url:
+        raise BadRequestError(f"--base-url {mask_uri(url)!r}: write http://HOST/FOLDER or https://, without a login")
 
 
 def _download(published: Published, part: Path, target: Path, base_url: str, lease: Lease) -> Path:

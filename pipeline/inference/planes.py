@@ -7,12 +7,15 @@ import numpy as np
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.images.convert import grey_to_rgb, has_alpha, is_grey
 
+_LARGEST = 2.0  # of a float image: ringing goes somewhat beyond 1, the values of a scale to 255 far beyond
+
 
 def split_alpha(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the colour (h, w, 3) of an image and its alpha (h, w), or None; grey becomes three equal planes.
 
     Raises:
-        BadRequestError: neither grey nor RGB, or of another type than uint8, uint16 or float32.
+        BadRequestError: neither grey nor RGB, of another type than uint8, uint16 or float32, or a float image that is
+            not on the [0, 1] scale.
     """
     if image.dtype not in (np.uint8, np.uint16, np.float32):
         raise BadRequestError(f"image: uint8, uint16 or float32 is expected, got {image.dtype}")
@@ -21,6 +24,11 @@ def split_alpha(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
             "image: (h, w) grey, (h, w, 2) grey with alpha, (h, w, 3) RGB or (h, w, 4) RGBA is expected, "
             f"got {image.shape}"
         )
+    if image.dtype == np.float32:
+        lowest, highest = float(image.min()), float(image.max())
+        if not (lowest >= -_LARGEST and highest <= _LARGEST):
+            worst = lowest if highest <= _LARGEST else highest
+            raise BadRequestError(f"image: float32 on the scale [0, 1] is expected, found a value of {worst:g}")
     alpha = image[..., -1] if has_alpha(image) else None
     if is_grey(image):
         return grey_to_rgb(image if alpha is None else image[..., 0]), alpha

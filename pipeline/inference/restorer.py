@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -109,8 +110,8 @@ class Restorer(LoadedNetwork):
 
         Raises:
             BadRequestError: a scale the model was not made for, an image, kernel or x0 of the wrong shape, a
-                non-blind model without a kernel, a kernel and a field of them, a strength or trust outside
-                [0, 1], a memory limit that no window fits into.
+                non-blind model without a kernel, a kernel and a field of them, a float image not on the [0, 1] scale, a
+                sigma below 0, a strength or trust outside [0, 1], a memory limit that no window fits into.
         """
         started = time.perf_counter()
         self.check(scale, kernel_given=kernel is not None)
@@ -123,6 +124,8 @@ class Restorer(LoadedNetwork):
         if kernel is not None and (kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0):
             raise BadRequestError(f"kernel: (k, k) with an odd side is expected, got {kernel.shape}")
         level = noise_level(colour, file_error) if sigma == "auto" else float(sigma)
+        if not 0 <= level < math.inf:
+            raise BadRequestError(f"sigma {level}: `auto` or a finite number from 0 is expected")
         lr = to_float(colour)
         size = {"item": image.itemsize, "channels": channel_count(image)}
         likely = _typical_kernel(self.kernel_side, scale) if kernel is None else kernel

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import importlib.util
 import logging
 import os
 import sqlite3
@@ -89,7 +90,7 @@ def checked_uri(uri: str) -> str:
     if uri.startswith(("http://", "https://")):
         return _checked_server(uri)
     if uri.startswith(_SQLITE) and uri != _SQLITE:
-        path = str(Path(uri.removeprefix(_SQLITE)).expanduser().absolute())
+        path = str(uris.at_home(uri.removeprefix(_SQLITE)).absolute())
         if wrong := set("?#%") & set(path):
             raise BadRequestError(f"{path}: an SQLite store cannot lie under a path with '{wrong.pop()}'; move it")
         return _SQLITE + path
@@ -153,7 +154,8 @@ def prepare_store(uri: str) -> None:
     another name, behind a lock, and renamed.
 
     Raises:
-        BadRequestError: the folder cannot be written, or the file is there and no SQLite database.
+        BadRequestError: the folder cannot be written, or the file is there and no SQLite database, or one of another
+            version of MLflow.
     """
     database = sqlite_path(uri)
     if database is None:
@@ -163,6 +165,7 @@ def prepare_store(uri: str) -> None:
             with database.open("rb") as file:
                 if file.read(16) != b"SQLite format 3\0":
                     raise BadRequestError(f"{database}: not an SQLite database; name another file")
+            _refuse_unknown_revision(database)
             return
         database.parent.mkdir(parents=True, exist_ok=True)
         with (database.parent / f".{database.name}.lock").open("w") as lock:
@@ -171,6 +174,25 @@ def prepare_store(uri: str) -> None:
                 _create_tables(database)
     except OSError as error:
         raise BadRequestError(f"{database}: {error.strerror}; choose another output folder") from error
+
+
+def _refuse_unknown_revision(database: Path) -> None:
+    """Check that this MLflow knows the state of a store's tables; else it would add its own to them, and then fail."""
+    mlflow = importlib.util.find_spec("mlflow")
+    assert mlflow is not None
+    assert mlflow.origin is not None
+    migrations = Path(mlflow.origin).parent / "store" / "db_migrations" / "versions"
+    known = {file.name.partition("_")[0] for file in migrations.glob("*.py")}
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = {revision for (revision,) in connection.execute("SELECT version_num FROM alembic_version")}
+    except sqlite3.Error:
+        return  # not made by MLflow, or not readable now: MLflow says so itself
+    if found - known:
+        raise BadRequestError(
+            f"{database}: made by another version of MLflow (its tables are at {', '.join(sorted(found - known))}); "
+            "use that version, or another store"
+        )
 
 
 def _create_tables(database: Path) -> None:

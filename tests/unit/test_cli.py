@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import subprocess
 import sys
@@ -11,11 +12,17 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from jobs.plan import Plan
+from jobs.serve import Serve
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.cli import Command, parse, run
 from pipeline.config import RunConfig
+from pipeline.yaml_file import read_yaml
 
 REPO = Path(__file__).parents[2]
+BILLION_LAUGHS = b"l0: &l0 lol\n" + b"".join(
+    b"l%d: &l%d [%s]\n" % (number, number, b", ".join([b"*l%d" % (number - 1)] * 10)) for number in range(1, 10)
+)
 
 
 class Train(Command, RunConfig):
@@ -55,6 +62,12 @@ def test_both_spellings_of_a_flag_are_understood(yaml: str):
         (["--model.rounds=6"], "do not fit between 6 unfoldings"),
         (["--data.sigma=0.2,0.1"], "the lower bound comes first"),
         (["--name=../up"], "name: "),
+        (["--train.steps=6", "--train.steps", "7"], r"--train\.steps: given more than once; see --help"),
+        (["--train.gpu", "--no-train.gpu"], r"train\.gpu: given more than once"),
+        ([f"--train.steps={'a' * 1000}"], r"train\.steps: .{100,400}$"),
+        ([f"--train.schedule={'a' * 100_000}", f"--name={'b' * 100_000}"], "^name: .{100,1000}$"),
+        (["--train.checkpoint-minutes=inf"], r"train\.checkpoint_minutes: .*finite number \(got 'inf'\)"),
+        (["--train.learning-rate=nan"], r"train\.learning_rate: "),
     ],
 )
 def test_mistakes_name_the_field(yaml: str, arguments: list[str], message: str):
@@ -126,12 +139,76 @@ def test_help_costs_no_heavy_import(job: Path):
         (b"- a", "got list"),
         (b"", "got NoneType"),
         (b"#" * (2 << 20), "larger than"),
+        (b"train: {steps: 5, steps: 7}", "'steps' is given more than once, again in line 1"),
+        (b"a: 1\nb: 2\n'a': 3", "'a' is given more than once, again in line 3"),
+        (b"a: &a {x: &b {<<: {k: 1}, k: 2, k: 3}}\nc: *a", "'k' is given more than once"),
+        (b"a: &a [*a]", "more than 100000 values"),
+        (BILLION_LAUGHS, "more than 100000 values"),
     ],
 )
 def test_a_file_that_holds_no_settings_is_one_line(tmp_path: Path, content: bytes, told: str):
     (tmp_path / "odd.yaml").write_bytes(content)
     with pytest.raises(BadRequestError, match=f"--config .*odd.yaml: .*{told}"):
         parse(Train, ["--config", str(tmp_path / "odd.yaml")])
+
+
+def test_a_file_may_merge_what_it_then_sets_itself(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("a: {b: &b {<<: {k: 1}, k: 2}}\nc: {<<: *b}\nd: {<<: *b, k: 3}\n")
+    content = read_yaml(str(file), "a file")
+    assert content == {"a": {"b": {"k": 2}}, "c": {"k": 2}, "d": {"k": 3}}
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "field"),
+    [
+        ("restore", ["--input=a.png", "--output=o", "--kernel", ""], "kernel"),
+        ("restore", ["--input", "", "--output=o"], "input"),
+        ("restore", ["--input=a.png", "--output="], "output"),
+        ("shard_images", ["--source", "", "--output=o"], "source"),
+        ("shard_images", ["--source=a", "--source=", "--output=o"], "source"),
+        ("shard_images", ["--download=div2k-valid", "--downloads", "", "--output=o"], "downloads"),
+        ("registry", ["export", "m@a", "--output", ""], r"export\.output"),
+        ("plan", ["--train.start-from", "", "--config=run.yaml"], r"train\.start_from"),
+        ("train", ["--config=run.yaml", "--data.bank="], r"data\.bank"),
+        ("train", ["--config=empty.yaml"], r"data\.shards\.uri"),
+    ],
+)
+def test_empty_texts_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, arguments: list[str], field: str
+):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("name: a\ndata: {shards: s, bank: b}\ntrain: {steps: 5}\n")
+    Path("empty.yaml").write_text("name: a\ndata: {shards: [s, {uri: ''}], bank: b}\ntrain: {steps: 5}\n")
+    command = getattr(importlib.import_module(f"jobs.{job}"), job.title().replace("_", ""))
+    with pytest.raises(BadRequestError, match=f"^{field}: is empty; give it a value or leave it out$"):
+        parse(command, arguments)
+
+
+def test_what_is_empty_by_default_may_be_given_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BLINDSR_TRUSTED_PROXIES", "")
+    assert parse(Serve, []).trusted_proxies == ""
+    assert parse(Plan, ["--data.patch=48"]).data.bank == ""
+
+
+def test_flags_of_several_values_may_be_given_again():
+    class Several(Command):
+        """Take several values."""
+
+        source: str | tuple[str, ...] = ()
+        scales: tuple[int, ...] = ()
+        shares: dict[str, float] | None = None
+
+    given = parse(Several, ["--source", "a", "--source", "b", "--scales=2", "--scales=3", "--shares", "x=1"])
+    assert (given.source, given.scales, given.shares) == (("a", "b"), (2, 3), {"x": 1})
+
+
+def test_many_mistakes_are_a_short_line(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("\n".join(f"setting{number}: 1" for number in range(1000)))
+    with pytest.raises(BadRequestError, match=r"and 99\d more$") as told:
+        parse(Train, ["--config", str(file)])
+    assert len(str(told.value)) < 1000
 
 
 def test_a_device_is_not_read_for_ever():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import runpy
 import signal
@@ -54,7 +53,6 @@ def source(tmp_path: Path) -> str:
 def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Callable[..., tuple[int, str]]]:
     """Run a job as its command line does; return its exit status and the one line that it said."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
     monkeypatch.setattr("pipeline.training.fit.data_digests", lambda config: {"shards": "1", "bank": "2"})
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 

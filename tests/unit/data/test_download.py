@@ -155,3 +155,18 @@ def test_an_error_names_the_address_and_only_passing_ones_are_tried_again(
 def test_no_server_is_one_clear_line(server: type[Server], tmp_path: Path):
     with pytest.raises(BadRequestError, match=r"no connection .*the same command goes on"):
         download(FILE, tmp_path, base_url="http://127.0.0.1:9/DIV2K")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["foo", "", "http://[::1", "http://", "file:///etc", "http://host:99999", "http://host:0", "http://host/a b"],
+)
+def test_what_is_no_address_of_a_server_is_one_line_at_once(tmp_path: Path, url: str):
+    with pytest.raises(BadRequestError, match=r"^--base-url '.*': write http://HOST/FOLDER"):
+        download(FILE, tmp_path / "new", base_url=url)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_login_in_the_address_is_refused_and_not_shown(tmp_path: Path):
+    with pytest.raises(BadRequestError, match=r"'http://\*\*\*@host': .*without a login"):
+        download(FILE, tmp_path / "new", base_url="http://me:sesame123456@host")

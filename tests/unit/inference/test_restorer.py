@@ -13,6 +13,7 @@ from pipeline.inference import Restorer
 from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.layout import torus_margin
 from pipeline.inference.noise import noise_level
+from pipeline.inference.planes import split_alpha
 
 
 @pytest.mark.parametrize(("height", "width", "margin"), [(1, 5, 3), (17, 40, 13), (64, 63, 20), (9, 9, 30)])
@@ -88,6 +89,12 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
         ({"scale": 3}, "was not made for scale 3; it restores 2"),
         ({"image": np.zeros((4, 4, 5), np.uint8)}, r"\(h, w, 3\) RGB or .* is expected, got \(4, 4, 5\)"),
         ({"image": np.zeros((4, 4, 3), np.float64)}, "uint8, uint16 or float32 is expected, got float64"),
+        ({"image": np.full((4, 4, 3), 181, np.float32)}, r"scale \[0, 1\] is expected, found a value of 181"),
+        ({"image": np.full((4, 4, 3), -128, np.float32)}, "found a value of -128"),
+        ({"image": np.full((4, 4, 3), np.nan, np.float32)}, "found a value of nan"),
+        ({"sigma": -1}, r"sigma -1\.0: .* a finite number from 0 is expected"),
+        ({"sigma": np.nan}, "sigma nan: "),
+        ({"sigma": np.inf}, "sigma inf: "),
         ({"x0": np.zeros((4, 4, 3), np.float32)}, r"x0: \(128, 144, 3\) is expected"),
         ({"max_memory": 2**20}, "are too little for a 72 x 64 image.*raise --max-memory"),
         ({"kernel": np.ones((4, 4), np.float32)}, "odd side"),
@@ -96,6 +103,13 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
 def test_what_it_cannot_do_is_refused(restorer, photo, arguments, message):
     with pytest.raises(BadRequestError, match=message):
         restorer.restore(**({"image": photo, "scale": 2} | arguments))
+
+
+def test_a_float_image_may_ring_beyond_its_scale():
+    image = np.array([[-0.02, 1.02]], np.float32)
+    colour, alpha = split_alpha(image)
+    assert alpha is None
+    assert (colour == image[..., None]).all()
 
 
 def test_damaged_or_missing_models_are_refused(folder, tmp_path):

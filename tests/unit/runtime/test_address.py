@@ -13,7 +13,7 @@ from concurrent import futures
 import grpc
 import pytest
 
-from kernels_bank.runtime.address import check_address
+from kernels_bank.runtime.address import address_here, check_address
 from kernels_bank.runtime.errors import BadRequestError
 
 
@@ -74,3 +74,47 @@ def test_somebody_else_listens(server, monkeypatch: pytest.MonkeyPatch):
     with server() as port, pytest.raises(BadRequestError, match="not the head of a Ray cluster"):
         check_address(f"127.0.0.1:{port}")
     assert time.monotonic() - started < 30
+
+
+@contextlib.contextmanager
+def head(answer: grpc.StatusCode) -> Iterator[str]:
+    """Answer as the head of a cluster does when it is asked for a sign of life."""
+
+    def alive(_: bytes, context: grpc.ServicerContext) -> bytes:
+        if answer is not grpc.StatusCode.OK:
+            context.abort(answer, "")
+        return b""
+
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    calls = {"CheckAlive": grpc.unary_unary_rpc_method_handler(alive)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("ray.rpc.NodeInfoGcsService", calls)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+
+
+def rays(monkeypatch: pytest.MonkeyPatch, recorded: str | None, running: set[str]) -> None:
+    """Let these be the addresses that Ray knows on this machine."""
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: recorded)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: running)
+
+
+def test_auto_is_the_cluster_that_takes_us(monkeypatch: pytest.MonkeyPatch):
+    with head(grpc.StatusCode.UNAUTHENTICATED) as private, head(grpc.StatusCode.OK) as public:
+        for recorded, running in ((public, {private, public}), (None, {private, public}), (private, {public})):
+            rays(monkeypatch, recorded, running)
+            assert address_here() == public
+
+
+def test_auto_with_the_private_ray_of_another_job_alone(monkeypatch: pytest.MonkeyPatch):
+    with head(grpc.StatusCode.UNAUTHENTICATED) as private:
+        rays(monkeypatch, None, {private})
+        with pytest.raises(BadRequestError, match=rf"^RAY_ADDRESS auto: .*{private}: the cluster asks for its token"):
+            address_here()
+
+
+def test_auto_without_any_cluster(monkeypatch: pytest.MonkeyPatch):
+    rays(monkeypatch, None, set())
+    with pytest.raises(BadRequestError, match=r"takes this job \(none runs\); start one with `ray start --head`"):
+        address_here()

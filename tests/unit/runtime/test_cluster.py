@@ -47,6 +47,17 @@ def test_a_cluster_that_refuses_us(monkeypatch: pytest.MonkeyPatch):
         cluster.connect()
 
 
+def test_auto_joins_the_address_that_was_found_for_it(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*, address: str, **settings: object) -> None:
+        raise RuntimeError(f"asked at {address}")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(cluster, "address_here", lambda: "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(BadRequestError, match=r"asked at 10\.0\.0\.1:6379"):
+        cluster.connect()
+
+
 def test_a_local_ray_is_started_again(monkeypatch: pytest.MonkeyPatch):
     calls = []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import logging
 import string
 import subprocess
 import sys
@@ -199,20 +198,22 @@ def test_a_file_that_holds_a_secret_is_no_secret(monkeypatch: pytest.MonkeyPatch
     assert mask_text("cannot read /run/secrets/ray_token") == "cannot read /run/secrets/ray_token"
 
 
-def test_logs_and_tracebacks_of_a_job_are_masked():
+def test_prints_logs_and_tracebacks_of_a_job_are_masked():
     script = (
         "import logging\n"
         "from kernels_bank.runtime.redact import mask_output\n"
         "mask_output()\n"
+        "print('would fetch from', 'http://me:pa/ss#word@host', 'to \\xe9')\n"
+        "print('progress', end='')\n"
         "logging.getLogger('any').warning('at %s', 'http://me:pa/ss#word@host')\n"
         "raise RuntimeError('cannot reach http://me:pa/ss#word@host')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
+    assert done.stdout == f"would fetch from http://{MASK}@host to \xe9\nprogress"
     assert f"at http://{MASK}@host\n" in done.stderr
     assert f"RuntimeError: cannot reach http://{MASK}@host" in done.stderr
     assert "Traceback" in done.stderr
-    assert logging.lastResort is not None
 
 
 def test_the_error_line_of_a_job_is_masked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -220,7 +221,6 @@ def test_the_error_line_of_a_job_is_masked(capsys: pytest.CaptureFixture[str], m
     from pipeline.cli import Command, run
 
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
     for error, status in ((BadRequestError, 2), (JobFailedError, 1), (KeyboardInterrupt, 130)):
 
         def job(_: Command, error: type[BaseException] = error) -> None:

@@ -124,3 +124,20 @@ def test_what_is_no_place_is_one_line(uri: str):
         storage.resolve(uri)
     assert "\n" not in str(told.value)
     assert "\0" not in str(told.value)
+
+
+def test_a_name_that_begins_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [uris.path_of(name) for name in ("~", "~/x.png", "~no-such-user.png", "a/~b")] == [
+        "/home/me",
+        "/home/me/x.png",
+        f"{tmp_path}/~no-such-user.png",
+        f"{tmp_path}/a/~b",
+    ]
+
+
+def test_a_user_without_a_home_folder_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and an entry in passwd
+    with pytest.raises(BadRequestError, match=r"~/x\.png: this user has no home folder; set HOME"):
+        uris.path_of("~/x.png")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
@@ -83,6 +85,22 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path):
     with pytest.raises(BadRequestError, match="not an SQLite database"):
         prepare_store(f"sqlite:///{file}")
     assert file.read_text() == "notes"
+
+
+@pytest.mark.parametrize("revision", ["abc123", "867495a8f9d4"])
+def test_a_store_of_another_version_of_mlflow_is_left_alone(tmp_path: Path, revision: str):
+    file = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        database.execute("INSERT INTO alembic_version VALUES (?)", [revision])
+        database.commit()
+    before = file.read_bytes()
+    if revision == "abc123":
+        with pytest.raises(BadRequestError, match=r"made by another version of MLflow .*abc123.*use that version"):
+            prepare_store(f"sqlite:///{file}")
+    else:  # of MLflow 1.0, which every later one knows
+        prepare_store(f"sqlite:///{file}")
+    assert file.read_bytes() == before
 
 
 def test_a_run_reference_does_not_show_its_password():
