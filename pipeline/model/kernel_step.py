@@ -44,10 +44,12 @@ def acceptance(scale: int, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]
         sure: whether the old kernel is of a net that errs on the harmless side. Its image is no worse than bicubic, and
             what a refined kernel wins on it shows in the gradients.
         prior: whether a prior corrects kernels on the way. What is left of their errors does not ring, so of a harmless
-            old kernel the gradients alone tell, of another one both.
+            old kernel the gradients tell, unless the new one explains the LR image far worse; of another one both.
     """
+    if prior and sure:
+        return Acceptance(0.91, score=0.0, spread=1.0), Acceptance(6.0)
     if prior:
-        return (Acceptance(0.91, score=0.0, spread=1.0) if sure else Acceptance(0.2 * (scale + 1), spread=5.0),)
+        return Acceptance(scale / 4), Acceptance(scale / 4, spread=5.0)
     if sure:
         return Acceptance(0.9), Acceptance(0.6, spread=15.0)
     return (Acceptance(0.2 * (scale + 1)),)
