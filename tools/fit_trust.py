@@ -81,7 +81,11 @@ def main() -> None:
             storage.write_bytes(str(file), packed.getvalue())
     parts = [np.load(file) for file in files]
     seen = Cases(*(np.concatenate([part[name] for part in parts]) for name in Cases._fields))
-    net = save(fit(seen), metadata={"features": ",".join(FEATURES)})
+    unrefined = Cases(*(column[seen.features[:, FEATURES.index("refined")] == 0] for column in seen))
+    # The refined are too few to learn from alone.
+    sets = [fit(unrefined), fit(seen)]
+    both = {name: torch.stack([tensors[name] for tensors in sets]) for name in sets[0]}
+    net = save(both, metadata={"features": ",".join(FEATURES)})
     made_by = {"trust": "tools/fit_trust.py"}
     write_copy(Path(locate(arguments.model).folder), arguments.output, TRUST, net, made_by)
 

@@ -39,6 +39,7 @@ FEATURES = (
     *("level", "file_error", "width", "side", "clipped", "detail", "contrast", "detail_share", "spread_lr"),
     *("spread_enlarged", "flat", "scale_2", "scale_4", "direct", "area", "bicubic", "refined", "limits", "noise"),
 )
+_REFINED = FEATURES.index("refined")
 
 
 class Evidence(NamedTuple):
@@ -56,21 +57,27 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True)
 class TrustNet:
-    """Read the trust off evidence: the mean over a few nets of one hidden layer."""
+    """Read the trust off evidence: the mean over a few nets of one hidden layer.
 
-    mean: np.ndarray  # (n,) of the features it was fitted on
-    std: np.ndarray  # (n,)
-    hidden: np.ndarray  # (nets, n, h)
-    hidden_bias: np.ndarray  # (nets, h)
-    out: np.ndarray  # (nets, h)
-    out_bias: np.ndarray  # (nets,)
-    digest: str  # sha256 of its file
+    There are two such sets, the second for kernels that kernel steps made: they are rare, right or wrong by much, and
+    what tells so is no guide for the others.
+    """
+
+    mean: np.ndarray  # (2, n) of the features they were fitted on
+    std: np.ndarray  # (2, n)
+    hidden: np.ndarray  # (2, nets, n, h)
+    hidden_bias: np.ndarray  # (2, nets, h)
+    out: np.ndarray  # (2, nets, h)
+    out_bias: np.ndarray  # (2, nets)
+    digest: str  # sha256 of the file
 
     def __call__(self, features: np.ndarray) -> float:
         """Return w in [0, 1] of features (n,); 1 and 0 exactly where it is nearly that."""
-        x = np.clip((features - self.mean) / self.std, -3, 3)
-        hidden = torch.nn.functional.gelu(torch.from_numpy(np.einsum("n,knh->kh", x, self.hidden) + self.hidden_bias))
-        logits = (hidden.numpy() * self.out).sum(1) + self.out_bias
+        part = int(features[_REFINED] > 0.5)
+        x = np.clip((features - self.mean[part]) / self.std[part], -3, 3)
+        before = np.einsum("n,knh->kh", x, self.hidden[part]) + self.hidden_bias[part]
+        hidden = torch.nn.functional.gelu(torch.from_numpy(before))
+        logits = (hidden.numpy() * self.out[part]).sum(1) + self.out_bias[part]
         w = float((1 / (1 + np.exp(-logits))).mean())
         return 1.0 if w > _CLEAR else 0.0 if w < _NONE else w
 
@@ -82,10 +89,12 @@ class TrustNet:
             length = int.from_bytes(data[:8], "little")
             listed = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("features", "")
             values = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
+            if values["mean"].ndim == 1:  # of before, with one set for both
+                values = {name: np.stack((value, value)) for name, value in values.items()}
             net = cls(**values, digest=hashlib.sha256(data).hexdigest())
-        except (SafetensorError, ValueError, TypeError) as error:
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise ArtefactError(f"{where}: damaged ({error})") from error
-        if listed != ",".join(FEATURES) or net.mean.shape != (len(FEATURES),):
+        if listed != ",".join(FEATURES) or net.mean.shape != (2, len(FEATURES)):
             raise ArtefactError(f"{where}: made for other features; use this program's version of the model")
         return net
 

@@ -68,17 +68,23 @@ def test_features_are_what_they_are_called():
     assert (found["scale_2"], found["scale_4"], found["area"]) == (1, 0, 0.2)
 
 
-def net(logit: float) -> TrustNet:
-    """Trusts every picture alike."""
-    n = len(FEATURES)
+def net(logit: float, refined: float | None = None) -> TrustNet:
+    """Trusts every picture alike, but for those whose kernel was refined."""
+    n, last = len(FEATURES), np.array([[logit], [logit if refined is None else refined]])
     return TrustNet(
-        np.zeros(n), np.ones(n), np.zeros((1, n, 2)), np.zeros((1, 2)), np.zeros((1, 2)), np.array([logit]), "0"
+        np.zeros((2, n)), np.ones((2, n)), np.zeros((2, 1, n, 2)), np.zeros((2, 1, 2)), np.zeros((2, 1, 2)), last, "0"
     )
 
 
 @pytest.mark.parametrize(("logit", "expected"), [(9, 1.0), (-9, 0.0), (0, 0.5)])
 def test_near_certainty_is_certainty(logit: float, expected: float):
     assert net(logit)(np.zeros(len(FEATURES))) == expected
+
+
+def test_refined_kernels_are_judged_by_a_set_of_their_own():
+    kernel_steps = np.zeros(len(FEATURES))
+    kernel_steps[FEATURES.index("refined")] = 1
+    assert (net(9, -9)(np.zeros(len(FEATURES))), net(9, -9)(kernel_steps)) == (1, 0)
 
 
 def test_a_net_is_the_mean_over_its_nets():
@@ -98,6 +104,11 @@ def test_a_net_is_the_mean_over_its_nets():
     with torch.no_grad():
         expected = float(torch.stack([layer(given).sigmoid() for layer in layers]).mean())
     np.testing.assert_allclose(found(x), expected, rtol=1e-5)
+    # A file of before has one set; one of today, two.
+    both = {name: np.stack((np.full_like(value, 9), value)) for name, value in tensors.items()}
+    x[FEATURES.index("refined")] = 1
+    two = TrustNet.parse(save(both, {"features": ",".join(FEATURES)}), "x")
+    np.testing.assert_allclose(two(x), found(x), rtol=1e-6)
     with pytest.raises(ArtefactError, match="other features"):
         TrustNet.parse(save(tensors, {"features": "a,b"}), "x")
     for damaged in (b"", b"\0" * 40, save({"mean": tensors["mean"]}, {"features": ",".join(FEATURES)})):
