@@ -66,7 +66,7 @@ class Command(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _nothing_is_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """An empty text is most often a variable of the shell that is not set; where it is a default, it means none."""
+        """Refuse empty texts, most often a variable of the shell that is not set; where it is a default, it is none."""
         defaults = {name: field.default for name, field in cls.model_fields.items()}
         if where := next(_empty(given, defaults), None):
             raise ValueError(f"{where}: is empty; give it a value or leave it out")

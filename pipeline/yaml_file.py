@@ -67,9 +67,10 @@ def read_yaml(path: str, what: str) -> dict[str, object]:
 
 def _is_huge(content: object) -> bool:
     """Tell whether there are too many values, those that aliases repeat counted each time."""
-    left, seen = [content], 0
+    left, seen = [content], 1
     while left and seen <= _MOST_VALUES:
         value = left.pop()
-        seen += 1
-        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        seen += len(inner)
+        left += inner
     return seen > _MOST_VALUES

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kernels_bank import sample_disk, sample_gaussian, sample_motion
@@ -37,7 +37,7 @@ _SIDES, _SCALES = (64, 96, 128, 160, 192, 240, 320), (2, 2, 3, 4)  # HR pixels
 _BLURRED, _MOTION, _DISK = 0.75, 0.4, 0.1  # of the pictures; what is neither motion nor out of focus is Gaussian
 _BORDER = 8  # HR pixels left out where a shift is looked for
 _SOFT = 0.15  # of the photographs: they never were sharp
-_NETS, _HIDDEN, _EPOCHS, _LOSS_COUNTS = 8, 24, 300, 3.0  # a dB lost counts as much as three won
+_NETS, _HIDDEN, _EPOCHS = 8, 24, 300
 _BOUNDS = (-6.0, 4.0)  # dB: beyond these one case is as good as another
 _SOFT_WEIGHT = 0.1  # whether a picture is blurred or was never sharp cannot be seen, and people want it sharp
 
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, required=True, help="folder of what was seen")
     parser.add_argument("--parts", type=int, default=20, help=f"of {PART} cases")
     parser.add_argument("--output", type=Path, required=True, help="model folder: a copy of the model with its trust")
+    parser.add_argument("--refined-alone", action="store_true", help="keep the model's nets for all other kernels")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     restorer = Restorer.load(arguments.model, torch.device("cpu"), "auto")
@@ -81,13 +82,17 @@ def main() -> None:
             storage.write_bytes(str(file), packed.getvalue())
     parts = [np.load(file) for file in files]
     seen = Cases(*(np.concatenate([part[name] for part in parts]) for name in Cases._fields))
-    unrefined = Cases(*(column[seen.features[:, FEATURES.index("refined")] == 0] for column in seen))
+    folder = Path(locate(arguments.model).folder)
+    if arguments.refined_alone:
+        others = {name: value[0] for name, value in load_file(folder / TRUST).items()}
+    else:
+        others = fit(Cases(*(column[seen.features[:, FEATURES.index("refined")] == 0] for column in seen)), 2.0)
     # The refined are too few to learn from alone.
-    sets = [fit(unrefined), fit(seen)]
+    sets = [others, fit(seen, 3.0)]
     both = {name: torch.stack([tensors[name] for tensors in sets]) for name in sets[0]}
     net = save(both, metadata={"features": ",".join(FEATURES)})
     made_by = {"trust": "tools/fit_trust.py"}
-    write_copy(Path(locate(arguments.model).folder), arguments.output, TRUST, net, made_by)
+    write_copy(folder, arguments.output, TRUST, net, made_by)
 
 
 class Recorder:
@@ -177,8 +182,13 @@ def _degraded(random: Random, hr: np.ndarray, scale: int) -> tuple[np.ndarray, f
     return lr, 0.0
 
 
-def fit(seen: Cases) -> dict[str, Tensor]:
-    """Fit the nets to win decibels: a mixture's error is known in closed form for any w."""
+def fit(seen: Cases, losses_count: float) -> dict[str, Tensor]:
+    """Fit one set of nets to win decibels: a mixture's error is known in closed form for any w.
+
+    Args:
+        seen: what they learn from.
+        losses_count: how many decibels won one that is lost weighs.
+    """
     mean, std = seen.features.mean(0), seen.features.std(0) + 1e-6
     x = torch.from_numpy(((seen.features - mean) / std).clip(-3, 3)).float()
     plain, right, apart, weight = (torch.from_numpy(np.asarray(column)).float() for column in seen[1:])
@@ -195,7 +205,7 @@ def fit(seen: Cases) -> dict[str, Tensor]:
                 for rows in torch.randperm(len(x)).split(128):
                     w = net(x[rows])[:, 0].sigmoid()
                     gain = decibels(w, plain[rows], right[rows], apart[rows]).clamp(*_BOUNDS)
-                    loss = (torch.where(gain > 0, -gain, -_LOSS_COUNTS * gain) * weight[rows]).mean()
+                    loss = (torch.where(gain > 0, -gain, -losses_count * gain) * weight[rows]).mean()
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()

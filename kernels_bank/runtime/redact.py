@@ -88,7 +88,10 @@ def mask_uri(uri: str) -> str:
 
 
 def mask_output() -> None:
-    """Make what this process prints and logs, and the traceback of an error that nobody handles, come out masked."""
+    """Make what this process prints and logs, and the traceback of an error that nobody handles, come out masked.
+
+    A stream that is no text file, as a notebook has it, stays as it is.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, _MaskedStream):
@@ -110,7 +113,7 @@ class _MaskedStream(io.TextIOWrapper):
         return len(text)
 
     def close(self) -> None:
-        self.flush()  # what lies below belongs to the other stream
+        self.flush()  # the buffer belongs to the wrapped stream
 
 
 def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -119,6 +122,8 @@ def _print_masked(kind: type[BaseException], error: BaseException, trace: Traceb
 
 def _mask_logins(text: str) -> str:
     """Mask what stands between `scheme://` and the `@` before the host, in every URI of a text."""
+    if "://" not in text:  # looked for in one long word, a scheme costs the square of its length
+        return text
     parts, done = [], 0
     for scheme in _SCHEME.finditer(text):
         if scheme.start() < done:

@@ -14,6 +14,7 @@ from pipeline.images.ifd import (
     byte_order,
     header,
     integer,
+    narrowed,
     read_directory,
     swapped,
     write_directory,
@@ -76,8 +77,9 @@ def from_tiff(data: bytes) -> bytes | None:
     Raises:
         BrokenDirectoryError: the directory cannot be read.
     """
-    described = {tag: value for tag, value in read_directory(data).items() if tag in _DESCRIPTIVE}
-    return _block(described, byte_order(data)) if described else None
+    order = byte_order(data)
+    described = {tag: value for tag, value in narrowed(read_directory(data), order).items() if tag in _DESCRIPTIVE}
+    return _block(described, order) if described else None
 
 
 def for_tiff(block: bytes) -> Directory:

@@ -11,10 +11,12 @@ import numpy as np
 EXIF, GPS, INTEROPERABILITY, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
 _POINTERS = {EXIF, GPS, INTEROPERABILITY}
 SHORT, LONG, UNDEFINED, IFD, LONG8, IFD8 = 3, 4, 7, 13, 16, 18
+_SLONG, _SLONG8 = 9, 17
 # Bytes of one value by its type: byte, text, short, long, rational, ... ; then of the number that has an order.
 _SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _WORD = {**_SIZE, 5: 4, 10: 4}
 _NUMBER = {SHORT: "H", LONG: "I", IFD: "I", LONG8: "Q", IFD8: "Q"}
+_NARROW = {LONG8: (LONG, "u"), _SLONG8: (_SLONG, "i"), IFD8: (IFD, "u")}  # with NumPy's letter
 _MOST_BYTES = 32 * 2**20  # of all values together
 _MOST_TAGS = 2**16 - 1  # of a directory
 
@@ -148,6 +150,23 @@ def swapped(directory: Directory) -> Directory:
         else swapped(value)
         for tag, value in directory.items()
     }
+
+
+def narrowed(directory: Directory, order: str) -> Directory:
+    """Return a BigTIFF's directory with numbers of 32 bits for those of 64; larger ones lie outside of any file."""
+    return {
+        tag: _narrow(value, order) if isinstance(value, Value) else narrowed(value, order)
+        for tag, value in directory.items()
+    }
+
+
+def _narrow(value: Value, order: str) -> Value:
+    if value.kind not in _NARROW:
+        return value
+    kind, letter = _NARROW[value.kind]
+    bounds = np.iinfo(f"{letter}4")
+    numbers = np.frombuffer(value.data, f"{order}{letter}8").clip(bounds.min, bounds.max)
+    return Value(kind, value.number, numbers.astype(f"{order}{letter}4").tobytes())
 
 
 def header(order: str, first: int) -> bytes:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from pipeline.images import BadImageError
 from pipeline.images.exif import for_tiff, from_tiff, orientation_of
 from pipeline.images.ifd import (
-    LONG,
-    LONG8,
     SHORT,
     UNDEFINED,
     BrokenDirectoryError,
@@ -21,6 +17,7 @@ from pipeline.images.ifd import (
     first_directory,
     header,
     integer,
+    narrowed,
     next_directory,
     read_directory,
     write_directory,
@@ -144,16 +141,8 @@ def with_metadata(data: bytes, metadata: Metadata) -> bytes:
 def _with_directory(data: bytes, page: Directory, order: str) -> bytes:
     """Return a TIFF of one page, also of a BigTIFF, whose directory is written anew behind everything else."""
     data += b"\0" * (len(data) % 2)  # offsets are even
-    narrow = {tag: _narrow(value, order) if isinstance(value, Value) else value for tag, value in page.items()}
-    return b"".join([header(order, len(data)), memoryview(data)[8:], write_directory(narrow, len(data), order)])
-
-
-def _narrow(value: Value, order: str) -> Value:
-    """Return numbers of 64 bits as such of 32; those that are larger lie outside of any file."""
-    if value.kind != LONG8:
-        return value
-    numbers = np.frombuffer(value.data, f"{order}u8").clip(max=2**32 - 1)
-    return Value(LONG, value.number, numbers.astype(f"{order}u4").tobytes())
+    directory = write_directory(narrowed(page, order), len(data), order)
+    return b"".join([header(order, len(data)), memoryview(data)[8:], directory])
 
 
 def _pages(data: bytes, at: int) -> int:

@@ -89,7 +89,7 @@ class TrustNet:
             length = int.from_bytes(data[:8], "little")
             listed = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("features", "")
             values = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
-            if values["mean"].ndim == 1:  # of before, with one set for both
+            if values["mean"].ndim == 1:  # written when one set judged both
                 values = {name: np.stack((value, value)) for name, value in values.items()}
             net = cls(**values, digest=hashlib.sha256(data).hexdigest())
         except (SafetensorError, ValueError, TypeError, KeyError) as error:

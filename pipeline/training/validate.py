@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed
 
+from kernels_bank.runtime.errors import JobFailedError
 from pipeline.config import TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.model import BlindUSRNet
@@ -68,10 +70,12 @@ def validate(
 
 
 def score_of(found: dict[str, float], step: int) -> float:
-    """Score a validation: PSNR where images are restored, else minus the kernel error, else the step."""
-    match found:
-        case {"val_psnr": psnr}:
-            return psnr
-        case {"val_kernel_error": error}:
-            return -error
-    return float(step)
+    """Score a validation: PSNR where images are restored, else minus the kernel error, else the step.
+
+    Raises:
+        JobFailedError: it is no number, or infinite.
+    """
+    score = found.get("val_psnr", -found["val_kernel_error"] if "val_kernel_error" in found else float(step))
+    if not math.isfinite(score):
+        raise JobFailedError(f"step {step}: the validation gives {score}; lower train.learning_rate")
+    return score

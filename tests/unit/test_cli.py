@@ -143,6 +143,7 @@ def test_help_costs_no_heavy_import(job: Path):
         (b"a: 1\nb: 2\n'a': 3", "'a' is given more than once, again in line 3"),
         (b"a: &a {x: &b {<<: {k: 1}, k: 2, k: 3}}\nc: *a", "'k' is given more than once"),
         (b"a: &a [*a]", "more than 100000 values"),
+        (b"a: &a [" + b"0," * 90_000 + b"*a]", "more than 100000 values"),  # each turn of it is long
         (BILLION_LAUGHS, "more than 100000 values"),
     ],
 )

@@ -62,9 +62,11 @@ def _damage_told(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (S3Error, S3RefusedError):
+    except (S3Error, S3RefusedError, MemoryError):
         raise
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, StopIteration) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk: pyarrow's own tell no number
         reason = str(error).partition("\n")[0] or "rows are missing"
         raise ArtefactError(f"{uri}: damaged, or no Parquet file ({reason})") from error
 

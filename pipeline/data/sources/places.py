@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import posixpath
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -141,7 +140,7 @@ def _without_climbs(uri: str) -> str:
     if ".." not in parts:
         return uri
     if uris.is_s3(uri):
-        return f"s3:/{posixpath.normpath(uri.removeprefix('s3:/'))}"
+        raise BadRequestError(f"{uri}: holds '..', which is no folder above on S3; write the whole key")
     after = len(parts) - parts[::-1].index("..")
     # Not by the text alone: behind a link to a folder, `..` is the folder above that one.
     return os.path.join(os.path.realpath("/".join(parts[:after])), *parts[after:])  # noqa: PTH118 - may be no text

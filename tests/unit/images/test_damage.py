@@ -318,3 +318,12 @@ def test_a_big_tiff_is_read_with_its_metadata():
     np.testing.assert_array_equal(photograph.pixels, np.rot90(PIXELS, -1))
     assert photograph.metadata.icc == profile(b"RGB ")
     assert b"Maker" in (photograph.metadata.exif or b"")
+
+
+def test_numbers_of_64_bits_become_such_of_32():
+    """A classic directory knows no others; what does not fit lies outside of any file."""
+    wide = {0x0100: ifd.Value(16, 2, struct.pack("<QQ", 7, 2**40)), 0x0101: ifd.Value(17, 1, struct.pack("<q", -5))}
+    found = ifd.narrowed(wide | {0x8769: wide}, "<")
+    for place in (found, found[0x8769]):
+        assert place[0x0100] == ifd.Value(4, 2, struct.pack("<II", 7, 2**32 - 1))
+        assert place[0x0101] == ifd.Value(9, 1, struct.pack("<i", -5))

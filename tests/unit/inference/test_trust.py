@@ -104,7 +104,7 @@ def test_a_net_is_the_mean_over_its_nets():
     with torch.no_grad():
         expected = float(torch.stack([layer(given).sigmoid() for layer in layers]).mean())
     np.testing.assert_allclose(found(x), expected, rtol=1e-5)
-    # A file of before has one set; one of today, two.
+    # That file has one set for both kinds of kernels; files have two now.
     both = {name: np.stack((np.full_like(value, 9), value)) for name, value in tensors.items()}
     x[FEATURES.index("refined")] = 1
     two = TrustNet.parse(save(both, {"features": ",".join(FEATURES)}), "x")

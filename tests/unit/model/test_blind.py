@@ -337,16 +337,19 @@ def test_small_pictures_are_not_refined_by_a_prior(codec, monkeypatch):
         assert net.settled(first, (25, 30)).tolist() == [False]
 
 
-def test_the_guard_of_a_prior_asks_the_gradients_alone(codec, monkeypatch):
-    """A refined image whose gradients are clearly less even stands, whatever its residual; another does not."""
+def test_the_guard_of_a_prior_asks_the_gradients(codec, monkeypatch):
+    """A refined image whose gradients are clearly less even stands, unless it explains the LR image far worse."""
     kernel = KernelConfig(rounds=0, steps=5, prior=True, reductions=True)
     torch.manual_seed(0)
     net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=kernel), codec).eval()
-    scores, spreads = iter([torch.tensor([9.0, 9.0]), torch.ones(2)]), iter([torch.tensor([0.8, 0.95]), torch.ones(2)])
+    scores, spreads = (
+        iter([torch.tensor([5.0, 5.0, 7.0]), torch.ones(3)]),
+        iter([torch.tensor([0.8, 0.95, 0.8]), torch.ones(3)]),
+    )
     monkeypatch.setattr("pipeline.model.blind.restoration_score", lambda *_: next(scores))
     monkeypatch.setattr("pipeline.model.blind.gradient_spread", lambda *_: next(spreads))
     with torch.no_grad():
-        assert net.infer(torch.rand(2, 3, 45, 30), 2, 0.01).kernel_round.tolist() == [1, 0]
+        assert net.infer(torch.rand(3, 3, 45, 30), 2, 0.01).kernel_round.tolist() == [1, 0, 0]
 
 
 def test_kernel_steps_are_left_out_where_their_start_is_nearly_a_gaussian(codec, monkeypatch):

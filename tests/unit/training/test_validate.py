@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kernels_bank.runtime.errors import JobFailedError
 from pipeline.training.validate import score_of, validate
 from tests.unit.training.small_learner import TRAIN, make_learner
 
@@ -43,3 +44,9 @@ def test_the_best_checkpoint_is_chosen_by_what_the_stage_learns(codec, batch, le
     assert any("round" in name for name in found) == (learn in {"all", "kernel"})
     assert score_of(found, 7) == found.get("val_psnr", -found.get("val_kernel_error", 0))
     assert score_of({}, 7) == 7.0
+
+
+@pytest.mark.parametrize("found", [{"val_psnr": float("nan")}, {"val_kernel_error": float("inf")}])
+def test_a_validation_that_is_no_number_ends_the_run_in_a_line(found):
+    with pytest.raises(JobFailedError, match="step 7: the validation gives"):
+        score_of(found, 7)
