@@ -1,4 +1,4 @@
-"""The places that a user names: local paths, `file://` and `s3://`, without a look at what is there."""
+"""The places that a user names: local paths, `file://` and `s3://`. Only `same_place` looks at what is there."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ def from_tiff(data: bytes) -> bytes | None:
         BrokenDirectoryError: the directory cannot be read.
     """
     order = byte_order(data)
-    described = {tag: value for tag, value in narrowed(read_directory(data), order).items() if tag in _DESCRIPTIVE}
-    return _block(described, order) if described else None
+    described = {tag: value for tag, value in read_directory(data).items() if tag in _DESCRIPTIVE}
+    return _block(narrowed(described, order), order) if described else None
 
 
 def for_tiff(block: bytes) -> Directory:

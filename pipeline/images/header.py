@@ -10,8 +10,9 @@ from PIL import Image
 
 from pipeline.images import BadImageError
 from pipeline.images.exif import exif_orientation
+from pipeline.images.ifd import BYTE_ORDERS
 from pipeline.images.jpeg import read_jpeg
-from pipeline.images.limits import MAX_PIXELS, MAX_SIDE, MOST_EXIF, MOST_ICC, MOST_XMP, bounded
+from pipeline.images.limits import MAX_PIXELS, MAX_SIDE, MOST_ICC, MOST_XMP, bounded, bounded_exif
 from pipeline.images.parts import Metadata, Parts
 from pipeline.images.png import SIGNATURE, read_png
 from pipeline.images.tiff import read_tiff
@@ -49,7 +50,7 @@ def _read(data: bytes) -> Parts:
         return read_jpeg(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return read_webp(data)
-    if data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
+    if data[:4] in BYTE_ORDERS:
         return read_tiff(data)
     if data[4:8] == b"ftyp":
         return _read_with_pillow(data, heif=data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64])
@@ -76,7 +77,7 @@ def _read_with_pillow(data: bytes, *, heif: bool) -> Parts:
         if (frames := getattr(image, "n_frames", 1)) > 1 and not heif:
             raise BadImageError(f"animated or multi-page ({frames} frames)")
         info = image.info
-        exif = (bounded(info.get("exif"), MOST_EXIF) or b"").removeprefix(b"Exif\0\0") or None
+        exif = bounded_exif(info.get("exif"))
         icc, xmp = bounded(info.get("icc_profile"), MOST_ICC), bounded(info.get("xmp"), MOST_XMP)
         deep = info.get("bit_depth", 8) > 8 if heif else _is_deep_avif(data)
         return Parts(

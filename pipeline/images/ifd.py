@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}  # by a TIFF's or BigTIFF's first bytes
 EXIF, GPS, INTEROPERABILITY, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
 _POINTERS = {EXIF, GPS, INTEROPERABILITY}
 SHORT, LONG, UNDEFINED, IFD, LONG8, IFD8 = 3, 4, 7, 13, 16, 18
@@ -52,7 +53,7 @@ class BrokenDirectoryError(ValueError):
 
 def byte_order(data: bytes) -> str:
     """Return `<` or `>`, the byte order of a TIFF structure. Raises BrokenDirectoryError."""
-    order = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}.get(data[:4])
+    order = BYTE_ORDERS.get(data[:4])
     if order is None or len(data) < 8:
         raise BrokenDirectoryError("not a TIFF structure")
     return order

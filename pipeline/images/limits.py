@@ -14,3 +14,8 @@ MOST_XMP = 4 * 2**20
 def bounded(body: bytes | None, most: int) -> bytes | None:
     """Return these bytes if there are any, and no more than `most`."""
     return body if body and len(body) <= most else None
+
+
+def bounded_exif(body: bytes | None) -> bytes | None:
+    """Return an EXIF block without the mark that stands before it in a JPEG, if there is one and it is not too long."""
+    return (bounded(body, MOST_EXIF) or b"").removeprefix(b"Exif\0\0") or None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.images import BadImageError
 from pipeline.images.exif import exif_orientation
-from pipeline.images.limits import MOST_EXIF, MOST_ICC, MOST_XMP, bounded
+from pipeline.images.limits import MOST_ICC, MOST_XMP, bounded, bounded_exif
 from pipeline.images.parts import Metadata, Parts
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -54,7 +54,7 @@ def read_png(data: bytes) -> Parts:
         icc = _inflated(profile.partition(b"\0")[2][1:], MOST_ICC, "colour profile", notes)
     if (text := first.get(b"iTXt")) is not None:
         xmp = _xmp(text.removeprefix(_XMP), notes)
-    exif = (bounded(first.get(b"eXIf"), MOST_EXIF) or b"").removeprefix(b"Exif\0\0") or None
+    exif = bounded_exif(first.get(b"eXIf"))
     return Parts(
         kind="PNG",
         stored=(height, width),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pipeline.images import BadImageError
 from pipeline.images.exif import exif_orientation
-from pipeline.images.limits import MOST_EXIF, MOST_ICC, MOST_XMP, bounded
+from pipeline.images.limits import MOST_ICC, MOST_XMP, bounded, bounded_exif
 from pipeline.images.parts import Metadata, Parts
 
 _ICC, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04
@@ -33,7 +33,7 @@ def read_webp(data: bytes) -> Parts:
     alpha = found.get(b"ALPH") if picture == b"VP8 " else None
     metadata = Metadata(
         icc=bounded(found.get(b"ICCP"), MOST_ICC),
-        exif=(bounded(found.get(b"EXIF"), MOST_EXIF) or b"").removeprefix(b"Exif\0\0") or None,
+        exif=bounded_exif(found.get(b"EXIF")),
         xmp=bounded(found.get(b"XMP "), MOST_XMP),
     )
     chunks = [] if alpha is None else [_extended(_ALPHA, size), (b"ALPH", alpha)]

@@ -75,7 +75,13 @@ def score_of(found: dict[str, float], step: int) -> float:
     Raises:
         JobFailedError: it is no number, or infinite.
     """
-    score = found.get("val_psnr", -found["val_kernel_error"] if "val_kernel_error" in found else float(step))
+    match found:
+        case {"val_psnr": score}:
+            pass
+        case {"val_kernel_error": error}:
+            score = -error
+        case _:
+            score = float(step)
     if not math.isfinite(score):
         raise JobFailedError(f"step {step}: the validation gives {score}; lower train.learning_rate")
     return score

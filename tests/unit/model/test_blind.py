@@ -342,10 +342,8 @@ def test_the_guard_of_a_prior_asks_the_gradients(codec, monkeypatch):
     kernel = KernelConfig(rounds=0, steps=5, prior=True, reductions=True)
     torch.manual_seed(0)
     net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2)), kernel=kernel), codec).eval()
-    scores, spreads = (
-        iter([torch.tensor([5.0, 5.0, 7.0]), torch.ones(3)]),
-        iter([torch.tensor([0.8, 0.95, 0.8]), torch.ones(3)]),
-    )
+    scores = iter([torch.tensor([5.0, 5.0, 7.0]), torch.ones(3)])
+    spreads = iter([torch.tensor([0.8, 0.95, 0.8]), torch.ones(3)])
     monkeypatch.setattr("pipeline.model.blind.restoration_score", lambda *_: next(scores))
     monkeypatch.setattr("pipeline.model.blind.gradient_spread", lambda *_: next(spreads))
     with torch.no_grad():
