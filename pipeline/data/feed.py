@@ -30,6 +30,7 @@ from pipeline.config import RunConfig
 from pipeline.data import plan
 from pipeline.data.batch import Batch
 from pipeline.data.mixture import Mixture, Window, open_mixture
+from pipeline.data.pace import Paced
 from pipeline.data.task import read_segment
 
 # A task hands its samples on in blocks of about this size, so that the first batch does not wait for the last.
@@ -92,6 +93,7 @@ class Feed:
         data = plan_rows.map_batches(task, batch_size=1, num_cpus=config.data.task_cpus, batch_format="numpy")
         keep_errors(data)
         data.context.target_max_block_size = _BLOCK_BYTES
+        data.context.custom_execution_callback_classes = [Paced]
         data.context.execution_options.preserve_order = True
         store = ray.cluster_resources().get("object_store_memory", 0.0)
         data.context.execution_options.resource_limits = ray.data.ExecutionResources(

@@ -8,6 +8,7 @@ machine; CPU seconds a sample do not.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,17 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from scipy import ndimage
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from kernels_bank import KernelBank
 from pipeline.config import DataConfig, RunConfig, TrainConfig
+from pipeline.data import feed
 from pipeline.data.feed import Feed
 from pipeline.data.manifest import read_manifest
 from pipeline.data.mixture import open_mixture
+from pipeline.data.pace import Paced
 from pipeline.data.photographs import copy_photographs
 from pipeline.data.samples import degrade_draws, draw
 from pipeline.data.task import read_segment
@@ -189,6 +193,22 @@ def test_ray_data(benchmark, world: World, tree_use: type) -> None:
     """From the first row of the plan to the last batch: Ray Data works far ahead, so a part of a run tells nothing."""
     feed = Feed(world.config, stages=(), workers=1, rank=0)
     measure(benchmark, tree_use, world, "Ray Data", lambda: sum(1 for _ in feed.batches(450, cpus=CORES)))
+
+
+@pytest.mark.benchmark(group="CPU of the reading process while the feed is ahead of it")
+@pytest.mark.parametrize("way", ["Ray's own", "paced (ours)"])
+def test_a_feed_that_is_ahead(benchmark, world: World, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training's thread shares one interpreter with Ray Data's scheduler."""
+    if way == "Ray's own":
+        monkeypatch.setattr(Paced, "on_execution_step", ExecutionCallback.on_execution_step)
+    monkeypatch.setattr(feed, "_STORE_SHARE", 0.01)
+    batches = Feed(world.config, stages=(), workers=1, rank=0).batches(4000, cpus=CORES)
+    next(batches)
+    time.sleep(10)  # until the feed is as far ahead as it may be
+    before = time.process_time()
+    benchmark.pedantic(lambda: time.sleep(5), rounds=1)
+    benchmark.extra_info["share"] = share = (time.process_time() - before) / 5
+    print(f"\n{way}: {share:.0%} of a core")
 
 
 @pytest.mark.benchmark(group="a window of two shards as blocks of the object store")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import DataConfig, RunConfig, TrainConfig
-from pipeline.data import feed
+from pipeline.data import feed, pace
 from pipeline.data.batch import Batch
 from pipeline.data.feed import Feed
 from pipeline.data.manifest import read_manifest
@@ -116,6 +118,26 @@ def test_a_missing_shard_is_one_line_that_names_it(config: RunConfig, shards: st
     empty = config.model_copy(update={"data": config.data.model_copy(update={"shards": str(tmp_path)})})
     with pytest.raises(ArtefactError, match=r"^\S*/train-\d{6}\.tar: no such file$"):
         read(empty, 1)
+
+
+def test_a_feed_that_is_ahead_leaves_the_interpreter_to_the_training(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    turns: list[float] = []
+    step = pace.Paced.on_execution_step
+
+    def counted(self: pace.Paced, executor: StreamingExecutor) -> None:
+        turns.append(time.monotonic())
+        step(self, executor)
+
+    monkeypatch.setattr(pace.Paced, "on_execution_step", counted)
+    monkeypatch.setattr(feed, "_STORE_SHARE", 1e-4)  # a few batches: then tasks wait for the reader
+    batches = Feed(config, stages=(), workers=1, rank=0).batches(400, cpus=1)
+    next(batches)
+    time.sleep(3)
+    ahead = [turn for turn in turns if turn > turns[-1] - 1]
+    assert 0 < len(ahead) <= 51  # without a pace hundreds
+    assert sum(1 for _ in batches) == 399
 
 
 def test_batches_go_to_the_device_of_the_worker(config: RunConfig):
