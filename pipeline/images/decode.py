@@ -137,7 +137,8 @@ def _as_told(pixels: np.ndarray, parts: Parts) -> np.ndarray:
     if parts.grey_key is not None and pixels.ndim == 2:
         seen = (pixels != parts.grey_key) * np.asarray(np.iinfo(pixels.dtype).max, pixels.dtype)
         pixels = np.dstack([pixels, seen])
-    if has_alpha(pixels) and parts.alpha == "none":
+    unset = parts.kind == "BMP" and has_alpha(pixels) and not pixels[..., -1].any()  # as Windows leaves it
+    if has_alpha(pixels) and (parts.alpha == "none" or unset):
         pixels = pixels[..., :-1]
     if has_alpha(pixels) and parts.alpha == "premultiplied":
         pixels = straight_alpha(pixels)

@@ -10,12 +10,14 @@ from PIL import Image
 
 from pipeline.images import BadImageError, jpeg, png, tiff, webp
 from pipeline.images.convert import has_alpha, to_opencv
-from pipeline.images.photograph import SUFFIX, Codec, JpegCoding, Photograph
+from pipeline.images.photograph import SUFFIX, Codec, Format, JpegCoding, Photograph
 from pipeline.images.quiet import quiet_decoders
 
 # Of the lossless codecs measured (docs/data.md), the one that decodes fastest among the PNGs below 0.6 of the raw size.
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 _LOSSLESS_WEBP = [cv2.IMWRITE_WEBP_LOSSLESS_MODE, cv2.IMWRITE_WEBP_LOSSLESS_PRESERVE_COLOR]
+# The longest side that the encoders write.
+_MOST_SIDE: dict[Format, int] = {"jpeg": 65_500, "webp": 16_383, "png": 1_000_000}
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -63,10 +65,7 @@ def encode_photograph(photograph: Photograph, quality: int) -> bytes:
         BadImageError: the format cannot hold these pixels.
     """
     pixels, kind = photograph.pixels, photograph.kind
-    if kind == "jpeg" and has_alpha(pixels):
-        raise BadImageError("a JPEG has no alpha; choose --format png, webp or tiff")
-    if kind in {"jpeg", "webp"} and pixels.dtype != np.uint8:
-        raise BadImageError(f"a {kind} has 8 bits; choose --depth 8, or --format png or tiff")
+    refuse_format(kind, pixels.shape[:2], alpha=has_alpha(pixels), dtype=pixels.dtype)
     match kind:
         case "png":
             return png.with_metadata(encode_png(pixels), photograph.metadata)
@@ -81,6 +80,26 @@ def encode_photograph(photograph: Photograph, quality: int) -> bytes:
         case "tiff":
             deflate = [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_DEFLATE]
             return tiff.with_metadata(_imencode(kind, pixels, deflate), photograph.metadata)
+
+
+def refuse_format(kind: Format, size: tuple[int, ...], *, alpha: bool = False, dtype: np.dtype | None = None) -> None:
+    """Check that a format can hold pixels of this size and type.
+
+    Args:
+        kind: the format.
+        size: (h, w).
+        alpha: whether there is an alpha channel.
+        dtype: of the pixels, if known.
+
+    Raises:
+        BadImageError: it cannot.
+    """
+    if kind == "jpeg" and alpha:
+        raise BadImageError("a JPEG has no alpha; choose --format png, webp or tiff")
+    if kind in {"jpeg", "webp"} and dtype is not None and dtype != np.uint8:
+        raise BadImageError(f"a {kind} has 8 bits; choose --depth 8, or --format png or tiff")
+    if max(size) > (most := _MOST_SIDE.get(kind, max(size))):
+        raise BadImageError(f"a {kind} has up to {most} pixels a side, not {max(size)}; choose --format tiff")
 
 
 def _imencode(kind: str, pixels: np.ndarray, parameters: list[int]) -> bytes:

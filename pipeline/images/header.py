@@ -62,7 +62,9 @@ def _read(data: bytes) -> Parts:
 def _read_bmp(data: bytes) -> Parts:
     (header,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
-    return Parts("BMP", (abs(height), width), data)
+    # Without a mask of its own, which shorter headers cannot have, the fourth byte of a pixel is no alpha.
+    alpha_mask = struct.unpack_from("<I", data, 66)[0] if header >= 56 else 0
+    return Parts("BMP", (abs(height), width), data, alpha="straight" if alpha_mask else "none")
 
 
 def _read_with_pillow(data: bytes, *, heif: bool) -> Parts:

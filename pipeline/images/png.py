@@ -13,6 +13,7 @@ from pipeline.images.parts import Metadata, Parts
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _XMP = b"XML:com.adobe.xmp\0"
+_MOST_NAMED = 3  # kinds of damaged chunks
 # Chunks that say how the pixels look, with their lengths.
 _COLOUR = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
 
@@ -29,7 +30,7 @@ def read_png(data: bytes) -> Parts:
     stream, end = [SIGNATURE], b""
     first: dict[bytes, bytes] = {}  # chunk of metadata of each kind, whatever it is worth: later ones are not unpacked
     colour: dict[bytes, bytes] = {}
-    notes: list[str] = []
+    damaged: dict[bytes, None] = {}  # kinds, in their order
     for kind, body, check in _chunks(data):
         intact = zlib.crc32(kind + body) == check
         if kind == b"IEND":
@@ -40,7 +41,7 @@ def read_png(data: bytes) -> Parts:
         if kind[:1].isupper() or kind == b"tRNS":
             stream.append(_chunk(kind, body, check))
         elif not intact:
-            notes.append(f"damaged chunk {kind.decode('latin-1')} left out")
+            damaged[kind] = None
         elif kind in {b"iCCP", b"eXIf"} or (kind == b"iTXt" and body.startswith(_XMP)):
             first.setdefault(kind, body)
         elif len(body) == _COLOUR.get(kind):
@@ -49,6 +50,7 @@ def read_png(data: bytes) -> Parts:
         raise BadImageError("not a readable image")
     width, height, depth, colour_type = struct.unpack(">IIBB", stream[1][8:18])
     stream.append(_chunk(b"IEND", b""))
+    notes = [_left_out(list(damaged))] if damaged else []
     icc = xmp = None
     if (profile := first.get(b"iCCP")) is not None:
         icc = _inflated(profile.partition(b"\0")[2][1:], MOST_ICC, "colour profile", notes)
@@ -113,6 +115,13 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
 def _chunk(kind: bytes, body: bytes, check: int | None = None) -> bytes:
     check = zlib.crc32(kind + body) if check is None else check
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
+
+
+def _left_out(kinds: list[bytes]) -> str:
+    """Say that chunks are damaged; a kind is no text, and there may be thousands of them."""
+    names = [kind.decode("latin-1").encode("unicode_escape").decode("ascii") for kind in kinds[:_MOST_NAMED]]
+    more = f" and {len(kinds) - len(names)} more" if len(kinds) > len(names) else ""
+    return f"damaged chunk{'s' * (len(kinds) > 1)} {', '.join(names)}{more} left out"
 
 
 def _inflated(packed: bytes, most: int, what: str, notes: list[str]) -> bytes | None:

@@ -16,6 +16,7 @@ from kernels_bank.runtime.output import check_writable
 from kernels_bank.runtime.progress import Progress
 from pipeline.data.sources import Source, read_source
 from pipeline.images import BadImageError
+from pipeline.images.encode import refuse_format
 from pipeline.images.header import read_header
 from pipeline.inference import memory
 from pipeline.inference.allocator import keep_freed_memory
@@ -90,12 +91,15 @@ def planned(settings: RestoreSettings) -> Plan:
             broken.append(job.source.name)
             problems.append(f"\n  not possible   {job.source.name}: {problem}")
             continue
+        state = "not readable"
         try:
             header = read_header(read_source(job.source))
+            state = "not possible"
+            refuse_format(job.kind, (header.height * settings.scale, header.width * settings.scale))
             sizes.append((header.height * header.width, f"{header.width} x {header.height}"))
         except (BadImageError, BadRequestError) as error:  # as the restoration itself does
             broken.append(job.source.name)
-            problems.append(f"\n  not readable   {job.source.name}: {error}")
+            problems.append(f"\n  {state}   {job.source.name}: {error}")
     kernel = f"estimated{' for every place' if settings.kernel_field else ''}"
     if context.kernel is not None:
         kernel = f"{settings.kernel}, {context.kernel.shape[0]} pixels a side"

@@ -19,9 +19,9 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.catalogue import locate
 from pipeline.data.sources import read_source
 from pipeline.images import BadImageError
-from pipeline.images.convert import to_depth
+from pipeline.images.convert import has_alpha, to_depth
 from pipeline.images.decode import decode_photograph
-from pipeline.images.encode import encode_photograph, encode_png
+from pipeline.images.encode import encode_photograph, encode_png, refuse_format
 from pipeline.images.metadata import carried
 from pipeline.images.photograph import Photograph
 from pipeline.inference.comparison import comparison
@@ -126,6 +126,9 @@ def restore_job(job: RestoreJob, context: RestoreContext, on_step: Listener | No
         photograph = decode_photograph(data)
         read = time.perf_counter() - started
         settings = context.settings
+        bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
+        height, width = (side * settings.scale for side in photograph.pixels.shape[:2])
+        refuse_format(job.kind, (height, width), alpha=has_alpha(photograph.pixels), dtype=bits)
         restored = context.restorer.restore(
             photograph.pixels,
             settings.scale,
@@ -140,7 +143,6 @@ def restore_job(job: RestoreJob, context: RestoreContext, on_step: Listener | No
             trust=settings.trust,
             on_step=on_step,
         )
-        bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
         pixels = to_depth(restored.image, bits)
         metadata, lost = carried(photograph.metadata, pixels, job.kind, strip=settings.strip_metadata)
         as_before = settings.format == "same" and settings.quality is None

@@ -17,7 +17,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.data.pictures import to_uint8
 from pipeline.images.convert import to_depth, to_rgb
 from pipeline.images.decode import decode_photograph
-from pipeline.images.encode import encode_photograph, encode_png
+from pipeline.images.encode import encode_photograph, encode_png, refuse_format
 from pipeline.images.metadata import carried
 from pipeline.images.photograph import Photograph
 from pipeline.inference.explain import diagnose
@@ -50,7 +50,7 @@ def carry_out(request: RestoreRequest, served: Served, max_memory: int, on_step:
         on_step: told after each step of the restoration; one that raises ends it.
 
     Raises:
-        BadImageError: it cannot be decoded.
+        BadImageError: it cannot be decoded, or its result not be written.
         RequestError: a scale that the model was not made for.
         TooLargeError: no window of it fits into the memory.
     """
@@ -60,6 +60,8 @@ def carry_out(request: RestoreRequest, served: Served, max_memory: int, on_step:
         raise RequestError(f"{served.name} was not made for scale {scale}; it restores {', '.join(map(str, scales))}")
     started = time.perf_counter()
     photograph = decode_photograph(request.image)
+    height, width = photograph.pixels.shape[:2]
+    refuse_format("png", (height * scale, width * scale))
     decoded = time.perf_counter()
     try:
         restored = served.restorer.restore(
@@ -74,7 +76,6 @@ def carry_out(request: RestoreRequest, served: Served, max_memory: int, on_step:
             on_step=on_step,
         )
     except BadRequestError as error:
-        height, width = photograph.pixels.shape[:2]
         raise TooLargeError(f"{width} x {height} pixels need more memory than this server has") from error
     finished = time.perf_counter()
     metadata, lost = carried(photograph.metadata, restored.image, "png")

@@ -293,6 +293,15 @@ def test_of_many_chunks_of_a_kind_the_first_alone_is_unpacked(monkeypatch):
     assert unpacked == ["colour profile", "XMP packet"]
 
 
+def test_damaged_chunks_are_told_in_a_few_words_whatever_they_are_called():
+    def told(*kinds: bytes) -> tuple[str, ...]:
+        return read_header(with_chunks(PNG, *(chunk(kind, b"", wrong=1) for kind in kinds))).notes
+
+    assert told(b"tEXt", b"tEXt") == ("damaged chunk tEXt left out",)
+    assert told(b"a\r\nb", b"a\x1b[2") == (r"damaged chunks a\r\nb, a\x1b[2 left out",)
+    assert told(*(b"a%03d" % i for i in range(900))) == ("damaged chunks a000, a001, a002 and 897 more left out",)
+
+
 def test_a_first_chunk_that_is_refused_counts():
     good = chunk(b"iCCP", b"x\0\0" + bomb(1))
     large = chunk(b"iCCP", b"x\0\0" + bomb(17))

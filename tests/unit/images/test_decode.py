@@ -34,6 +34,21 @@ def test_colours_come_out_as_rgb(kind: str):
     assert np.array_equal(image, np.broadcast_to(np.uint8(RED), (3, 5, 3)))
 
 
+@pytest.mark.parametrize(
+    ("header", "alpha_mask", "fourth", "channels"),
+    [(40, 0, 0, 3), (52, 0, 0, 3), (108, 0, 7, 3), (124, 0xFF000000, 0, 3), (124, 0xFF000000, 7, 4)],
+)
+def test_the_fourth_byte_of_a_bmp_is_alpha_only_where_the_file_says_so(header, alpha_mask, fourth, channels):
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, alpha_mask)[: 12 if header < 56 else 16]
+    pixels = bytes((*RED[::-1], fourth)) * 6
+    told = struct.pack("<IiiHHIIiiII", header, 3, 2, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    told += masks.ljust(header - 40, b"\0")
+    data = b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(told)) + told + pixels
+    found = decode_photograph(data).pixels
+    expected = (*RED, fourth)[:channels]
+    assert np.array_equal(found, np.broadcast_to(np.uint8(expected), (2, 3, channels)))
+
+
 def test_png_roundtrip_is_lossless_and_its_bytes_repeat():
     pixels = np.random.default_rng(0).integers(0, 256, (17, 23, 3), dtype=np.uint8)
     for codec in get_args(Codec):

@@ -14,7 +14,7 @@ from pipeline.images.convert import to_depth
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph
 from pipeline.images.parts import Metadata
-from pipeline.images.photograph import Photograph
+from pipeline.images.photograph import JpegCoding, Photograph
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()  # no file has this one by itself
 SHAPES = {"grey": (20, 30), "grey with alpha": (19, 30, 2), "rgb": (21, 30, 3), "rgba": (20, 31, 4)}
@@ -98,6 +98,16 @@ def test_grey_with_alpha_and_palettes_are_understood():
 def test_what_a_format_cannot_hold_is_said(shape, dtype, kind, message):
     with pytest.raises(BadImageError, match=message):
         encode_photograph(Photograph(pixels(SHAPES[shape], dtype), kind), 90)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("jpeg", 65_500), ("webp", 16_383)])
+def test_the_longest_side_of_a_format_is_written_and_no_longer_one(kind, most):
+    coding = JpegCoding([[1] * 64], 0) if kind == "jpeg" else None  # its writer fails in a way of its own
+    for shape in ((1, most), (most, 1)):
+        assert decode_photograph(encode_photograph(Photograph(np.zeros(shape, np.uint8), kind), 90)).pixels.size
+        longer = np.zeros([side + (side > 1) for side in shape], np.uint8)
+        with pytest.raises(BadImageError, match=f"has up to {most} pixels a side, not {most + 1}; choose --format"):
+            encode_photograph(Photograph(longer, kind, jpeg=coding), 90)
 
 
 def test_depths_there_and_back():

@@ -166,6 +166,23 @@ def test_settings_that_came_later_leave_earlier_results_as_they_are(same, tmp_pa
     assert plain in formats
 
 
+def test_what_the_format_of_the_results_cannot_hold_is_said_before_the_work(same, photo, tmp_path, monkeypatch):
+    put(tmp_path, "long.png", np.zeros((1, 16_384, 3), np.uint8))
+    put(tmp_path, "deep.png", np.zeros((4, 4, 3), np.uint16))
+    settings = same(format="webp")
+    plan = planned(settings)
+    assert plan.broken == ["long.png"]
+    assert "not possible   long.png: a webp has up to 16383 pixels a side, not 16384; choose --format tiff" in plan.text
+
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("is restored")
+
+    monkeypatch.setattr(restorer.Restorer, "restore", work)
+    said = {outcome.name: outcome.note for outcome in restore_files(settings)}
+    assert said["long.png"].startswith("a webp has up to 16383 pixels a side")
+    assert said["deep.png"].startswith("a webp has 8 bits")
+
+
 def test_broken_files_are_reported_and_the_others_restored(same, photo, tmp_path):
     put(tmp_path, "whole.png", photo)
     (tmp_path / "in" / "cut.png").write_bytes(encode_png(photo)[:200])
