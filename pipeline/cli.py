@@ -9,13 +9,16 @@ import argparse
 import contextlib
 import io
 import json
+import os
+import re
 import reprlib
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -37,6 +40,7 @@ from pipeline.yaml_file import read_yaml
 
 _MOST_MISTAKES = 10  # named in one line
 _MOST_CHARACTERS = 500  # of each
+_NO_SETTINGS = ("cache", "local_cluster")  # variables BLINDSR_... that other parts read
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 _PLACES = ("--source", "--data.shards")  # flags that take several places
@@ -70,6 +74,8 @@ class Command(BaseSettings):
         defaults = {name: field.default for name, field in cls.model_fields.items()}
         if where := next(_empty(given, defaults), None):
             raise ValueError(f"{where}: is empty; give it a value or leave it out")
+        if where := next(_truths(given, cls), None):
+            raise ValueError(f"{where}: a number is expected, got a truth value")
         return given
 
     def settings(self, kind: type[Settings_T]) -> Settings_T:
@@ -89,6 +95,27 @@ def _empty(given: object, default: object) -> Iterator[str]:
         case list() | tuple():
             for value in given:
                 yield from _empty(value, None)
+
+
+def _truths(given: Mapping[str, object], model: type[BaseModel]) -> Iterator[str]:
+    """Yield the paths of `yes` and `no` in the place of numbers, which pydantic takes for 1 and 0."""
+    for name, value in given.items():
+        kinds = set(_kinds(model.model_fields[name].annotation)) if name in model.model_fields else set()
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            yield name
+        elif isinstance(value, dict):
+            for inner in kinds:
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    yield from (f"{name}.{path}" for path in _truths(value, inner))
+
+
+def _kinds(annotation: object) -> Iterator[object]:
+    """Yield the types of an annotation such as `int | None`, but for those of what a list or a mapping holds."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from _kinds(part)
+    else:
+        yield annotation
 
 
 def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None) -> None:
@@ -210,7 +237,9 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     except ValidationError as error:
         raise BadRequestError(_explain(error)) from error
     except SettingsError as error:
-        raise BadRequestError(f"{str(error).removeprefix('error parsing CLI: ')}; see --help") from error
+        raise BadRequestError(_explain_unparsed(error)) from error
+    except RecursionError as error:
+        raise BadRequestError("a setting is nested too deeply; see --help") from error
 
 
 class _StoreOnce(argparse.Action):
@@ -258,6 +287,9 @@ class _Environment(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Return all that the environment sets."""
         settings = self._variables()
+        known = {*self.settings_cls.model_fields, *_NO_SETTINGS, ""}
+        if unknown := sorted(name for name in os.environ if _outermost(name) not in known):
+            print(f"{', '.join(unknown)}: no settings of this job, without effect", file=sys.stderr, flush=True)
         return _moved(settings, "the environment") if issubclass(self.settings_cls, RunConfig) else settings
 
 
@@ -348,6 +380,24 @@ def _explain(error: ValidationError) -> str:
     if left_out := len(mistakes) - len(lines):
         lines.append(f"and {left_out} more")
     return "; ".join(line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..." for line in lines)
+
+
+def _explain_unparsed(error: SettingsError) -> str:
+    """`BLINDSR_SIGMA: is no JSON; write a list as [1, 2]`: pydantic names its class and the outermost field."""
+    said = re.fullmatch(r'error parsing value for field "(\w+)" from source "(\w+)"', str(error))
+    if said is None:
+        return f"{str(error).removeprefix('error parsing CLI: ')}; see --help"
+    where = f"--{said[1].replace('_', '-')}"
+    if said[2] == "EnvSettingsSource":
+        names = [name for name in os.environ if _outermost(name) == said[1]]
+        where = f"the environment's {', '.join(sorted(names))}"
+    return f'{where}: is no JSON; write a list as [1, 2], several settings as {{"name": 1}}'
+
+
+def _outermost(variable: str) -> str:
+    """Return `train` of BLINDSR_TRAIN__STEPS; of what is no setting, nothing."""
+    name = variable.lower()
+    return name.removeprefix("blindsr_").partition("__")[0] if name.startswith("blindsr_") else ""
 
 
 def _say(message: str, status: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -11,9 +12,20 @@ from kernels_bank.runtime.errors import BadRequestError
 _MOST_BYTES = 1 << 20  # far more than settings take; a device would never end
 _MOST_VALUES = 100_000  # a few aliases of aliases stand for billions
 
+_OCTAL = re.compile(r"[-+]?0[0-9_]+")
+
 
 class _Loader(yaml.SafeLoader):
-    """Read what the safe loader reads, but for a mapping that holds a key more than once."""
+    """Read what the safe loader reads, but for a key that is there again and numbers that only YAML reads so."""
+
+    def plain_number(self, node: yaml.ScalarNode) -> int | float:
+        """Return a number. Raises BadRequestError for 010, which is 8 in YAML, and 1:30, which is 90."""
+        kind = node.tag.rpartition(":")[2]
+        value: int | float = self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
+        if ":" in node.value or (kind == "int" and _OCTAL.fullmatch(node.value)):
+            line = node.start_mark.line + 1
+            raise BadRequestError(f"'{node.value[:100]}' in line {line} would be read as {value}; write it in decimal")
+        return value
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - a name, no mapping as the stubs say
         """Return a mapping. Raises BadRequestError when a key is in it again; one that is merged into it is not."""
@@ -26,6 +38,10 @@ class _Loader(yaml.SafeLoader):
                     raise BadRequestError(f"'{key.value[:100]}' is given more than once, again in line {line}")
                 seen.add((key.tag, key.value))
         return node
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.plain_number)
 
 
 def read_yaml(path: str, what: str) -> dict[str, object]:

@@ -153,6 +153,56 @@ def test_a_file_that_holds_no_settings_is_one_line(tmp_path: Path, content: byte
         parse(Train, ["--config", str(tmp_path / "odd.yaml")])
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("steps: 010", "'010' in line 3 would be read as 8"),
+        ("steps: 1:30", "'1:30' in line 3 would be read as 90"),
+        ("learning_rate: 1:30.5", "would be read as 90.5"),
+        ("steps: yes", r"train\.steps: a number is expected, got a truth value"),
+        ("micro_batch: no", r"train\.micro_batch: a number is expected"),
+    ],
+)
+def test_numbers_that_mean_another_are_refused(tmp_path: Path, text: str, told: str):
+    (tmp_path / "odd.yaml").write_text(f"name: a\ndata: {{shards: s, bank: b}}\ntrain: {{{text}}}\n")
+    with pytest.raises(BadRequestError, match=told):
+        parse(Train, ["--config", str(tmp_path / "odd.yaml")])
+
+
+def test_plain_numbers_and_switches_in_a_file_are_taken(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(
+        "name: a\nseed: 0\ndata: {shards: s, bank: b}\ntrain: {steps: 1_000, learning_rate: 1.0e-3, gpu: yes}\n"
+    )
+    command = parse(Train, ["--config", str(tmp_path / "run.yaml")])
+    assert (command.seed, command.train.steps, command.train.learning_rate) == (0, 1000, 1e-3)
+    assert command.train.gpu
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("BLINDSR_TRAIN", "{steps", r"the environment's BLINDSR_TRAIN: is no JSON; write a list as \[1, 2\]"),
+        ("BLINDSR_DATA__SIGMA", "0.1,0.2", "the environment's BLINDSR_DATA__SIGMA: is no JSON"),
+        ("BLINDSR_TRAIN", "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_variable_that_is_no_json_is_named(
+    yaml: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadRequestError, match=told):
+        parse(Train, ["--config", yaml])
+
+
+def test_a_variable_without_effect_is_told(
+    yaml: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("BLINDSR_TRIAN__STEPS", "6")
+    monkeypatch.setenv("BLINDSR_CACHE", "somewhere")
+    assert parse(Train, ["--config", yaml]).train.steps == 5
+    assert capsys.readouterr().err == "BLINDSR_TRIAN__STEPS: no settings of this job, without effect\n"
+
+
 def test_a_file_may_merge_what_it_then_sets_itself(tmp_path: Path):
     file = tmp_path / "run.yaml"
     file.write_text("a: {b: &b {<<: {k: 1}, k: 2}}\nc: {<<: *b}\nd: {<<: *b, k: 3}\n")

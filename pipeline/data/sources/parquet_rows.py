@@ -126,6 +126,10 @@ def _column(uri: str, schema: Any, asked: str | None) -> str:  # noqa: ANN401 - 
     """The name of the images' column."""
     able = [field.name for field in schema if _holds_bytes(field.type)]
     if asked is not None:
+        if able.count(asked) > 1:
+            raise BadRequestError(
+                f"{uri}: {able.count(asked)} columns are called '{asked}'; give them names that differ"
+            )
         if asked not in able:
             raise BadRequestError(f"{uri}: column '{asked}' holds no images; it has {_listed(able, schema)}")
         return asked

@@ -106,7 +106,7 @@ def _of_place(root: str, uri: str, leave_out: str | None = None, *, nested: bool
 def _of_list(root: str) -> list[Place]:
     """What the lines of a text file name: URIs, or paths relative to it; empty lines and `#` comments do not count."""
     try:
-        text = storage.read_bytes(root, limit=_LIST_BYTES).decode()
+        text = storage.read_bytes(root, limit=_LIST_BYTES).decode("utf-8-sig")  # Windows marks UTF-8
     except UnicodeDecodeError as error:
         raise BadRequestError(f"{root}: not UTF-8; a list has one URI or path a line") from error
     folder = root.rpartition("/")[0]

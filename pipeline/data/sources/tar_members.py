@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
@@ -14,13 +14,17 @@ from pipeline.data.sources.source import MOST_BYTES, Source, plain
 from pipeline.images import BadImageError
 
 _BLOCK = 256 << 10  # bytes of a tar on S3 that are asked for at least
+_MOST_OF_HEADER = 1 << 20  # bytes of a name or of what else is said of a member
+_MOST_OFFSET = 1 << 60  # far behind the end of any tar, and a place that any file can be asked for
+_PADDING = 64 << 10  # zeros behind a tar's last member, at most
 _REST = "the rest of the tar"
 
 
 def tar_members(uri: str) -> list[Source]:
     """List the files in a tar. Only headers are looked at, but members of less than 256 KiB on S3 come along.
 
-    A tar that ends or is damaged in the middle has one more member, which cannot be read: the rest.
+    A tar that ends or is damaged in the middle, or goes on behind its end, has one more member, which cannot be read:
+    the rest.
 
     Raises:
         BadRequestError: it is no tar.
@@ -29,18 +33,23 @@ def tar_members(uri: str) -> list[Source]:
     end = 0
     with _opened(uri) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with tarfile.open(fileobj=cast(IO[bytes], _Headers(stream)), mode="r:") as tar:
                 for info in tar:
-                    end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                    if not end < tar.offset < _MOST_OFFSET:  # tarfile would go round and round
+                        raise ValueError(f"a member of {info.size} bytes")
+                    end = tar.offset
                     if info.isreg() and not info.issparse():
                         found.append(Source(uri, plain(info.name), info.offset_data, info.size))
-        except (tarfile.TarError, UnicodeError, ValueError) as error:
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # each kind of damage has its own errors
             if not end:
                 raise BadRequestError(f"{uri}: not a readable tar ({error})") from error
             return [*found, Source(uri, _REST, end)]
         stream.seek(end)
-        whole = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # what marks a tar's end
-    return found if whole else [*found, Source(uri, _REST, end)]
+        rest = stream.read(_PADDING)
+    is_whole = len(rest) >= tarfile.BLOCKSIZE and not any(rest)  # zeros mark a tar's end
+    return found if is_whole else [*found, Source(uri, _REST, end)]
 
 
 def read_tar_member(source: Source) -> bytes:
@@ -51,7 +60,9 @@ def read_tar_member(source: Source) -> bytes:
         ArtefactError: it is gone or cannot be read.
     """
     if source.size < 0:
-        raise BadImageError(f"{source.uri} is damaged or ends before its last member")
+        raise BadImageError(
+            f"{source.uri} is damaged, ends before its last member, or goes on behind its end as joined tars do"
+        )
     if source.size > MOST_BYTES:
         raise BadImageError(f"{source.size / 2**30:.1f} GiB; at most {MOST_BYTES / 2**30:g} are read")
     with _opened(source.uri, block=max(1, source.size)) as stream:
@@ -60,6 +71,18 @@ def read_tar_member(source: Source) -> bytes:
     if len(data) < source.size:
         raise BadImageError(f"{source.uri} ends in the middle of it")
     return data
+
+
+class _Headers:
+    """A tar of which only headers are read, so that what a damaged one says of its length takes no memory."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _MOST_OF_HEADER:
+            raise ValueError(f"a header of {size} bytes")
+        return self._stream.read(size)
 
 
 def _opened(uri: str, block: int = _BLOCK) -> BinaryIO:

@@ -57,7 +57,9 @@ def open_zip(uri: str) -> zipfile.ZipFile:
                 return first
         except (S3Error, S3RefusedError):
             raise
-        except (zipfile.BadZipFile, OSError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # each kind of damage has its own errors
             if not left:
                 raise BadRequestError(f"{uri}: not a readable zip file ({error})") from error
     raise BadRequestError(f"{uri}: its table of contents is another at each reading")

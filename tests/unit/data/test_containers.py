@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,77 @@ def test_what_is_whole_of_a_cut_tar_is_read_and_the_rest_is_one_bad_image(tmp_pa
     assert good == [bytes([65 + i]) * 500 for i in range(cut // 1024)]
     assert len(bad) >= 1
     assert all("x.tar" in reason for reason in bad)
+
+
+def header(name: str, size: int, kind: bytes = b"0") -> bytes:
+    info = tarfile.TarInfo(name)
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"\xff" + (size % 256**11).to_bytes(11, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
+    block[156:157] = kind
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * 32)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        header("b.png", -512),
+        header("b.png", -2048),
+        header("b.png", 1 << 62),
+        header("b.png", 1 << 80),
+        header("long", 1 << 40, b"L"),
+        header("pax", 0, b"x") * 2000,
+    ],
+    ids=["to itself", "back", "far", "farther", "a long name", "headers of headers"],
+)
+def test_a_tar_whose_headers_lie_ends_there(tmp_path: Path, damage: bytes):
+    path = Path(pack(tmp_path / "x.tar", {"a.png": b"first"}))
+    path.write_bytes(path.read_bytes()[:1024] + damage + bytes(1024))
+    good, rest = list_sources(str(path))
+    assert (good.name, read_source(good), rest.name) == ("a.png", b"first", "the rest of the tar")
+
+
+def test_long_names_in_a_tar_take_as_much_memory_as_names(tmp_path: Path):
+    path = Path(pack(tmp_path / "x.tar", {"a.png": b"first"}))
+    with path.open("r+b") as file:
+        file.seek(1024)
+        file.write(header("long", 1 << 40, b"L"))
+        file.truncate(1 << 33)  # a hole
+    assert [source.name for source in list_sources(str(path))] == ["a.png", "the rest of the tar"]
+
+
+def test_tars_that_were_joined_are_told(tmp_path: Path):
+    first, second = (Path(pack(tmp_path / f"{i}.tar", {f"{i}.png": b"x"})) for i in range(2))
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    good, rest = list_sources(str(first))
+    assert good.name == "0.png"
+    with pytest.raises(BadImageError, match="joined tars"):
+        read_source(rest)
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, b"\x63"), (46, b"\xff")], ids=["version", "name"])
+def test_a_zip_that_is_odd_in_any_way_is_refused_by_name(tmp_path: Path, place: int, value: bytes):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("\u00e9.png", b"x")  # as UTF-8, which the entry says
+    data = path.read_bytes()
+    at = data.index(b"PK\1\2") + place
+    path.write_bytes(data[:at] + value + data[at + 1 :])
+    with pytest.raises(BadRequestError, match=r"x\.zip: not a readable zip"):
+        list_sources(str(path))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path):
+    rows = [pa.array([b"x"])] * 2
+    parquet.write_table(pa.Table.from_arrays(rows, names=["image", "image"]), tmp_path / "x.parquet")
+    with pytest.raises(BadRequestError, match="2 columns are called 'image'"):
+        list_sources(str(tmp_path / "x.parquet"), column="image")
+
+
+def test_a_list_may_begin_with_the_mark_of_windows(tmp_path: Path):
+    (tmp_path / "1.png").write_bytes(b"x")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf1.png\r\n")
+    assert contents(str(tmp_path / "list.txt")) == {"1.png": b"x"}
 
 
 @pytest.mark.parametrize(("name", "content"), [("x.tar", b"no tar" * 500), ("x.parquet", b"PAR1 not"), ("e.tar", b"")])
