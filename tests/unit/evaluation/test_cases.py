@@ -14,8 +14,10 @@ from kernels_bank import benchmark_kernels, load_kernels
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.evaluation.baselines import bicubic, bicubic_unaligned
 from pipeline.evaluation.cases import BICUBIC, NONBLIND, UNALIGNED, crop_hr, make_lr, measure, restore_all
+from pipeline.evaluation.compute import _checked_images
 from pipeline.evaluation.protocol import PROTOCOLS, Protocol, load_protocol
 from pipeline.images.decode import decode_image
+from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
 
 TABLE1 = PROTOCOLS["usrnet-table1"]
@@ -150,3 +152,15 @@ def test_aligned_bicubic_reaches_the_reference_numbers(shared, scale, gaussian, 
 def test_unknown_fields_of_a_protocol_are_refused():
     with pytest.raises(ValueError, match="sigmas"):
         Protocol(name="x", sigmas={})
+
+
+def test_an_image_of_one_colour_is_skipped_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    black = np.zeros((40, 48, 3), np.uint8)
+    framed, dotted = black.copy(), black.copy()
+    framed[:4] = 255  # in the border, which is not compared
+    dotted[20, 20] = 255
+    for name, pixels in {"black": black, "framed": framed, "dotted": dotted}.items():
+        (tmp_path / f"{name}.png").write_bytes(encode_png(pixels))
+    found, skipped = _checked_images(str(tmp_path), {2: benchmark_kernels()}, TABLE1)
+    assert [[Path(uri).stem for uri in part] for part in (found, skipped)] == [["dotted"], ["black", "framed"]]
+    assert "framed.png: skipped: what is compared of it has one colour" in capsys.readouterr().err
