@@ -16,6 +16,7 @@ from pipeline.evaluation.baselines import bicubic, bicubic_unaligned
 from pipeline.evaluation.cases import BICUBIC, NONBLIND, UNALIGNED, crop_hr, make_lr, measure, restore_all
 from pipeline.evaluation.compute import _checked_images
 from pipeline.evaluation.protocol import PROTOCOLS, Protocol, load_protocol
+from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.images.decode import decode_image
 from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
@@ -77,6 +78,9 @@ def test_a_protocol_of_ones_own(tmp_path):
     ("text", "message"),
     [
         ("name: usrnet-table1\nsigmas: {2: [0.01]}", "is that of a known one"),
+        ("name: mine\nsigmas: {2: []}", "sigmas.2: Tuple should have at least 1 item"),
+        ("name: mine\nsigmas: {2: [0, 0.0]}", "sigmas.2: .*given more than once"),
+        ("name: mine\nsigmas: {2: [0]}\ngaussian_widths: {2: [0, 1]}", r"gaussian_widths.2.0: .* greater than 0"),
         ("name: mine\nsigmas: {2: [0]}\njpeg: 80", "jpeg has no effect without degradation 'camera'"),
         ("name: mine\nsigmas: {2: [0]}\nreduction: bicubic", "reduction has no effect"),
     ],
@@ -85,6 +89,12 @@ def test_a_file_that_would_be_taken_for_something_else_is_refused(tmp_path: Path
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(BadRequestError, match=message):
         load_protocol(str(tmp_path / "p.yaml"))
+
+
+def test_a_scale_that_is_given_again_is_refused():
+    assert EvaluationSettings(model="m", images="i", scales=(2, 3)).scales == (2, 3)
+    with pytest.raises(ValueError, match="given more than once"):
+        EvaluationSettings(model="m", images="i", scales=(2, 3, 2))
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
