@@ -71,6 +71,14 @@ def is_file(uri: str | Path) -> bool:
     return mode is not None and stat.S_ISREG(mode)
 
 
+def is_special(uri: str | Path) -> bool:
+    """Return whether something is there that is neither a file nor a folder: a pipe, a device."""
+    if uris.is_s3(uri):
+        return False
+    mode = _mode(uri)
+    return mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def _mode(uri: str | Path) -> int | None:
     """Return what a local path leads to: a file, a folder, or nothing. Not by pyarrow, which takes only UTF-8."""
     try:

@@ -157,10 +157,10 @@ def _read_rows(output: Path) -> list[Row]:
 def _checked_images(
     uri: str, kernels: Mapping[int, np.ndarray], protocol: Protocol
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the sha256 of every image by its URI, and the reason for each that cannot be read.
+    """Return the sha256 of every image by its URI, and the reason for each that cannot be read or compared.
 
     Raises:
-        BadRequestError: no image can be read, or one is too small for a case of it to be computed.
+        BadRequestError: no image can be used, or one is too small for a case of it to be computed.
     """
     import hashlib
 
@@ -171,11 +171,11 @@ def _checked_images(
             raise BadRequestError(f"{uri}: unpack it; the evaluation reads folders and prefixes")
         data = read_source(source)
         try:
-            height, width = decode_image(data).shape[:2]
+            image = decode_image(data)
         except BadImageError as error:
-            skipped[source.uri] = str(error)
-            print(f"{source.uri}: skipped: {error}", file=sys.stderr, flush=True)
+            _skip(source.uri, str(error), skipped)
             continue
+        height, width = image.shape[:2]
         for scale, of_scale in kernels.items():
             multiple, border = protocol.size_multiple(scale), protocol.border_pixels(scale)
             sides = [min(n, protocol.crop or n) // multiple * multiple for n in (height, width)]
@@ -186,10 +186,25 @@ def _checked_images(
                     f"{source.uri}: {width} x {height} is too small for scale {scale}, a kernel of "
                     f"{side} pixels and a border of {border}; take it out of the folder or give smaller kernels"
                 )
+        if any(_has_one_colour(image, scale, protocol) for scale in kernels):
+            _skip(source.uri, "what is compared of it has one colour, which every method restores", skipped)
+            continue
         found[source.uri] = hashlib.sha256(data).hexdigest()
     if not found:
-        raise BadRequestError(f"{uri}: none of its {len(skipped)} images can be read")
+        raise BadRequestError(f"{uri}: none of its {len(skipped)} images can be used")
     return found, skipped
+
+
+def _skip(uri: str, reason: str, skipped: dict[str, str]) -> None:
+    skipped[uri] = reason
+    print(f"{uri}: skipped: {reason}", file=sys.stderr, flush=True)
+
+
+def _has_one_colour(image: np.ndarray, scale: int, protocol: Protocol) -> bool:
+    """Tell whether the compared part of an image has no structure: its PSNR is infinite, and with it every mean."""
+    border = protocol.border_pixels(scale)
+    compared = crop_hr(image, scale, protocol)[border:-border, border:-border]
+    return bool((compared == compared[0, 0]).all())
 
 
 def _compute(plan: Plan, output: Path) -> list[Row]:

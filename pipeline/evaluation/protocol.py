@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from math import lcm
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from scipy import signal
 
 from kernels_bank import benchmark_kernels
 from kernels_bank.names import Grid, Reduction
 from kernels_bank.reduction import reduction_line
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.config import JpegQuality, Sigma
+from pipeline.config import JpegQuality, Sigma, distinct
 from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
 from pipeline.frozen import Frozen
 from pipeline.model_config import Scale
 from pipeline.yaml_file import read_yaml
+
+_Width = Annotated[float, Field(gt=0)]
+_Sigmas = Annotated[tuple[Sigma, ...], Field(min_length=1), AfterValidator(distinct)]
 
 
 class Protocol(Frozen):
@@ -35,11 +38,11 @@ class Protocol(Frozen):
     )
     reduction: Reduction = Field("area", description="camera: how the picture becomes small")
     jpeg: JpegQuality | None = Field(None, description="camera: quality of a JPEG with 4:2:0 chroma; none: no JPEG")
-    gaussian_widths: dict[Scale, tuple[float, float]] | None = Field(
+    gaussian_widths: dict[Scale, tuple[_Width, _Width]] | None = Field(
         None, description="by scale, from where to where the widths of its own 8 Gaussians go; none: kernels are given"
     )
     lr_quantize: Literal["none", "round", "floor"] = "floor"
-    sigmas: dict[Scale, tuple[Sigma, ...]] = Field(min_length=1, description="noise levels by scale, [0, 1] scale")
+    sigmas: dict[Scale, _Sigmas] = Field(min_length=1, description="noise levels by scale, [0, 1] scale")
     noise_seed: int = Field(0, ge=0, description="the same for every image")
     round_output: bool = Field(True, description="clamp and round the output to 8 bit before comparing")
     border: Literal["scale", "scale^2"] = "scale^2"

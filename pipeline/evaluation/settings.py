@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from pipeline.config import Format
+from pydantic import AfterValidator, Field
+
+from pipeline.config import Format, distinct
 from pipeline.frozen import Frozen
 from pipeline.model_config import Scale
 
@@ -17,7 +19,9 @@ class EvaluationSettings(Frozen):
     kernels: str = Field(
         "benchmark", description="the protocol's own or the 12 built-in ones, or a .mat, .npy, .npz or .png of kernels"
     )
-    scales: tuple[Scale, ...] | None = Field(None, description="default: all that the model was made for")
+    scales: Annotated[tuple[Scale, ...] | None, AfterValidator(distinct)] = Field(
+        None, description="default: all that the model was made for"
+    )
     protocol: str = Field(
         "usrnet-table1",
         description="usrnet-table1, float, dan-gaussian8, camera-area, camera-bicubic, these two with -q95, -q85 or "

@@ -76,6 +76,8 @@ def _of_place(root: str, uri: str, leave_out: str | None = None, *, nested: bool
         raise BadRequestError(
             f"{uri}: is a single file; name its folder, a .zip, .tar or .parquet file, a .txt list, or an s3:// prefix"
         )
+    if storage.is_special(root):
+        raise BadRequestError(f"{uri}: a pipe or device, not a regular file; write the image to a file first")
     odd: list[str] = []
     files = storage.stamped_files(root, recursive=True, odd=odd)
     stamps = {file.name: file.stamp for file in files}

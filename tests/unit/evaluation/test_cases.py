@@ -14,8 +14,11 @@ from kernels_bank import benchmark_kernels, load_kernels
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.evaluation.baselines import bicubic, bicubic_unaligned
 from pipeline.evaluation.cases import BICUBIC, NONBLIND, UNALIGNED, crop_hr, make_lr, measure, restore_all
+from pipeline.evaluation.compute import _checked_images
 from pipeline.evaluation.protocol import PROTOCOLS, Protocol, load_protocol
+from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.images.decode import decode_image
+from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
 
 TABLE1 = PROTOCOLS["usrnet-table1"]
@@ -75,6 +78,9 @@ def test_a_protocol_of_ones_own(tmp_path):
     ("text", "message"),
     [
         ("name: usrnet-table1\nsigmas: {2: [0.01]}", "is that of a known one"),
+        ("name: mine\nsigmas: {2: []}", "sigmas.2: Tuple should have at least 1 item"),
+        ("name: mine\nsigmas: {2: [0, 0.0]}", "sigmas.2: .*given more than once"),
+        ("name: mine\nsigmas: {2: [0]}\ngaussian_widths: {2: [0, 1]}", r"gaussian_widths.2.0: .* greater than 0"),
         ("name: mine\nsigmas: {2: [0]}\njpeg: 80", "jpeg has no effect without degradation 'camera'"),
         ("name: mine\nsigmas: {2: [0]}\nreduction: bicubic", "reduction has no effect"),
     ],
@@ -83,6 +89,12 @@ def test_a_file_that_would_be_taken_for_something_else_is_refused(tmp_path: Path
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(BadRequestError, match=message):
         load_protocol(str(tmp_path / "p.yaml"))
+
+
+def test_a_scale_that_is_given_again_is_refused():
+    assert EvaluationSettings(model="m", images="i", scales=(2, 3)).scales == (2, 3)
+    with pytest.raises(ValueError, match="given more than once"):
+        EvaluationSettings(model="m", images="i", scales=(2, 3, 2))
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
@@ -150,3 +162,15 @@ def test_aligned_bicubic_reaches_the_reference_numbers(shared, scale, gaussian, 
 def test_unknown_fields_of_a_protocol_are_refused():
     with pytest.raises(ValueError, match="sigmas"):
         Protocol(name="x", sigmas={})
+
+
+def test_an_image_of_one_colour_is_skipped_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    black = np.zeros((40, 48, 3), np.uint8)
+    framed, dotted = black.copy(), black.copy()
+    framed[:4] = 255  # in the border, which is not compared
+    dotted[20, 20] = 255
+    for name, pixels in {"black": black, "framed": framed, "dotted": dotted}.items():
+        (tmp_path / f"{name}.png").write_bytes(encode_png(pixels))
+    found, skipped = _checked_images(str(tmp_path), {2: benchmark_kernels()}, TABLE1)
+    assert [[Path(uri).stem for uri in part] for part in (found, skipped)] == [["dotted"], ["black", "framed"]]
+    assert "framed.png: skipped: what is compared of it has one colour" in capsys.readouterr().err

@@ -100,6 +100,8 @@ def test_what_is_no_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     os.mkfifo(tmp_path / "in/pipe.png")
     assert results(tmp_path).keys() == {"a.png"}
     assert "links to nothing and what is no file: gone.png, pipe.png" in capsys.readouterr().err
+    with pytest.raises(BadRequestError, match=r"in/pipe\.png: a pipe or device, not a regular file"):
+        results(tmp_path, "in/pipe.png")
 
 
 @pytest.mark.parametrize(

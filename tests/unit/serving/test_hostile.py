@@ -47,6 +47,12 @@ def test_a_flood_of_fields_is_refused(live, png):
     assert (reply.status, "fields" in reply.error) == (400, True)
 
 
+def test_a_broken_form_writes_no_line_into_the_log(live, caplog):
+    kind = {"Content-Type": "multipart/form-data; boundary=B"}
+    reply = ask(live, "POST", "/restore", b"--C\r\nno form", kind)
+    assert (reply.status, "not a form" in reply.error, caplog.records) == (400, True, [])
+
+
 class Bomb:
     """Whoever unpickles it makes a file."""
 
