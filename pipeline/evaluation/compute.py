@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,12 +24,11 @@ from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.store import content_digest
-from pipeline.data.sources import list_sources, read_source
 from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, crop_hr, make_lr, measure, restore_all
+from pipeline.evaluation.images import checked_images
 from pipeline.evaluation.protocol import Protocol, load_protocol
 from pipeline.evaluation.row import Case, Row
 from pipeline.evaluation.settings import EvaluationSettings
-from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image
 from pipeline.inference import Restorer
 from pipeline.inference.allocator import keep_freed_memory
@@ -79,7 +77,7 @@ def prepare(settings: EvaluationSettings) -> Plan:
     # One set for all scales is digested once, as the file that it may have come from.
     sets = [kernels[scales[0]]] if given is not None or protocol.gaussian_widths is None else list(kernels.values())
     kernels_digest = content_digest(np.concatenate(sets))
-    images, skipped = _checked_images(settings.images, kernels, protocol)
+    images, skipped = checked_images(settings.images, kernels, protocol)
     about = {
         "model": models[NONBLIND].uri,
         "digests": {name: model.digest for name, model in models.items()},
@@ -152,59 +150,6 @@ def _read_rows(output: Path) -> list[Row]:
     from pyarrow import parquet
 
     return [Row.from_dict(values) for values in parquet.read_table(output / RESULTS).to_pylist()]
-
-
-def _checked_images(
-    uri: str, kernels: Mapping[int, np.ndarray], protocol: Protocol
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the sha256 of every image by its URI, and the reason for each that cannot be read or compared.
-
-    Raises:
-        BadRequestError: no image can be used, or one is too small for a case of it to be computed.
-    """
-    import hashlib
-
-    found: dict[str, str] = {}
-    skipped: dict[str, str] = {}
-    for source in list_sources(uri, nested=False):
-        if source.member >= 0:
-            raise BadRequestError(f"{uri}: unpack it; the evaluation reads folders and prefixes")
-        data = read_source(source)
-        try:
-            image = decode_image(data)
-        except BadImageError as error:
-            _skip(source.uri, str(error), skipped)
-            continue
-        height, width = image.shape[:2]
-        for scale, of_scale in kernels.items():
-            multiple, border = protocol.size_multiple(scale), protocol.border_pixels(scale)
-            sides = [min(n, protocol.crop or n) // multiple * multiple for n in (height, width)]
-            side = protocol.assumed_kernel(of_scale[0], scale).shape[0]
-            smallest = max(side, 2 * border + 11)  # SSIM's window inside the border
-            if min(sides) < smallest:
-                raise BadRequestError(
-                    f"{source.uri}: {width} x {height} is too small for scale {scale}, a kernel of "
-                    f"{side} pixels and a border of {border}; take it out of the folder or give smaller kernels"
-                )
-        if any(_has_one_colour(image, scale, protocol) for scale in kernels):
-            _skip(source.uri, "what is compared of it has one colour, which every method restores", skipped)
-            continue
-        found[source.uri] = hashlib.sha256(data).hexdigest()
-    if not found:
-        raise BadRequestError(f"{uri}: none of its {len(skipped)} images can be used")
-    return found, skipped
-
-
-def _skip(uri: str, reason: str, skipped: dict[str, str]) -> None:
-    skipped[uri] = reason
-    print(f"{uri}: skipped: {reason}", file=sys.stderr, flush=True)
-
-
-def _has_one_colour(image: np.ndarray, scale: int, protocol: Protocol) -> bool:
-    """Tell whether the compared part of an image has no structure: its PSNR is infinite, and with it every mean."""
-    border = protocol.border_pixels(scale)
-    compared = crop_hr(image, scale, protocol)[border:-border, border:-border]
-    return bool((compared == compared[0, 0]).all())
 
 
 def _compute(plan: Plan, output: Path) -> list[Row]:

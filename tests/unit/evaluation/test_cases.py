@@ -14,7 +14,7 @@ from kernels_bank import benchmark_kernels, load_kernels
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.evaluation.baselines import bicubic, bicubic_unaligned
 from pipeline.evaluation.cases import BICUBIC, NONBLIND, UNALIGNED, crop_hr, make_lr, measure, restore_all
-from pipeline.evaluation.compute import _checked_images
+from pipeline.evaluation.images import checked_images
 from pipeline.evaluation.protocol import PROTOCOLS, Protocol, load_protocol
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.images.decode import decode_image
@@ -171,6 +171,6 @@ def test_an_image_of_one_colour_is_skipped_by_name(tmp_path: Path, capsys: pytes
     dotted[20, 20] = 255
     for name, pixels in {"black": black, "framed": framed, "dotted": dotted}.items():
         (tmp_path / f"{name}.png").write_bytes(encode_png(pixels))
-    found, skipped = _checked_images(str(tmp_path), {2: benchmark_kernels()}, TABLE1)
+    found, skipped = checked_images(str(tmp_path), {2: benchmark_kernels()}, TABLE1)
     assert [[Path(uri).stem for uri in part] for part in (found, skipped)] == [["dotted"], ["black", "framed"]]
     assert "framed.png: skipped: what is compared of it has one colour" in capsys.readouterr().err
