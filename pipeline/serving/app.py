@@ -31,6 +31,8 @@ _log = logging.getLogger("pipeline.serving")
 
 def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
     """Build the application around a loaded model."""
+    # What is wrong with a form is in the answer: else each such request is a line of the log.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     queue, started = WorkQueue(settings.queue, settings.timeout), time.monotonic()
 
     @asynccontextmanager

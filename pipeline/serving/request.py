@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -23,9 +22,6 @@ from pipeline.model_config import Scale
 from pipeline.serving.errors import GoneError, RequestError, TooLargeError
 from pipeline.serving.media import accepts_events, accepts_json, boundary
 from pipeline.serving.settings import ServeSettings
-
-# What is wrong with a form is in the answer: else each such request is a line of the log.
-logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _FIELDS = 16  # of a form: more than it needs, and no flood
 _SIDES = range(1, 100, 2)  # of a kernel
