@@ -5,20 +5,15 @@ Exit status: 0 done, 1 the run failed, 2 the request was bad, 130 ended by SIGIN
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import os
-import re
-import reprlib
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -35,15 +30,12 @@ from kernels_bank.runtime import end_request, os_errors, s3, watch
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from kernels_bank.runtime.redact import mask_output, mask_text
 from pipeline.config import RunConfig
+from pipeline.flags import add_argument, kebab, moved_flag, quoted_places
+from pipeline.mistakes import check_given, explain, explain_unparsed, outermost
 from pipeline.model_config import MOVED, nested
 from pipeline.yaml_file import read_yaml
 
-_MOST_MISTAKES = 10  # named in one line
-_MOST_CHARACTERS = 500  # of each
 _NO_SETTINGS = ("cache", "local_cluster")  # variables BLINDSR_... that other parts read
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = 200
-_PLACES = ("--source", "--data.shards")  # flags that take several places
 
 Command_T = TypeVar("Command_T", bound="Command")
 Settings_T = TypeVar("Settings_T", bound=BaseModel)
@@ -69,53 +61,14 @@ class Command(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _nothing_is_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Refuse empty texts, most often a variable of the shell that is not set; where it is a default, it is none."""
-        defaults = {name: field.default for name, field in cls.model_fields.items()}
-        if where := next(_empty(given, defaults), None):
-            raise ValueError(f"{where}: is empty; give it a value or leave it out")
-        if where := next(_truths(given, cls), None):
-            raise ValueError(f"{where}: a number is expected, got a truth value")
+    def _refuse_mistakes(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Refuse empty texts, and truth values in the place of numbers."""
+        check_given(given, cls)
         return given
 
     def settings(self, kind: type[Settings_T]) -> Settings_T:
         """Return the part of the arguments that `kind` describes, as one of its instances."""
         return kind.model_validate(self.model_dump(include=set(kind.model_fields)))
-
-
-def _empty(given: object, default: object) -> Iterator[str]:
-    """Yield the paths of the empty texts in settings, but for those that are so by default."""
-    match given:
-        case "" if default != "":
-            yield ""
-        case dict():
-            for name, value in given.items():
-                usual = default.get(name) if isinstance(default, dict) else getattr(default, name, None)
-                yield from (f"{name}.{inner}".rstrip(".") for inner in _empty(value, usual))
-        case list() | tuple():
-            for value in given:
-                yield from _empty(value, None)
-
-
-def _truths(given: Mapping[str, object], model: type[BaseModel]) -> Iterator[str]:
-    """Yield the paths of `yes` and `no` in the place of numbers, which pydantic takes for 1 and 0."""
-    for name, value in given.items():
-        kinds = set(_kinds(model.model_fields[name].annotation)) if name in model.model_fields else set()
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
-            yield name
-        elif isinstance(value, dict):
-            for inner in kinds:
-                if isinstance(inner, type) and issubclass(inner, BaseModel):
-                    yield from (f"{name}.{path}" for path in _truths(value, inner))
-
-
-def _kinds(annotation: object) -> Iterator[object]:
-    """Yield the types of an annotation such as `int | None`, but for those of what a list or a mapping holds."""
-    if get_origin(annotation) in (Union, UnionType, Annotated):
-        for part in get_args(annotation):
-            yield from _kinds(part)
-    else:
-        yield annotation
 
 
 def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequence[str] | None = None) -> None:
@@ -202,10 +155,10 @@ def _let_end(status: int, *, asked: bool = False) -> None:
 
 def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     """Parse and validate the arguments. Raises BadRequestError that names every wrong field by its path."""
-    flags = _quoted_places([_kebab(argument) for argument in arguments])
+    flags = quoted_places([kebab(argument) for argument in arguments])
     config = _config_file(flags)
     if issubclass(command, RunConfig):
-        flags = [_moved_flag(flag) for flag in flags]
+        flags = [moved_flag(flag) for flag in flags]
         config = _moved(config, "the config file")
 
     class WithSources(command):  # type: ignore[valid-type, misc]
@@ -225,7 +178,7 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
                     settings_cls,
                     cli_parse_args=flags,
                     cli_prog_name=Path(sys.argv[0]).name,
-                    add_argument_method=_add_argument,
+                    add_argument_method=add_argument,
                 ),
                 _Environment(settings_cls, env_settings),
                 InitSettingsSource(settings_cls, init_kwargs=config),
@@ -235,42 +188,11 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     try:
         return WithSources()
     except ValidationError as error:
-        raise BadRequestError(_explain(error)) from error
+        raise BadRequestError(explain(error)) from error
     except SettingsError as error:
-        raise BadRequestError(_explain_unparsed(error)) from error
+        raise BadRequestError(explain_unparsed(error)) from error
     except RecursionError as error:
         raise BadRequestError("a setting is nested too deeply; see --help") from error
-
-
-class _StoreOnce(argparse.Action):
-    """Keep the value of a flag, which must not be given again."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
-    ) -> None:
-        """Keep the value. Raises argparse.ArgumentError when there is one."""
-        if option and hasattr(namespace, self.dest):
-            raise argparse.ArgumentError(self, "given more than once")
-        setattr(namespace, self.dest, values)
-
-
-class _SwitchOnce(argparse.BooleanOptionalAction):
-    """Switch something on or off, as `--gpu` and `--no-gpu` do, of which only one can be given."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
-    ) -> None:
-        """Keep the choice. Raises argparse.ArgumentError when there is one."""
-        if hasattr(namespace, self.dest):
-            raise argparse.ArgumentError(self, "given more than once")
-        super().__call__(parser, namespace, None, option)  # a switch has no value
-
-
-def _add_argument(group: argparse.ArgumentParser, *names: str, **settings: Any) -> argparse.Action:  # noqa: ANN401 - argparse's own
-    """Add an argument; only those that collect several values, whose action is `append`, may be given again."""
-    once = {None: _StoreOnce, argparse.BooleanOptionalAction: _SwitchOnce}
-    action = settings.pop("action", None)
-    return group.add_argument(*names, action=once.get(action, action), **settings)
 
 
 class _Environment(PydanticBaseSettingsSource):
@@ -288,7 +210,7 @@ class _Environment(PydanticBaseSettingsSource):
         """Return all that the environment sets."""
         settings = self._variables()
         known = {*self.settings_cls.model_fields, *_NO_SETTINGS, ""}
-        if unknown := sorted(name for name in os.environ if _outermost(name) not in known):
+        if unknown := sorted(name for name in os.environ if outermost(name) not in known):
             print(f"{', '.join(unknown)}: no settings of this job, without effect", file=sys.stderr, flush=True)
         return _moved(settings, "the environment") if issubclass(self.settings_cls, RunConfig) else settings
 
@@ -308,46 +230,6 @@ def _moved(settings: dict[str, Any], where: str) -> dict[str, Any]:
     return settings | {"model": inner}
 
 
-def _quoted_places(flags: list[str]) -> list[str]:
-    """Quote what follows the flags that may be given again, so that a name with a comma stays one."""
-    quoted: list[str] = []
-    for flag in flags:
-        name, equals, value = flag.partition("=")
-        if equals and name in _PLACES:
-            quoted.append(f"{name}={_quoted(value)}")
-        else:
-            quoted.append(_quoted(flag) if quoted and quoted[-1] in _PLACES else flag)
-    return quoted
-
-
-def _quoted(value: str) -> str:
-    """A place as a JSON text; a JSON list or object as it is."""
-    try:
-        return value if isinstance(json.loads(value), (list, dict)) else json.dumps(value)
-    except ValueError:
-        return json.dumps(value)
-
-
-def _moved_flag(flag: str) -> str:
-    """`--model.kernel-steps=6` and `--no-model.detach` as they are spelled now; says so in a line."""
-    name, equals, value = flag.partition("=")
-    for start in ("--model.", "--no-model."):
-        former = name.removeprefix(start).replace("-", "_")
-        if name.startswith(start) and former in MOVED:
-            now = start + MOVED[former].replace("_", "-")
-            print(f"{name} is now {now}", file=sys.stderr, flush=True)
-            return now + equals + value
-    return flag
-
-
-def _kebab(argument: str) -> str:
-    """Flags are spelled --shard-mib; the spelling of the config files, --shard_mib, is understood too."""
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    return flag.replace("_", "-") + equals + value
-
-
 def _config_file(arguments: Sequence[str]) -> dict[str, object]:
     """The mapping in the file after `--config`, or nothing."""
     path = None
@@ -359,45 +241,6 @@ def _config_file(arguments: Sequence[str]) -> dict[str, object]:
     if path is None:
         return {}
     return read_yaml(path, f"--config {path}")
-
-
-def _explain(error: ValidationError) -> str:
-    """`train.stepz: unknown setting; train.steps: Input should be greater than 0 (got -1)`."""
-    lines = []
-    mistakes = error.errors()
-    for item in mistakes[:_MOST_MISTAKES]:
-        where = ".".join(str(part) for part in item["loc"]) or "config"
-        match item["type"]:
-            case "extra_forbidden":
-                lines.append(f"{where}: unknown setting; see --help for the known ones")
-            case "missing":
-                lines.append(f"{where}: required; set it in the config file or as --{where}")
-            case "value_error":
-                said = str(item["ctx"]["error"])
-                lines.append(f"{where}: {said}" if item["loc"] else said)
-            case _:
-                lines.append(f"{where}: {item['msg']} (got {_SHORT.repr(item['input'])})")
-    if left_out := len(mistakes) - len(lines):
-        lines.append(f"and {left_out} more")
-    return "; ".join(line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..." for line in lines)
-
-
-def _explain_unparsed(error: SettingsError) -> str:
-    """`BLINDSR_SIGMA: is no JSON; write a list as [1, 2]`: pydantic names its class and the outermost field."""
-    said = re.fullmatch(r'error parsing value for field "(\w+)" from source "(\w+)"', str(error))
-    if said is None:
-        return f"{str(error).removeprefix('error parsing CLI: ')}; see --help"
-    where = f"--{said[1].replace('_', '-')}"
-    if said[2] == "EnvSettingsSource":
-        names = [name for name in os.environ if _outermost(name) == said[1]]
-        where = f"the environment's {', '.join(sorted(names))}"
-    return f'{where}: is no JSON; write a list as [1, 2], several settings as {{"name": 1}}'
-
-
-def _outermost(variable: str) -> str:
-    """Return `train` of BLINDSR_TRAIN__STEPS; of what is no setting, nothing."""
-    name = variable.lower()
-    return name.removeprefix("blindsr_").partition("__")[0] if name.startswith("blindsr_") else ""
 
 
 def _say(message: str, status: int) -> int:

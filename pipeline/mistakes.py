@@ -1,0 +1,111 @@
+"""What is wrong with the settings of a job, in one line that says where."""
+
+from __future__ import annotations
+
+import os
+import re
+import reprlib
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import SettingsError
+
+_MOST_MISTAKES = 10  # named in one line
+_MOST_CHARACTERS = 500  # of each
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 200
+
+
+def check_given(given: Mapping[str, Any], model: type[BaseModel]) -> None:
+    """Refuse what pydantic would take for something else.
+
+    An empty text is most often a variable of the shell that is not set. Where it is a default, it is none.
+
+    Args:
+        given: settings as they were given, not validated.
+        model: what they are for.
+
+    Raises:
+        ValueError: an empty text, or a truth value in the place of a number.
+    """
+    defaults = {name: field.default for name, field in model.model_fields.items()}
+    if where := next(_empty(given, defaults), None):
+        raise ValueError(f"{where}: is empty; give it a value or leave it out")
+    if where := next(_truths(given, model), None):
+        raise ValueError(f"{where}: a number is expected, got a truth value")
+
+
+def _empty(given: object, default: object) -> Iterator[str]:
+    """Yield the paths of the empty texts in settings, but for those that are so by default."""
+    match given:
+        case "" if default != "":
+            yield ""
+        case dict():
+            for name, value in given.items():
+                usual = default.get(name) if isinstance(default, dict) else getattr(default, name, None)
+                yield from (f"{name}.{inner}".rstrip(".") for inner in _empty(value, usual))
+        case list() | tuple():
+            for value in given:
+                yield from _empty(value, None)
+
+
+def _truths(given: Mapping[str, object], model: type[BaseModel]) -> Iterator[str]:
+    """Yield the paths of `yes` and `no` in the place of numbers, which pydantic takes for 1 and 0."""
+    for name, value in given.items():
+        kinds = set(_kinds(model.model_fields[name].annotation)) if name in model.model_fields else set()
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            yield name
+        elif isinstance(value, dict):
+            for inner in kinds:
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    yield from (f"{name}.{path}" for path in _truths(value, inner))
+
+
+def _kinds(annotation: object) -> Iterator[object]:
+    """Yield the types of an annotation such as `int | None`, but for those of what a list or a mapping holds."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from _kinds(part)
+    else:
+        yield annotation
+
+
+def explain(error: ValidationError) -> str:
+    """Say what is wrong: `train.stepz: unknown setting; train.steps: Input should be greater than 0 (got -1)`."""
+    lines = []
+    mistakes = error.errors()
+    for item in mistakes[:_MOST_MISTAKES]:
+        where = ".".join(str(part) for part in item["loc"]) or "config"
+        match item["type"]:
+            case "extra_forbidden":
+                lines.append(f"{where}: unknown setting; see --help for the known ones")
+            case "missing":
+                lines.append(f"{where}: required; set it in the config file or as --{where}")
+            case "value_error":
+                said = str(item["ctx"]["error"])
+                lines.append(f"{where}: {said}" if item["loc"] else said)
+            case _:
+                lines.append(f"{where}: {item['msg']} (got {_SHORT.repr(item['input'])})")
+    if left_out := len(mistakes) - len(lines):
+        lines.append(f"and {left_out} more")
+    return "; ".join(line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}..." for line in lines)
+
+
+def explain_unparsed(error: SettingsError) -> str:
+    """Say `BLINDSR_SIGMA: is no JSON; write a list as [1, 2]`, where pydantic names its class and a field."""
+    said = re.fullmatch(r'error parsing value for field "(\w+)" from source "(\w+)"', str(error))
+    if said is None:
+        return f"{str(error).removeprefix('error parsing CLI: ')}; see --help"
+    where = f"--{said[1].replace('_', '-')}"
+    if said[2] == "EnvSettingsSource":
+        names = [name for name in os.environ if outermost(name) == said[1]]
+        where = f"the environment's {', '.join(sorted(names))}"
+    return f'{where}: is no JSON; write a list as [1, 2], several settings as {{"name": 1}}'
+
+
+def outermost(variable: str) -> str:
+    """Return `train` of BLINDSR_TRAIN__STEPS; of what is no setting, nothing."""
+    name = variable.lower()
+    return name.removeprefix("blindsr_").partition("__")[0] if name.startswith("blindsr_") else ""
