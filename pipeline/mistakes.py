@@ -14,7 +14,18 @@ from pydantic_settings import SettingsError
 
 _MOST_MISTAKES = 10  # named in one line
 _MOST_CHARACTERS = 500  # of each
-_SHORT = reprlib.Repr()
+_LONG_INTEGER = 2**1000  # Python refuses to write out those of more than 4300 digits
+
+
+class _Short(reprlib.Repr):
+    """Write values in few characters, also integers of any length."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Write an integer, of a long one only its length."""
+        return super().repr_int(x, level) if abs(x) < _LONG_INTEGER else f"an integer of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
 _SHORT.maxstring = 200
 
 

@@ -68,6 +68,9 @@ def test_both_spellings_of_a_flag_are_understood(yaml: str):
         ([f"--train.schedule={'a' * 100_000}", f"--name={'b' * 100_000}"], "^name: .{100,1000}$"),
         (["--train.checkpoint-minutes=inf"], r"train\.checkpoint_minutes: .*finite number \(got 'inf'\)"),
         (["--train.learning-rate=nan"], r"train\.learning_rate: "),
+        ([f"--seed={2**64}"], r"^seed: an integer beyond 64 bits; at most 9223372036854775807"),
+        ([f"--train.steps={10**30}", "--train.gpu"], r"^train\.steps: an integer beyond 64 bits"),
+        ([f"--train.halve-at=1,{2**63}", "--train.schedule=halving"], r"^train\.halve_at: an integer beyond 64 bits"),
     ],
 )
 def test_mistakes_name_the_field(yaml: str, arguments: list[str], message: str):
@@ -161,6 +164,9 @@ def test_a_file_that_holds_no_settings_is_one_line(tmp_path: Path, content: byte
         ("learning_rate: 1:30.5", "would be read as 90.5"),
         ("steps: yes", r"train\.steps: a number is expected, got a truth value"),
         ("micro_batch: no", r"train\.micro_batch: a number is expected"),
+        ("steps: 1.0e+30", r"train\.steps: .*integer.* \(got 1e\+30\)"),
+        (f"steps: 0x{2**20000:x}", r"train\.steps: an integer beyond 64 bits"),
+        (f"ema_decay: 0x{2**20000:x}", r"train\.ema_decay: .* \(got an integer of 20001 bits\)"),
     ],
 )
 def test_numbers_that_mean_another_are_refused(tmp_path: Path, text: str, told: str):
