@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from kernels_bank.distinct import distinct
 from kernels_bank.names import Grid, Reduction
 from kernels_bank.runtime.errors import BadRequestError
 
@@ -65,7 +67,7 @@ class KernelBankSpec(BaseModel):
 
     scale: int = Field(2, ge=1, le=8, description="composites: a picture becomes this many times as small")
     grid: Grid = Field("centre", description="composites: where LR pixels lie in their blocks")
-    reductions: tuple[Reduction, ...] = Field(
+    reductions: Annotated[tuple[Reduction, ...], AfterValidator(distinct)] = Field(
         ("area", "bicubic", "lanczos"),
         min_length=1,
         description="composites: kernel i has entry i modulo their number",
@@ -107,8 +109,6 @@ class KernelBankSpec(BaseModel):
     def _fitting_reductions(self) -> None:
         from kernels_bank.reduction import reduction_line
 
-        if len(set(self.reductions)) < len(self.reductions):
-            raise ValueError(f"reductions {', '.join(self.reductions)}: each is named once")
         for name in self.reductions:
             if (needed := len(reduction_line(name, self.scale, self.grid))) > self.size:
                 raise ValueError(

@@ -5,8 +5,7 @@ It travels inside checkpoints, MLflow runs and registered models. Importing it c
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -21,16 +20,6 @@ Format = Literal["float32", "bf16"]
 Precision = Literal["auto", "float32", "bf16"]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
 Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1] scale: 2.55/255 is 0.01")]
-
-Value_T = TypeVar("Value_T", bound=Hashable)
-
-
-def distinct(values: tuple[Value_T, ...] | None) -> tuple[Value_T, ...] | None:
-    """Check that none of several settings is given again: it would be computed and counted twice."""
-    if values is not None and len(set(values)) < len(values):
-        raise ValueError("one of them is given more than once")
-    return values
-
 
 # Marks what may change between two sittings of one run, since it does not change what is learned. Of shards and bank
 # only the place may: their digests are compared.

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from kernels_bank.distinct import distinct
 from pipeline.frozen import Frozen
 
 Scale = Annotated[int, Field(ge=1, le=4)]
@@ -103,7 +104,9 @@ class KernelConfig(Frozen):
 class ModelConfig(Frozen):
     """Describe the blind network."""
 
-    scales: tuple[Scale, ...] = Field((2,), min_length=1, max_length=4, description="scale factors this model restores")
+    scales: Annotated[tuple[Scale, ...], AfterValidator(distinct)] = Field(
+        (2,), min_length=1, max_length=4, description="scale factors this model restores"
+    )
     restorer: RestorerConfig = RestorerConfig()
     kernel: KernelConfig = KernelConfig()
 

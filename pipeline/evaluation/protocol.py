@@ -11,10 +11,11 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from scipy import signal
 
 from kernels_bank import benchmark_kernels
+from kernels_bank.distinct import distinct
 from kernels_bank.names import Grid, Reduction
 from kernels_bank.reduction import reduction_line
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.config import JpegQuality, Sigma, distinct
+from pipeline.config import JpegQuality, Sigma
 from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
 from pipeline.frozen import Frozen
 from pipeline.model_config import Scale

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from pipeline.config import Format, distinct
+from kernels_bank.distinct import distinct
+from pipeline.config import Format
 from pipeline.frozen import Frozen
 from pipeline.model_config import Scale
 

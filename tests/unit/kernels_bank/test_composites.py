@@ -128,7 +128,7 @@ def test_the_code_keeps_lobes(tmp_path):
     ("settings", "message"),
     [
         ({"scale": 4}, "lanczos at scale 4 on the centre grid has 27 pixels; choose a size of at least 27"),
-        ({"reductions": ("area", "area")}, "each is named once"),
+        ({"reductions": ("area", "area")}, "area is given more than once"),
         ({"reductions": ()}, "at least 1 item"),
     ],
 )
