@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import reprlib
@@ -45,7 +46,7 @@ def check_given(given: Mapping[str, Any], model: type[BaseModel]) -> None:
     if where := next(_empty(given, defaults), None):
         raise ValueError(f"{where}: is empty; give it a value or leave it out")
     if where := next(_truths(given, model), None):
-        raise ValueError(f"{where}: a number is expected, got a truth value")
+        raise ValueError(f"{where.rstrip('.')}: a number is expected, got a truth value")
 
 
 def _empty(given: object, default: object) -> Iterator[str]:
@@ -62,16 +63,28 @@ def _empty(given: object, default: object) -> Iterator[str]:
                 yield from _empty(value, None)
 
 
-def _truths(given: Mapping[str, object], model: type[BaseModel]) -> Iterator[str]:
-    """Yield the paths of `yes` and `no` in the place of numbers, which pydantic takes for 1 and 0."""
-    for name, value in given.items():
-        kinds = set(_kinds(model.model_fields[name].annotation)) if name in model.model_fields else set()
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
-            yield name
-        elif isinstance(value, dict):
-            for inner in kinds:
-                if isinstance(inner, type) and issubclass(inner, BaseModel):
-                    yield from (f"{name}.{path}" for path in _truths(value, inner))
+def _truths(given: object, annotation: object) -> Iterator[str]:
+    """Yield the paths of `yes` and `no` in the place of numbers, which pydantic takes for 1 and 0; a dot ends each."""
+    kinds = list(_kinds(annotation))
+    if isinstance(given, bool) and bool not in kinds and (int in kinds or float in kinds):
+        yield ""
+    for kind in kinds:
+        for name, value, inner in _inside(given, kind):
+            yield from (f"{name}.{path}" for path in _truths(value, inner))
+
+
+def _inside(given: object, kind: Any) -> Iterator[tuple[str, object, object]]:  # noqa: ANN401 - of an annotation
+    """Yield name, value and annotation of what a value of this type holds."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if isinstance(given, dict):
+        if origin is dict:
+            yield from ((str(name), value, inner[1]) for name, value in given.items())
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            fields = kind.model_fields
+            yield from ((name, value, fields[name].annotation) for name, value in given.items() if name in fields)
+    elif isinstance(given, (list, tuple)) and origin in (list, tuple):
+        each = itertools.repeat(inner[0]) if inner[-1] is Ellipsis or origin is list else inner
+        yield from ((str(place), value, of) for place, (value, of) in enumerate(zip(given, each, strict=False)))
 
 
 def _kinds(annotation: object) -> Iterator[object]:
