@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -74,17 +74,16 @@ def members(uri: str, column: str | None = None) -> tuple[list[Source], Counter[
         column: of the images in a Parquet file; None for the one whose type says so.
 
     Returns:
-        The images, and how many other members it has by suffix.
+        The images, and how many other members it has by suffix, or kind where a tar's are no plain files.
 
     Raises:
         BadRequestError: the container cannot be read.
     """
     if suffix(uri) == ".parquet":
         return parquet_rows(uri, column), Counter()
-    lists: dict[str, Callable[[str], list[Source]]] = {".zip": zip_members, ".tar": tar_members}
-    every = lists[suffix(uri)](uri)
+    every, others = tar_members(uri) if suffix(uri) == ".tar" else (zip_members(uri), Counter[str]())
     seen = [s for s in every if not is_hidden(s.name) and not climbs(s.name)]
-    others = suffixes(s.name for s in seen if not _counts(s))
+    others += suffixes(s.name for s in seen if not _counts(s))
     others.update({"with .. in the name": count} if (count := sum(climbs(s.name) for s in every)) else {})
     return [replace(s, name=spelled(s.name)) for s in seen if _counts(s)], others
 

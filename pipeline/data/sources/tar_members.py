@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.s3_objects import RangeReader
-from pipeline.data.sources.source import MOST_BYTES, Source, plain
+from pipeline.data.sources.source import MOST_BYTES, Source, is_hidden, plain
 from pipeline.images import BadImageError
 
 _BLOCK = 256 << 10  # bytes of a tar on S3 that are asked for at least
@@ -20,8 +21,10 @@ _PADDING = 64 << 10  # zeros behind a tar's last member, at most
 _REST = "the rest of the tar"
 
 
-def tar_members(uri: str) -> list[Source]:
+def tar_members(uri: str) -> tuple[list[Source], Counter[str]]:
     """List the files in a tar. Only headers are looked at, but members of less than 256 KiB on S3 come along.
+
+    Links, files with holes and devices cannot be read by their place: they are counted.
 
     A tar that ends or is damaged in the middle, or goes on behind its end, has one more member, which cannot be read:
     the rest.
@@ -30,6 +33,7 @@ def tar_members(uri: str) -> list[Source]:
         BadRequestError: it is no tar.
     """
     found: list[Source] = []
+    others: Counter[str] = Counter()
     end = 0
     with _opened(uri) as stream:
         try:
@@ -40,16 +44,25 @@ def tar_members(uri: str) -> list[Source]:
                     end = tar.offset
                     if info.isreg() and not info.issparse():
                         found.append(Source(uri, plain(info.name), info.offset_data, info.size))
+                    elif not info.isdir() and not is_hidden(info.name):
+                        others[_kind(info)] += 1
         except (OSError, MemoryError):
             raise
         except Exception as error:  # each kind of damage has its own errors
             if not end:
                 raise BadRequestError(f"{uri}: not a readable tar ({error})") from error
-            return [*found, Source(uri, _REST, end)]
+            return [*found, Source(uri, _REST, end)], others
         stream.seek(end)
         rest = stream.read(_PADDING)
     is_whole = len(rest) >= tarfile.BLOCKSIZE and not any(rest)  # zeros mark a tar's end
-    return found if is_whole else [*found, Source(uri, _REST, end)]
+    return found if is_whole else [*found, Source(uri, _REST, end)], others
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    """Say what a member is that is no plain file."""
+    if info.islnk() or info.issym():
+        return "linked"
+    return "sparse" if info.issparse() else "device or pipe"
 
 
 def read_tar_member(source: Source) -> bytes:

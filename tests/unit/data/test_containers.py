@@ -58,6 +58,28 @@ def test_other_members_of_a_tar_are_dropped_and_counted(tmp_path: Path, capsys: 
     assert "x.tar: passed over, by suffix: 1 .json, 1 .cls" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_members_of_a_tar_that_are_no_plain_files_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: int
+):
+    with tarfile.open(tmp_path / "x.tar", "w", format=form) as tar:
+        for name, kind in (
+            ("a.png", tarfile.REGTYPE),
+            ("folder", tarfile.DIRTYPE),
+            ("b.png", tarfile.SYMTYPE),
+            ("c.png", tarfile.LNKTYPE),
+            ("._d.png", tarfile.LNKTYPE),
+            ("e.png", tarfile.GNUTYPE_SPARSE),
+            ("f.png", tarfile.FIFOTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.png" if kind in {tarfile.SYMTYPE, tarfile.LNKTYPE} else ""
+            tar.addfile(info)
+    assert contents(str(tmp_path / "x.tar")) == {"a.png": b""}
+    told = "x.tar: passed over, by suffix: 2 linked, 1 sparse, 1 device or pipe"
+    assert told in capsys.readouterr().err
+
+
 def test_equal_names_in_two_containers_get_the_containers(tmp_path: Path):
     for part in ("p", "q"):
         pack(tmp_path / f"{part}.tar", {"1.png": part.encode(), f"{part}.png": b""})
