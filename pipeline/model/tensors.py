@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.model.foreign import Found, find_state
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _HEADER_BYTES = 4 << 20  # of a safetensors file; the full model's has 60 KB
 
 
@@ -67,8 +68,12 @@ def unpickle_tensors(data: bytes) -> Any:  # noqa: ANN401 - what was saved
 def check_finite(value: Any, where: str) -> None:  # noqa: ANN401 - tensors, in mappings and lists
     """Look for NaN and infinity in all tensors of a nested value. Raises ArtefactError that names the first."""
     for name, tensor in _tensors(value):
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
-            raise ArtefactError(f"{where}: {name} is not finite (NaN or infinity); these weights are of no use")
+        # As they are used: float64 has values that float32 has not, and not every type can be asked.
+        numbers = tensor.float() if tensor.is_floating_point() else tensor
+        if (numbers.is_floating_point() or numbers.is_complex()) and not bool(torch.isfinite(numbers).all()):
+            raise ArtefactError(
+                f"{where}: {name} is not finite in float32 (NaN or infinity); these weights are of no use"
+            )
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -78,15 +83,32 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Compare names and shapes, also with a model on the meta device. Raises ArtefactError."""
+    """Compare names, shapes and types, also with a model on the meta device. Raises ArtefactError."""
     own = model.state_dict()
     problems = [f"missing {_some(own.keys() - state.keys())}"] if own.keys() - state.keys() else []
     if extra := state.keys() - own.keys():
         problems.append(f"left over {_some(extra)}")
     wrong = [name for name in sorted(own.keys() & state.keys()) if own[name].shape != state[name].shape]
     problems += [f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}" for name in wrong[:4]]
+    odd = [name for name in sorted(own.keys() & state.keys()) if not _takes(own[name].dtype, state[name].dtype)]
+    problems += [
+        f"{name} is of type {_plain(state[name].dtype)}, expected {_expected(own[name].dtype)}" for name in odd[:4]
+    ]
     if problems:
         raise ArtefactError(f"{where}: the tensors do not fit the model: {'; '.join(problems)}")
+
+
+def _takes(own: torch.dtype, given: torch.dtype) -> bool:
+    """Tell whether a model's tensor takes values of this type; others would be rounded without a word."""
+    return given in _FLOATS if own.is_floating_point else given == own
+
+
+def _expected(own: torch.dtype) -> str:
+    return " or ".join(_plain(kind) for kind in (_FLOATS if own.is_floating_point else (own,)))
+
+
+def _plain(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _some(names: set[str]) -> str:

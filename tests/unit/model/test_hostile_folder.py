@@ -21,6 +21,7 @@ from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.model import BlindUSRNet
+from pipeline.model.tensors import fill
 from pipeline.model.weights import load_model, load_usrnet, save_model
 from pipeline.model_config import EstimatorConfig, KernelConfig, ModelConfig, RestorerConfig
 
@@ -155,6 +156,41 @@ def test_weights_that_are_not_finite(folder: Path, value: float):
     replace(folder, "weights.safetensors", safetensors.torch.save(tensors))
     with pytest.raises(ArtefactError, match="is not finite"):
         load_model(folder)
+
+
+def test_a_weight_that_is_infinite_as_float32(folder: Path):
+    tensors = safetensors.torch.load_file(folder / "weights.safetensors")
+    name, value = next(iter(tensors.items()))
+    replace(folder, "weights.safetensors", safetensors.torch.save(tensors | {name: value.double() + 1e300}))
+    with pytest.raises(ArtefactError, match=f"{name} is not finite in float32"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_floats_are_taken(folder: Path, kind: torch.dtype):
+    tensors = {name: t.to(kind) for name, t in safetensors.torch.load_file(folder / "weights.safetensors").items()}
+    replace(folder, "weights.safetensors", safetensors.torch.save(tensors))
+    loaded = load_model(folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.int64, torch.bool, torch.complex64]
+)
+def test_weights_of_types_that_are_none_are_refused_by_name(folder: Path, kind: torch.dtype):
+    tensors = safetensors.torch.load_file(folder / "weights.safetensors")
+    name = min(tensors)
+    replace(folder, "weights.safetensors", safetensors.torch.save(tensors | {name: tensors[name].to(kind)}))
+    with pytest.raises(ArtefactError, match=rf"{name} is of type {str(kind)[6:]}, expected float32 or float16 or bfl"):
+        load_model(folder)
+
+
+def test_integers_stay_integers():
+    batches = torch.nn.BatchNorm1d(2)  # counts the batches that it saw
+    fill(batches, batches.state_dict() | {"num_batches_tracked": torch.tensor(2**40 + 1)}, "here")
+    assert batches.num_batches_tracked == 2**40 + 1
+    with pytest.raises(ArtefactError, match="num_batches_tracked is of type float32, expected int64"):
+        fill(batches, batches.state_dict() | {"num_batches_tracked": torch.tensor(1.5)}, "here")
 
 
 CODECS = {
