@@ -281,9 +281,11 @@ class KernelCodec:
         if self.basis.shape != (d, c) or self.std.shape != (c,) or self.spectrum.shape != (d,):
             return "its arrays do not fit each other"
         for name, array in self._arrays().items():
-            if array.dtype.kind != "f" or not np.isfinite(array).all():
+            with np.errstate(over="ignore"):  # used as float32, in which large values are infinite and small ones 0
+                used = array.astype(np.float32) if array.dtype.kind == "f" else None
+            if used is None or not np.isfinite(used).all():
                 return f"{name} is not finite"
-        return "" if (self.std > 0).all() else "std is not positive"
+        return "" if (self.std.astype(np.float32) > 0).all() else "std is not positive"
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"basis": self.basis, "mean": self.mean, "spectrum": self.spectrum, "std": self.std}

@@ -145,8 +145,8 @@ def load_model(directory: str | Path, weights: str | None = None) -> BlindUSRNet
         weights: a weights file of the folder; by default the averages of a checkpoint, else `weights.safetensors`.
 
     Raises:
-        ArtefactError: a file is missing or changed, a newer schema, tensors that do not fit the config or are not
-            finite.
+        ArtefactError: a file is missing or changed, a newer schema, tensors or a codec that do not fit the config, or
+            are not finite.
     """
     manifest = _listed(directory, read_manifest(directory))
     weights = weights or manifest.used
@@ -161,6 +161,12 @@ def load_model(directory: str | Path, weights: str | None = None) -> BlindUSRNet
             raise ArtefactError(f"{join(directory, CODEC)}: {MANIFEST} gives no digest of it, so it is not used")
         data = read_file(directory, CODEC, manifest.sha256[CODEC], limit=KernelCodec.MAX_BYTES)
         codec = KernelCodec.from_bytes(data, join(directory, CODEC))
+    if manifest.kernel_size != (codec and codec.size):
+        kernels = "a USRNet alone has none" if codec is None else f"those of {CODEC} have {codec.size} pixels a side"
+        raise ArtefactError(
+            f"{join(directory, MANIFEST)}: kernel_size {manifest.kernel_size}, but {kernels}; "
+            "the file was changed, copy the folder again"
+        )
     # Without memory first: a configuration can ask for any amount, and its file is read only if it has that size.
     with torch.device("meta"):
         shell = _build(manifest.config, codec)

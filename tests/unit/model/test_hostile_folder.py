@@ -20,10 +20,11 @@ import torch
 from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import ArtefactError
-from pipeline.model import BlindUSRNet
+from pipeline.model import BlindUSRNet, USRNet
 from pipeline.model.tensors import fill
 from pipeline.model.weights import load_model, load_usrnet, save_model
 from pipeline.model_config import EstimatorConfig, KernelConfig, ModelConfig, RestorerConfig
+from pipeline.model_folder import read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -89,6 +90,36 @@ def test_a_manifest_has_bounds(folder: Path, change: Callable[[dict], object]):
         load_model(folder)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m: m.update(kernel_size=9), "kernel_size 9, but those of codec.safetensors have 11 pixels a side"),
+        (lambda m: m.update(kernel_size=None), "kernel_size None, but those of codec.safetensors have 11"),
+        (lambda m: m["config"].update(scales=[2, 3]), "the tensors do not fit the model"),
+        (lambda m: m["config"].update(scales=[3]), "the tensors do not fit the model"),
+        (lambda m: m["config"]["restorer"].update(unfoldings=3), "the tensors do not fit the model"),
+        (lambda m: m["config"]["kernel"].update(reductions=True), "the tensors do not fit the model"),
+        (lambda m: m["config"]["kernel"].update(initial="mean"), "the tensors do not fit the model"),
+        (lambda m: m["config"]["kernel"].update(prior=True, steps=6), "the tensors do not fit the model"),
+    ],
+)
+def test_a_manifest_of_the_right_digest_that_the_files_contradict_is_refused(
+    folder: Path, change: Callable[[dict], object], told: str
+):
+    edit(folder, change)
+    write_manifest(folder, read_manifest(folder))
+    with pytest.raises(ArtefactError, match=told):
+        load_model(folder)
+
+
+def test_a_usrnet_alone_has_no_kernel_size(tmp_path: Path):
+    save_model(USRNet(RestorerConfig(unfoldings=1, widths=(4, 4, 4, 4), residual_blocks=1)), tmp_path, {})
+    load_model(tmp_path)
+    edit(tmp_path, lambda m: m.update(kernel_size=11))
+    with pytest.raises(ArtefactError, match="kernel_size 11, but a USRNet alone has none"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +227,8 @@ def test_integers_stay_integers():
 CODECS = {
     "zero std": {"std": np.zeros(4, np.float32)},
     "NaN": {"mean": np.full(121, np.nan, np.float32)},
+    "infinite as float32": {"mean": np.full(121, 1e300)},
+    "zero as float32": {"std": np.full(4, 1e-300)},
     "no square": {"mean": np.zeros(120, np.float32)},
     "even": {"mean": np.zeros(100, np.float32)},
     "large": {"mean": np.zeros(101**2, np.float32)},
