@@ -121,7 +121,7 @@ def _pixels(parts: Parts) -> np.ndarray:
                 return _decode_jpeg(parts.stream)
         case "AVIF" | "HEIF":
             return _decode_with_pillow(parts.stream)
-        case "TIFF" if parts.grey_alpha:
+        case "TIFF" if parts.grey_alpha or parts.few_bits:
             with quiet_decoders():
                 return _as_told(_decode_with_pillow(parts.stream), parts)
     raw = _imdecode(parts.stream, cv2.IMREAD_UNCHANGED)
@@ -173,7 +173,7 @@ def _decode_jpeg(stream: bytes) -> np.ndarray:
 def _decode_with_pillow(stream: bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(stream)) as image:
-            modes = {"L": "L", "LA": "LA", "RGB": "RGB"}
+            modes = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "P": "RGB"}
             return np.asarray(image.convert(modes.get(image.mode, "RGBA")))
     except MemoryError:
         raise

@@ -31,6 +31,8 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE = 0, 1, 3  # photometric
 _UNSPECIFIED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2  # extra channel
 _UNREAD_COLOURS = {5: "CMYK", 8: "Lab", 9: "Lab", 10: "Lab"}
 _BYTE = 1
+_READ_BITS = {8, 10, 12, 14, 16, 32, 64}  # of a value; the last two for the decoder to say what they are
+_READ_BITS_OF_ONE = _READ_BITS | {1, 2, 4}  # where a pixel is one value, grey or of a palette
 # What a decoder needs: size, bits, compression, colours, strips, tiles, predictor, palette, JPEG tables, YCbCr. It
 # keeps a copy of the values of every other tag, as often as one large value is pointed to.
 _PIXEL_TAGS = {
@@ -46,6 +48,7 @@ class _Channels(NamedTuple):
 
     grey_alpha: bool
     negative: bool
+    few_bits: bool
     alpha: Literal["straight", "premultiplied", "none"]
     told: Directory  # tags by which a decoder leaves their values as they are
 
@@ -81,6 +84,7 @@ def read_tiff(data: bytes) -> Parts:
         metadata=Metadata(_bytes(page, _ICC, MOST_ICC), from_tiff(data), _bytes(page, _XMP, MOST_XMP)),
         grey_alpha=channels.grey_alpha,
         negative=channels.negative,
+        few_bits=channels.few_bits,
         alpha=channels.alpha,
     )
 
@@ -93,8 +97,11 @@ def _channels(page: Directory, order: str) -> _Channels:
     """
     photometric = as_integer(page.get(_PHOTOMETRIC), order)
     count = as_integer(page.get(_CHANNELS), order) or 1
-    bits, extra = _first(page, _BITS, order) or 1, _first(page, _EXTRA, order)
+    told_bits, extra = _first(page, _BITS, order), _first(page, _EXTRA, order)
+    bits = told_bits or 1
     single = photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE}
+    if told_bits is not None and told_bits not in (_READ_BITS_OF_ONE if single else _READ_BITS):
+        raise BadImageError(f"a TIFF of {told_bits} bits a value; convert the file to 8 or 16 bits")
     more = count - (1 if single else 3)
     if more > 1 or (more == 1 and single and (bits != 8 or photometric == _PALETTE)):
         raise BadImageError(
@@ -112,6 +119,7 @@ def _channels(page: Directory, order: str) -> _Channels:
     return _Channels(
         grey_alpha=grey_alpha,
         negative=photometric == _WHITE_IS_ZERO and (bits > 8 or grey_alpha),
+        few_bits=single and (1 < bits < 8 or (bits == 1 and photometric == _PALETTE)),
         alpha="none" if extra == _UNSPECIFIED else "premultiplied" if extra == _PREMULTIPLIED else "straight",
         told=told,
     )

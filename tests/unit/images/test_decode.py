@@ -178,6 +178,41 @@ def test_a_tiff_is_read_as_it_is(dtype: type, order: str, big: bool):
         np.testing.assert_array_equal(found, expected)
 
 
+def few_bits(bits: int, photometric: int, order: str, colours: np.ndarray | None = None) -> tuple[bytes, np.ndarray]:
+    """A TIFF of 8 x 5 values of 1 to 8 bits, and these values."""
+    values = np.random.default_rng(bits).integers(0, 2**bits, (5, 8), np.uint8)
+    packed = np.packbits(np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(5, -1), axis=1)
+    file = tiff(packed, photometric, None, order)
+    for tag, was, now in ((0x100, packed.shape[1], 8), (0x102, 8, bits)):
+        entry = struct.pack(f"{order}HHI", tag, 3, 1)
+        file = file.replace(entry + struct.pack(f"{order}H", was), entry + struct.pack(f"{order}H", now))
+    if colours is not None:  # behind the last tag, in place of the end of the directory
+        start = struct.unpack(f"{order}I", file[4:8])[0]
+        (count,) = struct.unpack(f"{order}H", file[start : start + 2])
+        entry = struct.pack(f"{order}HHII", 0x140, 3, colours.size, len(file) + 12)
+        file = file[:start] + struct.pack(f"{order}H", count + 1) + file[start + 2 : -4] + entry + bytes(4)
+        file += colours.T.astype(f"{order}u2").tobytes()
+    return file, values
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_tiff_of_few_bits_is_read_as_it_is(bits: int, order: str):
+    black, values = few_bits(bits, 1, order)
+    grey = values * (255 // (2**bits - 1))
+    np.testing.assert_array_equal(decode_photograph(black).pixels, grey)
+    np.testing.assert_array_equal(decode_photograph(few_bits(bits, 0, order)[0]).pixels, 255 - grey)
+    colours = np.random.default_rng(0).integers(0, 256, (2**bits, 3)) * 257
+    found = decode_photograph(few_bits(bits, 3, order, colours)[0]).pixels
+    np.testing.assert_array_equal(found, colours[values] // 257)
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(3, 1), (6, 1), (6, 0), (6, 3), (1, 2), (4, 2)])
+def test_a_tiff_of_other_bits_is_named_by_them(bits: int, photometric: int):
+    with pytest.raises(BadImageError, match=f"^a TIFF of {bits} bits a value; convert the file to 8 or 16 bits$"):
+        decode_photograph(few_bits(bits, photometric, "<")[0])
+
+
 @pytest.mark.parametrize(("count", "dtype"), [(2, np.uint8), (4, np.uint8), (4, np.uint16)])
 def test_premultiplied_alpha_is_divided_out(count: int, dtype: type):
     straight = channels(count, dtype)
