@@ -20,6 +20,7 @@ from pipeline.images.jpeg_history import earlier_coding
 from pipeline.images.jpeg_level import jpeg_error
 from pipeline.images.parts import Parts
 from pipeline.images.photograph import FORMAT_OF_KIND, JpegCoding, Photograph
+from pipeline.images.png import with_check_sum
 from pipeline.images.quiet import quiet_decoders
 
 _NUMPY = b"\x93NUMPY"
@@ -124,7 +125,12 @@ def _pixels(parts: Parts) -> np.ndarray:
         case "TIFF" if parts.grey_alpha or parts.few_bits:
             with quiet_decoders():
                 return _as_told(_decode_with_pillow(parts.stream), parts)
-    raw = _imdecode(parts.stream, cv2.IMREAD_UNCHANGED)
+    try:
+        raw = _imdecode(parts.stream, cv2.IMREAD_UNCHANGED)
+    except BadImageError:
+        if parts.kind != "PNG" or (stream := with_check_sum(parts.stream)) == parts.stream:
+            raise
+        raw = _imdecode(stream, cv2.IMREAD_UNCHANGED)
     if raw.dtype not in (np.uint8, np.uint16):
         raise BadImageError(f"pixels of type {raw.dtype}; 8 or 16 bit integers are supported")
     return _as_told(from_opencv(raw), parts)

@@ -13,6 +13,7 @@ from pipeline.images.parts import Metadata, Parts
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _XMP = b"XML:com.adobe.xmp\0"
+_UNPACKED_AT_ONCE = 1 << 20  # bytes
 _MOST_NAMED = 3  # kinds of damaged chunks
 # Chunks that say how the pixels look, with their lengths.
 _COLOUR = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
@@ -67,6 +68,39 @@ def read_png(data: bytes) -> Parts:
         grey_key=_grey_key(stream, depth) if colour_type == 0 else None,
         notes=tuple(dict.fromkeys(notes if end else [*notes, "its end is missing"])),
     )
+
+
+def with_check_sum(data: bytes) -> bytes:
+    """Return a PNG with the end of the check sum behind its pixels, if a file that was cut short lacks that alone.
+
+    Pixels that are not all there stay so, and the decoder says it. Takes as long as unpacking does, and little memory.
+    """
+    chunks = list(_chunks(data))
+    packed = b"".join(body for kind, body, _ in chunks if kind == b"IDAT")
+    width, height = struct.unpack(">II", data[16:24])
+    missing = _missing_check_sum(packed[2:], most=16 * (width + 1) * (height + 1))
+    if not missing:
+        return data
+    last = max(place for place, (kind, _, _) in enumerate(chunks) if kind == b"IDAT")
+    parts = [_chunk(kind, body, check) for kind, body, check in chunks]
+    parts[last] = _chunk(b"IDAT", chunks[last][1] + missing)
+    return SIGNATURE + b"".join(parts)
+
+
+def _missing_check_sum(deflated: bytes, most: int) -> bytes:
+    """Return what lacks of the four bytes of a check sum behind deflated data.
+
+    Nothing where the data lack, too, or are more than `most` bytes.
+    """
+    unpacker, check, length = zlib.decompressobj(wbits=-15), 1, 0
+    try:
+        while deflated and not unpacker.eof and length <= most:
+            block = unpacker.decompress(deflated, _UNPACKED_AT_ONCE)
+            check, length = zlib.adler32(block, check), length + len(block)
+            deflated = unpacker.unconsumed_tail
+    except zlib.error:
+        return b""
+    return check.to_bytes(4, "big")[len(unpacker.unused_data) :] if unpacker.eof else b""
 
 
 def with_text(data: bytes, text: bytes) -> bytes:
