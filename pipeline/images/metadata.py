@@ -28,7 +28,8 @@ def carried(found: Metadata, pixels: np.ndarray, kind: Format, *, strip: bool = 
     """Return the metadata for a result, and what of it is lost, a phrase each.
 
     EXIF and XMP are made to fit: orientation 1, the result's sizes, no thumbnail. The colour profile, and a PNG's
-    chunks that say how pixels look, are kept where they fit the result's kind of colour and its format.
+    chunks that say how pixels look, are kept where they fit the result's kind of colour and its format; a damaged
+    profile is not.
 
     Args:
         found: the input's.
@@ -68,7 +69,9 @@ def _holds_grey(pixels: np.ndarray, kind: Format) -> bool:
 
 
 def _misfit(icc: bytes, *, grey: bool) -> str | None:
-    """Say why a profile does not fit grey or coloured pixels; None if it does, or says nothing of its colours."""
+    """Say why a profile is of no use for grey or coloured pixels; None if it is, or says nothing of its colours."""
+    if icc[:4] != struct.pack(">I", len(icc)) or icc[36:40] != b"acsp":
+        return "damaged colour profile left out"
     space = icc[16:20]
     if space in {b"GRAY", b"RGB ", b"CMYK"} and space != (b"GRAY" if grey else b"RGB "):
         pixels = "grey" if grey else "colour"

@@ -127,6 +127,18 @@ def test_the_profile_of_a_result_fits_its_colours_or_is_left_out_and_said(space,
     assert lost == [] if fits else "left out" in lost[0]
 
 
+@pytest.mark.parametrize("icc", [profile(b"RGB ")[:-1], profile(b"RGB ") + b"\0", profile(b"RGB ")[:20], bytes(200)])
+def test_a_damaged_profile_is_left_out_and_said(icc):
+    kept, lost = carried(Metadata(icc), RESULT, "png")
+    assert (kept.icc, lost) == (None, ["damaged colour profile left out"])
+
+
+def test_a_profile_of_the_right_size_without_its_signature_is_damaged():
+    whole = profile(b"RGB ")
+    assert carried(Metadata(whole), RESULT, "png") == (Metadata(whole), [])
+    assert carried(Metadata(whole.replace(b"acsp", b"acsq")), RESULT, "png")[1] == ["damaged colour profile left out"]
+
+
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_grey_key_colour_is_alpha(depth):
     values = np.array([[0, 7, 200], [7, 255, 7]], np.uint16) * (257 if depth == 16 else 1)

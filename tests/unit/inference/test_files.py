@@ -26,6 +26,7 @@ from pipeline.inference import batch, files, restorer
 from pipeline.inference.batch import checked, planned, restore_files
 from pipeline.inference.estimate import Estimate
 from pipeline.inference.settings import RestoreSettings
+from tests.unit.images.samples import profile
 
 
 @pytest.fixture
@@ -53,15 +54,15 @@ def test_a_restoration_that_changes_nothing_loses_nothing(same, tmp_path):
     random = np.random.default_rng(0)
     deep = random.integers(0, 65536, (24, 33, 3), np.uint16)
     clear = random.integers(0, 256, (24, 33, 4), np.uint8)
-    put(tmp_path, "deep.png", deep, icc=b"profile " * 30)
-    put(tmp_path, "deep2.tif", deep, "tiff", icc=b"profile " * 30)
+    put(tmp_path, "deep.png", deep, icc=profile(b"RGB "))
+    put(tmp_path, "deep2.tif", deep, "tiff", icc=profile(b"RGB "))
     put(tmp_path, "grey.png", deep[..., 0])
     put(tmp_path, "clear.webp", clear, "webp")
     settings = same(format="same", quality=100)
     checked(restore_files(settings))
     for name, pixels in {"deep.png": deep, "deep2.tif": deep, "grey.png": deep[..., 0], "clear.webp": clear}.items():
         np.testing.assert_array_equal(read(tmp_path, name).pixels, pixels)
-    assert read(tmp_path, "deep.png").metadata.icc == read(tmp_path, "deep2.tif").metadata.icc == b"profile " * 30
+    assert read(tmp_path, "deep.png").metadata.icc == read(tmp_path, "deep2.tif").metadata.icc == profile(b"RGB ")
     assert read(tmp_path, "grey.png").metadata.icc is None
 
 

@@ -20,6 +20,7 @@ from pipeline.images.photograph import Photograph
 from pipeline.serving import app as app_module
 from pipeline.serving.errors import STATUS
 from pipeline.serving.request import RestoreOptions
+from tests.unit.images.samples import profile
 from tests.unit.serving.asgi import ask, form
 
 
@@ -91,10 +92,10 @@ def test_pictures_for_the_page_are_aligned_with_the_result(live, photo, png):
 
 def test_depth_alpha_profile_and_orientation_are_kept(live, photo):
     deep = np.dstack([photo.astype(np.uint16) * 257, np.full(photo.shape[:2], 65535, np.uint16)])
-    profile = bytes(range(128)) * 2
-    reply = ask(live, "POST", "/restore", encode_photograph(Photograph(deep, "png", Metadata(profile)), 100))
+    icc = profile(b"RGB ")
+    reply = ask(live, "POST", "/restore", encode_photograph(Photograph(deep, "png", Metadata(icc)), 100))
     back = decode_photograph(reply.body)
-    assert (back.pixels.dtype, back.pixels.shape, back.metadata.icc) == (np.uint16, (96, 80, 4), profile)
+    assert (back.pixels.dtype, back.pixels.shape, back.metadata.icc) == (np.uint16, (96, 80, 4), icc)
     assert (back.pixels[..., 3] == 65535).all()
 
     lying, exif = io.BytesIO(), Image.Exif()
