@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.data.sources import list_sources, read_source
 from pipeline.evaluation.cases import crop_hr
@@ -24,11 +25,16 @@ def checked_images(
     Raises:
         BadRequestError: no image can be used, or one is too small for a case of it to be computed.
     """
+    if not uri.endswith(".txt") and storage.is_file(uris.absolute(uri)):
+        raise BadRequestError(
+            f"{uri}: is a single file; name its folder, a .txt list of image files, or an s3:// prefix, and unpack "
+            "zip, tar and Parquet files"
+        )
     found: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for source in list_sources(uri, nested=False):
         if source.member >= 0:
-            raise BadRequestError(f"{uri}: unpack it; the evaluation reads folders and prefixes")
+            raise BadRequestError(f"{source.uri}: unpack it; the evaluation reads image files alone")
         data = read_source(source)
         try:
             image = decode_image(data)

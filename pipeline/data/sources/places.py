@@ -93,9 +93,9 @@ def _of_place(root: str, uri: str, leave_out: str | None = None, *, nested: bool
     others = suffixes(s.name for s, _ in seen if s.name not in taken)
     if not found:
         there = f", but {in_words(others)}" if others else ""
+        also = ", and tar, zip and Parquet files of them" if nested else ""
         raise BadRequestError(
-            f"{uri}: no images in it{there}; PNG, JPEG, WebP, BMP, TIFF, AVIF and HEIC files are used, and tar, zip "
-            "and Parquet files of them"
+            f"{uri}: no images in it{there}; PNG, JPEG, WebP, BMP, TIFF, AVIF and HEIC files are used{also}"
         )
     say_passed_over(uri, others)
     if named := [spelled(name) for name in odd if is_image(name) and not is_hidden(name)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -162,6 +163,22 @@ def test_aligned_bicubic_reaches_the_reference_numbers(shared, scale, gaussian, 
 def test_unknown_fields_of_a_protocol_are_refused():
     with pytest.raises(ValueError, match="sigmas"):
         Protocol(name="x", sigmas={})
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.zip", "list.txt", "folder"])
+def test_what_is_recommended_for_other_than_a_folder_of_images_is_taken(tmp_path: Path, name: str):
+    (tmp_path / "a.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path, tmp_path / "folder"):
+        with zipfile.ZipFile(place / "a.zip", "w") as archive:
+            archive.writestr("a.png", b"")
+    (tmp_path / "list.txt").write_text("a.zip\n")
+    told = {
+        "list.txt": r"a.zip: unpack it; the evaluation reads image files alone$",
+        "folder": r"no images in it, but 1 .zip; PNG, JPEG, WebP, BMP, TIFF, AVIF and HEIC files are used$",
+    }.get(name, rf"{name}: is a single file; name its folder, a .txt list of image files, .*, and unpack zip, tar and")
+    with pytest.raises(BadRequestError, match=told):
+        checked_images(str(tmp_path / name), {2: benchmark_kernels()}, TABLE1)
 
 
 def test_an_image_of_one_colour_is_skipped_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
