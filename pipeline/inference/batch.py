@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from kernels_bank.runtime import os_errors, uris
@@ -16,11 +17,12 @@ from kernels_bank.runtime.output import check_writable
 from kernels_bank.runtime.progress import Progress
 from pipeline.data.sources import Source, read_source
 from pipeline.images import BadImageError
-from pipeline.images.encode import refuse_format
+from pipeline.images.decode import decode_photograph
 from pipeline.images.header import read_header
+from pipeline.images.parts import Parts
 from pipeline.inference import memory
 from pipeline.inference.allocator import keep_freed_memory
-from pipeline.inference.files import RestoreContext, RestoreResult, load_context, restore_job
+from pipeline.inference.files import RestoreContext, RestoreResult, load_context, refuse_result, restore_job
 from pipeline.inference.network import default_device
 from pipeline.inference.progress import Listener
 from pipeline.inference.restore_jobs import RestoreJob, list_jobs, split_done
@@ -93,13 +95,15 @@ def planned(settings: RestoreSettings) -> Plan:
             continue
         state = "not readable"
         try:
-            header = read_header(read_source(job.source))
+            data = read_source(job.source)
+            header = read_header(data)
+            held = _pixels(job, header, data)
             state = "not possible"
-            refuse_format(job.kind, (header.height * settings.scale, header.width * settings.scale))
+            refuse_result(job, held, settings)
             sizes.append((header.height * header.width, f"{header.width} x {header.height}"))
-        except (BadImageError, BadRequestError) as error:  # as the restoration itself does
+        except (BadImageError, BadRequestError, MemoryError) as error:  # as the restoration itself does
             broken.append(job.source.name)
-            problems.append(f"\n  {state}   {job.source.name}: {error}")
+            problems.append(f"\n  {state}   {job.source.name}: {str(error) or 'out of memory'}")
     kernel = f"estimated{' for every place' if settings.kernel_field else ''}"
     if context.kernel is not None:
         kernel = f"{settings.kernel}, {context.kernel.shape[0]} pixels a side"
@@ -119,6 +123,13 @@ def planned(settings: RestoreSettings) -> Plan:
         f"memory         {settings.max_memory / 2**30:.2f} GiB: {max(pixels, 0) / 1e6:.1f} megapixels at once",
     ]
     return Plan("\n  ".join(lines) + "".join(problems), len(todo) + len(done), broken)
+
+
+def _pixels(job: RestoreJob, header: Parts, data: bytes) -> np.ndarray:
+    """Return what a job's format has to hold, decoded only where its channels or their depth may be too much for it."""
+    if job.kind in {"png", "tiff"} or header.kind == "JPEG":
+        return np.broadcast_to(np.uint8(0), (header.height, header.width, 3))  # takes no memory
+    return decode_photograph(data).pixels
 
 
 def _here(jobs: list[RestoreJob], context: RestoreContext, bar: Progress) -> Iterator[RestoreResult]:

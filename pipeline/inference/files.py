@@ -126,9 +126,7 @@ def restore_job(job: RestoreJob, context: RestoreContext, on_step: Listener | No
         photograph = decode_photograph(data)
         read = time.perf_counter() - started
         settings = context.settings
-        bits = {"same": photograph.pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
-        height, width = (side * settings.scale for side in photograph.pixels.shape[:2])
-        refuse_format(job.kind, (height, width), alpha=has_alpha(photograph.pixels), dtype=bits)
+        bits = refuse_result(job, photograph.pixels, settings)
         restored = context.restorer.restore(
             photograph.pixels,
             settings.scale,
@@ -170,6 +168,14 @@ def restore_job(job: RestoreJob, context: RestoreContext, on_step: Listener | No
     except (MemoryError, torch.OutOfMemoryError) as error:
         return RestoreResult(job.source.name, "", f"out of memory ({type(error).__name__}); lower --max-memory")
     return RestoreResult(job.source.name, job.result, "; ".join([_note(photograph.pixels, restored), *found]))
+
+
+def refuse_result(job: RestoreJob, pixels: np.ndarray, settings: RestoreSettings) -> np.dtype:
+    """Check that a job's format can hold the restored image; return the type of its pixels. Raises BadImageError."""
+    bits = {"same": pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
+    height, width = (side * settings.scale for side in pixels.shape[:2])
+    refuse_format(job.kind, (height, width), alpha=has_alpha(pixels), dtype=bits)
+    return bits
 
 
 def _about(

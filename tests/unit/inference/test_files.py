@@ -172,7 +172,7 @@ def test_what_the_format_of_the_results_cannot_hold_is_said_before_the_work(same
     put(tmp_path, "deep.png", np.zeros((4, 4, 3), np.uint16))
     settings = same(format="webp")
     plan = planned(settings)
-    assert plan.broken == ["long.png"]
+    assert plan.broken == ["deep.png", "long.png"]
     assert "not possible   long.png: a webp has up to 16383 pixels a side, not 16384; choose --format tiff" in plan.text
 
     def work(*_: object, **__: object) -> None:
@@ -359,6 +359,26 @@ def test_a_check_writes_nothing_and_says_what_would_be(same, photo, tmp_path):
         planned(same(output=str(tmp_path / "file")))
     with pytest.raises(BadRequestError, match="cannot estimate a kernel"):
         planned(same(kernel=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shape", "bits", "settings", "told"),
+    [
+        ("a.png", "png", (24, 33, 4), 8, {"format": "jpeg"}, "a JPEG has no alpha"),
+        ("a.png", "png", (24, 33, 3), 16, {"format": "jpeg"}, "a jpeg has 8 bits"),
+        ("a.png", "png", (24, 33, 3), 16, {"format": "jpeg", "depth": "8"}, ""),
+        ("a.tif", "tiff", (24, 33, 3), 16, {"format": "webp"}, "a webp has 8 bits"),
+        ("a.jpg", "png", (24, 33, 4), 8, {"format": "same"}, "a JPEG has no alpha"),  # by its name a JPEG
+        ("a.jpg", "jpeg", (24, 33, 3), 8, {"format": "same", "depth": "16"}, "a jpeg has 8 bits"),
+        ("a.png", "png", (24, 33, 4), 16, {"format": "same"}, ""),
+    ],
+)
+def test_a_check_names_pixels_that_the_result_cannot_hold(same, tmp_path, name, kind, shape, bits, settings, told):
+    put(tmp_path, name, np.random.default_rng(0).integers(0, 2**bits, shape, f"u{bits // 8}"), kind)
+    plan = planned(same(**settings))
+    assert plan.broken == ([name] if told else [])
+    assert (f"not possible   {name}: {told}" in plan.text) == bool(told)
+    assert [outcome.note.startswith(told or "33 x 24") for outcome in restore_files(same(**settings))] == [True]
 
 
 def test_memory_sizes_are_understood(same):
