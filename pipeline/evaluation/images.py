@@ -11,6 +11,7 @@ import numpy as np
 from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.data.sources import list_sources, read_source
+from pipeline.data.sources.source import suffix
 from pipeline.evaluation.cases import crop_hr
 from pipeline.evaluation.protocol import Protocol
 from pipeline.images import BadImageError
@@ -25,7 +26,7 @@ def checked_images(
     Raises:
         BadRequestError: no image can be used, or one is too small for a case of it to be computed.
     """
-    if not uri.endswith(".txt") and storage.is_file(uris.absolute(uri)):
+    if suffix(uri) != ".txt" and storage.is_file(uris.absolute(uri)):
         raise BadRequestError(
             f"{uri}: is a single file; name its folder, a .txt list of image files, or an s3:// prefix, and unpack "
             "zip, tar and Parquet files"

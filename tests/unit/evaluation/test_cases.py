@@ -165,16 +165,16 @@ def test_unknown_fields_of_a_protocol_are_refused():
         Protocol(name="x", sigmas={})
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.zip", "list.txt", "folder"])
+@pytest.mark.parametrize("name", ["a.png", "a.zip", "list.TXT", "folder"])
 def test_what_is_recommended_for_other_than_a_folder_of_images_is_taken(tmp_path: Path, name: str):
     (tmp_path / "a.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
     (tmp_path / "folder").mkdir()
     for place in (tmp_path, tmp_path / "folder"):
         with zipfile.ZipFile(place / "a.zip", "w") as archive:
             archive.writestr("a.png", b"")
-    (tmp_path / "list.txt").write_text("a.zip\n")
+    (tmp_path / "list.TXT").write_text("a.zip\n")
     told = {
-        "list.txt": r"a.zip: unpack it; the evaluation reads image files alone$",
+        "list.TXT": r"a.zip: unpack it; the evaluation reads image files alone$",
         "folder": r"no images in it, but 1 .zip; PNG, JPEG, WebP, BMP, TIFF, AVIF and HEIC files are used$",
     }.get(name, rf"{name}: is a single file; name its folder, a .txt list of image files, .*, and unpack zip, tar and")
     with pytest.raises(BadRequestError, match=told):
