@@ -8,6 +8,7 @@ import fcntl
 import importlib.util
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -260,6 +261,10 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
         if (refused := _refused_by_disk(uri, error)) is not None:
             raise refused from error
         reason = reason_of(error)
+        if uri.startswith("http") and (status := refused_status(error)) is not None:
+            raise BadRequestError(
+                f"{what}: the tracking server {where} answers with status {status} each time; look at its log"
+            ) from error
         if uri.startswith("http") and is_silence(error):
             raise BadRequestError(
                 f"{what}: the tracking server {where} does not answer; start it, or correct MLFLOW_TRACKING_URI"
@@ -309,8 +314,16 @@ def clause(key: str, value: str) -> str:
     return f"{key} LIKE '{pattern}'"
 
 
+def refused_status(error: Exception) -> str | None:
+    """Return the HTTP status that a server gave at each try, if it gave one: it runs, but something in it does not."""
+    found = re.search(r"too many (\d{3}) error responses", str(error))
+    return found[1] if found else None
+
+
 def is_silence(error: Exception) -> bool:
     """Check whether a server gave no answer at all."""
+    if refused_status(error) is not None:
+        return False
     return "Max retries" in str(error) or "failed with exception" in str(error)
 
 

@@ -18,12 +18,14 @@ from mlflow.exceptions import MlflowException
 
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import MASK
-from pipeline.registry.versions import store_uri
+from pipeline.registry.versions import find, store_uri
+from pipeline.tracking.logger import _line
 from pipeline.tracking.runs import flatten
 from pipeline.tracking.store import (
     RunRef,
     checked_uri,
     clause,
+    is_silence,
     plain_errors,
     prepare_store,
     reason_of,
@@ -206,3 +208,20 @@ def test_other_errors_of_a_database_are_its_own_words_in_a_line():
     shown = r"^cannot do it \(sqlite:////a/b.db\): no such table: absent$"
     with pytest.raises(BadRequestError, match=shown), plain_errors("sqlite:////a/b.db", "cannot do it"):
         raise error
+
+
+def test_a_server_that_answers_with_errors_is_not_called_silent():
+    found = "HTTPConnectionPool(host='h', port=5000): Max retries exceeded with url: /x (Caused by ResponseError("
+    error = MlflowException(
+        f"API request to http://h:5000/x failed with exception {found}'too many 503 error responses'))"
+    )
+    shown = "^cannot do it: the tracking server http://h:5000 answers with status 503 each time; look at its log$"
+    with pytest.raises(BadRequestError, match=shown), plain_errors("http://h:5000", "cannot do it"):
+        raise error
+    assert _line(error) == "it answers with status 503 each time"
+    assert not is_silence(error)
+
+
+def test_a_version_that_no_store_can_number_is_refused_before_it_is_asked():
+    with pytest.raises(BadRequestError, match=r"': no version has a number of 20 digits$"):
+        find("m/99999999999999999999", "http://127.0.0.1:9")
