@@ -223,14 +223,16 @@ def client(uri: str) -> MlflowClient:
     """Return a client of tracking and registry at `uri`. Of MLflow's global state only a login of the URI is set.
 
     Raises:
-        BadRequestError: an SQLite store that cannot be created.
+        BadRequestError: an SQLite store that cannot be created, or is locked.
+        OSError: as of `plain_errors`.
     """
     _import_mlflow()
     prepare_store(uri)
     from mlflow import MlflowClient
 
     address = without_login(uri)
-    return MlflowClient(tracking_uri=address, registry_uri=address)
+    with plain_errors(uri, "cannot open the store"):
+        return MlflowClient(tracking_uri=address, registry_uri=address)
 
 
 def _import_mlflow() -> None:
@@ -248,15 +250,16 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
     """Turn MLflow's exceptions into one line: what was tried, where, and why it failed.
 
     Raises:
-        BadRequestError: in place of any MlflowException, and of what comes through it from the network.
+        BadRequestError: in place of any MlflowException, and of what comes through it from the network or a database.
         OSError: the disk of an SQLite store is full, or cannot be written to.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, RequestException) as error:
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
         where = mask_uri(uri)
         if (refused := _refused_by_disk(uri, error)) is not None:
             raise refused from error
@@ -281,7 +284,8 @@ def reason_of(error: BaseException) -> str:
     """Return why a store failed, in one line: the database's own words where they came through MLflow."""
     cause = _database_error(error) or error
     said = str(cause).strip().splitlines()
-    return mask_text(said[0] if said else type(error).__name__)
+    advice = "; another process holds it, try again when that has ended" if _code(cause) == sqlite3.SQLITE_BUSY else ""
+    return mask_text(said[0] if said else type(error).__name__) + advice
 
 
 def _database_error(error: BaseException) -> sqlite3.Error | None:
@@ -294,9 +298,18 @@ def _database_error(error: BaseException) -> sqlite3.Error | None:
 
 def _refused_by_disk(uri: str, error: BaseException) -> OSError | None:
     """Return the system's error that SQLite met, if it was one."""
-    database, found = sqlite_path(uri), _database_error(error)
-    number = _DISK.get(getattr(found, "sqlite_errorcode", 0) & 0xFF)
+    database, number = sqlite_path(uri), disk_errno(error)
     return OSError(number, os.strerror(number), str(database)) if database and number else None
+
+
+def disk_errno(error: BaseException) -> int | None:
+    """Return the number of the system's error that SQLite met, if it was one: trying again does not help."""
+    return _DISK.get(_code(_database_error(error)))
+
+
+def _code(error: BaseException | None) -> int:
+    """Return the primary code of an error of SQLite's; 0 for any other."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def clause(key: str, value: str) -> str:

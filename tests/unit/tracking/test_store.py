@@ -18,7 +18,9 @@ from mlflow.exceptions import MlflowException
 
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import MASK
+from pipeline.registry.lease import _passes
 from pipeline.registry.versions import find, store_uri
+from pipeline.tracking import store
 from pipeline.tracking.logger import _line
 from pipeline.tracking.runs import flatten
 from pipeline.tracking.store import (
@@ -225,3 +227,30 @@ def test_a_server_that_answers_with_errors_is_not_called_silent():
 def test_a_version_that_no_store_can_number_is_refused_before_it_is_asked():
     with pytest.raises(BadRequestError, match=r"': no version has a number of 20 digits$"):
         find("m/99999999999999999999", "http://127.0.0.1:9")
+
+
+def test_a_database_that_another_process_holds_is_a_line_at_its_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "m.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as held:
+        held.execute("CREATE TABLE a (x)")
+        held.execute("BEGIN EXCLUSIVE")
+        engine = sqlalchemy.create_engine(f"sqlite:///{path}", connect_args={"timeout": 0})
+
+        def opened(**_: str) -> None:
+            engine.connect().execute(sqlalchemy.text("SELECT * FROM a"))
+
+        monkeypatch.setattr("mlflow.MlflowClient", opened)
+        monkeypatch.setattr(store, "prepare_store", lambda _: None)
+        shown = "database is locked; another process holds it, try again when that has ended$"
+        with pytest.raises(BadRequestError, match=rf"^cannot open the store \(sqlite:///{path}\): {shown}"):
+            store.client(f"sqlite:///{path}")
+    engine.dispose()
+
+
+@pytest.mark.parametrize(("statements", "passes"), [("PRAGMA query_only = ON; CREATE TABLE a (x)", False), ("x", True)])
+def test_a_lock_is_not_waited_for_where_the_disk_refuses_to_write_it(statements: str, passes: bool):
+    error = _of_mlflow(statements)
+    error.error_code = "TEMPORARILY_UNAVAILABLE"  # as MLflow calls both
+    assert _passes(error) is passes
