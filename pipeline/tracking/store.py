@@ -178,7 +178,7 @@ def prepare_store(uri: str) -> None:
 
 
 def _refuse_unknown_revision(database: Path) -> None:
-    """Check that this MLflow knows the state of a store's tables; else it would add its own to them, and then fail."""
+    """Check that this MLflow knows the state of a store's tables; else it would add its own to them."""
     mlflow = importlib.util.find_spec("mlflow")
     assert mlflow is not None
     assert mlflow.origin is not None
@@ -186,9 +186,15 @@ def _refuse_unknown_revision(database: Path) -> None:
     known = {file.name.partition("_")[0] for file in migrations.glob("*.py")}
     try:
         with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables and "alembic_version" not in tables:
+                raise BadRequestError(
+                    f"{database}: a database of another program (it has a table '{min(tables)}'); nothing was touched, "
+                    "name another file"
+                )
             found = {revision for (revision,) in connection.execute("SELECT version_num FROM alembic_version")}
     except sqlite3.Error:
-        return  # not made by MLflow, or not readable now: MLflow says so itself
+        return  # without tables, or not readable now: MLflow says so itself
     if found - known:
         raise BadRequestError(
             f"{database}: made by another version of MLflow (its tables are at {', '.join(sorted(found - known))}); "

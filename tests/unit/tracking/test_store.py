@@ -254,3 +254,16 @@ def test_a_lock_is_not_waited_for_where_the_disk_refuses_to_write_it(statements:
     error = _of_mlflow(statements)
     error.error_code = "TEMPORARILY_UNAVAILABLE"  # as MLflow calls both
     assert _passes(error) is passes
+
+
+def test_a_database_of_another_program_gets_no_tables(tmp_path: Path):
+    path = tmp_path / "places.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as theirs:
+        theirs.execute("CREATE TABLE bookmarks (x)")
+        theirs.commit()
+    before = path.read_bytes()
+    with pytest.raises(
+        BadRequestError, match=r"of another program \(it has a table 'bookmarks'\); nothing was touched"
+    ):
+        prepare_store(f"sqlite:///{path}")
+    assert path.read_bytes() == before
