@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import urllib.request
+from http.client import HTTPException
 
 # Answered by every node's agent, without a token: is my raylet alive, and does the head know it?
 RAYLET = "http://127.0.0.1:52365/api/local_raylet_healthz"
@@ -19,7 +20,7 @@ def main() -> None:
     try:
         with urllib.request.urlopen(url, timeout=8) as answer:
             text = answer.read(200).decode(errors="replace").strip()
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:  # the last: what was given is no URL
         sys.exit(f"{url}: {error}")
     print(text)
 

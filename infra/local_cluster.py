@@ -23,6 +23,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -49,6 +50,7 @@ from servers import (
 )
 
 PATIENCE_S = 300.0
+PORTS = ("ray_port", "dashboard_port", "mlflow_port", "s3_port")
 # How each server is started, and how one sees that it answers. MLflow keeps its files on S3.
 SERVERS: dict[str, tuple[Callable[[Path, Settings], subprocess.Popen[bytes]], Callable[[Settings], bool]]] = {
     "s3": (start_s3, lambda settings: listens(settings.s3_port)),
@@ -58,6 +60,7 @@ SERVERS: dict[str, tuple[Callable[[Path, Settings], subprocess.Popen[bytes]], Ca
 
 def up(folder: Path, nodes: int, settings: Settings) -> None:
     """Start everything and wait until it answers; on any failure nothing stays behind."""
+    refuse_odd_ports(settings)
     if processes(folder):
         raise ClusterError(f"a cluster of {folder} is up: take it down, or give another --folder and other ports")
     refuse_busy_ports(settings)
@@ -74,6 +77,8 @@ def up(folder: Path, nodes: int, settings: Settings) -> None:
         for role, server in servers.items():
             wait_for(folder, settings, role, server)
     except BaseException:
+        for number in (signal.SIGINT, signal.SIGTERM):  # `timeout` sends its signal twice; the second ends no clean-up
+            signal.signal(number, signal.SIG_IGN)
         keep_logs(folder)
         down(folder)
         raise
@@ -98,16 +103,26 @@ def remove_own(folder: Path) -> None:
         return
     try:
         read_settings(folder)
-    except (ClusterError, ValueError, TypeError):
+    except ClusterError:
         first = sorted(path.name for path in folder.iterdir())[0]
         raise ClusterError(f"{folder} holds {first} and is no cluster's folder; nothing was touched") from None
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def refuse_odd_ports(settings: Settings) -> None:
+    """Raise when a port is none, or is asked for twice."""
+    asked = {f"--{name.replace('_', '-')}": getattr(settings, name) for name in PORTS}
+    if wrong := [f"{flag} {port}" for flag, port in asked.items() if not 0 < port < 65536]:
+        raise ClusterError(f"{', '.join(wrong)}: a port is a number from 1 to 65535")
+    ports = list(asked.values())
+    if same := [f"{flag} {port}" for flag, port in asked.items() if ports.count(port) > 1]:
+        raise ClusterError(f"{', '.join(same)}: each server needs a port of its own")
+
+
 def refuse_busy_ports(settings: Settings) -> None:
     """Raise when another program listens on one of the ports, naming all of them and the flags."""
     busy = []
-    for name in ("ray_port", "dashboard_port", "mlflow_port", "s3_port"):
+    for name in PORTS:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection in TIME_WAIT is no listener
             try:
@@ -223,10 +238,18 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def user_name() -> str:
+    """Return who starts the cluster: a name, or the number of a user without one."""
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def parse() -> argparse.Namespace:
     """Parse the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("TMPDIR", "/tmp")) / f"blindsr-{getuser()}"
+    default = Path(os.environ.get("TMPDIR", "/tmp")) / f"blindsr-{user_name()}"
     parser.add_argument("--folder", type=Path, default=default, help=f"all files of the cluster (default {default})")
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start a cluster")
@@ -256,7 +279,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.command == "up":
         if arguments.nodes < 2 or arguments.cpus < 1:
             raise ClusterError("--nodes counts the head, which takes no work: give 2 or more, and --cpus 1 or more")
-        ports = {name: getattr(arguments, name) for name in ("ray_port", "dashboard_port", "mlflow_port", "s3_port")}
+        ports = {name: getattr(arguments, name) for name in PORTS}
         backend = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{folder}/mlflow.db"
         return up(folder, arguments.nodes, Settings(arguments.cpus, arguments.store_mib, **ports, backend=backend))
     if arguments.command == "down":
@@ -292,15 +315,20 @@ def run(arguments: argparse.Namespace) -> None:
 
 def next_number(folder: Path) -> int:
     """Return a number that no node of this cluster has had."""
-    return 1 + max(int(log.stem.removeprefix("node-")) for log in folder.glob("node-*.log"))
+    return 1 + max((int(log.stem.removeprefix("node-")) for log in folder.glob("node-*.log")), default=0)
 
 
 def main() -> None:
     """Run a command; a mistake is one line and exit status 2."""
+    # As Ctrl-C: a start that is ended leaves no processes behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(parse())
     except ClusterError as error:
         say(f"error: {error}")
+        sys.exit(2)
+    except OSError as error:
+        say(f"error: {error.filename or 'the system'}: {error.strerror or error}; give another --folder")
         sys.exit(2)
     except KeyboardInterrupt:
         say("interrupted")

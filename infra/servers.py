@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from processes import MARK
@@ -37,8 +38,10 @@ def read_settings(folder: Path) -> Settings:
     """Read what `up` kept. Raises ClusterError when no cluster was made there."""
     try:
         return Settings(**json.loads((folder / "settings.json").read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ClusterError(f"no cluster in {folder}; start one with `up`") from None
+    except (ValueError, TypeError):
+        raise ClusterError(f"{folder / 'settings.json'} is damaged or not a cluster's; give another --folder") from None
 
 
 def start_s3(folder: Path, settings: Settings) -> subprocess.Popen[bytes]:
@@ -134,11 +137,11 @@ def variables(folder: Path, settings: Settings) -> dict[str, str]:
 def alive_nodes(folder: Path, settings: Settings) -> list[int]:
     """List the numbers of the nodes that Ray believes alive; none while its dashboard does not answer."""
     request = urllib.request.Request(f"http://{HOST}:{settings.dashboard_port}/api/v0/nodes?detail=1")
-    request.add_header("Authorization", f"Bearer {(folder / 'token').read_text()}")
     try:
+        request.add_header("Authorization", f"Bearer {(folder / 'token').read_text()}")
         with urllib.request.urlopen(request, timeout=10) as answer:
             found = json.load(answer)["data"]["result"]["result"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return []
     names = [name for node in found if node["state"] == "ALIVE" for name in node["resources_total"]]
     return sorted(int(name.removeprefix("node-")) for name in names if name.startswith("node-"))
@@ -155,7 +158,7 @@ def answers(port: int, path: str) -> bool:
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=10) as answer:
             return bool(answer.status == 200)
-    except OSError:
+    except (OSError, HTTPException):
         return False
 
 

@@ -19,7 +19,11 @@ def main() -> None:
     name, rest = (sys.argv[1].replace("_", "-"), sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if name in jobs:
         sys.argv = [f"blind-sr {name}", *rest]
-        runpy.run_module(f"jobs.{jobs[name].stem}", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(f"jobs.{jobs[name].stem}", run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt:  # while the job's imports run: later it ends in order by itself
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
     elif name in {"--help", "-h", "help"}:
         print("usage: blind-sr JOB [arguments]      blind-sr JOB --help\n")
         for job, path in jobs.items():

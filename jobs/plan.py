@@ -27,7 +27,7 @@ class Plan(Command, RunConfig):  # type: ignore[misc] # both carry a model_confi
     kernel_size: int = Field(21, ge=3, description="side of the bank's kernels")
     components: int = Field(64, ge=1, description="length of the bank's kernel code")
     memory_gib: float = Field(80, gt=0, description="memory of one card")
-    tflops: float = Field(40, gt=0, description="operations a second that the card sustains on such networks, 1e12")
+    tflops: float = Field(40, ge=0.001, description="operations a second that the card sustains on such networks, 1e12")
     cards: int = Field(8, ge=1, description="number of cards that the hours are told for, beside one")
     dollars: float = Field(2.5, ge=0, description="price of an hour of one card")
 

@@ -1,8 +1,9 @@
-"""Which process wrote something down, and whether it still lives. A process id alone is given away again."""
+"""Which process and whose wrote something down, and whether it still lives. A process id alone is given away again."""
 
 from __future__ import annotations
 
 import functools
+import getpass
 import os
 import socket
 from pathlib import Path
@@ -25,6 +26,14 @@ def is_gone(process: dict[str, Any]) -> bool | None:
     if not process.get("where") or process["where"] != _where():
         return None
     return _started(int(process["pid"])) != process["started"]
+
+
+def user_name() -> str:
+    """Return who runs this process: a name, or the number of a user without one, as containers and clusters have."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def boot_id() -> str | None:

@@ -8,6 +8,7 @@ a URI, the values of parameters whose name says so, HTTP's Authorization, AWS ke
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import html
 import io
@@ -19,6 +20,8 @@ import traceback
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+from kernels_bank.runtime import os_errors
 
 MASK = "***"
 
@@ -90,27 +93,38 @@ def mask_uri(uri: str) -> str:
 def mask_output() -> None:
     """Make what this process prints and logs, and the traceback of an error that nobody handles, come out masked.
 
+    What nobody can read any more ends no work: lines to a standard error whose disk is full, whose reader has left or
+    whose terminal is gone are dropped. Of standard output, which holds the results, that is an error with its name.
     A stream that is no text file, as a notebook has it, stays as it is.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, _MaskedStream):
-            setattr(sys, name, _MaskedStream(stream))
+            setattr(sys, name, _MaskedStream(stream, results=name == "stdout"))
     sys.excepthook = _print_masked
 
 
 class _MaskedStream(io.TextIOWrapper):
     """Write to where another stream writes, with each written text masked as a whole."""
 
-    def __init__(self, shown: io.TextIOWrapper) -> None:
+    def __init__(self, shown: io.TextIOWrapper, *, results: bool) -> None:
         shown.flush()
+        self._results = results
         super().__init__(
             shown.buffer, shown.encoding, shown.errors, "", shown.line_buffering, write_through=shown.write_through
         )
 
     def write(self, text: str) -> int:
-        super().write(mask_text(text))
+        with self._refusals():
+            super().write(mask_text(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._refusals():
+            super().flush()
+
+    def _refusals(self) -> contextlib.AbstractContextManager[None]:
+        return os_errors.named("standard output") if self._results else contextlib.suppress(OSError)
 
     def close(self) -> None:
         self.flush()  # the buffer belongs to the wrapped stream

@@ -191,7 +191,7 @@ class Compare(Request):
 class Gc(Request):
     """List versions that nobody needs (no alias, no way back, neither new nor recent); --delete deletes them."""
 
-    name: CliPositionalArg[str | None] = Field(None, description="registered model; all of them by default")
+    name: CliPositionalArg[ModelName | None] = Field(None, description="registered model; all of them by default")
     keep: int = Field(5, ge=0, description="the newest versions of each model that always stay")
     older_than: float = Field(30.0, ge=0, description="days; younger versions always stay")
     delete: bool = Field(False, description="delete them; by default they are only listed")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import mask_text
 from pipeline.names import LEASE
-from pipeline.tracking.store import client, plain_errors
+from pipeline.tracking.store import client, disk_errno, plain_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,4 +136,5 @@ def _bury(api: MlflowClient, name: str, holder: str) -> None:
 def _passes(error: Exception) -> bool:
     """Whether the error only says that another process was faster, or that SQLite was busy."""
     codes = ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "TEMPORARILY_UNAVAILABLE")
-    return getattr(error, "error_code", None) in codes
+    # MLflow calls every error of a database a temporary one, of a read-only file too.
+    return getattr(error, "error_code", None) in codes and disk_errno(error) is None

@@ -6,7 +6,6 @@ Each move is recorded as a tag of the version that got the alias, before the ali
 
 from __future__ import annotations
 
-import getpass
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.process import user_name
 from kernels_bank.runtime.redact import mask_text
 from pipeline.registry import versions
 from pipeline.registry.fetch import download
@@ -171,7 +171,7 @@ def _record(
     reason: str | None,
 ) -> Move:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Move(0, action, version, previous, now, getpass.getuser(), objections, reason)
+    return Move(0, action, version, previous, now, user_name(), objections, reason)
 
 
 def _move(lease: Lease, uri: str, alias: str, versions: Iterable[Version], move: Move) -> Move:

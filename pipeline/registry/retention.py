@@ -30,11 +30,11 @@ def spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Ver
     listed, aliases = versions.list_versions(name, uri), versions.aliases_of(name, uri)
     numbers = [v.number for v in listed]
     wanted = {earlier_holder(history(listed, alias), held, numbers) for alias, held in aliases.items()}
-    before = int(time.time() * 1000 - older_than_days * _DAY_MS)
+    before = time.time() * 1000 - older_than_days * _DAY_MS
     return outdated(listed, wanted | set(aliases.values()), keep, before)
 
 
-def outdated(listed: Sequence[Version], wanted: Collection[int | None], keep: int, before: int) -> list[Version]:
+def outdated(listed: Sequence[Version], wanted: Collection[int | None], keep: int, before: float) -> list[Version]:
     """Find versions behind the first `keep`, made before a time, and not wanted.
 
     Args:

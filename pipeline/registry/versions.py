@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _DEFAULT_STORE = "runs/mlflow.db"
+_DIGITS = 9  # of a version; databases and the server's protocol take 32 bits
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def find(uri: str, tracking_uri: str | None = None) -> Version:
     if form is None:
         raise BadRequestError(f"model '{uri}': write models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = form.groups()
+    if number is not None and len(number) > _DIGITS:
+        raise BadRequestError(f"model '{uri}': no version has a number of {len(number)} digits")
     where = store_uri(tracking_uri)
     api = client(where)
     try:

@@ -76,6 +76,8 @@ def _checked(settings: ServeSettings) -> Served:
         with socket.socket(found[0], found[1]) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(found[4])
+    except UnicodeError as error:
+        raise BadRequestError(f"--host {settings.host}: no host is called so; choose another --host") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise BadRequestError(f"{settings.host}:{settings.port}: {reason}; choose another --host or --port") from error

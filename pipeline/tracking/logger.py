@@ -16,7 +16,7 @@ import numpy as np
 from kernels_bank.runtime.redact import mask_text
 from pipeline.images.encode import encode_png
 from pipeline.tracking.outbox import Outbox, Picture, Point, Tag, recorded_pictures
-from pipeline.tracking.store import RunRef, client, is_final, is_silence, reason_of, without_login
+from pipeline.tracking.store import RunRef, client, is_final, is_silence, reason_of, refused_status, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -301,6 +301,8 @@ def _now() -> int:
 
 def _line(error: Exception) -> str:
     """Return the first line of an error, without secrets; of a server that does not answer only that."""
+    if (status := refused_status(error)) is not None:
+        return f"it answers with status {status} each time"
     if is_silence(error):
         return "it does not answer"
     return reason_of(error)

@@ -5,7 +5,6 @@ The driver opens the run and hands its `RunRef` to rank 0, which writes through 
 
 from __future__ import annotations
 
-import getpass
 import importlib.metadata
 import json
 import logging
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from kernels_bank.runtime import storage
 from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.process import user_name
 from kernels_bank.runtime.redact import mask, mask_text
 from kernels_bank.runtime.storage import digest_of
 from pipeline.tracking.logger import RunLogger
@@ -90,7 +90,7 @@ def open_run(
     with plain_errors(uri, f"cannot open run '{name}'"):
         run = _earlier_run(uri, resume_id) or _orphan(uri, experiment, key)
         if run is None:
-            origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": Path(sys.argv[0]).name}
+            origin = {"mlflow.user": user_name(), "mlflow.source.name": Path(sys.argv[0]).name}
             run = api.create_run(_experiment(uri, experiment), run_name=name, tags={**origin, **shown, RUN_KEY: key})
         else:
             api.update_run(run.info.run_id, status="RUNNING")

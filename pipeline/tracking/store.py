@@ -8,6 +8,7 @@ import fcntl
 import importlib.util
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -177,7 +178,7 @@ def prepare_store(uri: str) -> None:
 
 
 def _refuse_unknown_revision(database: Path) -> None:
-    """Check that this MLflow knows the state of a store's tables; else it would add its own to them, and then fail."""
+    """Check that this MLflow knows the state of a store's tables; else it would add its own to them."""
     mlflow = importlib.util.find_spec("mlflow")
     assert mlflow is not None
     assert mlflow.origin is not None
@@ -185,9 +186,15 @@ def _refuse_unknown_revision(database: Path) -> None:
     known = {file.name.partition("_")[0] for file in migrations.glob("*.py")}
     try:
         with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables and "alembic_version" not in tables:
+                raise BadRequestError(
+                    f"{database}: a database of another program (it has a table '{min(tables)}'); nothing was touched, "
+                    "name another file"
+                )
             found = {revision for (revision,) in connection.execute("SELECT version_num FROM alembic_version")}
     except sqlite3.Error:
-        return  # not made by MLflow, or not readable now: MLflow says so itself
+        return  # without tables, or not readable now: MLflow says so itself
     if found - known:
         raise BadRequestError(
             f"{database}: made by another version of MLflow (its tables are at {', '.join(sorted(found - known))}); "
@@ -222,14 +229,16 @@ def client(uri: str) -> MlflowClient:
     """Return a client of tracking and registry at `uri`. Of MLflow's global state only a login of the URI is set.
 
     Raises:
-        BadRequestError: an SQLite store that cannot be created.
+        BadRequestError: an SQLite store that cannot be created, or is locked.
+        OSError: as of `plain_errors`.
     """
     _import_mlflow()
     prepare_store(uri)
     from mlflow import MlflowClient
 
     address = without_login(uri)
-    return MlflowClient(tracking_uri=address, registry_uri=address)
+    with plain_errors(uri, "cannot open the store"):
+        return MlflowClient(tracking_uri=address, registry_uri=address)
 
 
 def _import_mlflow() -> None:
@@ -247,19 +256,24 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
     """Turn MLflow's exceptions into one line: what was tried, where, and why it failed.
 
     Raises:
-        BadRequestError: in place of any MlflowException, and of what comes through it from the network.
+        BadRequestError: in place of any MlflowException, and of what comes through it from the network or a database.
         OSError: the disk of an SQLite store is full, or cannot be written to.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, RequestException) as error:
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
         where = mask_uri(uri)
         if (refused := _refused_by_disk(uri, error)) is not None:
             raise refused from error
         reason = reason_of(error)
+        if uri.startswith("http") and (status := refused_status(error)) is not None:
+            raise BadRequestError(
+                f"{what}: the tracking server {where} answers with status {status} each time; look at its log"
+            ) from error
         if uri.startswith("http") and is_silence(error):
             raise BadRequestError(
                 f"{what}: the tracking server {where} does not answer; start it, or correct MLFLOW_TRACKING_URI"
@@ -276,7 +290,8 @@ def reason_of(error: BaseException) -> str:
     """Return why a store failed, in one line: the database's own words where they came through MLflow."""
     cause = _database_error(error) or error
     said = str(cause).strip().splitlines()
-    return mask_text(said[0] if said else type(error).__name__)
+    advice = "; another process holds it, try again when that has ended" if _code(cause) == sqlite3.SQLITE_BUSY else ""
+    return mask_text(said[0] if said else type(error).__name__) + advice
 
 
 def _database_error(error: BaseException) -> sqlite3.Error | None:
@@ -289,9 +304,18 @@ def _database_error(error: BaseException) -> sqlite3.Error | None:
 
 def _refused_by_disk(uri: str, error: BaseException) -> OSError | None:
     """Return the system's error that SQLite met, if it was one."""
-    database, found = sqlite_path(uri), _database_error(error)
-    number = _DISK.get(getattr(found, "sqlite_errorcode", 0) & 0xFF)
+    database, number = sqlite_path(uri), disk_errno(error)
     return OSError(number, os.strerror(number), str(database)) if database and number else None
+
+
+def disk_errno(error: BaseException) -> int | None:
+    """Return the number of the system's error that SQLite met, if it was one: trying again does not help."""
+    return _DISK.get(_code(_database_error(error)))
+
+
+def _code(error: BaseException | None) -> int:
+    """Return the primary code of an error of SQLite's; 0 for any other."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def clause(key: str, value: str) -> str:
@@ -309,8 +333,16 @@ def clause(key: str, value: str) -> str:
     return f"{key} LIKE '{pattern}'"
 
 
+def refused_status(error: Exception) -> str | None:
+    """Return the HTTP status that a server gave at each try, if it gave one: it runs, but something in it does not."""
+    found = re.search(r"too many (\d{3}) error responses", str(error))
+    return found[1] if found else None
+
+
 def is_silence(error: Exception) -> bool:
     """Check whether a server gave no answer at all."""
+    if refused_status(error) is not None:
+        return False
     return "Max retries" in str(error) or "failed with exception" in str(error)
 
 

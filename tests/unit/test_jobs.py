@@ -1,5 +1,6 @@
 """One command for all jobs: each is found, parsed and ended as its own file does it."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,15 @@ def test_an_unknown_job_is_one_line():
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: blind-sr nope: no such job; there is build-kernel-bank, ")
     assert wrong.stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_a_job_is_imported_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def imported(*_: str, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    entry = importlib.import_module("jobs.__main__")
+    monkeypatch.setattr(sys, "argv", ["blind-sr", "restore"])
+    monkeypatch.setattr(entry.runpy, "run_module", imported)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")

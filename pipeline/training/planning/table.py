@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from kernels_bank.codec import KernelCodec
+from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.progress import Progress
+from kernels_bank.spec import KernelBankSpec
 from pipeline.config import RunConfig
 from pipeline.training.planning.cost import training_cost
 
@@ -50,7 +53,15 @@ def plan_table(configs: Sequence[RunConfig], card: Card, *, kernel_size: int, co
         card: what each worker trains on.
         kernel_size: side of the kernels.
         components: length of the kernel code.
+
+    Raises:
+        BadRequestError: no bank has kernels of this size or codes of this length.
     """
+    try:
+        KernelBankSpec(motion=0, size=kernel_size, components=components)
+    except ValidationError as error:
+        reason = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+        raise BadRequestError(f"--kernel-size {kernel_size}, --components {components}: {reason}") from error
     codec = _codec(kernel_size, components)
     table = Table(
         caption=f"cards of {card.memory_gib:g} GiB that sustain {card.tflops:g} TFLOP/s at ${card.dollars:g} an hour; "

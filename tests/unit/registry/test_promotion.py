@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.registry.promotion import Move, earlier_holder, objections_to
+from pipeline.registry import retention
+from pipeline.registry.promotion import Move, _record, earlier_holder, objections_to
 from pipeline.registry.retention import outdated
 from pipeline.registry.versions import Version
 
@@ -107,3 +108,17 @@ def test_only_old_unwanted_versions_behind_the_newest_are_outdated():
     versions = [version(n, created=n * 100) for n in (6, 5, 4, 3, 2, 1)]
     found = outdated(versions, wanted={2, None}, keep=2, before=350)
     assert [v.number for v in found] == [3, 1]
+
+
+def test_more_days_than_there_were_keep_every_version(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(retention.versions, "list_versions", lambda *_: [version(1, created=100)])
+    monkeypatch.setattr(retention.versions, "aliases_of", lambda *_: {})
+    assert retention.spare("sqlite:///x", "m", keep=0, older_than_days=1e308) == []
+    assert [v.number for v in retention.spare("sqlite:///x", "m", keep=0, older_than_days=0)] == [1]
+
+
+def test_a_user_without_a_name_moves_an_alias_under_the_number(monkeypatch: pytest.MonkeyPatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 1_000_730_000)  # such as a cluster gives to a pod
+    assert _record("promote", 2, 1, (), None).by == "uid 1000730000"

@@ -7,6 +7,7 @@ import json
 import string
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -214,6 +215,26 @@ def test_prints_logs_and_tracebacks_of_a_job_are_masked():
     assert f"at http://{MASK}@host\n" in done.stderr
     assert f"RuntimeError: cannot reach http://{MASK}@host" in done.stderr
     assert "Traceback" in done.stderr
+
+
+def test_lines_that_nobody_can_read_end_no_work_and_lost_results_are_named():
+    script = (
+        "import sys\n"
+        "from kernels_bank.runtime.redact import mask_output\n"
+        "mask_output()\n"
+        "print('progress', file=sys.stderr, flush=True)\n"
+        "print('x' * 100_000, file=sys.stderr, flush=True)\n"
+        "try:\n"
+        "    print('result', flush=True)\n"
+        "except OSError as error:\n"
+        "    sys.exit(3 if error.filename == 'standard output' else 4)\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        lost = subprocess.run(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, timeout=60, check=False
+        )
+        assert (lost.returncode, lost.stdout) == (0, b"result\n")
+        assert subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full, check=False).returncode == 3
 
 
 def test_the_error_line_of_a_job_is_masked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

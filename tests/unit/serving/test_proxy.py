@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 import uvicorn.config
 
-from pipeline.serving import proxy
+from kernels_bank.runtime.errors import BadRequestError
+from pipeline.serving import proxy, serve
 from pipeline.serving.settings import ServeSettings
 
 _UPGRADE = "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -68,3 +69,9 @@ def test_a_request_to_upgrade_is_answered_as_if_it_were_none(port, upgrade):
     refused = answer_to(port, "POST", "/restore", upgrade, "image")
     assert refused.startswith(b"HTTP/1.1 400 ")
     assert b"without the header Upgrade" in refused
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+def test_a_host_that_no_name_server_could_know_is_a_line(host: str):
+    with pytest.raises(BadRequestError, match=f"^--host {host}: no host is called so; choose another --host$"):
+        serve.planned(ServeSettings(host=host))

@@ -18,12 +18,16 @@ from mlflow.exceptions import MlflowException
 
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import MASK
-from pipeline.registry.versions import store_uri
+from pipeline.registry.lease import _passes
+from pipeline.registry.versions import find, store_uri
+from pipeline.tracking import store
+from pipeline.tracking.logger import _line
 from pipeline.tracking.runs import flatten
 from pipeline.tracking.store import (
     RunRef,
     checked_uri,
     clause,
+    is_silence,
     plain_errors,
     prepare_store,
     reason_of,
@@ -206,3 +210,60 @@ def test_other_errors_of_a_database_are_its_own_words_in_a_line():
     shown = r"^cannot do it \(sqlite:////a/b.db\): no such table: absent$"
     with pytest.raises(BadRequestError, match=shown), plain_errors("sqlite:////a/b.db", "cannot do it"):
         raise error
+
+
+def test_a_server_that_answers_with_errors_is_not_called_silent():
+    found = "HTTPConnectionPool(host='h', port=5000): Max retries exceeded with url: /x (Caused by ResponseError("
+    error = MlflowException(
+        f"API request to http://h:5000/x failed with exception {found}'too many 503 error responses'))"
+    )
+    shown = "^cannot do it: the tracking server http://h:5000 answers with status 503 each time; look at its log$"
+    with pytest.raises(BadRequestError, match=shown), plain_errors("http://h:5000", "cannot do it"):
+        raise error
+    assert _line(error) == "it answers with status 503 each time"
+    assert not is_silence(error)
+
+
+def test_a_version_that_no_store_can_number_is_refused_before_it_is_asked():
+    with pytest.raises(BadRequestError, match=r"': no version has a number of 20 digits$"):
+        find("m/99999999999999999999", "http://127.0.0.1:9")
+
+
+def test_a_database_that_another_process_holds_is_a_line_at_its_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "m.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as held:
+        held.execute("CREATE TABLE a (x)")
+        held.execute("BEGIN EXCLUSIVE")
+        engine = sqlalchemy.create_engine(f"sqlite:///{path}", connect_args={"timeout": 0})
+
+        def opened(**_: str) -> None:
+            engine.connect().execute(sqlalchemy.text("SELECT * FROM a"))
+
+        monkeypatch.setattr("mlflow.MlflowClient", opened)
+        monkeypatch.setattr(store, "prepare_store", lambda _: None)
+        shown = "database is locked; another process holds it, try again when that has ended$"
+        with pytest.raises(BadRequestError, match=rf"^cannot open the store \(sqlite:///{path}\): {shown}"):
+            store.client(f"sqlite:///{path}")
+    engine.dispose()
+
+
+@pytest.mark.parametrize(("statements", "passes"), [("PRAGMA query_only = ON; CREATE TABLE a (x)", False), ("x", True)])
+def test_a_lock_is_not_waited_for_where_the_disk_refuses_to_write_it(statements: str, passes: bool):
+    error = _of_mlflow(statements)
+    error.error_code = "TEMPORARILY_UNAVAILABLE"  # as MLflow calls both
+    assert _passes(error) is passes
+
+
+def test_a_database_of_another_program_gets_no_tables(tmp_path: Path):
+    path = tmp_path / "places.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as theirs:
+        theirs.execute("CREATE TABLE bookmarks (x)")
+        theirs.commit()
+    before = path.read_bytes()
+    with pytest.raises(
+        BadRequestError, match=r"of another program \(it has a table 'bookmarks'\); nothing was touched"
+    ):
+        prepare_store(f"sqlite:///{path}")
+    assert path.read_bytes() == before

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from kernels_bank import KernelCodec, sample_gaussian
+from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import TrainConfig
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.planning.cost import Cost, fake_step, training_cost
+from pipeline.training.planning.table import Card, plan_table
 
 TRAIN = TrainConfig(steps=1)
 SMALL = ModelConfig(
@@ -91,3 +93,17 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     assert cost.peak_bytes(3) <= 121 < cost.peak_bytes(4)
     assert cost.largest_batch(50) == 0
     assert cost.samples_per_second(6e12) == 2000
+
+
+@pytest.mark.parametrize(
+    ("size", "components", "said"),
+    [
+        (4, 10, "--kernel-size 4, --components 10: size 4 is even; a centre pixel needs an odd side"),
+        (101, 10, "--kernel-size 101, --components 10: Input should be less than or equal to 99"),
+        (3, 10, "--kernel-size 3, --components 10: components 10: a 3 x 3 kernel has 9 pixels"),
+    ],
+)
+def test_kernels_that_no_bank_has_are_not_planned(size: int, components: int, said: str):
+    with pytest.raises(BadRequestError) as refused:
+        plan_table([], Card(80, 40), kernel_size=size, components=components)
+    assert str(refused.value) == said
