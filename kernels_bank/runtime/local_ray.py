@@ -23,6 +23,7 @@ from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 _TOKEN = secrets.token_hex(32)
 _ATTEMPTS = 3
 _CORE_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # what Ray's C++ part of a process writes
+_ALONE = "BLINDSR_RAY_ALONE"  # in the environment of all processes of a Ray that a job started for itself
 _silenced: list[bool] = []  # not empty while this process's own core is told to be silent
 
 
@@ -33,7 +34,7 @@ class _RayProcess(subprocess.Popen):
     """
 
     def __init__(self, command: list[str], **settings: Any) -> None:  # noqa: ANN401 - what Ray passes on
-        environment = dict(settings.pop("env", None) or os.environ)
+        environment = dict(settings.pop("env", None) or os.environ) | {_ALONE: "1"}
         if _silenced:
             environment.pop(_CORE_LEVEL, None)  # meant for this process's core; theirs go on writing their logs
         super().__init__(command, start_new_session=True, env=environment, **settings)
@@ -53,6 +54,11 @@ class _RayProcess(subprocess.Popen):
 
 # The processes of the Ray that was started last, by program: `gcs_server` and `raylet` are those it cannot do without.
 started: dict[str, subprocess.Popen] = {}
+
+
+def is_alone() -> bool:
+    """Check whether this process belongs to a Ray that a job started for itself, as its driver or as a worker."""
+    return bool(started) or _ALONE in os.environ
 
 
 def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:

@@ -25,7 +25,7 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 
 from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import ArtefactError
-from kernels_bank.runtime.rows import keep_errors, plain_errors
+from kernels_bank.runtime.rows import keep_errors, leave_out_statistics, plain_errors
 from pipeline.config import RunConfig
 from pipeline.data import plan
 from pipeline.data.batch import Batch
@@ -92,6 +92,7 @@ class Feed:
         plan_rows = ray.data.from_items(rows, override_num_blocks=len(rows))
         data = plan_rows.map_batches(task, batch_size=1, num_cpus=config.data.task_cpus, batch_format="numpy")
         keep_errors(data)
+        leave_out_statistics()
         data.context.target_max_block_size = _BLOCK_BYTES
         data.context.custom_execution_callback_classes = [Paced]
         data.context.execution_options.preserve_order = True

@@ -98,6 +98,7 @@ def test_a_stranger_is_refused_and_sigterm_to_all_ends_the_job_in_order(proxy: F
             assert all(is_loopback(address) for address in addresses(job.process.pid, port)), (name, port)
             assert_refuses_calls(port, name)
             assert_refuses_requests(port, name)
+        assert not any("_StatsActor" in part for process in job.below for part in command_line(process))
         head = next(port for port, name in ports.items() if name == "gcs_server")
         token = token_of(job.below, "gcs_server")
         assert not any(token in part for process in job.below for part in command_line(process))

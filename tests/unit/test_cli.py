@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import signal
 import subprocess
@@ -275,6 +277,13 @@ def test_many_mistakes_are_a_short_line(tmp_path: Path):
 def test_a_device_is_not_read_for_ever():
     with pytest.raises(BadRequestError, match="/dev/zero: larger than"):
         parse(Train, ["--config", "/dev/zero"])
+
+
+def test_what_a_job_leaves_is_not_taken_apart_at_its_end(monkeypatch: pytest.MonkeyPatch):
+    called: list[object] = []
+    monkeypatch.setattr(atexit, "register", called.append)
+    run(Command, lambda _command: called.append("job"), [])
+    assert called == [gc.freeze, "job"]  # before all that the job registers, so that it is called after them
 
 
 @pytest.mark.parametrize(("ending", "status"), [("", 0), ("raise JobFailedError('it failed')", 1)])
