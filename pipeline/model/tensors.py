@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.model.foreign import Found, find_state
+from pipeline.model.int8 import unpacked
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _HEADER_BYTES = 4 << 20  # of a safetensors file; the full model's has 60 KB
@@ -33,7 +34,7 @@ def read_checkpoint(data: bytes, where: str) -> Found:
         if where.endswith(".safetensors"):
             if int.from_bytes(data[:8], "little") > _HEADER_BYTES:
                 raise ValueError("its header is too long")
-            state: Any = dict(safetensors.torch.load(data))
+            state: Any = unpacked(safetensors.torch.load(data))
         else:
             state = unpickle_tensors(data)
     except Exception as error:
