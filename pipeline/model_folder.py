@@ -1,7 +1,7 @@
 """What a model folder is: the names of its files, its manifest, and the check of each file against the manifest.
 
 model.json               the manifest, written last: configuration, and the sha256 of every other file
-weights.safetensors      what is used
+weights.safetensors      what is used; matrices may be in 8 bit (`pipeline/model/int8.py`)
 codec.safetensors        of a blind model: the kernel code
 weights-raw.safetensors  of a finished run: the last step's weights, which `weights` averages
 ema.safetensors          of a checkpoint: the averages of its `weights`; what is used of it

@@ -1,4 +1,4 @@
-"""Keep a model's largest matrix, the first of its initial kernel's net, as 8 bit integers with a step for each row.
+"""Keep a model's largest matrix, the first of its initial kernel's net, as 8 bit integers with a step for each column.
 
 It is half of a shipped model's weights. What that costs is in docs/training-log.md.
 

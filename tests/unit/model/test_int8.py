@@ -22,12 +22,12 @@ NAME = "first.weight"
         np.float32, arrays.array_shapes(min_dims=2, max_dims=2), elements=st.floats(-(2.0**100), 2.0**100, width=32)
     )
 )
-def test_no_value_changes_by_more_than_half_a_step_of_its_row(values: np.ndarray):
+def test_no_value_changes_by_more_than_half_a_step_of_its_column(values: np.ndarray):
     matrix = torch.from_numpy(values)
     kept = packed(NAME, matrix)
     assert kept[NAME].dtype == torch.int8
     back = unpacked(kept)[NAME].double()
-    half_a_step = matrix.double().abs().amax(1, keepdim=True) / 127 / 2
+    half_a_step = matrix.double().abs().amax(0, keepdim=True) / 127 / 2
     assert ((back - matrix).abs() <= half_a_step * (1 + 1e-5) + 1e-37).all()
 
 
@@ -50,8 +50,8 @@ def test_steps_that_are_infinite_are_refused_by_the_matrix_name():
     "change",
     [
         {f"{NAME}.step": torch.ones(2)},
-        {f"{NAME}.step": torch.ones(3, 1)},
-        {f"{NAME}.step": torch.ones(2, 1, dtype=torch.int32)},
+        {f"{NAME}.step": torch.ones(1, 3)},
+        {f"{NAME}.step": torch.ones(1, 2, dtype=torch.int32)},
         {NAME: torch.ones(2, 2, dtype=torch.int16)},
         {NAME: torch.ones(2, dtype=torch.int8)},
     ],
