@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.exceptions import ServiceException
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.s3.models import s3_backends
 from werkzeug.serving import run_simple
@@ -93,11 +94,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the objects are kept")
     parser.add_argument("--bucket", help="made when it is not there")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    application = KeptOnDisk(arguments.folder)
-    if arguments.bucket:
-        application.make_bucket(arguments.bucket)
+    if not 0 <= arguments.port < 2**16:
+        parser.error(f"--port {arguments.port}: a port is a number from 0, which is any free one, to {2**16 - 1}")
+    try:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        application = KeptOnDisk(arguments.folder)
+        if arguments.bucket:
+            application.make_bucket(arguments.bucket)
+    except (OSError, ValueError, KeyError, ServiceException) as error:  # what lies there is no bucket, or no object
+        parser.error(
+            f"--folder {arguments.folder}: {getattr(error, 'strerror', None) or f'not of this server ({error})'}"
+        )
     run_simple("127.0.0.1", arguments.port, application, threaded=True, request_handler=MotoRequestHandler)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def main() -> None:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
     elif name in {"--help", "-h", "help"}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head -1` ends this as it ends other programs
         print("usage: blind-sr JOB [arguments]      blind-sr JOB --help\n")
         for job, path in jobs.items():
             print(f"  {job:20}{_summary(path)}")

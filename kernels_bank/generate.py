@@ -31,6 +31,7 @@ from kernels_bank.store import (
     Shard,
     ShardRecord,
     bank_digest,
+    check_files,
     find_shard,
     law_digest,
     plan,
@@ -114,6 +115,7 @@ def present(spec: KernelBankSpec, uri: str) -> Manifest | None:
         raise ArtefactError(
             f"{uri}: holds another bank (it differs in {', '.join(different)}); choose another --output or delete it"
         )
+    check_files(uri, manifest)
     return manifest
 
 

@@ -228,6 +228,23 @@ def write_manifest(uri: str, manifest: Manifest) -> None:
     write_sealed(uris.join(uri, MANIFEST), manifest.model_dump(mode="json"))
 
 
+def check_files(uri: str, manifest: Manifest) -> None:
+    """Check, without reading them, that the files of a finished bank are there.
+
+    Raises:
+        ArtefactError: the first that is gone, or has not as many bytes as the manifest says.
+    """
+    sizes = dict(storage.list_files(uri))
+    for record in manifest.shards:
+        if sizes.get(record.name) != record.bytes:
+            raise ArtefactError(
+                f"{uris.join(uri, record.name)}: gone, or not of its {record.bytes} bytes; "
+                "delete the manifest and build again to replace it"
+            )
+    if CODEC not in sizes:
+        raise ArtefactError(f"{uris.join(uri, CODEC)}: gone; delete the manifest and build again to replace it")
+
+
 def verify(uri: str | Path) -> Iterator[ShardRecord]:
     """Read every shard and the codec again and compare with the manifest; yields each shard found good.
 
@@ -264,8 +281,8 @@ def _parse(data: bytes, where: str, rows: int = SHARD_ROWS) -> tuple[dict[str, A
             raise ValueError(f"{file.metadata.num_rows} rows")
         table = file.read(columns=["kernel"], use_threads=False)
         about = json.loads(table.schema.metadata[_METADATA_KEY])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        column = table.column("kernel").combine_chunks()
+        side = round(column.type.list_size**0.5)
+        return about, column.flatten().to_numpy().reshape(-1, side, side)
+    except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{where}: not a readable kernel shard ({' '.join(str(error).split())})") from error
-    column = table.column("kernel").combine_chunks()
-    side = round(column.type.list_size**0.5)
-    return about, column.flatten().to_numpy().reshape(-1, side, side)

@@ -1,6 +1,7 @@
 """How every job reads its arguments and ends: YAML < environment < command line, one line for a user's error.
 
-Exit status: 0 done, 1 the run failed, 2 the request was bad, 130 ended by SIGINT or SIGTERM.
+Exit status: 0 done, 1 the run failed, 2 the request was bad, 130 ended by SIGINT or SIGTERM, 141 nobody reads the
+results any more, as in `| head -1`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from pydantic_settings import (
 
 from kernels_bank.runtime import end_request, os_errors, s3, watch
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
-from kernels_bank.runtime.redact import mask_output, mask_text
+from kernels_bank.runtime.process import ensure_home
+from kernels_bank.runtime.redact import STANDARD_OUTPUT, mask_output, mask_text
 from pipeline.config import RunConfig
 from pipeline.flags import add_argument, kebab, moved_flag, quoted_places
 from pipeline.mistakes import check_given, explain, explain_unparsed, outermost
@@ -85,6 +87,7 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
     s3.expect_answer_soon()
+    ensure_home()
     # Before it ends Python would search half a million objects for garbage and take them apart: a second of CPU.
     atexit.register(gc.freeze)
     status = _run(command, job, arguments)
@@ -109,6 +112,8 @@ def _run(command: type[Command_T], job: Callable[[Command_T], None], arguments: 
         print(mask_text(str(error)) or "interrupted; what is finished is kept", file=sys.stderr, flush=True)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and error.filename == STANDARD_OUTPUT:
+            return 128 + signal.SIGPIPE  # as a program that leaves this signal alone ends: nobody needs a line
         if (line := watch.explain(error) or os_errors.explain(error)) is None:
             raise
         return _say(line, status=1)

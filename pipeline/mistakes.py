@@ -56,7 +56,7 @@ def _empty(given: object, default: object) -> Iterator[str]:
             yield ""
         case dict():
             for name, value in given.items():
-                usual = default.get(name) if isinstance(default, dict) else getattr(default, name, None)
+                usual = default.get(name) if isinstance(default, dict) else getattr(default, str(name), None)
                 yield from (f"{name}.{inner}".rstrip(".") for inner in _empty(value, usual))
         case list() | tuple():
             for value in given:
@@ -78,6 +78,7 @@ def _inside(given: object, kind: Any) -> Iterator[tuple[str, object, object]]:  
     origin, inner = get_origin(kind), get_args(kind)
     if isinstance(given, dict):
         if origin is dict:
+            yield from ((str(name), name, inner[0]) for name in given)
             yield from ((str(name), value, inner[1]) for name, value in given.items())
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
             fields = kind.model_fields

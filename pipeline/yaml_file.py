@@ -33,10 +33,10 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
+                if key.value in seen:  # 2 and "2" are one setting
                     line = key.start_mark.line + 1
                     raise BadRequestError(f"'{key.value[:100]}' is given more than once, again in line {line}")
-                seen.add((key.tag, key.value))
+                seen.add(key.value)
         return node
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import getpass
 import os
+import pwd
 import socket
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,19 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
+
+
+def ensure_home() -> None:
+    """Set HOME where it is not: MLflow fails at import for a user whose home directory nothing names.
+
+    Such users, as containers have them, get the one that container engines give them.
+    """
+    if os.environ.get("HOME"):
+        return
+    try:
+        os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        os.environ["HOME"] = "/"
 
 
 def boot_id() -> str | None:

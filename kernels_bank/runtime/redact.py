@@ -24,6 +24,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 from kernels_bank.runtime import os_errors
 
 MASK = "***"
+STANDARD_OUTPUT = "standard output"  # the name that errors of writing results have
 
 _SECRET_NAME = re.compile(
     r"secret|passw|passphrase|credential|token|api_?key|access_?key|private_?key|account_?key|signing_?key"
@@ -124,7 +125,7 @@ class _MaskedStream(io.TextIOWrapper):
             super().flush()
 
     def _refusals(self) -> contextlib.AbstractContextManager[None]:
-        return os_errors.named("standard output") if self._results else contextlib.suppress(OSError)
+        return os_errors.named(STANDARD_OUTPUT) if self._results else contextlib.suppress(OSError)
 
     def close(self) -> None:
         self.flush()  # the buffer belongs to the wrapped stream

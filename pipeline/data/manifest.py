@@ -140,6 +140,21 @@ def read_shard(uri: str, shard: Shard) -> bytes:
         raise DamagedShardError(f"{where}: {reason}") from error
 
 
+def check_files(uri: str, manifest: Manifest) -> None:
+    """Check, without reading them, that the tars of a finished set are there.
+
+    Raises:
+        ArtefactError: the first that is gone, or has not as many bytes as the manifest says.
+    """
+    sizes = dict(storage.list_files(uri))
+    for shard in (*manifest.train, *manifest.validation):
+        if sizes.get(shard.name) != shard.bytes:
+            raise ArtefactError(
+                f"{uris.join(uri, shard.name)}: gone, or not of its {shard.bytes} bytes; "
+                f"delete {MANIFEST} and run the command again to replace it"
+            )
+
+
 def verify(uri: str) -> Manifest:
     """Verify every shard by its hash and every sample by decoding it, with progress.
 

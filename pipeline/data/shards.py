@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
 
 import ray.data
+from pydantic import ValidationError
 
 from kernels_bank.runtime import os_errors, storage, uris
 from kernels_bank.runtime.cluster import connect
-from kernels_bank.runtime.errors import ArtefactError, BadRequestError
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
 from kernels_bank.runtime.lease import Lease
 from kernels_bank.runtime.output import check_own, not_made_again, note_files, own_output, remove_leftovers
 from kernels_bank.runtime.progress import Progress
@@ -27,12 +28,14 @@ from pipeline.data.manifest import (
     Shard,
     ShardSettings,
     Skipped,
+    check_files,
     content_digest,
     read_manifest,
     write_manifest,
 )
 from pipeline.data.sources import Place, Source, list_places, read_source
 from pipeline.data.tiles import TileSample, cut, tile_count, write_samples
+from pipeline.frozen import Frozen
 from pipeline.images.decode import decode_image
 from pipeline.images.photograph import Codec
 from pipeline.seeds import fraction
@@ -163,6 +166,7 @@ def _finished(job: _Job) -> Manifest:
         raise ArtefactError(
             f"{job.output}: holds shards of other images or settings; choose another --output or delete it"
         )
+    check_files(job.output, manifest)
     return manifest
 
 
@@ -233,29 +237,51 @@ def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> di
     note_at = uris.join(output, _NOTES, task["name"] + ".json")
     files = [inspected(file) for file in task["files"]]
     made_from = storage.digest_of([settings.model_dump(), [[f.name, f.sha256] for f in files]])
-    if storage.exists(note_at):
-        note = storage.read_json(note_at)
-        if note["made_from"] == made_from and (not note["shard"] or _is_there(where, note)):
-            return dict(note)
+    known = _read_note(note_at)
+    if known is not None and known.made_from == made_from and (known.shard is None or _is_there(where, known)):
+        return known.model_dump()
     with storage.atomic_writer(where) as stream:
         hashed = _Hashed(stream)
         count = write_samples(_samples(files, settings), cast(BinaryIO, hashed))
     shard = {"name": task["name"], "samples": count, "bytes": hashed.bytes, "sha256": hashed.digest.hexdigest()}
     places = sum(tile_count(file.height, file.width, settings.tile) for file in files)
-    note = {
-        "made_from": made_from,
-        "shard": shard if count else None,
-        "stamp": storage.stamp(where),
-        "flat": places - count,
-    }
-    storage.write_json(note_at, note)
-    return note
+    note = _Note(
+        made_from=made_from,
+        shard=Shard(**shard) if count else None,
+        stamp=storage.stamp(where),
+        flat=places - count,
+    )
+    storage.write_json(note_at, note.model_dump())
+    return note.model_dump()
 
 
-def _is_there(where: str, note: dict[str, Any]) -> bool:
+class _Note(Frozen):
+    """Record what a shard was made from, and what it became: none where all of its tiles are flat."""
+
+    made_from: str
+    shard: Shard | None
+    stamp: str = ""
+    flat: int
+
+
+def _read_note(where: str) -> _Note | None:
+    """Read the note of a shard; nothing where there is none, or a damaged one, whose shard is then written again."""
+    if not storage.exists(where):
+        return None
+    try:
+        return _Note.model_validate(storage.read_json(where))
+    except UnavailableError:
+        raise
+    except (ArtefactError, ValidationError):
+        return None
+
+
+def _is_there(where: str, note: _Note) -> bool:
     """Tell whether the shard is the one that was written. It is read only where its stamp is another."""
     now = storage.stamp(where)
-    return bool(now) and (now == note.get("stamp") or storage.sha256_of(where) == note["shard"]["sha256"])
+    return bool(now) and (
+        now == note.stamp or (note.shard is not None and storage.sha256_of(where) == note.shard.sha256)
+    )
 
 
 class _Hashed:

@@ -123,6 +123,13 @@ def file_error(lr: np.ndarray, protocol: Protocol) -> float:
     return jpeg_error((lr * 255).round().astype(np.uint8), quantisation_tables(protocol.jpeg), 2)
 
 
+def baselines(protocol: Protocol) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
+    """Return the ways to enlarge without a model, by their names: those that fit a protocol's grid."""
+    if protocol.degradation != "usrnet":
+        return {BICUBIC: bicubic_centred}
+    return {BICUBIC: bicubic, UNALIGNED: bicubic_unaligned}
+
+
 def restore_all(
     lr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, models: Mapping[str, Restorer], protocol: Protocol
 ) -> dict[str, Estimate]:
@@ -139,7 +146,6 @@ def restore_all(
     mirrored = protocol.degradation != "usrnet"
     sigma = assumed_sigma(lr, sigma, protocol)
     height, width = scale * lr.shape[0], scale * lr.shape[1]
-    baselines = {BICUBIC: bicubic_centred} if mirrored else {BICUBIC: bicubic, UNALIGNED: bicubic_unaligned}
 
     def resized(enlarge: Callable[[np.ndarray, int], np.ndarray]) -> Estimate:
         return Estimate(enlarge(lr, scale), None, [])
@@ -154,7 +160,7 @@ def restore_all(
         return Estimate(_cut(model.nonblind(placed, known, scale, sigma), height, width), kernel, [])
 
     cpu = torch.device("cpu")
-    found = {name: _measured(cpu, functools.partial(resized, enlarge)) for name, enlarge in baselines.items()}
+    found = {name: _measured(cpu, functools.partial(resized, enlarge)) for name, enlarge in baselines(protocol).items()}
     for name, model in models.items():
         blind = model.is_blind and name != NONBLIND
         found[name] = _measured(model.device, functools.partial(restored, model, blind=blind))

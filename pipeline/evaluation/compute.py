@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.store import content_digest
-from pipeline.evaluation.cases import BICUBIC, BLIND, NONBLIND, UNALIGNED, crop_hr, make_lr, measure, restore_all
+from pipeline.evaluation.cases import BLIND, NONBLIND, baselines, crop_hr, make_lr, measure, restore_all
 from pipeline.evaluation.images import checked_images
 from pipeline.evaluation.protocol import Protocol, load_protocol
 from pipeline.evaluation.row import Case, Row
@@ -48,6 +49,11 @@ class Plan:
     protocol: Protocol
     cases: list[Case]
     about: dict[str, Any]  # provenance
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Return the names of the methods that every case has a row of, baselines first."""
+        return (*baselines(self.protocol), *self.models)
 
     @property
     def made_from(self) -> str:
@@ -109,14 +115,15 @@ def evaluate(plan: Plan, output: Path) -> tuple[list[Row], bool]:
     Also say whether an earlier call had finished them in `output`.
 
     Raises:
-        ArtefactError: `output` holds another evaluation.
+        ArtefactError: `output` holds another evaluation, or damaged results.
     """
     if (output / SUMMARY).exists():
-        if storage.read_json(output / SUMMARY, nan=True).get("made_from") != plan.made_from:
+        summary = storage.read_json(output / SUMMARY, nan=True)
+        if not isinstance(summary, dict) or summary.get("made_from") != plan.made_from:
             raise ArtefactError(f"{output}: holds another evaluation; choose another --output or delete it")
-        return _read_rows(output), True
-    order = {name: i for i, name in enumerate((BICUBIC, UNALIGNED, *plan.models))}
+        return _read_rows(plan, output), True
     rows = _compute(plan, output)
+    order = {name: i for i, name in enumerate(plan.methods)}
     rows.sort(key=lambda r: (*r.setting, r.case.kernel, r.case.name, order[r.method]))
     return rows, False
 
@@ -140,16 +147,37 @@ def save(rows: list[Row], summary: Mapping[str, Any], output: Path) -> None:
     from pyarrow import parquet
 
     sink = pa.BufferOutputStream()
-    parquet.write_table(pa.Table.from_pylist([row.as_dict() for row in rows]), sink)
+    parquet.write_table(pa.Table.from_pylist([row.as_dict() for row in rows]), sink, write_page_checksum=True)
     storage.write_bytes(output / RESULTS, sink.getvalue().to_pybytes())
     storage.write_json(output / SUMMARY, summary)
     (output / JOURNAL).unlink(missing_ok=True)
 
 
-def _read_rows(output: Path) -> list[Row]:
+def _read_rows(plan: Plan, output: Path) -> list[Row]:
+    """Read the results of a finished evaluation. Raises ArtefactError unless all of its rows are there."""
+    import pyarrow as pa
     from pyarrow import parquet
 
-    return [Row.from_dict(values) for values in parquet.read_table(output / RESULTS).to_pylist()]
+    if not storage.exists(output / RESULTS):
+        raise _damaged_results(output)
+    data = storage.read_bytes(output / RESULTS)
+    try:
+        # In this thread alone: one of Arrow's that still held `data` while Python ended would abort the process.
+        file = parquet.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        rows = [Row.from_dict(values) for values in file.read(use_threads=False).to_pylist()]
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise _damaged_results(output) from error
+    found = Counter((tuple(_key(row.case)), row.method) for row in rows)
+    if found != Counter((tuple(_key(case)), method) for case in plan.cases for method in plan.methods):
+        raise _damaged_results(output)
+    return rows
+
+
+def _damaged_results(output: Path) -> ArtefactError:
+    return ArtefactError(
+        f"{output / RESULTS}: gone, damaged, or not of this evaluation; delete it and {SUMMARY}, and run the command "
+        "again"
+    )
 
 
 def _compute(plan: Plan, output: Path) -> list[Row]:
@@ -157,7 +185,7 @@ def _compute(plan: Plan, output: Path) -> list[Row]:
     from kernels_bank.runtime.rows import rows_of
 
     journal = output / JOURNAL
-    done = _read_journal(journal, plan.made_from)
+    done = _read_journal(journal, plan)
     left = [_key(case) for case in plan.cases if tuple(_key(case)) not in done]
     rows = [row for of_case in done.values() for row in of_case]
     if not left:
@@ -253,25 +281,29 @@ def _key(case: Case) -> list[Any]:
     return [case.image, case.kernel, case.scale, case.sigma]
 
 
-def _read_journal(path: Path, made_from: str) -> dict[tuple[Any, ...], list[Row]]:
+def _read_journal(path: Path, plan: Plan) -> dict[tuple[Any, ...], list[Row]]:
     """Finished cases of an earlier, killed call; a last line that was cut short is cut off, its case done again."""
     if not path.exists():
         return {}
-    content = path.read_bytes()
+    content = storage.read_bytes(path)
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         storage.write_bytes(path, whole)
     if not whole:
         return {}
-    done, makers = {}, []
+    done, known = {}, {tuple(_key(case)) for case in plan.cases}
     try:
         first, *lines = whole.decode().splitlines()
-        makers.append(json.loads(first)["made_from"])
+        if json.loads(first)["made_from"] != plan.made_from:
+            raise ArtefactError(f"{path.parent}: holds another evaluation; choose another --output or delete it")
         for line in lines:
             rows = [Row.from_dict(values) for values in json.loads(line)]
-            done[tuple(_key(rows[0].case))] = rows
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+            (case,) = {tuple(_key(row.case)) for row in rows}
+            if case not in known or sorted(row.method for row in rows) != sorted(plan.methods):
+                raise ValueError(f"{case}: no case of this evaluation")
+            done[case] = rows
+    except ArtefactError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtefactError(f"{path}: damaged; delete it and run the command again") from error
-    if makers != [made_from]:
-        raise ArtefactError(f"{path.parent}: holds another evaluation; choose another --output or delete it")
     return done

@@ -78,7 +78,7 @@ def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, 
     headline: dict[str, float] = summary["headline"]
     if reused:
         print(f"{output}: this evaluation was finished before; nothing was computed")
-        if not (output / REPORT).exists():
+        if not all((output / name).exists() for name in (BARS, SAMPLES, REPORT)):
             _write_pictures(plan, rows, table, output)
     else:
         _write_pictures(plan, rows, table, output)

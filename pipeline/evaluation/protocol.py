@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import lcm
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +19,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.config import JpegQuality, Sigma
 from pipeline.evaluation.dan_degradation import equivalent_kernel, gaussian8
 from pipeline.frozen import Frozen
+from pipeline.mistakes import check_given
 from pipeline.model_config import Scale
 from pipeline.yaml_file import read_yaml
 
@@ -78,6 +80,14 @@ class Protocol(Frozen):
             case "camera":
                 line = reduction_line(self.reduction, scale, self.grid)
                 return signal.convolve2d(kernel.astype(np.float64), np.outer(line, line)).astype(np.float32)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_mistakes(cls, given: object) -> object:
+        """Refuse empty texts, and truth values in the place of numbers, as settings of jobs do."""
+        if isinstance(given, Mapping):
+            check_given(given, cls)
+        return given
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Protocol:
@@ -150,8 +160,9 @@ def load_protocol(name_or_path: str) -> Protocol:
         protocol = Protocol.model_validate(read_yaml(name_or_path, f"protocol {path}"))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise BadRequestError(f"protocol {path}: {where}: {first['msg']}") from error
+        where = "".join(f"{part}." for part in first["loc"]).rstrip(".")
+        said = first["msg"].removeprefix("Value error, ")
+        raise BadRequestError(": ".join(part for part in (f"protocol {path}", where, said) if part)) from error
     if protocol.name in PROTOCOLS and protocol != PROTOCOLS[protocol.name]:
         raise BadRequestError(f"protocol {path}: name '{protocol.name}' is that of a known one; choose another")
     return protocol

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import TypeAdapter
+
 
 @dataclass(frozen=True)
 class Case:
@@ -72,7 +74,10 @@ class Row:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """Make a row of what `as_dict` returned. Raises KeyError where something is missing."""
-        measures = Measures(**{field.name: values[field.name] for field in dataclasses.fields(Measures)})
+        """Make a row of what `as_dict` returned. Raises KeyError or ValueError where it is missing, or no number."""
+        measures = _MEASURES.validate_python({field.name: values[field.name] for field in dataclasses.fields(Measures)})
         case = Case(values["uri"], values["kernel"], values["scale"], values["sigma"])
         return cls(case, values["method"], measures)
+
+
+_MEASURES = TypeAdapter(Measures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -248,6 +249,12 @@ def test_empty_texts_are_refused(
         parse(command, arguments)
 
 
+def test_a_name_that_is_a_number_is_an_unknown_setting(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("name: a\ndata: {1: 2}\ntrain: {steps: 5}\n")
+    with pytest.raises(BadRequestError, match=r"data\.1: Keys should be strings \(got 1\)$"):
+        parse(Train, ["--config", str(tmp_path / "run.yaml")])
+
+
 def test_what_is_empty_by_default_may_be_given_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("BLINDSR_TRUSTED_PROXIES", "")
     assert parse(Serve, []).trusted_proxies == ""
@@ -277,6 +284,37 @@ def test_many_mistakes_are_a_short_line(tmp_path: Path):
 def test_a_device_is_not_read_for_ever():
     with pytest.raises(BadRequestError, match="/dev/zero: larger than"):
         parse(Train, ["--config", "/dev/zero"])
+
+
+@pytest.mark.parametrize("before", [None, ""])
+def test_a_user_without_a_home_has_that_of_containers(monkeypatch: pytest.MonkeyPatch, before: str | None):
+    """MLflow, for one, cannot be imported where the home directory is not known."""
+    monkeypatch.setenv("HOME", before or "")
+    if before is None:
+        monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 3_000_000_000)
+    homes: list[Path] = []
+    run(Command, lambda _command: homes.append(Path.home()), [])
+    assert homes == [Path("/")]
+
+
+def test_results_that_nobody_reads_end_a_job_without_a_line():
+    script = "from pipeline.cli import Command, run\nrun(Command, lambda _: print('x' * 100_000))"
+    assert ended_with_closed_pipe("-c", script) == (141, b"")
+    assert ended_with_closed_pipe("-m", "jobs", "--help") == (-signal.SIGPIPE, b"")
+
+
+def ended_with_closed_pipe(*arguments: str) -> tuple[int, bytes]:
+    """Run Python with a standard output that nobody reads; return its exit status and standard error."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=REPO, stdout=writes, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    finally:
+        os.close(writes)
+    return done.returncode, done.stderr
 
 
 def test_what_a_job_leaves_is_not_taken_apart_at_its_end(monkeypatch: pytest.MonkeyPatch):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kernels_bank.runtime import storage
-from pipeline.data import inspection
+from pipeline.data import inspection, shards
 from pipeline.data.inspection import Inspected
+from pipeline.data.manifest import ShardSettings
 from pipeline.data.notes import Notes
 from pipeline.data.sources import Source, list_places
 from pipeline.images.encode import encode_png
@@ -99,3 +103,26 @@ def test_notes_hold_for_the_very_file_member_and_place(tmp_path: Path):
     other = stamps | {sources[1].uri: "another"}
     assert recalled(sources, other) == [expected[0], None]
     assert recalled([Source(sources[0].uri, "a.png", member=3)], stamps) == [None]
+
+
+@pytest.mark.parametrize("spoil", [b"", b'{"made_from": "', b"[]", b"null", b"{}", None], ids=str)
+def test_a_shard_whose_note_is_damaged_is_written_again(tmp_path: Path, spoil: bytes | None):
+    data = encode_png(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    (tmp_path / "a.png").write_bytes(data)
+    source = Source(str(tmp_path / "a.png"), "a.png")
+    image = Inspected(source, hashlib.sha256(data).hexdigest(), 40, 40, "b" * 64, "")
+    task = {"name": "train-000000.tar", "files": [asdict(image)]}
+    first = shards._write_one(str(tmp_path), task, ShardSettings(tile=32))
+    tar, note = tmp_path / "train-000000.tar", tmp_path / "_notes" / "train-000000.tar.json"
+    whole, written = tar.read_bytes(), tar.stat().st_mtime_ns
+    assert shards._write_one(str(tmp_path), task, ShardSettings(tile=32)) == first
+    assert tar.stat().st_mtime_ns == written
+    # None: all of it is there, but for the digest.
+    note.write_bytes(
+        json.dumps(first | {"shard": first["shard"] | {"sha256": "0"}}).encode() if spoil is None else spoil
+    )
+    again = shards._write_one(str(tmp_path), task, ShardSettings(tile=32))
+    assert again["shard"] == first["shard"]
+    assert tar.stat().st_mtime_ns > written
+    assert tar.read_bytes() == whole
+    assert json.loads(note.read_bytes()) == again
