@@ -153,7 +153,7 @@ class BlindUSRNet(nn.Module):
             new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds between, what was accepted is a whole restoration from x0 already.
             old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted
-            terms = acceptance(scale, sure=first.start is not None, prior=self.prior is not None)
+            terms = acceptance(scale, accepted.blur, sure=first.start is not None, prior=self.prior is not None)
             better = self._wins(new, old, origin, observed_size, terms) & ~settled
             accepted, kernel_round = choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)

@@ -16,7 +16,7 @@ class Acceptance(NamedTuple):
     a is its `restoration_score`, b its `gradient_spread`; a' and b' are the old kernel's.
     """
 
-    ratio: float
+    ratio: float | Tensor  # a tensor: (B,), one for each image
     score: float = 1.0
     spread: float = 0.0
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
+from pipeline.model.gaussian_fit import is_nearly_gaussian
 from pipeline.model.guard import Acceptance
 from pipeline.model.usrnet import Tick
 
@@ -26,13 +27,14 @@ _ITERATIONS = 100
 # Steps whose kernels the prior corrects: what a step finds after the last of them has the picture's own say.
 CORRECTED = (1, 3)
 Prior = Callable[[Tensor, Tensor, float, int], Tensor]  # maps (B, 4, k, k), sigma (B,), progress, s -> (B, k, k)
+_ALMOST_GAUSSIAN = 0.3  # sum |k - g|
 # Noise levels that the restorer is told while the kernel is still wrong, first and last: told of little noise it would
 # invert the wrong kernel faithfully, and the ringing then explains the LR image as well as the truth does.
 _ASSUMED_SIGMA = (0.1, 0.01)
 
 
-def acceptance(scale: int, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]:
-    """Return when the refined kernel is accepted: all of this must hold.
+def acceptance(scale: int, old: Tensor, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]:
+    """Return when refined kernels are accepted: all of this must hold.
 
     It was made to explain the LR image, so it explains it well also where it is wrong: it has to win clearly. Measured
     (docs/training-log.md), without a prior: the smallest share of the old score of a Gaussian kernel that was right
@@ -41,13 +43,16 @@ def acceptance(scale: int, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]
 
     Args:
         scale: s.
+        old: (B, k, k) old kernels, without the reduction.
         sure: whether the old kernel is of a net that errs on the harmless side. Its image is no worse than bicubic, and
             what a refined kernel wins on it shows in the gradients.
         prior: whether a prior corrects kernels on the way. What is left of their errors does not ring, so of a harmless
-            old kernel the gradients tell, unless the new one explains the LR image far worse; of another one both.
+            old kernel the gradients tell, unless the new one explains the LR image far worse (where the old one is
+            almost a Gaussian, which such a net finds well, twice as bad is far worse); of another one both.
     """
     if prior and sure:
-        return Acceptance(0.91, score=0.0, spread=1.0), Acceptance(6.0)
+        most = torch.where(is_nearly_gaussian(old, _ALMOST_GAUSSIAN), 2.0, 6.0)
+        return Acceptance(0.91, score=0.0, spread=1.0), Acceptance(most)
     if prior:
         return Acceptance(scale / 4), Acceptance(scale / 4, spread=5.0)
     if sure:
