@@ -5,6 +5,7 @@ A checkpoint counts once Ray Train has written it into its snapshot, a JSON file
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -107,27 +108,24 @@ class KeepSnapshot(ray.train.UserCallback):
 
 
 def mend_snapshot(folder: str) -> None:
-    """Put the copy in place of a snapshot that is not whole; without a copy no checkpoint was ever committed."""
+    """Put the copy in place of a snapshot that is gone or not whole; without one no checkpoint was ever committed."""
     snapshot = uris.join(folder, SNAPSHOT)
-    if (source := _whole_one(folder)) == snapshot or not storage.exists(snapshot):
-        return
-    if source:
+    source = _whole_one(folder)
+    if source and source != snapshot:
         storage.write_bytes(snapshot, storage.read_bytes(source))
-    else:
+    elif not source and storage.exists(snapshot):
         storage.remove_file(snapshot)
 
 
 def _whole_one(folder: str) -> str:
-    """The snapshot, or its copy if it is not whole, or nothing without one."""
+    """The snapshot, or its copy if it is gone or not whole, or nothing without one."""
     snapshot, copy = uris.join(folder, SNAPSHOT), uris.join(folder, COPY)
-    if not storage.exists(snapshot):
-        return ""
-    content = storage.read_bytes(snapshot)
-    try:
-        json.loads(content)
-    except (ValueError, RecursionError):
-        return copy if storage.exists(copy) else ""
-    return snapshot
+    if storage.exists(snapshot):
+        content = storage.read_bytes(snapshot)
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(content)
+            return snapshot
+    return copy if storage.exists(copy) else ""
 
 
 def usable_step(folder: str, *, mend: bool = True) -> int | None:

@@ -74,8 +74,11 @@ def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: b
         return {}
     try:
         kept = RunRecord.model_validate(storage.read_json(where, limit=_BYTES))
-    except ValidationError as error:
-        raise ArtefactError(f"{where}: {first_problem(error)}; start afresh with --resume never") from error
+    except UnavailableError:
+        raise
+    except (ArtefactError, ValidationError) as error:
+        problem = f"{where}: {first_problem(error)}" if isinstance(error, ValidationError) else str(error)
+        raise ArtefactError(f"{problem}; start afresh with --resume never") from error
     record, before = kept.model_dump(mode="json", exclude_none=True), kept.config
     free = free_fields(RunConfig)
     found = _differences(before.model_dump(exclude=free), config.model_dump(exclude=free))

@@ -40,6 +40,15 @@ def test_a_snapshot_cut_anywhere_is_the_one_before(tmp_path: Path, cut: int):
     assert newest(str(tmp_path)) == f"{tmp_path}/step-00000008"
 
 
+def test_a_snapshot_that_is_gone_is_its_copy(tmp_path: Path):
+    """Without it the run would begin anew beside its checkpoints."""
+    commit_step(tmp_path, 8)
+    (tmp_path / SNAPSHOT).unlink()
+    mend_snapshot(str(tmp_path))
+    assert (tmp_path / SNAPSHOT).read_text() == snapshot(8)
+    assert newest(str(tmp_path)) == f"{tmp_path}/step-00000008"
+
+
 def test_a_whole_snapshot_stays(tmp_path: Path):
     commit_step(tmp_path, 8)
     (tmp_path / SNAPSHOT).write_text(snapshot(12))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernels_bank.runtime import storage
-from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import only_writer
 from kernels_bank.runtime.output import MARK, own_output
 from pipeline.config import DataConfig, RunConfig, TrainConfig
@@ -58,6 +58,13 @@ def test_a_record_of_another_program_protects_its_folder(home: Path, content: ob
         pytest.fail("not ours")
     assert files(home) == before
     assert not home.with_name("run.1").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"config": ', "[]", "null"])
+def test_a_damaged_record_says_how_to_go_on(home: Path, content: str):
+    (home / RECORD).write_text(content)
+    with pytest.raises(ArtefactError, match=r"run\.json: .*; start afresh with --resume never$"):
+        earlier(str(home), CONFIG, {}, changed=False)
 
 
 def test_a_run_that_is_under_way_is_not_put_aside(home: Path):
