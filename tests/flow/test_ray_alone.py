@@ -19,6 +19,7 @@ import pytest
 
 from tests.flow.training_runs import REPO, environment
 from tests.helpers.fault_proxy import Fault, FaultProxy
+from tests.helpers.processes import command_line, named, titled
 
 pytestmark = pytest.mark.flow
 
@@ -98,7 +99,7 @@ def test_a_stranger_is_refused_and_sigterm_to_all_ends_the_job_in_order(proxy: F
             assert all(is_loopback(address) for address in addresses(job.process.pid, port)), (name, port)
             assert_refuses_calls(port, name)
             assert_refuses_requests(port, name)
-        assert not any("_StatsActor" in part for process in job.below for part in command_line(process))
+        assert not titled(job.below, "_StatsActor")
         head = next(port for port, name in ports.items() if name == "gcs_server")
         token = token_of(job.below, "gcs_server")
         assert not any(token in part for process in job.below for part in command_line(process))
@@ -124,7 +125,7 @@ def test_a_stranger_is_refused_and_sigterm_to_all_ends_the_job_in_order(proxy: F
 def test_a_death_inside_ray_is_one_line(name: str, proxy: FaultProxy, tmp_path: Path):
     job = Job(tmp_path, proxy)
     before = job.said()
-    next(process for process in job.below if process.name() == name).kill()
+    named(job.below, name)[0].kill()
     assert job.ends() == 1, job.said()
     lines = [line for line in job.said().removeprefix(before).splitlines() if not line.startswith("kernels: ")]
     assert len(lines) == 1, job.said()
@@ -134,22 +135,25 @@ def test_a_death_inside_ray_is_one_line(name: str, proxy: FaultProxy, tmp_path: 
 
 def listening(root: int) -> dict[int, str]:
     """Port -> name of the process, of all TCP sockets on which a process or one below it listens."""
-    found = {}
-    for process in [psutil.Process(root), *psutil.Process(root).children(recursive=True)]:
-        for connection in process.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                found[connection.laddr.port] = process.name()
-    return found
+    return {port: name for port, _, name in listeners(root)}
 
 
 def addresses(root: int, port: int) -> set[str]:
-    tree = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
-    return {
-        connection.laddr.ip
-        for process in tree
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-    }
+    return {address for listened, address, _ in listeners(root) if listened == port}
+
+
+def listeners(root: int) -> list[tuple[int, str, str]]:
+    """Port, address and process name of all TCP sockets on which a process or one below it listens."""
+    found = []
+    for process in [psutil.Process(root), *psutil.Process(root).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+            name = process.name()
+            found += [
+                (connection.laddr.port, connection.laddr.ip, name)
+                for connection in process.net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            ]
+    return found
 
 
 def is_loopback(address: str) -> bool:
@@ -190,15 +194,8 @@ def token_of(processes: list[psutil.Process], name: str) -> str:
 
     What the job started before its Ray has the token that it was given itself, such as that of this process's Ray.
     """
-    (process,) = [process for process in processes if process.name() == name]
+    (process,) = named(processes, name)
     return process.environ()["RAY_AUTH_TOKEN"]
-
-
-def command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
 
 
 def enter(port: int, home: Path, token: str | None, *, patience: str = "60") -> subprocess.Popen[str]:

@@ -33,6 +33,7 @@ from pipeline.inference import Restorer
 from tests.flow.chromium import Page, chromium, find_chromium
 from tests.flow.conftest import REPO
 from tests.helpers.events import parse
+from tests.helpers.processes import titled
 from tests.helpers.servers import free_port
 
 pytestmark = pytest.mark.flow
@@ -201,7 +202,7 @@ def test_slow_uploads_keep_nobody_out_and_monitors_are_answered(server, photogra
 def test_a_replica_that_is_killed_is_a_503_and_soon_there_again(server, photographs):
     image = encode_png(decode_image((photographs / "coffee.png").read_bytes())[:256, :256])
     children = psutil.Process(server.process.pid).children(recursive=True)
-    (replica,) = [child for child in children if "ServeReplica" in " ".join(child.cmdline())]
+    (replica,) = titled(children, "ServeReplica")
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(server.post, "/restore?sigma=0", image)
         server.until(lambda health: health["places"]["taken"] == 1)

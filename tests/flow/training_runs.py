@@ -21,6 +21,7 @@ from kernels_bank.runtime import storage, uris
 from pipeline.config import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.commit import SNAPSHOT
+from tests.helpers.processes import titled
 
 REPO = Path(__file__).parents[2]
 
@@ -101,12 +102,7 @@ def wait_for_step(config: RunConfig, job: subprocess.Popen, step: int) -> None:
 
 def processes(job: subprocess.Popen, title: str) -> list[psutil.Process]:
     """Those below the job whose title or command line has this in it."""
-    found = []
-    for process in psutil.Process(job.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if any(title in part for part in process.cmdline()):
-                found.append(process)
-    return found
+    return titled(psutil.Process(job.pid).children(recursive=True), title)
 
 
 def kill_all(job: subprocess.Popen) -> None:
