@@ -39,7 +39,7 @@ from pipeline.mistakes import check_given, explain, explain_unparsed, outermost
 from pipeline.model_config import MOVED, nested
 from pipeline.yaml_file import read_yaml
 
-_NO_SETTINGS = ("cache", "local_cluster")  # variables BLINDSR_... that other parts read
+_NO_SETTINGS = ("cache", "local_cluster", "ray_alone")  # variables BLINDSR_... that other parts read
 
 Command_T = TypeVar("Command_T", bound="Command")
 Settings_T = TypeVar("Settings_T", bound=BaseModel)

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from jobs.plan import Plan
 from jobs.serve import Serve
+from kernels_bank.runtime import local_ray
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.cli import Command, parse, run
 from pipeline.config import RunConfig
@@ -212,6 +213,7 @@ def test_a_variable_without_effect_is_told(
 ):
     monkeypatch.setenv("BLINDSR_TRIAN__STEPS", "6")
     monkeypatch.setenv("BLINDSR_CACHE", "somewhere")
+    monkeypatch.setenv(local_ray._ALONE, "1")  # of a job that a process of another job's Ray starts
     assert parse(Train, ["--config", yaml]).train.steps == 5
     assert capsys.readouterr().err == "BLINDSR_TRIAN__STEPS: no settings of this job, without effect\n"
 
