@@ -170,8 +170,21 @@ def preset_spec(name: str, explicit: Mapping[str, object]) -> KernelBankSpec:
     """
     if name not in PRESETS:
         raise BadRequestError(f"preset {name}: unknown; choose from {', '.join(PRESETS)}")
+    return checked_spec(PRESETS[name] | dict(explicit), f"preset {name} with {', '.join(explicit)}")
+
+
+def checked_spec(settings: Mapping[str, object], given: str) -> KernelBankSpec:
+    """Return the spec of these settings.
+
+    Args:
+        settings: by their names; the others have their defaults.
+        given: how somebody gave them, for the error.
+
+    Raises:
+        BadRequestError: no bank has such kernels.
+    """
     try:
-        return KernelBankSpec.model_validate(PRESETS[name] | dict(explicit))
+        return KernelBankSpec.model_validate(settings)
     except ValidationError as error:
         reasons = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
-        raise BadRequestError(f"preset {name} with {', '.join(explicit)}: {reasons}") from error
+        raise BadRequestError(f"{given}: {reasons}") from error

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kernels_bank.codec_quality import Loss
 from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
+from kernels_bank.runtime.output import check_complete
 from kernels_bank.runtime.sealed import unsealed, write_sealed
 from kernels_bank.spec import COMPOSITES, FAMILIES, REDUCING, Family, KernelBankSpec
 
@@ -34,6 +35,7 @@ _SHARD_BYTES = 1 << 30  # 8192 kernels of 99 pixels have 321 MB
 MANIFEST, CODEC, BUILDING = "manifest.json", "codec.safetensors", "building.json"
 PARAMETERS = ("sigma_along", "sigma_across", "angle", "extent", "memory", "radius")
 _METADATA_KEY = b"kernel_bank"
+_ADVICE = "delete the manifest and build again to replace it"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -175,14 +177,10 @@ def read_shard(uri: str, record: ShardRecord) -> np.ndarray:
     data = storage.read_bytes(where, limit=_SHARD_BYTES)
     if len(data) != record.bytes:
         raise ArtefactError(
-            f"{where}: {len(data)} bytes instead of {record.bytes}; the file is cut short or not this bank's; "
-            "delete the manifest and build again to replace it"
+            f"{where}: {len(data)} bytes instead of {record.bytes}; the file is cut short or not this bank's; {_ADVICE}"
         )
     if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise ArtefactError(
-            f"{where}: its SHA-256 is not the manifest's; the file is damaged; "
-            "delete the manifest and build again to replace it"
-        )
+        raise ArtefactError(f"{where}: its SHA-256 is not the manifest's; the file is damaged; {_ADVICE}")
     kernels = _parse(data, where, rows=record.rows)[1]
     if content_digest(kernels) != record.content:
         raise ArtefactError(f"{where}: its kernels are not those of the manifest")
@@ -234,15 +232,8 @@ def check_files(uri: str, manifest: Manifest) -> None:
     Raises:
         ArtefactError: the first that is gone, or has not as many bytes as the manifest says.
     """
-    sizes = dict(storage.list_files(uri))
-    for record in manifest.shards:
-        if sizes.get(record.name) != record.bytes:
-            raise ArtefactError(
-                f"{uris.join(uri, record.name)}: gone, or not of its {record.bytes} bytes; "
-                "delete the manifest and build again to replace it"
-            )
-    if CODEC not in sizes:
-        raise ArtefactError(f"{uris.join(uri, CODEC)}: gone; delete the manifest and build again to replace it")
+    sizes: dict[str, int | None] = {record.name: record.bytes for record in manifest.shards}
+    check_complete(uri, sizes | {CODEC: None}, _ADVICE)
 
 
 def verify(uri: str | Path) -> Iterator[ShardRecord]:

@@ -106,6 +106,24 @@ def check_writable(place: str) -> None:
         raise BadRequestError(f"{place}: {there} is not writable; choose another place")
 
 
+def check_complete(place: str, sizes: Mapping[str, int | None], advice: str) -> None:
+    """Check, without reading them, that the files of a finished place are there.
+
+    Args:
+        place: path or URI of the folder or prefix.
+        sizes: bytes of each file by its name; None for any.
+        advice: what to do where one is not.
+
+    Raises:
+        ArtefactError: the first that is gone, or has other bytes than it should.
+    """
+    found = dict(storage.list_files(place))
+    for name, size in sizes.items():
+        if name not in found or size not in {None, found[name]}:
+            wrong = "gone" if size is None else f"gone, or not of its {size} bytes"
+            raise ArtefactError(f"{uris.join(place, name)}: {wrong}; {advice}")
+
+
 def write_once(files: Mapping[Path, bytes]) -> None:
     """Write files that are always the same, where they are not there yet.
 

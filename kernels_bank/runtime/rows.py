@@ -15,15 +15,18 @@ from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 def rows_of(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     """Yield all rows as they come. Raises the error of ours that a task raised, without Ray's traceback around it."""
-    keep_errors(dataset)
-    leave_out_statistics()
+    prepare(dataset)
     with plain_errors():
         yield from dataset.iter_rows()
 
 
-def keep_errors(dataset: ray.data.Dataset) -> None:
-    """Let the errors of tasks through as they were raised; Ray Data would turn them into text."""
+def prepare(dataset: ray.data.Dataset) -> None:
+    """Let the errors of a dataset's tasks through as they were raised, and start nothing for statistics in our own Ray.
+
+    Ray Data would turn the errors into text.
+    """
     dataset.context.raise_original_map_exception = True
+    leave_out_statistics()
 
 
 def leave_out_statistics() -> None:

@@ -25,7 +25,7 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 
 from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import ArtefactError
-from kernels_bank.runtime.rows import keep_errors, leave_out_statistics, plain_errors
+from kernels_bank.runtime.rows import plain_errors, prepare
 from pipeline.config import RunConfig
 from pipeline.data import plan
 from pipeline.data.batch import Batch
@@ -91,8 +91,7 @@ class Feed:
         task = functools.partial(_read_row, config=config, batch_size=self._batch_size)
         plan_rows = ray.data.from_items(rows, override_num_blocks=len(rows))
         data = plan_rows.map_batches(task, batch_size=1, num_cpus=config.data.task_cpus, batch_format="numpy")
-        keep_errors(data)
-        leave_out_statistics()
+        prepare(data)
         data.context.target_max_block_size = _BLOCK_BYTES
         data.context.custom_execution_callback_classes = [Paced]
         data.context.execution_options.preserve_order = True

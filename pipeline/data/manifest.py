@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError, DamagedError
+from kernels_bank.runtime.output import check_complete
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.runtime.sealed import unsealed, write_sealed
 from pipeline.frozen import Frozen
@@ -146,13 +147,8 @@ def check_files(uri: str, manifest: Manifest) -> None:
     Raises:
         ArtefactError: the first that is gone, or has not as many bytes as the manifest says.
     """
-    sizes = dict(storage.list_files(uri))
-    for shard in (*manifest.train, *manifest.validation):
-        if sizes.get(shard.name) != shard.bytes:
-            raise ArtefactError(
-                f"{uris.join(uri, shard.name)}: gone, or not of its {shard.bytes} bytes; "
-                f"delete {MANIFEST} and run the command again to replace it"
-            )
+    sizes = {shard.name: shard.bytes for shard in (*manifest.train, *manifest.validation)}
+    check_complete(uri, sizes, f"delete {MANIFEST} and run the command again to replace it")
 
 
 def verify(uri: str) -> Manifest:

@@ -36,7 +36,7 @@ _ASSUMED_SIGMA = (0.1, 0.01)
 def acceptance(scale: int, old: Tensor, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]:
     """Return when refined kernels are accepted: all of this must hold.
 
-    It was made to explain the LR image, so it explains it well also where it is wrong: it has to win clearly. Measured
+    One was made to explain the LR image, so it explains it well also where it is wrong: it has to win clearly. Measured
     (docs/training-log.md), without a prior: the smallest share of the old score of a Gaussian kernel that was right
     before is 0.67, 0.94 and 1.26 at x2, x3 and x4. Nearly all motion kernels lie below the ratio at x2, two in three at
     x3, one in four at x4.

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from kernels_bank.codec import KernelCodec
-from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.progress import Progress
-from kernels_bank.spec import KernelBankSpec
+from kernels_bank.spec import checked_spec
 from pipeline.config import RunConfig
 from pipeline.training.planning.cost import training_cost
 
@@ -57,11 +55,8 @@ def plan_table(configs: Sequence[RunConfig], card: Card, *, kernel_size: int, co
     Raises:
         BadRequestError: no bank has kernels of this size or codes of this length.
     """
-    try:
-        KernelBankSpec(motion=0, size=kernel_size, components=components)
-    except ValidationError as error:
-        reason = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
-        raise BadRequestError(f"--kernel-size {kernel_size}, --components {components}: {reason}") from error
+    settings = {"motion": 0, "size": kernel_size, "components": components}
+    checked_spec(settings, f"--kernel-size {kernel_size}, --components {components}")
     codec = _codec(kernel_size, components)
     table = Table(
         caption=f"cards of {card.memory_gib:g} GiB that sustain {card.tflops:g} TFLOP/s at ${card.dollars:g} an hour; "
