@@ -21,7 +21,8 @@ from pipeline.names import Alias, ModelName
 from pipeline.registry import versions
 from pipeline.registry.package import CONFIG, DIGEST, INPUT, PROMOTED, is_origin
 from pipeline.registry.versions import Version
-from pipeline.tracking.store import checked_uri, prepare_store, tracking_uri
+from pipeline.tracking.sqlite import prepare_store
+from pipeline.tracking.store import checked_uri, tracking_uri
 
 Answer = dict[str, Any] | list[dict[str, Any]]
 _VERSION = "NAME@ALIAS or NAME/VERSION"

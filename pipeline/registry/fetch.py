@@ -14,7 +14,8 @@ from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.model_folder import MANIFEST, check_folder
 from pipeline.registry.package import DIGEST, MODEL, PICTURE
 from pipeline.registry.versions import Version, find, store_uri
-from pipeline.tracking.store import client, plain_errors, without_login
+from pipeline.tracking.server import without_login
+from pipeline.tracking.store import client, plain_errors
 
 
 def download(uri: str, tracking_uri: str | None = None) -> Path:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import mask_text
 from pipeline.names import LEASE
-from pipeline.tracking.store import client, disk_errno, plain_errors
+from pipeline.tracking.sqlite import disk_errno
+from pipeline.tracking.store import client, plain_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -21,15 +21,8 @@ from pipeline.model_folder import CODEC, check_folder, read_manifest
 from pipeline.names import LEASE, check_alias, check_model_name
 from pipeline.registry import package
 from pipeline.registry.package import CONFIG, DIGEST, FILES, INPUT, METRIC
-from pipeline.tracking.store import (
-    RunRef,
-    checked_uri,
-    clause,
-    client,
-    is_final,
-    plain_errors,
-    sqlite_path,
-)
+from pipeline.tracking.sqlite import sqlite_path
+from pipeline.tracking.store import RunRef, checked_uri, clause, client, is_final, plain_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

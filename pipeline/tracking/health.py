@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 import uuid
 
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.redact import mask_uri
-from pipeline.tracking.store import client, plain_errors, sqlite_path, without_login
+from pipeline.tracking.server import health_status, without_login
+from pipeline.tracking.sqlite import sqlite_path
+from pipeline.tracking.store import client, plain_errors
 
 _TIMEOUT_S = 20
 
@@ -62,10 +62,7 @@ def answer(uri: str, path: str) -> str:
 def healthy(uri: str) -> bool:
     """Check whether a server answers from where this runs; costs no import of mlflow."""
     try:
-        with urllib.request.urlopen(f"{without_login(uri)}/health", timeout=_TIMEOUT_S) as response:
-            return bool(response.status == 200)
-    except urllib.error.HTTPError as error:
-        return error.code in (401, 403)  # it is there; credentials are checked elsewhere
+        return health_status(uri, _TIMEOUT_S) in (200, 401, 403)  # it is there; credentials are checked elsewhere
     except OSError:
         return False
 

@@ -16,7 +16,8 @@ import numpy as np
 from kernels_bank.runtime.redact import mask_text
 from pipeline.images.encode import encode_png
 from pipeline.tracking.outbox import Outbox, Picture, Point, Tag, recorded_pictures
-from pipeline.tracking.store import RunRef, client, is_final, is_silence, reason_of, refused_status, without_login
+from pipeline.tracking.server import without_login
+from pipeline.tracking.store import RunRef, client, is_final, is_silence, reason_of, refused_status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -23,17 +23,8 @@ from kernels_bank.runtime.redact import mask, mask_text
 from kernels_bank.runtime.storage import digest_of
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.outbox import Outbox
-from pipeline.tracking.store import (
-    RunRef,
-    artifact_root,
-    clause,
-    client,
-    plain_errors,
-    prepare_store,
-    reason_of,
-    tracking_uri,
-    use_store,
-)
+from pipeline.tracking.sqlite import artifact_root, prepare_store
+from pipeline.tracking.store import RunRef, clause, client, plain_errors, reason_of, tracking_uri, use_store
 
 __all__ = [
     "RunLogger",

@@ -16,7 +16,8 @@ from pipeline.data.mixture import open_mixture
 from pipeline.images import png
 from pipeline.images.encode import encode_png
 from pipeline.tracking.health import check_store
-from pipeline.tracking.store import RunRef, sqlite_path, tracking_uri
+from pipeline.tracking.sqlite import sqlite_path
+from pipeline.tracking.store import RunRef, tracking_uri
 from pipeline.training.commit import usable_step
 from pipeline.training.fit import (
     Resume,

@@ -124,7 +124,7 @@ def s3() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def empty_store(made_once: Callable[..., Path]) -> Path:
     """An SQLite file with MLflow's tables; copying it saves a test the seconds that making them takes."""
-    from pipeline.tracking.store import prepare_store
+    from pipeline.tracking.sqlite import prepare_store
 
     return made_once("store", lambda folder: prepare_store(f"sqlite:///{folder}/mlflow.db")) / "mlflow.db"
 

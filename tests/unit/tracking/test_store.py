@@ -23,17 +23,9 @@ from pipeline.registry.versions import find, store_uri
 from pipeline.tracking import store
 from pipeline.tracking.logger import _line
 from pipeline.tracking.runs import flatten
-from pipeline.tracking.store import (
-    RunRef,
-    checked_uri,
-    clause,
-    is_silence,
-    plain_errors,
-    prepare_store,
-    reason_of,
-    tracking_uri,
-    without_login,
-)
+from pipeline.tracking.server import without_login
+from pipeline.tracking.sqlite import prepare_store
+from pipeline.tracking.store import RunRef, checked_uri, clause, is_silence, plain_errors, reason_of, tracking_uri
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "https://mlflow.example.org/path"])

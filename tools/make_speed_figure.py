@@ -1,0 +1,259 @@
+"""The picture of docs/speed.md: convolutions and whole steps beside what this machine allows.
+
+python -m tools.make_speed_figure
+
+CPU seconds of one thread. On the left each convolution of the restorer stands alone on the roofline: its flop a second
+over its flop a byte. On the right whole steps are compared with the published form of the network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from pipeline.inference.allocator import keep_freed_memory
+from pipeline.model import USRNet
+from pipeline.model_config import RestorerConfig
+from tests.published import PublishedUSRNet
+from tools.roofline import Machine, measure_machine
+
+PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "roofline.png"
+TINY = RestorerConfig(x0="nearest", global_skip=False)
+FULL = RestorerConfig(x0="nearest", global_skip=False, unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
+SCALE, PATCH, PICTURE_SIDE, ROUNDS = 2, 96, 400, 5
+COLOURS = {"restoring, tiny": "#3b7dbf", "a training step, tiny": "#4d9a4a", "a training step, full": "#c1772f"}
+
+
+class Work(NamedTuple):
+    """Name what is measured: a network, so many HR images of this side, trained or only run."""
+
+    config: RestorerConfig
+    images: int
+    side: int
+    trains: bool
+    wanted: float | None = None  # so many times as fast as the published form
+
+
+WORKS = {
+    "restoring, tiny": Work(TINY, 1, PICTURE_SIDE, trains=False),
+    "a training step, tiny": Work(TINY, 8, PATCH, trains=True, wanted=1.5),
+    "a training step, full": Work(FULL, 1, PATCH, trains=True, wanted=1.25),
+}
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Hold one kind of convolution in a step: how often it runs, and once alone its flop, bytes and seconds."""
+
+    count: int
+    flop: float
+    moved: float
+    seconds: float
+
+    def least(self, machine: Machine) -> float:
+        """Return the seconds that the machine allows at least for all of them."""
+        return self.count * max(self.flop / machine.gemm, self.moved / machine.memory)
+
+
+class Steps(NamedTuple):
+    """Hold the seconds of one step: the published form, ours in float32 and in bf16, and what the roofline allows."""
+
+    published: float
+    ours: float
+    bf16: float
+    least: float
+
+
+def main() -> None:
+    """Measure and draw."""
+    matplotlib.use("Agg")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    machine = measure_machine()
+    print(machine)
+    convolutions = {name: measure_convolutions(work) for name, work in WORKS.items()}
+    steps = {
+        name: measure_steps(work, sum(c.least(machine) for c in convolutions[name])) for name, work in WORKS.items()
+    }
+    for name, found in steps.items():
+        times = f"{found.ours:.2f} s, published form {found.published:.2f}, bf16 {found.bf16:.2f}"
+        print(f"{name}: {times}, at least {found.least:.2f}")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1.25, 1))
+    draw_roofline(left, machine, convolutions)
+    draw_steps(right, steps)
+    figure.suptitle(str(machine), fontsize=9)
+    figure.tight_layout()
+    figure.savefig(PICTURE, dpi=100)
+    plt.close(figure)
+
+
+def measure_convolutions(work: Work) -> list[Convolution]:
+    """Measure each distinct convolution of a step, forward, and backward if it trains.
+
+    Backward, a convolution is one with respect to its image and one with respect to its weights.
+    """
+    seen: dict[tuple, tuple[nn.Module, Tensor]] = {}
+    counts: Counter[tuple] = Counter()
+
+    def look(module: nn.Module, images: tuple[Tensor], _: Tensor) -> None:
+        key = (type(module), module.weight.shape, module.stride, images[0].shape)
+        seen[key] = module, images[0].detach()
+        counts[key] += 1
+
+    network = _network(work)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(look)
+    with torch.no_grad():
+        network(*_inputs(work)[:-1])
+    for module in network.modules():
+        module._forward_hooks.clear()
+    return [found for key, (module, image) in seen.items() for found in _alone(module, image, counts[key], work.trains)]
+
+
+def measure_steps(work: Work, least: float) -> Steps:
+    """Measure one step of the published form and of ours, in turn.
+
+    Args:
+        work: the step.
+        least: the seconds that its convolutions take at least.
+    """
+    torch.manual_seed(0)
+    plain = PublishedUSRNet(work.config)
+    ours = _network(work)
+    published, float32, bf16 = _seconds_in_turn(
+        _step(plain, work, fused=False), _step(ours, work), _step(ours, work, bf16=True)
+    )
+    return Steps(published, float32, bf16, least)
+
+
+def draw_roofline(axes: Axes, machine: Machine, convolutions: dict[str, list[Convolution]]) -> None:
+    """Draw the roof, and each convolution below it, as large as its share of the step's convolutions.
+
+    Args:
+        axes: where.
+        machine: its rates.
+        convolutions: by the name of the work.
+    """
+    intensity = np.geomspace(1, 1000, 200)
+    axes.loglog(intensity, np.minimum(machine.gemm, intensity * machine.memory) / 1e9, color="#444", lw=1.5)
+    for name, measured in convolutions.items():
+        whole = sum(c.count * c.seconds for c in measured)
+        found = [c for c in measured if c.count * c.seconds > 0.001 * whole]  # not the hyper-parameter net's
+        axes.scatter(
+            [c.flop / c.moved for c in found],
+            [c.flop / c.seconds / 1e9 for c in found],
+            s=[15 + 600 * c.count * c.seconds / whole for c in found],
+            color=COLOURS[name],
+            alpha=0.55,
+            edgecolors="white",
+        )
+    axes.text(1000, machine.gemm / 1e9, "matrix products", ha="right", va="bottom", fontsize=8)
+    axes.text(1.5, 1.5 * machine.memory / 1e9, "memory", ha="right", va="bottom", fontsize=8)
+    axes.set_xlabel("flop a byte")
+    axes.set_ylabel("GFLOP/s")
+    axes.set_title("Each convolution of the restorer; area: its share of the step's", fontsize=9)
+    for name, colour in COLOURS.items():
+        axes.scatter([], [], color=colour, label=name)
+    axes.legend(fontsize=8, loc="lower right")
+    axes.grid(alpha=0.3)
+
+
+def draw_steps(axes: Axes, steps: dict[str, Steps]) -> None:
+    """Draw how many times as fast as the published form each step is, was to be and could be.
+
+    Args:
+        axes: where.
+        steps: by the name of the work.
+    """
+    for row, (name, found) in enumerate(steps.items()):
+        bars = [("float32", found.ours, 1.0), ("bf16", found.bf16, 0.45)]
+        for place, (label, seconds, alpha) in enumerate(bars):
+            ratio, y = found.published / seconds, row + 0.32 * place
+            axes.barh(y, ratio, height=0.28, color=COLOURS[name], alpha=alpha)
+            axes.text(0.03, y, f"{label} {ratio:.2f}x", va="center", fontsize=8)
+        roof, wanted = found.published / found.least, WORKS[name].wanted
+        axes.plot([roof, roof], [row - 0.2, row + 0.52], color="#444", lw=2)
+        axes.text(roof, row - 0.22, f"roof of float32 {roof:.2f}x", ha="center", va="bottom", fontsize=8)
+        if wanted:
+            axes.plot([wanted, wanted], [row - 0.2, row + 0.52], color="#c03030", lw=1.5, ls="--")
+            axes.text(wanted, row + 0.54, f"wanted {wanted:g}x", ha="center", va="top", fontsize=8, color="#c03030")
+    axes.axvline(1, color="#999", lw=0.8)
+    axes.set_yticks([row + 0.16 for row in range(len(steps))], list(steps), fontsize=8)
+    axes.set_ylim(len(steps) - 0.2, -0.6)
+    axes.set_xlabel("times as fast as the published form")
+    axes.set_title("Whole steps; the roof: all convolutions at it, all else free", fontsize=9)
+
+
+def _network(work: Work) -> USRNet:
+    torch.manual_seed(0)
+    return USRNet(work.config).to(memory_format=torch.channels_last).train(work.trains)  # type: ignore[call-overload]
+
+
+def _inputs(work: Work) -> tuple[Tensor, Tensor, int, Tensor, Tensor]:
+    """LR images, 25 x 25 kernels, scale, noise levels, HR images."""
+    random = torch.Generator().manual_seed(0)
+    lr = torch.rand(work.images, 3, work.side // SCALE, work.side // SCALE, generator=random)
+    kernel = torch.rand(work.images, 25, 25, generator=random)
+    hr = torch.rand(work.images, 3, work.side, work.side, generator=random)
+    return lr, kernel / kernel.sum((1, 2), keepdim=True), SCALE, torch.full((work.images,), 0.01), hr
+
+
+def _step(network: nn.Module, work: Work, *, fused: bool = True, bf16: bool = False) -> Callable[[], None]:
+    *given, hr = _inputs(work)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=fused, foreach=False)
+
+    def step() -> None:
+        with torch.set_grad_enabled(work.trains), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.l1_loss(network(*given), hr)
+        if work.trains:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+    return step
+
+
+def _alone(module: nn.Module, image: Tensor, count: int, trains: bool) -> Iterator[Convolution]:
+    """Run one convolution alone; yield it forward, then backward."""
+    with torch.no_grad():
+        out = module(image)
+        (forward,) = _seconds_in_turn(lambda: module(image))
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    pixels = image if isinstance(module, nn.ConvTranspose2d) else out
+    flop = 2.0 * (pixels.numel() // pixels.shape[1]) * weight.numel()
+    moved = 4.0 * (image.numel() + out.numel() + weight.numel())
+    yield Convolution(count, flop, moved, forward)
+    if not trains:
+        return
+    image, gradient = image.requires_grad_(), torch.rand_like(out)
+    (both,) = _seconds_in_turn(lambda: module(image).backward(gradient))
+    yield Convolution(count, 2 * flop, 2 * moved, max(both - forward, 1e-9))
+
+
+def _seconds_in_turn(*works: Callable[[], object]) -> list[float]:
+    """Measure each work's least CPU seconds of some rounds, one after the other in each round."""
+    least = [float("inf")] * len(works)
+    for round_number in range(ROUNDS + 1):
+        for number, work in enumerate(works):
+            started = time.thread_time()
+            work()
+            if round_number:  # the first warms up
+                least[number] = min(least[number], time.thread_time() - started)
+    return least
+
+
+if __name__ == "__main__":
+    main()
