@@ -28,10 +28,11 @@ from pipeline.model.edge_start import EDGE_SCALES, edge_kernel
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
 from pipeline.model.gaussian_fit import is_nearly_gaussian
-from pipeline.model.guard import EQUAL, Acceptance, gradient_spread, restoration_score
+from pipeline.model.guard import EQUAL, Acceptance, gradient_spread, overshoot, restoration_score
 from pipeline.model.initial import Initial, over_views
 from pipeline.model.kernel_prior import KernelPrior
 from pipeline.model.kernel_step import CORRECTED, Prior, acceptance, refine_kernel
+from pipeline.model.narrowing import narrow
 from pipeline.model.reducer import Reducer
 from pipeline.model.rounds import BlindOutput, Round, choose, output_of
 from pipeline.model.spectral import SpectralInit
@@ -111,8 +112,9 @@ class BlindUSRNet(nn.Module):
         """Restore guarded: a kernel is accepted, image by image, only where what it makes of the image is plausible.
 
         The rounds of the alternation are followed by `config.kernel.steps` closed-form kernel steps as one more
-        round, which has to win clearly. They are left out where they cannot (`settled`). Where a round does not start
-        from x0 it runs that round's unfoldings twice.
+        round, which has to win clearly. They are left out where they cannot (`settled`). An initial kernel that stands
+        is narrowed for as long as its image rings (`narrowing.py`), unless the net errs on the narrow side or there
+        are rounds. Where a round does not start from x0 it runs that round's unfoldings twice.
 
         Args:
             lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
@@ -144,9 +146,8 @@ class BlindUSRNet(nn.Module):
             rounds.append(new)
             state = start
         settled = self.settled(first, observed_size or (lr.shape[-2], lr.shape[-1]))
-        if self.config.kernel.steps and bool(settled.all()):
-            rounds.append(accepted)
-        elif self.config.kernel.steps:
+        refines = self.config.kernel.steps > 0 and not bool(settled.all())
+        if refines:
             levels = check_inputs(lr, scale, sigma, training=self.training)
             begin = self._steps_start(lr, accepted.blur, first, scale, levels)
             *_, blur = self.refine(lr, begin, scale, levels, reducer, tick)
@@ -157,6 +158,11 @@ class BlindUSRNet(nn.Module):
             better = self._wins(new, old, origin, observed_size, terms) & ~settled
             accepted, kernel_round = choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
+        if first.start is None and not self.config.kernel.rounds:  # else it errs on the narrow side already
+            rounds[0] = self._narrowed(rounds[0], kernel_round == 0, origin, reducer, observed_size)
+            accepted = choose(kernel_round == 0, rounds[0], accepted)
+        if self.config.kernel.steps and not refines:
+            rounds.append(accepted)
         return output_of(accepted, rounds, kernel_round, first.shares)
 
     def restore(
@@ -332,6 +338,18 @@ class BlindUSRNet(nn.Module):
             for t in terms
         ]
         return torch.stack(won).all(0)
+
+    def _narrowed(
+        self, first: Round, stands: Tensor, state: State, reducer: Reducer, observed_size: tuple[int, int] | None
+    ) -> Round:
+        """The first round, with narrower kernels for images that ring with theirs and keep it, (B,) `stands`."""
+        quiet, reach = replace(state, tick=None), self.kernel_size // state.scale + 1
+        return narrow(
+            first,
+            stands,
+            restore=lambda blur: self._whole(quiet, blur, self.encode(blur), reducer),
+            judge=lambda sr: overshoot(sr, state.scale, observed_size, reach),
+        )
 
     def _whole(self, state: State, blur: Tensor, code: Tensor, reducer: Reducer) -> Round:
         """All unfoldings from `state.x`."""

@@ -71,6 +71,19 @@ def gradient_spread(sr: Tensor, scale: int, observed_size: tuple[int, int] | Non
     return (steps.abs().mean(1) + 1e-12) / (steps.square().mean(1).sqrt() + 1e-12)
 
 
+def overshoot(sr: Tensor, scale: int, observed_size: tuple[int, int] | None = None, border: int = 0) -> Tensor:
+    """Return how far a restored image leaves [0, 1], as no image does: the RMS of what lies outside, (B,).
+
+    Args:
+        sr: (B, C, s*h, s*w).
+        scale: s.
+        observed_size: (h', w') upper-left part of the LR image that a camera saw, if not all.
+        border: LR pixels inside the edge of that part that are left out.
+    """
+    sr = _inside(sr, scale, observed_size, border)
+    return (sr - sr.clamp(0, 1)).square().mean((1, 2, 3)).sqrt()
+
+
 def _inside(image: Tensor, scale: int, observed_size: tuple[int, int] | None, border: int) -> Tensor:
     """The observed part of an image `scale` times the LR one's size, without its border where that leaves some."""
     if observed_size is None or min(observed_size) <= 2 * border:
