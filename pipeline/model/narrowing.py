@@ -23,7 +23,7 @@ _TIMES = 8  # after which 17% of it is left
 def narrow(
     first: Round, stands: Tensor, *, restore: Callable[[Tensor], Round], judge: Callable[[Tensor], Tensor]
 ) -> Round:
-    """Narrow the kernel of each image that overshoots, until it does so no more or a narrower one makes it worse.
+    """Shrink the kernel of each image that overshoots, until it does so no more or a narrower one makes it worse.
 
     Args:
         first: images and their kernels.
