@@ -79,7 +79,7 @@ class ResUNet(nn.Module):
         return restored
 
     def _initialise(self) -> None:
-        """Initialise filters orthogonally, as KAIR does, but residual branches and tail small: depth is harmless then."""
+        """Initialise filters orthogonally, as KAIR does; small residual branches and tail make depth harmless."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.orthogonal_(module.weight)
