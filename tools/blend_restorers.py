@@ -49,8 +49,8 @@ def blend(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[
     """Return the sum of the weights times their shares, in float32.
 
     Args:
-        states: of modules of one form.
-        shares: one for each.
+        states: state dicts of modules with the same architecture.
+        shares: share of each.
     """
     return {
         name: torch.stack([share * state[name].float() for state, share in zip(states, shares, strict=True)]).sum(0)
@@ -59,10 +59,10 @@ def blend(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[
 
 
 def write_blend(restorer: dict[str, Tensor], model: Path, output: Path, made_of: str) -> None:
-    """Copy a model folder, with this restorer in it; all else stays as it is, number formats too.
+    """Copy a model folder with a new restorer; everything else is unchanged, including number formats.
 
     Args:
-        restorer: its weights.
+        restorer: weights of the restorer.
         model: folder of a blind model.
         output: folder of the copy.
         made_of: shares and names, for the manifest's provenance.
