@@ -154,7 +154,7 @@ def _picture(random: Random, photographs: list[Path], side: int) -> tuple[np.nda
 
 
 def _degraded(random: Random, hr: np.ndarray, scale: int) -> tuple[np.ndarray, float]:
-    """Degrade a picture: maybe blur it, reduce it, maybe add noise, maybe store a JPEG; return also its file's error."""
+    """Degrade a picture: maybe blur it, reduce it, maybe add noise, maybe store a JPEG. Return its file's error."""
     blurred, kind = hr.astype(np.float32), random.random()
     if kind < _BLURRED:
         kernel = sample_gaussian(1, 25, rng=random, sigma=(0.4, 3.5), sigma_law="log")[0]

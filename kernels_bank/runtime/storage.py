@@ -95,7 +95,7 @@ def list_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | Non
     """Return (path relative to `uri`, bytes) of every file below it, sorted; empty if there are no files.
 
     Args:
-        uri: of the folder or prefix.
+        uri: URI of the folder or prefix.
         recursive: whether what lies in folders below it counts.
         odd: gets the paths of what is neither a file nor a folder: links to nothing, pipes.
     """
@@ -108,7 +108,7 @@ def stamped_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | 
     On S3 a path may have empty parts, also at its start; `join` still gives the URI.
 
     Args:
-        uri: of the folder or prefix.
+        uri: URI of the folder or prefix.
         recursive: whether what lies in folders below it counts.
         odd: gets the paths of what is neither a file nor a folder: links to nothing, pipes.
     """

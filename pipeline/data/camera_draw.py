@@ -37,8 +37,8 @@ def draw_camera(camera: CameraConfig, key: str, *, epoch: int, seed: int) -> Cam
     Args:
         camera: shares of the camera effects.
         key: tile and patch.
-        epoch: of the run.
-        seed: of the run.
+        epoch: epoch of the run.
+        seed: seed of the run.
     """
     random = rng(seed, epoch=epoch, key=key, purpose="camera")
     # All numbers are drawn, used or not, so a changed share affects only the samples that it concerns.

@@ -89,7 +89,7 @@ class Mixture:
         """Yield all windows of all epochs; the stream is infinite.
 
         Args:
-            seed: of the run.
+            seed: seed of the run.
             patches_per_tile: samples taken from a tile each time it is shown.
             shards_per_window: shards whose samples are mixed.
         """

@@ -67,8 +67,8 @@ def stream(shards: Sequence[Shard], *, seed: int, patches_per_tile: int, shards_
     """Yield all windows of all epochs; the stream is infinite. Every epoch holds every patch of every tile once.
 
     Args:
-        shards: of the set.
-        seed: of the run.
+        shards: shards of the set.
+        seed: seed of the run.
         patches_per_tile: samples taken from a tile in an epoch.
         shards_per_window: shards whose samples are mixed.
     """
@@ -91,7 +91,7 @@ def mixed_stream(
 
     Args:
         sets: shards and weight of each set.
-        seed: of the run.
+        seed: seed of the run.
         patches_per_tile: samples taken from a tile each time it is shown.
         shards_per_window: shards whose samples are mixed.
     """
@@ -181,7 +181,7 @@ def mixed_order(segment: Segment, tiles: int, patches_per_tile: int, *, seed: in
         segment: samples to list.
         tiles: number of tiles in the window.
         patches_per_tile: samples taken from a tile in an epoch.
-        seed: of the run.
+        seed: seed of the run.
     """
     key = "+".join(segment.shards)
     order = rng(seed, epoch=segment.epoch, key=key, purpose="mix").permutation(tiles * patches_per_tile)

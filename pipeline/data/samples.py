@@ -48,8 +48,8 @@ def draw(tile: np.ndarray, key: str, patch: int, *, epoch: int, seed: int, data:
         tile: (H, W, 3) uint8; a side shorter than the patch is extended by reflection.
         key: the tile's key.
         patch: index of the patch in the tile.
-        epoch: of the run.
-        seed: of the run.
+        epoch: epoch of the run.
+        seed: seed of the run.
         data: patch size and noise distribution.
         bank: (N, k, k) float32 kernels, chosen from uniformly.
     """
@@ -81,7 +81,7 @@ def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epochs: Se
         draws: draws of one task.
         law: the bank's spec.
         epochs: epoch of each draw.
-        seed: of the run.
+        seed: seed of the run.
 
     Raises:
         BadRequestError: the bank holds kernels other than Gaussians.

@@ -69,7 +69,7 @@ def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protoc
         kernel: (k, k), in the protocol's own sense.
         scale: s.
         sigma: noise level on the [0, 1] scale.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     if protocol.degradation == "camera":
         return _camera_lr(hr, kernel, scale, sigma, protocol)
@@ -105,7 +105,7 @@ def assumed_sigma(lr: np.ndarray, sigma: float, protocol: Protocol) -> float:
     Args:
         lr: (h, w, 3) float32.
         sigma: true noise level.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     if protocol.degradation != "camera":
         return sigma
@@ -117,7 +117,7 @@ def file_error(lr: np.ndarray, protocol: Protocol) -> float:
 
     Args:
         lr: (h, w, 3) float32.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     if not protocol.jpeg:
         return 0.0
@@ -216,7 +216,7 @@ def measure(
         lr: (h, w, 3) float32.
         kernel: (k, k) true kernel.
         scale: s.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     border = protocol.border_pixels(scale)
 

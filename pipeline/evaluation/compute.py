@@ -245,7 +245,7 @@ def compute_case(
         case: image and degradation.
         models: models by method name.
         kernels: kernels (N, k, k) by scale.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     hr = crop_hr(_decoded(case.image), case.scale, protocol)
     kernel = kernels[case.scale][case.kernel - 1]

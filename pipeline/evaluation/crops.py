@@ -83,7 +83,7 @@ def restore_again(
         rows: all results.
         kernels: kernels (N, k, k) by scale.
         models: models by method name.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
         side: largest side of the square in pixels.
     """
     scale, sigma = case.scale, case.sigma

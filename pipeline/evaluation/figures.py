@@ -76,7 +76,7 @@ def samples(
         kernels: kernels (N, k, k) by scale.
         chosen: numbers of the kernels, from 1.
         models: models by method name.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     setting = rows[0].setting
     method = judged_method(models)

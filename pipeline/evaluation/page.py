@@ -58,7 +58,7 @@ def render(
         rows: the results, from which one estimate of every kernel is shown.
         kernels: kernels (N, k, k) by scale.
         shown: pictures by their caption ("best").
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     title, version = _title(about["model"])
     metrics = dict.fromkeys((protocol.headline, *_METRICS))

@@ -95,7 +95,7 @@ def headline(
 
     Args:
         table: means over the images.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
         groups: kernel numbers by the group's name.
         test_set: name and digest of the images.
     """

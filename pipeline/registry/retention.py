@@ -53,7 +53,7 @@ def delete_spare(uri: str, name: str, *, keep: int, older_than_days: float) -> l
 
     Args:
         uri: tracking URI.
-        name: of the registered model.
+        name: name of the registered model.
         keep: the newest so many always stay.
         older_than_days: younger ones always stay.
     """

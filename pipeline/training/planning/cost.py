@@ -49,7 +49,7 @@ def training_cost(model: ModelConfig, train: TrainConfig, codec: KernelCodec, pa
     Args:
         model: the network, including whether activations are checkpointed.
         train: settings of the trained parts and the loss.
-        codec: of the kernels; only its sizes matter.
+        codec: codec of the kernels; only its sizes matter.
         patch: HR patch side in pixels, a multiple of `scale`.
         scale: one of `model.scales`.
     """
@@ -82,7 +82,7 @@ def fake_step(
     Args:
         model: the network.
         train: settings of the trained parts and the loss.
-        codec: of the kernels; only its sizes matter.
+        codec: codec of the kernels; only its sizes matter.
         batch: samples of the step.
         patch: HR patch side in pixels, a multiple of `scale`.
         scale: one of `model.scales`.
