@@ -1,8 +1,8 @@
 """Blend restorers that were trained on from one another: a weighted sum of their weights, in a copy of the first model.
 
-The loss has no hill between such restorers, so a blend keeps what each has learned and can be better than all.
-Shares below 0 take away what a training has changed: 1 of B, 1 of C and -1 of A, which both began with, has what the
-two have learned. Source: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023.
+The loss has no barrier between such restorers, so a blend keeps what each has learned and can be better than all.
+Negative shares remove what a training has changed: if B and C both started from A, shares of 1 for B, 1 for C and -1
+for A combine what the two have learned. Source: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023.
 
 python -m tools.blend_restorers --models shipped:blind-sr-camera shipped:blind-sr --shares 0.85 0.15 --output DIR
 """

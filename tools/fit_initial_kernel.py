@@ -1,8 +1,8 @@
 """Fit the net of the initial kernel on stored features, a hundred times as fast as a run with `learn: spectral`.
 
-The net reads averages over an LR image's spectrum, which none of its weights change. So each drawn sample is degraded
-and looked at once, twice: whole, and as a smaller window of it. What was seen is kept in parts of a folder, which a
-second call finds there. A step then takes a small product of matrices instead of a batch of images.
+The net's inputs are averages over an LR image's spectrum, which do not depend on its weights. So each drawn sample is
+degraded once, and its features are computed for the whole image and for a smaller window. They are stored in parts in a
+folder, which a second call reuses. A step then takes a small matrix product instead of a batch of images.
 
 python tools/fit_initial_kernel.py --config jobs/configs/shipped-camera-spectral.yaml --features DIR --output MODEL
 """

@@ -1,9 +1,9 @@
 """Fit the kernel prior, the net that corrects kernel steps, and put it into copies of model folders.
 
-Crops of photographs are degraded, and their kernels estimated as a blind restoration does it. A model that tells how a
-picture was reduced sees what cameras and web sites store, another blur and decimation. What each step says is kept in
-parts of a folder, which a second call finds there. The net learns from these small maps alone. Where a model has one
-already, it takes part in some steps at random: so a second call learns from what the net meets in use.
+Crops of photographs are degraded, and their kernels estimated as in a blind restoration. A model that estimates
+reductions gets pictures as cameras and web sites store them, any other model only blur and decimation. The maps of each
+step are stored in parts in a folder, which a second call reuses. The net learns from these small maps alone. If a model
+already has such a net, it takes part in some steps at random, so a second call learns from what the net meets in use.
 
 python -m tools.fit_kernel_prior --models shipped:blind-sr shipped:blind-sr-camera --photographs BSDS400 \
     --found DIR --output DIR
@@ -70,7 +70,7 @@ class Steps(NamedTuple):
 
     maps: Tensor  # (n, steps, 4, k, k) float16 of `kernel_maps`
     kernel: Tensor  # (n, k, k) true ones
-    sigma: Tensor  # (n,) that was told
+    sigma: Tensor  # (n,) assumed noise levels
     scale: Tensor  # (n,)
 
 

@@ -1,7 +1,7 @@
-"""Fit the net that says how far a blind restoration is to be trusted, and put it into a model folder.
+"""Fit the net that estimates the trust in a blind restoration, and put it into a model folder.
 
-Pictures, photographs and drawn ones, are degraded as cameras and web sites do and restored blind. What the restorer
-sees of each case and how right it was is kept in parts of a folder, which a second call finds there.
+Photographs and drawn pictures are degraded as by cameras and web sites, and restored blind. The features of each case
+and how right it was are stored in parts in a folder, which a second call reuses.
 
 python -m tools.fit_trust --photographs BSDS400 --model shipped:blind-sr-camera --cases DIR --output MODEL
 """

@@ -1,9 +1,9 @@
-"""The picture of docs/speed.md: convolutions and whole steps beside what this machine allows.
+"""Draw the picture of docs/speed.md: convolutions and whole steps compared with the limits of this machine.
 
 python -m tools.make_speed_figure
 
-CPU seconds of one thread. On the left each convolution of the restorer stands alone on the roofline: its flop a second
-over its flop a byte. On the right whole steps are compared with the published form of the network.
+CPU seconds of one thread. On the left, each convolution of the restorer is on the roofline: its flop per second over
+its flop per byte. On the right whole steps are compared with the published form of the network.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Compare the noise level that `auto` tells the restorer with the best told one, in every cell of `camera`.
+"""Compare the noise level that `auto` passes to the restorer with the best one, in every cell of `camera`.
 
 Cuts of photographs are degraded as the protocols `camera-*` do, with Gaussian and with motion kernels, and restored
-with the true composite kernel: at the level that `auto` says of pixels and file, and at 0.6, 0.8, 1 and 1.4 times the
-true error. What the told levels gave is kept as JSON and read from there the next time; `auto` is measured each time.
+with the true composite kernel: at the level that `auto` estimates from pixels and file, and at 0.6, 0.8, 1 and 1.4
+times the true error. Results at these fixed levels are kept as JSON and reused; `auto` is measured each time.
 
 python -m tools.told_levels --photographs BSDS400 --cuts 2 --told FILE
 """

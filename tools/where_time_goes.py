@@ -1,9 +1,10 @@
-"""Write the tables of docs/speed.md: where a second goes, beside what this machine allows.
+"""Write the tables of docs/speed.md: the time of each part, compared with the limits of this machine.
 
 python -m tools.where_time_goes
 
-CPU seconds of one thread, which other processes move little: a 400 x 400 JPEG restored x2 by the shipped model, a
-64 x 64 one, a training step of `tiny-x2-cpu`, a sample of its feed. The photographs are those that the quickstart uses.
+Times are CPU seconds of one thread, which other processes change little: a 400 x 400 JPEG restored x2 by the shipped
+model, a 64 x 64 one, a training step of `tiny-x2-cpu`, a sample of its feed. The photographs are those of the
+quickstart.
 """
 
 from __future__ import annotations
