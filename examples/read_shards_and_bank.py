@@ -1,4 +1,4 @@
-"""Read what `train_on_your_folder.py` made without this package: plain webdataset for shards, pandas for the bank.
+"""Read the shards and the bank of `train_on_your_folder.py` without this package, by plain webdataset and pandas.
 
 python examples/read_shards_and_bank.py
 """

@@ -12,7 +12,7 @@ from pipeline.inference import Restorer
 
 OUT = Path("examples-output")
 
-photograph = data.chelsea()[80:176, 100:220]  # (96, 120, 3) uint8 RGB; any array of this kind will do
+photograph = data.chelsea()[80:176, 100:220]  # (96, 120, 3) uint8 RGB; any such array works
 restored = Restorer.load("shipped:blind-sr-x2").restore(photograph, scale=2)
 
 OUT.mkdir(exist_ok=True)

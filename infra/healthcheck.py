@@ -10,17 +10,17 @@ import sys
 import urllib.request
 from http.client import HTTPException
 
-# Answered by every node's agent, without a token: is my raylet alive, and does the head know it?
+# Every node's agent answers without a token whether its raylet is alive and known to the head.
 RAYLET = "http://127.0.0.1:52365/api/local_raylet_healthz"
 
 
 def main() -> None:
-    """Ask; say why when the answer is bad."""
+    """Check the node or server, and print the reason if it is unhealthy."""
     url = sys.argv[1] if len(sys.argv) > 1 else RAYLET
     try:
         with urllib.request.urlopen(url, timeout=8) as answer:
             text = answer.read(200).decode(errors="replace").strip()
-    except (OSError, HTTPException, ValueError) as error:  # the last: what was given is no URL
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: the argument is not a URL
         sys.exit(f"{url}: {error}")
     print(text)
 

@@ -51,7 +51,7 @@ from servers import (
 
 PATIENCE_S = 300.0
 PORTS = ("ray_port", "dashboard_port", "mlflow_port", "s3_port")
-# How each server is started, and how one sees that it answers. MLflow keeps its files on S3.
+# How each server is started and checked. MLflow keeps its files on S3.
 SERVERS: dict[str, tuple[Callable[[Path, Settings], subprocess.Popen[bytes]], Callable[[Settings], bool]]] = {
     "s3": (start_s3, lambda settings: listens(settings.s3_port)),
     "mlflow": (start_mlflow, lambda settings: answers(settings.mlflow_port, "/health")),
@@ -59,7 +59,7 @@ SERVERS: dict[str, tuple[Callable[[Path, Settings], subprocess.Popen[bytes]], Ca
 
 
 def up(folder: Path, nodes: int, settings: Settings) -> None:
-    """Start everything and wait until it answers; on any failure nothing stays behind."""
+    """Start everything and wait until it answers; after any failure everything is removed."""
     refuse_odd_ports(settings)
     if processes(folder):
         raise ClusterError(f"a cluster of {folder} is up: take it down, or give another --folder and other ports")
@@ -77,7 +77,7 @@ def up(folder: Path, nodes: int, settings: Settings) -> None:
         for role, server in servers.items():
             wait_for(folder, settings, role, server)
     except BaseException:
-        for number in (signal.SIGINT, signal.SIGTERM):  # `timeout` sends its signal twice; the second ends no clean-up
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second signal, as from `timeout`, must not stop the clean-up
             signal.signal(number, signal.SIG_IGN)
         keep_logs(folder)
         down(folder)
@@ -87,8 +87,8 @@ def up(folder: Path, nodes: int, settings: Settings) -> None:
 
 
 def down(folder: Path) -> None:
-    """End every process of the cluster, from whatever shell it was started, and delete its folder."""
-    for _ in range(20):  # a process may start another while the first are being ended
+    """End every process of the cluster, whatever shell started it, and delete its folder."""
+    for _ in range(20):  # a process may start another one meanwhile
         if not (found := processes(folder)):
             break
         end(found)
@@ -98,7 +98,7 @@ def down(folder: Path) -> None:
 
 
 def remove_own(folder: Path) -> None:
-    """Delete the folder of an earlier cluster. Raises ClusterError when it holds anything but one."""
+    """Delete the folder of an earlier cluster. Raises ClusterError if it holds anything else."""
     if not folder.exists() or not any(folder.iterdir()):
         return
     try:
@@ -110,7 +110,7 @@ def remove_own(folder: Path) -> None:
 
 
 def refuse_odd_ports(settings: Settings) -> None:
-    """Raise when a port is none, or is asked for twice."""
+    """Raise ClusterError if a port is invalid or given twice."""
     asked = {f"--{name.replace('_', '-')}": getattr(settings, name) for name in PORTS}
     if wrong := [f"{flag} {port}" for flag, port in asked.items() if not 0 < port < 65536]:
         raise ClusterError(f"{', '.join(wrong)}: a port is a number from 1 to 65535")
@@ -120,11 +120,11 @@ def refuse_odd_ports(settings: Settings) -> None:
 
 
 def refuse_busy_ports(settings: Settings) -> None:
-    """Raise when another program listens on one of the ports, naming all of them and the flags."""
+    """Raise ClusterError, with all ports in use and their flags, if another program listens on a port."""
     busy = []
     for name in PORTS:
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection in TIME_WAIT is no listener
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection in TIME_WAIT is not a listener
             try:
                 probe.bind(("", getattr(settings, name)))
             except OSError:
@@ -134,21 +134,22 @@ def refuse_busy_ports(settings: Settings) -> None:
 
 
 def join(folder: Path, settings: Settings, numbers: Iterable[int]) -> None:
-    """Start nodes side by side and wait until Ray has them all.
+    """Start nodes in parallel and wait until all have joined the Ray cluster.
 
-    `ray start` gives up after 30 s, which a busy machine may need, and may leave processes behind: then once more.
+    `ray start` gives up after 30 s, which may be too short on a busy machine, and may leave processes behind. Then it
+    is tried once more.
 
     Args:
-        folder: of the cluster.
-        settings: of the cluster.
-        numbers: of the nodes.
+        folder: folder of the cluster.
+        settings: settings of the cluster.
+        numbers: numbers of the nodes.
     """
     deadline = time.monotonic() + PATIENCE_S
     starters = {number: start_node(folder, settings, number) for number in numbers}
     while missing := starters.keys() - set(alive_nodes(folder, settings)):
         for number in sorted(missing):
             role = f"node-{number}"
-            if starters[number].poll():  # neither still starting nor well started
+            if starters[number].poll():  # the start has failed
                 say(f"{role} did not start ({last_line(folder / f'{role}.log')}); once more")
                 end(of_role(folder, role), gently=False)
                 starters[number] = start_node(folder, settings, number)
@@ -159,7 +160,7 @@ def join(folder: Path, settings: Settings, numbers: Iterable[int]) -> None:
 
 
 def usage(folder: Path, settings: Settings) -> str:
-    """Say where everything is, and what to type."""
+    """Return the addresses of all parts, and the commands to use them."""
     example = f"python jobs/build_kernel_bank.py --output s3://{BUCKET}/bank --gaussian 2000 --motion 2000"
     script = f"{sys.executable} {Path(__file__).absolute()} --folder {folder}"
     return "\n".join(
@@ -194,13 +195,13 @@ def kill(folder: Path, role: str) -> None:
 def wait_for(folder: Path, settings: Settings, role: str, server: subprocess.Popen[bytes]) -> None:
     """Wait until a server answers, as long as its process runs.
 
-    Not as long as its mark is seen: a process that has only just begun shows no environment yet.
+    The mark of the process is not used for this, since a process that has just started shows no environment yet.
 
     Args:
-        folder: of the cluster.
-        settings: of the cluster.
-        role: of the server.
-        server: its process.
+        folder: folder of the cluster.
+        settings: settings of the cluster.
+        role: role of the server.
+        server: process of the server.
     """
     _, ready = SERVERS[role]
     deadline = time.monotonic() + PATIENCE_S
@@ -213,13 +214,13 @@ def wait_for(folder: Path, settings: Settings, role: str, server: subprocess.Pop
 
 
 def last_line(log: Path) -> str:
-    """Return the last line that says something."""
+    """Return the last non-empty line."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
 
 
 def keep_logs(folder: Path) -> None:
-    """Save the servers' output of a start that failed beside the folder."""
+    """Save the servers' output of a failed start next to the folder."""
     kept = folder.with_name(folder.name + "-failed.log")
     kept.write_text(
         "".join(f"== {log.name}\n{log.read_text(errors='replace')}" for log in sorted(folder.glob("*.log")))
@@ -234,12 +235,12 @@ def write_secret(file: Path, text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the person; standard output is for `env`."""
+    """Print to standard error, since standard output is for `env`."""
     print(text, file=sys.stderr, flush=True)
 
 
 def user_name() -> str:
-    """Return who starts the cluster: a name, or the number of a user without one."""
+    """Return the user who starts the cluster: a name, or the number of a user without a name."""
     try:
         return getuser()
     except (KeyError, OSError):
@@ -269,12 +270,12 @@ def parse() -> argparse.Namespace:
     for name in ("kill", "restart"):
         commands.add_parser(name, help=f"{name} a server").add_argument("server", choices=tuple(SERVERS))
     arguments = parser.parse_args()
-    arguments.folder = arguments.folder.resolve()  # a link's target, else `down` would find nothing below it
+    arguments.folder = arguments.folder.resolve()  # a link's target, else `down` would find no processes of it
     return arguments
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what was asked."""
+    """Run the command of the arguments."""
     folder: Path = arguments.folder
     if arguments.command == "up":
         if arguments.nodes < 2 or arguments.cpus < 1:
@@ -314,13 +315,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def next_number(folder: Path) -> int:
-    """Return a number that no node of this cluster has had."""
+    """Return a number that no node of this cluster has used."""
     return 1 + max((int(log.stem.removeprefix("node-")) for log in folder.glob("node-*.log")), default=0)
 
 
 def main() -> None:
     """Run a command; a mistake is one line and exit status 2."""
-    # As Ctrl-C: a start that is ended leaves no processes behind.
+    # Handled like Ctrl-C, so that an interrupted start leaves no processes behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(parse())

@@ -1,4 +1,4 @@
-"""The processes of a local cluster: found by a mark in their environment, whoever started them, and ended."""
+"""The processes of a local cluster, which are found by a mark in their environment, and their termination."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-# Every process of a cluster carries it in its environment: FOLDER#ROLE. So `down` finds them from any shell.
+# Every process of a cluster has this variable in its environment, as FOLDER#ROLE, so `down` finds them from any shell.
 MARK = "BLINDSR_LOCAL_CLUSTER"
 
 
 def processes(folder: Path) -> dict[int, str]:
-    """Process id -> role, for all processes of the cluster.
+    """Return process id -> role for all processes of the cluster.
 
-    Those that carry the mark, and all below them, whatever they have done to their environment.
+    They are the processes with the mark and all their descendants, even those that changed their environment.
     """
     parents, roles = {}, {}
     prefix = f"{MARK}={folder}#".encode()
@@ -26,7 +26,7 @@ def processes(folder: Path) -> dict[int, str]:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             environ = (entry / "environ").read_bytes()
         except OSError:
-            continue  # it has ended, or belongs to somebody else
+            continue  # it has ended, or belongs to another user
         if state == "Z":
             continue
         pid = int(entry.name)
@@ -60,7 +60,7 @@ def end(found: Iterable[int], *, gently: bool = True) -> None:
 
 
 def signal_all(found: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to those that are still there."""
+    """Send a signal to those that still exist."""
     for pid in found:
         try:
             os.kill(pid, number)
@@ -69,7 +69,7 @@ def signal_all(found: Iterable[int], number: signal.Signals) -> None:
 
 
 def running(pid: int) -> bool:
-    """Check whether a process is there and no zombie."""
+    """Check whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

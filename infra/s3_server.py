@@ -29,12 +29,12 @@ from werkzeug.serving import run_simple
 
 
 class KeptOnDisk:
-    """Wrap moto's WSGI application. A file is a line of JSON, {"key": ...}, and then the object's bytes."""
+    """Wrap moto's WSGI application. A file has a line of JSON, {"key": ...}, followed by the object's bytes."""
 
     def __init__(self, folder: Path) -> None:
         self._moto, self._folder = DomainDispatcherApplication(create_backend_app), folder
         self._backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
-        self._conditional = threading.Lock()  # moto looks whether an object is there and then writes it
+        self._conditional = threading.Lock()  # moto checks whether an object exists and then writes it, without a lock
         for bucket in sorted(path for path in folder.iterdir() if path.is_dir()):
             self._backend.create_bucket(bucket.name, "us-east-1")
             for file in bucket.glob("*.object"):
@@ -42,7 +42,7 @@ class KeptOnDisk:
                 self._backend.put_object(bucket.name, json.loads(head)["key"], body)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer a request; what it changed is on disk before the answer leaves."""
+        """Answer a request, after its changes are on disk."""
         method, query = environ["REQUEST_METHOD"], parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
         path = environ["PATH_INFO"].encode("latin-1").decode()
         conditional = "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MATCH" in environ
@@ -54,20 +54,20 @@ class KeptOnDisk:
         return answer
 
     def make_bucket(self, name: str) -> None:
-        """Create a bucket that is not there yet."""
+        """Create a bucket if it does not exist."""
         if name not in self._backend.buckets:
             self._backend.create_bucket(name, "us-east-1")
             self._keep(name, "")
 
     def _keep(self, bucket: str, key: str) -> None:
-        """Make the disk agree with moto about one key, or about which keys there are."""
+        """Update the disk from moto for one key, or for the set of keys."""
         held, folder = self._backend.buckets.get(bucket), self._folder / bucket
         if held is None:
             return
         folder.mkdir(exist_ok=True)
         if key:
             self._write(folder, key, held.keys.get(key))
-        else:  # a request to the bucket itself, such as the deletion of many objects
+        else:  # a request to the bucket itself, such as the deletion of several objects
             known = {_file_name(name) for name in list(held.keys)}
             for file in folder.glob("*.object"):
                 if file.name not in known:
@@ -102,7 +102,7 @@ def main() -> None:
         application = KeptOnDisk(arguments.folder)
         if arguments.bucket:
             application.make_bucket(arguments.bucket)
-    except (OSError, ValueError, KeyError, ServiceException) as error:  # what lies there is no bucket, or no object
+    except (OSError, ValueError, KeyError, ServiceException) as error:  # a file there is not a bucket or an object
         parser.error(
             f"--folder {arguments.folder}: {getattr(error, 'strerror', None) or f'not of this server ({error})'}"
         )

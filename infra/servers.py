@@ -1,4 +1,4 @@
-"""The parts of a local cluster: how each is started, what a shell needs to use it, and whether it answers."""
+"""The servers of a local cluster: their start, their variables for a shell, and their health checks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ HOST, BUCKET = "127.0.0.1", "blindsr"
 
 
 class ClusterError(Exception):
-    """Report what is wrong and what to do, in one line."""
+    """Report in one line what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Hold what `up` was asked for; kept in the folder for the commands after it."""
+    """Hold the settings of `up`, which are kept in the folder for later commands."""
 
-    cpus: int  # of each worker node
+    cpus: int  # CPUs of each worker node
     store_mib: int  # shared memory of each node for objects
     ray_port: int
     dashboard_port: int
@@ -35,7 +35,7 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """Read what `up` kept. Raises ClusterError when no cluster was made there."""
+    """Read the settings kept by `up`. Raises ClusterError if no cluster was started there."""
     try:
         return Settings(**json.loads((folder / "settings.json").read_text()))
     except (FileNotFoundError, NotADirectoryError):
@@ -45,27 +45,27 @@ def read_settings(folder: Path) -> Settings:
 
 
 def start_s3(folder: Path, settings: Settings) -> subprocess.Popen[bytes]:
-    """Start S3 of moto, with its objects in the folder."""
+    """Start moto's S3 server, with its objects in the folder."""
     server = [sys.executable, str(Path(__file__).with_name("s3_server.py"))]
     server += ["--port", str(settings.s3_port), "--folder", str(folder / "s3"), "--bucket", BUCKET]
     return launch(folder, "s3", server)
 
 
 def start_mlflow(folder: Path, settings: Settings) -> subprocess.Popen[bytes]:
-    """Start `mlflow server` that hands artifacts through to S3, so that its clients need no S3 credentials."""
+    """Start `mlflow server` as a proxy of artifacts on S3, so that its clients need no S3 credentials."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(settings.mlflow_port)]
     command += ["--artifacts-destination", f"s3://{BUCKET}/mlflow", "--workers", "1"]
-    # In the environment, not among the arguments, which every user of the machine can read: it may hold a password.
+    # In the environment, since it may hold a password and every user of the machine can read arguments.
     return launch(folder, "mlflow", command, {"MLFLOW_BACKEND_STORE_URI": settings.backend})
 
 
 def start_node(folder: Path, settings: Settings, number: int) -> subprocess.Popen[bytes]:
-    """Start a node; 0 is the head. It takes no work; jobs' drivers run there.
+    """Start a node; 0 is the head, which takes no work except jobs' drivers.
 
-    Not with `--block`: that ends a head on a busy machine for the sake of Ray's client server, which nobody needs.
+    `--block` is not used: on a busy machine it ends the head because of Ray's client server, which is not needed.
     """
     command = [str(Path(sys.executable).with_name("ray")), "start", f"--node-ip-address={HOST}"]
-    command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free one, not one of ours
+    command += ["--min-worker-port=0", "--max-worker-port=0"]  # any free port, not one of ours
     command += [f"--object-store-memory={settings.store_mib * 2**20}"]
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
     if number == 0:
@@ -74,7 +74,7 @@ def start_node(folder: Path, settings: Settings, number: int) -> subprocess.Pope
         command += [f"--ray-client-server-port={free_port()}"]
     else:
         command += [f"--address={HOST}:{settings.ray_port}", f"--num-cpus={settings.cpus}"]
-    # A disk of its own, as on another machine: in one folder the nodes unpack a job's code over each other.
+    # Each node has its own folder, as on another machine: in a common one, nodes would overwrite a job's unpacked code.
     command += [f"--temp-dir={folder / str(number)}"]
     command += [f"--resources={json.dumps({f'node-{number}': 1})}"]
     return launch(folder, f"node-{number}", command)
@@ -84,28 +84,28 @@ def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | N
     """Start a process that outlives this one, with its output in the folder.
 
     Args:
-        folder: of the cluster.
-        role: of the process.
+        folder: folder of the cluster.
+        role: role of the process.
         command: program and arguments.
         more: environment variables.
     """
     settings = read_settings(folder)
     environment = {k: v for k, v in os.environ.items() if k not in ("AWS_CA_BUNDLE", "RAY_ADDRESS", "AWS_PROFILE")}
     environment |= variables(folder, settings) | {
-        # Jobs say `python jobs/train.py`: the python of this environment.
+        # Jobs run `python jobs/train.py`, with the python of this environment.
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",  # on every node; `ray start --disable-usage-stats` is heard by the head only
-        "SPT_NOENV": "1",  # Ray's processes change their titles, and would write over the mark
-        # Ray would give its workers the lowest priority; beside other programs they then take minutes to start.
+        "RAY_USAGE_STATS_ENABLED": "0",  # for every node; `ray start --disable-usage-stats` only affects the head
+        "SPT_NOENV": "1",  # Ray's processes change their titles, which would overwrite the mark
+        # Ray would give its workers the lowest priority, and next to other programs they would take minutes to start.
         "RAY_worker_niceness": "0",
-        # How long `ray job stop` waits between SIGTERM and SIGKILL: a training writes its checkpoint in between.
+        # Seconds between SIGTERM and SIGKILL of `ray job stop`, in which a training writes its checkpoint.
         "RAY_JOB_STOP_WAIT_TIME_S": "120",
         MARK: f"{folder}#{role}",
     }
-    del environment["RAY_ADDRESS"]  # jobs get it from Ray
+    del environment["RAY_ADDRESS"]  # Ray sets it for jobs
     with (folder / f"{role}.log").open("ab") as log:
         return subprocess.Popen(
             command,
@@ -119,7 +119,7 @@ def launch(folder: Path, role: str, command: list[str], more: dict[str, str] | N
 
 
 def variables(folder: Path, settings: Settings) -> dict[str, str]:
-    """Return what a shell needs to use the cluster."""
+    """Return the variables that a shell needs to use the cluster."""
     return {
         "RAY_ADDRESS": f"{HOST}:{settings.ray_port}",
         "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{settings.dashboard_port}",
@@ -135,7 +135,7 @@ def variables(folder: Path, settings: Settings) -> dict[str, str]:
 
 
 def alive_nodes(folder: Path, settings: Settings) -> list[int]:
-    """List the numbers of the nodes that Ray believes alive; none while its dashboard does not answer."""
+    """List the numbers of the nodes that are alive according to Ray; empty while its dashboard does not answer."""
     request = urllib.request.Request(f"http://{HOST}:{settings.dashboard_port}/api/v0/nodes?detail=1")
     try:
         request.add_header("Authorization", f"Bearer {(folder / 'token').read_text()}")
@@ -148,13 +148,13 @@ def alive_nodes(folder: Path, settings: Settings) -> list[int]:
 
 
 def listens(port: int) -> bool:
-    """Check whether something accepts connections."""
+    """Check whether a server accepts connections on a port."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
 
 
 def answers(port: int, path: str) -> bool:
-    """Check whether an HTTP server says 200."""
+    """Check whether an HTTP server answers with status 200."""
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=10) as answer:
             return bool(answer.status == 200)
@@ -163,7 +163,7 @@ def answers(port: int, path: str) -> bool:
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on now."""
+    """Find a port that is free now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

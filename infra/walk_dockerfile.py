@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-# What the image is there for; each must import.
+# The purpose of the image; each module must be importable.
 MODULES = (
     "pipeline.training.fit",
     "pipeline.evaluation.compute",
@@ -44,7 +44,7 @@ def steps() -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Walk, then import."""
+    """Run the steps, then import the modules."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory(prefix="blindsr-image-") as root:
         app, venv = Path(root, "app"), Path(root, "venv")

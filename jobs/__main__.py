@@ -22,11 +22,11 @@ def main() -> None:
         sys.argv = [f"blind-sr {name}", *rest]
         try:
             runpy.run_module(f"jobs.{jobs[name].stem}", run_name="__main__", alter_sys=True)
-        except KeyboardInterrupt:  # while the job's imports run: later it ends in order by itself
+        except KeyboardInterrupt:  # during the job's imports; later the job handles it itself
             print("interrupted", file=sys.stderr)
             sys.exit(130)
     elif name in {"--help", "-h", "help"}:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head -1` ends this as it ends other programs
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently in `| head -1`, like other programs
         print("usage: blind-sr JOB [arguments]      blind-sr JOB --help\n")
         for job, path in jobs.items():
             print(f"  {job:20}{_summary(path)}")

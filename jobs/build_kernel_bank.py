@@ -28,18 +28,18 @@ class BuildKernelBank(Command, KernelBankSpec):
     check: bool = Field(False, description="say what would be built; start nothing")
 
     def _refuse_misfits(self) -> None:
-        # A preset brings settings that the others have to go with: `spec` checks them together.
+        # The other settings have to fit those of a preset: `spec` checks them together.
         if not self.preset:
             super()._refuse_misfits()
 
     def spec(self) -> KernelBankSpec:
-        """Return the bank asked for: explicit settings over the preset over the defaults."""
+        """Return the requested spec: explicit settings override the preset, which overrides the defaults."""
         explicit = {n: getattr(self, n) for n in self.model_fields_set & KernelBankSpec.model_fields.keys()}
         return preset_spec(self.preset, explicit) if self.preset else KernelBankSpec(**explicit)
 
 
 def job(command: BuildKernelBank) -> None:
-    """Do what was asked and print the result."""
+    """Run the requested action and print the result."""
     from kernels_bank import report
 
     if command.verify:

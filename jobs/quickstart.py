@@ -50,7 +50,7 @@ def main(command: Quickstart) -> None:
 
 
 def _config(name: str, places: dict[str, str]) -> RunConfig:
-    """A training config with its places moved below --output."""
+    """Return a training config with its places moved below --output."""
     train = parse(Train, ["--config", str(_CONFIGS / name), *itertools.chain(*places.items())])
     return train.settings(RunConfig)
 

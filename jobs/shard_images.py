@@ -69,7 +69,7 @@ def main(command: ShardImages) -> None:
 
 
 def _counted(places: list[Place]) -> str:
-    """`40 image files, a.png ... z.png and 3 containers, a.tar ... c.tar`."""
+    """Return `40 image files, a.png ... z.png and 3 containers, a.tar ... c.tar`."""
     kinds = [
         ("image files", [p for p in places if not p.is_container]),
         ("containers", [p for p in places if p.is_container]),

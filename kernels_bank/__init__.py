@@ -1,4 +1,4 @@
-"""Blur kernels: how they are drawn, stored and encoded. Knows nothing of images or of `pipeline/`."""
+"""Blur kernels: how they are drawn, stored and encoded. The package does not depend on images or `pipeline/`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kernels_bank.motion import sample_motion
     from kernels_bank.spec import KernelBankSpec
 
-# Name -> module. Each is imported when its name is first used: `import kernels_bank` itself costs nothing.
+# Name -> module. Each module is imported when its name is first used, so `import kernels_bank` itself is cheap.
 _HOMES = {
     "KernelBank": "bank",
     "KernelBankSpec": "spec",

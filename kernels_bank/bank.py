@@ -1,4 +1,4 @@
-"""A bank, opened: its kernels as one array that all processes of a node share."""
+"""An opened bank: its kernels as one array that all processes of a node share."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 class KernelBank:
     """Hold the kernels of a complete bank.
 
-    Two ways to share them. `open` maps one uncompressed file of the node's cache: processes that open the same bank
-    share its pages. Or `ray.put(bank)` once and hand the reference to tasks: `ray.get` gives back a bank whose
-    arrays lie in the object store, read-only and without a copy.
+    There are two ways to share them. `open` maps one uncompressed file of the node's cache, so processes that open the
+    same bank share its pages. Alternatively, call `ray.put(bank)` once and pass the reference to tasks: `ray.get`
+    returns a bank whose arrays are in the object store, read-only and without a copy.
 
     Attributes:
-        kernels: (N, k, k) float32, read-only, of sum 1; >= 0 but for the lobes of composites.
+        kernels: (N, k, k) float32, read-only, of sum 1; >= 0 except for the lobes of composites.
         digest: identity of the kernels; codecs, checkpoints and models carry it.
         codec: the bank's kernel code.
-        spec: what the bank was built from; its counts say of which family a kernel is.
+        spec: spec of the bank; its counts determine the family of each kernel.
     """
 
     kernels: np.ndarray
@@ -51,7 +51,7 @@ class KernelBank:
 
     @property
     def family(self) -> np.ndarray:
-        """Return the family of each kernel, (N,): up to 64 bytes a kernel, made when asked for."""
+        """Return the family of each kernel, (N,), made on request: up to 64 bytes per kernel."""
         counts = {family: count for family, count in self.spec.counts.items() if count}
         return np.repeat(list(counts), list(counts.values()))
 
@@ -59,13 +59,13 @@ class KernelBank:
     def open(cls, uri: str | Path) -> KernelBank:
         """Open a bank at a path or URI.
 
-        The first opening on a node checks every shard and unpacks the kernels into a cache folder named by the
-        bank's digest (`BLINDSR_CACHE`, else `$XDG_CACHE_HOME/blind-sr`, else `~/.cache/blind-sr`). The first one after
-        a boot, or after the file was touched, compares it with the manifest and unpacks it again if it is damaged.
-        Later ones only read the manifest and the codec.
+        The first call on a node checks every shard and unpacks the kernels into a cache folder named by the bank's
+        digest (`BLINDSR_CACHE`, otherwise `$XDG_CACHE_HOME/blind-sr`, otherwise `~/.cache/blind-sr`). The first call
+        after a boot, or after the file was touched, compares it with the manifest and unpacks it again if it is
+        damaged. Later calls only read the manifest and the codec.
 
         Raises:
-            ArtefactError: missing, unfinished, damaged, or of an unknown schema version.
+            ArtefactError: the bank is missing, unfinished, damaged, or of an unknown schema version.
         """
         manifest = read_manifest(uri)
         data = storage.read_bytes(uris.join(uri, CODEC), limit=KernelCodec.MAX_BYTES)
@@ -83,14 +83,14 @@ class KernelBank:
 
 
 def cache_folder() -> Path:
-    """Return where unpacked banks are kept on this node."""
+    """Return the folder of unpacked banks on this node."""
     if folder := os.environ.get("BLINDSR_CACHE"):
         return uris.at_home(folder)
     return uris.at_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "blind-sr"
 
 
 def _cached_kernels(uri: str, manifest: Manifest) -> np.ndarray:
-    """Map all kernels from the node's cache, which is filled when they are not in it, or not whole."""
+    """Map all kernels from the node's cache, which is filled first if they are missing or damaged."""
     path = cache_folder() / "banks" / f"{manifest.digest}.npy"
     try:
         if (kernels := cache.mapped(path, manifest)) is None:
@@ -101,17 +101,17 @@ def _cached_kernels(uri: str, manifest: Manifest) -> np.ndarray:
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise
-        # A read-only node: every process has its own copy.
+        # On a read-only node every process has its own copy.
         return np.concatenate([read_shard(uri, shard) for shard in manifest.shards])
-    # A plain array over the mapping: pickled as a buffer, so ray.put copies it once and ray.get never.
+    # A plain array over the mapping is pickled as a buffer, so ray.put copies it once and ray.get never.
     return np.asarray(kernels)
 
 
 def _filled(uri: str, manifest: Manifest, path: Path) -> np.ndarray:
-    """Unpack the bank into the cache and map it; nobody else does so meanwhile."""
+    """Unpack the bank into the cache and map it, while holding the lock."""
     if path.exists():
         print(f"{path}: is not what {uri} holds (damaged); it is unpacked again", file=sys.stderr, flush=True)
-    for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+    for left in path.parent.glob(f".{path.name}.*"):  # left by a process that was killed
         left.unlink(missing_ok=True)
     _unpack(uri, manifest, path)
     if (kernels := cache.mapped(path, manifest)) is None:
@@ -120,7 +120,7 @@ def _filled(uri: str, manifest: Manifest, path: Path) -> np.ndarray:
 
 
 def _unpack(uri: str, manifest: Manifest, path: Path) -> None:
-    """Write the kernels of all shards, each checked, as one .npy file; it appears when it is complete."""
+    """Check all shards and write their kernels as one .npy file, which appears once it is complete."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     spec = manifest.spec
     needed = 4 * spec.count * spec.size**2
@@ -144,7 +144,7 @@ def _unpack(uri: str, manifest: Manifest, path: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One process of the node at a time; the lock goes with the process that holds it."""
+    """Let one process of the node at a time enter the block; the lock is freed if its process dies."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The twelve kernels of the evaluation: four isotropic, four anisotropic, four motion. Fixed for ever."""
+"""The twelve kernels of the evaluation, which never change: four isotropic, four anisotropic, four motion."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kernels_bank.gaussian import gaussian_kernels
 from kernels_bank.motion import sample_motion
 from kernels_bank.runtime.errors import BadRequestError
 
-# Standard deviations and angle of the major axis (degrees; x to the right, y down) of kernels 1 ... 8: those of the
-# kernel set of USRNet's Table 1 (Zhang et al., CVPR 2020), which samples Gaussians at the pixel centres, as we do here.
+# Standard deviations and angle of the major axis (degrees; x to the right, y down) of kernels 1 ... 8, from the kernel
+# set of USRNet's Table 1 (Zhang et al., CVPR 2020), which samples Gaussians at the pixel centres, as we do here.
 _GAUSSIANS = (
     (0.7, 0.7, 0.0),
     (1.2, 1.2, 0.0),
@@ -26,16 +26,16 @@ _MOTION_SEED, _MOTION_SIZE = 12, 21
 
 
 def benchmark_kernels(size: int = 25) -> np.ndarray:
-    """Return the twelve evaluation kernels. They are ours: the motion kernels come from our generator.
+    """Return the twelve evaluation kernels. They are not published ones: the motion kernels are from our generator.
 
     Args:
-        size: side in pixels, odd, at least 21. The kernels are the same at every size, in a wider field.
+        size: side in pixels, odd, at least 21. A larger size only adds zeros around the same kernels.
 
     Returns:
         (12, size, size) float32, each of sum 1: 1-4 isotropic, 5-8 anisotropic Gaussians, 9-12 motion.
 
     Raises:
-        BadRequestError: an even or too small size.
+        BadRequestError: the size is even or too small.
     """
     if size < _MOTION_SIZE or size % 2 == 0:
         raise BadRequestError(f"benchmark kernels of side {size}: choose an odd side of at least {_MOTION_SIZE}")

@@ -1,8 +1,8 @@
-"""The unpacked bank in a node's cache: mapped only when it was compared with the manifest since the last boot.
+"""The unpacked bank in a node's cache: mapped only if it was compared with the manifest since the last boot.
 
-A mark beside the file says that it was. It names the boot and the file's identity and times, so it says nothing of a
-file that was written to, replaced or read back from a disk that was away. Marks count only in a folder that nobody
-else can write to.
+A mark next to the file records the comparison. It names the boot and the file's identity and times, so it does not
+apply to a file that was written to, replaced, or read from a disk that was detached meanwhile. Marks count only in a
+folder that no other user can write to.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from kernels_bank.runtime.process import boot_id
 from kernels_bank.store import Manifest, content_digest
 
 _MARK_BYTES = 4096
-_LARGE = 2 << 30  # bytes of kernels; a smaller bank soon lies in memory whole
+_LARGE = 2 << 30  # bytes of kernels; a smaller bank is soon in memory as a whole
 
 
 def mapped(path: Path, manifest: Manifest) -> np.ndarray | None:
-    """Map the unpacked kernels of a bank; nothing when the file is missing or does not hold them.
+    """Map the unpacked kernels of a bank; return None if the file is missing or does not hold them.
 
     Args:
         path: a .npy file.
-        manifest: of the bank.
+        manifest: manifest of the bank.
     """
     spec = manifest.spec
     if not path.is_file():
@@ -60,14 +60,14 @@ def mapped(path: Path, manifest: Manifest) -> np.ndarray | None:
 
 
 def _for_draws(kernels: np.ndarray) -> np.ndarray:
-    """Let a large bank be read a kernel at a time: by default each draw would read 128 KiB or more around it."""
+    """Advise the kernel of random access to a large bank: by default each draw would read 128 KiB or more."""
     if kernels.nbytes > _LARGE and isinstance(kernels.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
         kernels.base.madvise(mmap.MADV_RANDOM)
     return kernels
 
 
 def _identity(path: Path) -> dict[str, str] | None:
-    """Boot, place and times of a file; nothing where the system names no boot."""
+    """Return boot, place and times of a file; None if the system does not identify boots."""
     boot = boot_id()
     if boot is None:
         return None
@@ -77,7 +77,7 @@ def _identity(path: Path) -> dict[str, str] | None:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether only this user, or the system's, can write to a folder."""
+    """Return whether only this user or the system's can write to a folder."""
     about = folder.stat()
     return about.st_uid in (0, os.getuid()) and about.st_mode & 0o022 == 0
 

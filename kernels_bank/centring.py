@@ -1,12 +1,12 @@
-"""Where a kernel's centre is, and how kernels are compared.
+"""The centre of a kernel, and the comparison of kernels.
 
-The rule. The blur's origin is the middle pixel. Gaussian and disk kernels have their centre there. Motion kernels are
-*recentred*: their centre of mass lies on the middle pixel, exactly, because their absolute shift moves the picture as
-a whole and no blind method can see it. Benchmark and loaded kernels are left as they came: `recentre` them before
-comparing with estimates, or compare with `correlation`, which looks past the shift.
+The blur's origin is the middle pixel. Gaussian and disk kernels have their centre there. Motion kernels are
+*recentred*: their centre of mass is exactly on the middle pixel, because their absolute shift moves the picture as a
+whole and no blind method can detect it. Benchmark and loaded kernels are not changed: `recentre` them before
+comparing with estimates, or compare with `correlation`, which ignores the shift.
 
-Decimation keeps the upper-left pixel of each s x s block, so a picture made with a centred kernel sits (s - 1) / 2
-pixels up and left of a bicubic one. `align_to_block_centres` moves a kernel to undo that.
+Decimation keeps the upper-left pixel of each s x s block, so a picture made with a centred kernel is (s - 1) / 2
+pixels up and left of a bicubic one. `align_to_block_centres` shifts a kernel to undo this.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from kernels_bank.runtime.errors import BadRequestError
 
-# Kernels correlated together: their transforms stay in the cache.
+# Number of kernels correlated together, so that their transforms stay in the cache.
 _BLOCK = 64
 
 
@@ -36,7 +36,7 @@ def centroid(kernels: np.ndarray) -> np.ndarray:
 
 
 def shift(kernels: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Move kernels by fractions of a pixel, bilinearly; what leaves the window is lost, the rest sums to 1 again.
+    """Shift kernels by fractions of a pixel, bilinearly. Values outside the window are lost; the rest is normalised.
 
     Args:
         kernels: (N, k, k) float.
@@ -70,8 +70,8 @@ def recentre(kernels: np.ndarray, *, subpixel: bool = True) -> np.ndarray:
 
     Args:
         kernels: (N, k, k) float.
-        subpixel: exactly, by bilinear interpolation (softens a little); else by whole pixels, without any loss
-            of sharpness, to within half a pixel.
+        subpixel: whether to shift exactly, by bilinear interpolation, which blurs slightly; otherwise by whole pixels,
+            without any blur, to within half a pixel.
 
     Returns:
         (N, k, k) of the same dtype.
@@ -81,7 +81,7 @@ def recentre(kernels: np.ndarray, *, subpixel: bool = True) -> np.ndarray:
 
 
 def align_to_block_centres(kernels: np.ndarray, scale: int) -> np.ndarray:
-    """Move kernels up and left by (s - 1) / 2, so that the kept pixel stands for the centre of its s x s block.
+    """Shift kernels up and left by (s - 1) / 2, so that the kept pixel represents the centre of its s x s block.
 
     With a centred kernel the result, blurred and decimated, is aligned with a bicubic reduction (USRNet's
     `shift_pixel`). KernelGAN, FKP and MANet use other conventions.
@@ -90,15 +90,15 @@ def align_to_block_centres(kernels: np.ndarray, scale: int) -> np.ndarray:
 
 
 def correlation(kernels: np.ndarray, targets: np.ndarray, *, orientations: bool = False) -> np.ndarray:
-    """Correlate kernels wherever they lie: Pearson's correlation of the pixels, best over whole-pixel shifts.
+    """Correlate kernels whatever their shift: the largest Pearson correlation of the pixels over whole-pixel shifts.
 
     Args:
-        kernels: (N, k, k); a whole bank is fine.
-        targets: (M, j, j), another side is fine.
-        orientations: also best over the 8 flips and quarter turns of the target.
+        kernels: (N, k, k), up to a whole bank.
+        targets: (M, j, j), possibly of another side.
+        orientations: whether to maximise over the 8 flips and quarter turns of the target, too.
 
     Returns:
-        (N, M) float32 in [-1, 1], right to 1e-5. Both are seen on the same zero field, large enough for any overlap.
+        (N, M) float32 in [-1, 1], exact to 1e-5. Both are padded with zeros to a common size for any overlap.
     """
     from scipy import fft
 

@@ -1,13 +1,13 @@
-"""The kernel code: PCA of the bank, standardised, with a decoder that always returns a kernel.
+"""The kernel code: the standardised PCA of the bank, with a decoder that always returns a kernel.
 
 encode: c = (P^T (vec k - m)) / s        m: (d,) the bank's mean kernel, row-major, d = size^2
 decode: k = simplex(m + P (s * c))       P: (d, c) orthonormal columns; s: (c,) standard deviation of each code
 
-Where the bank holds composites the decoder leaves out the simplex, which would cut off their negative lobes.
+If the bank holds composites, the decoder leaves out the simplex projection, which would cut off their negative lobes.
 
 The mean is part of the codec: kernels sum to 1, so every column of P sums to 0 and P alone decodes to a kernel of
-sum 0. Divided by s, every component of the code has variance 1 over the bank, so an L1 loss gives each the same
-weight instead of fitting the first few only. `standardize=False` keeps DAN's plain form (Luo et al., NeurIPS 2020):
+sum 0. After division by s, every component of the code has variance 1 over the bank, so an L1 loss gives each the same
+weight instead of fitting only the first few. `standardize=False` keeps DAN's plain form (Luo et al., NeurIPS 2020):
 s = 1, components in kernel units.
 """
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 SCHEMA = "1"
 _KIND = "kernel-codec"
-# A direction with less than this share of the first one's variance is rounding, not a way kernels differ.
+# A direction with less than this share of the first direction's variance is rounding error, not a property of kernels.
 _NEGLIGIBLE = 1e-12
-_MAX_SIDE = 99  # pixels of a kernel; as in `spec.py`
-_MAX_HEADER = 1 << 16  # bytes; a codec's has five entries
+_MAX_SIDE = 99  # side of a kernel in pixels, as in `spec.py`
+_MAX_HEADER = 1 << 16  # bytes; a codec's header has five entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +45,13 @@ class KernelCodec:
     Attributes:
         mean: (d,) mean kernel, row-major, d = size^2.
         basis: (d, c) orthonormal columns, largest variance first.
-        std: (c,) what each component is divided by: its standard deviation over the bank, or 1 (DAN's plain form).
+        std: (c,) divisor of each component: its standard deviation over the bank, or 1 (DAN's plain form).
         spectrum: (d,) variance of the bank along every principal direction, descending, float64.
-        bank_digest: digest of the bank it was fitted to; empty for loose kernels.
-        signed: decoded kernels keep negative values, as the lobes of a reduction are.
+        bank_digest: digest of the bank it was fitted to; empty if the kernels are not from a bank.
+        signed: whether decoded kernels keep negative values, such as the lobes of a reduction.
     """
 
-    MAX_BYTES: ClassVar[int] = 512 << 20  # of its file: all components of kernels of 99 pixels have 392 MB
+    MAX_BYTES: ClassVar[int] = 512 << 20  # largest file; all components of kernels of 99 pixels have 392 MB
 
     mean: np.ndarray
     basis: np.ndarray
@@ -72,7 +72,7 @@ class KernelCodec:
 
     @property
     def explained_variance(self) -> float:
-        """Return the share of the bank's variance that the components hold, in [0, 1]."""
+        """Return the share of the bank's variance in the components, in [0, 1]."""
         total = float(self.spectrum.sum())
         return float(self.spectrum[: self.components].sum()) / total if total > 0 else 1.0
 
@@ -100,15 +100,15 @@ class KernelCodec:
 
         Args:
             kernels: (N, k, k).
-            components: length of the code; or
-            explained_variance: keep as many components as hold this share of the variance, in (0, 1].
-                Neither: 0.99. Both: the smaller of the two lengths.
-            standardize: divide each component by its standard deviation.
+            components: length of the code; None to use `explained_variance`.
+            explained_variance: share of the variance in (0, 1] to keep with as few components as possible. The default
+                without `components` is 0.99. If both are given, the smaller length is used.
+            standardize: whether to divide each component by its standard deviation.
             bank_digest: digest of the bank the kernels are from.
-            signed: kernels have negative lobes, which decoding keeps.
+            signed: whether kernels have negative lobes, which decoding keeps.
 
         Raises:
-            BadRequestError: no kernels, or settings out of range.
+            BadRequestError: there are no kernels, or settings are out of range.
         """
         kernels = np.asarray(kernels)
         if kernels.ndim != 3 or len(kernels) == 0 or kernels.shape[1] != kernels.shape[2]:
@@ -141,7 +141,7 @@ class KernelCodec:
         bank_digest: str = "",
         signed: bool = False,
     ) -> KernelCodec:
-        """`fit` from sums that can be accumulated shard by shard.
+        """Fit the PCA, as `fit` does, from sums that can be accumulated shard by shard.
 
         Args:
             count: number of kernels.
@@ -162,8 +162,8 @@ class KernelCodec:
         spectrum, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
         kept = components_for(spectrum, components, explained_variance)
         basis = vectors[:, :kept]
-        # Eigenvectors come with either sign. The one kept has a positive sum when early pixels weigh more: a rule
-        # that symmetric and antisymmetric components alike obey, so that the same kernels give the same codes.
+        # The sign of an eigenvector is arbitrary. It is chosen so that a sum with more weight on early pixels is
+        # positive. The rule works for symmetric and antisymmetric components, so the same kernels get the same codes.
         basis = np.where((1 / np.arange(1, d + 1)) @ basis < 0, -basis, basis)
         varies = spectrum[:kept] > _NEGLIGIBLE * spectrum[0]
         std = np.sqrt(np.where(varies & standardize, spectrum[:kept], 1.0))
@@ -177,7 +177,7 @@ class KernelCodec:
         )
 
     def truncated(self, components: int) -> KernelCodec:
-        """Return the codec with its first components only: what a fit to the same bank with this length gives."""
+        """Return the codec with only its first components, equal to a fit to the same bank with this length."""
         if not 1 <= components <= self.components:
             raise BadRequestError(f"components = {components}: this codec has {self.components}")
         return KernelCodec(
@@ -193,7 +193,7 @@ class KernelCodec:
         """Encode kernels (..., k, k) as codes (..., c); numpy or torch (any device; differentiable).
 
         Raises:
-            BadRequestError: kernels of another side than the codec's.
+            BadRequestError: the side of the kernels differs from the codec's.
         """
         if kernels.ndim < 2 or tuple(kernels.shape[-2:]) != (self.size, self.size):
             raise BadRequestError(
@@ -207,14 +207,14 @@ class KernelCodec:
         Numpy or torch (any device; differentiable).
 
         Raises:
-            BadRequestError: codes of another length than the codec's.
+            BadRequestError: the length of the codes differs from the codec's.
         """
         if codes.ndim < 1 or codes.shape[-1] != self.components:
             raise BadRequestError(f"this codec has {self.components} components, got codes {tuple(codes.shape)}")
         return decode_codes(codes, *self._like(codes), self.size, signed=self.signed)
 
     def save(self, path: str | Path) -> None:
-        """Write to a path or URI as safetensors, atomically."""
+        """Write the codec to a path or URI as safetensors, atomically."""
         from kernels_bank.runtime import storage
 
         storage.write_bytes(path, self.to_bytes())
@@ -226,15 +226,15 @@ class KernelCodec:
         about = {"schema": SCHEMA, "bank_digest": self.bank_digest, "digest": self.digest}
         if self.signed:
             about["signed"] = "true"
-        # One entry, because safetensors writes several in random order and equal codecs should be equal files.
+        # A single entry, because safetensors writes several in random order and equal codecs should give equal files.
         return bytes(save(self._arrays(), metadata={_KIND: json.dumps(about, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: str | Path) -> KernelCodec:
-        """Read from a path or URI.
+        """Read a codec from a path or URI.
 
         Raises:
-            ArtefactError: missing, not a codec, of an unknown schema, or damaged.
+            ArtefactError: the file is missing, not a codec, of an unknown schema, or damaged.
         """
         from kernels_bank.runtime import storage
 
@@ -242,7 +242,7 @@ class KernelCodec:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> KernelCodec:
-        """Read the content of a codec's file; `where` names it in errors. Raises ArtefactError as `load` does."""
+        """Parse the content of a codec's file; `where` names it in errors. Raises ArtefactError as `load` does."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -272,7 +272,7 @@ class KernelCodec:
         return codec
 
     def _problem(self) -> str:
-        """Say what makes the arrays no code of kernels; nothing if they are one."""
+        """Return why the arrays are not a valid kernel code; empty if they are."""
         if self.mean.ndim != 1 or self.basis.ndim != 2:
             return "mean and basis have wrong dimensions"
         d, side, c = self.mean.shape[0], self.size, self.components
@@ -281,7 +281,7 @@ class KernelCodec:
         if self.basis.shape != (d, c) or self.std.shape != (c,) or self.spectrum.shape != (d,):
             return "its arrays do not fit each other"
         for name, array in self._arrays().items():
-            with np.errstate(over="ignore"):  # used as float32, in which large values are infinite and small ones 0
+            with np.errstate(over="ignore"):  # in float32, as used: large values become infinite, small ones 0
                 used = array.astype(np.float32) if array.dtype.kind == "f" else None
             if used is None or not np.isfinite(used).all():
                 return f"{name} is not finite"
@@ -291,7 +291,7 @@ class KernelCodec:
         return {"basis": self.basis, "mean": self.mean, "spectrum": self.spectrum, "std": self.std}
 
     def _like(self, values: Array) -> tuple[Array, Array, Array]:
-        """mean, basis and std of the kind, dtype and device of `values`."""
+        """Return mean, basis and std in the kind, dtype and device of `values`."""
         if isinstance(values, np.ndarray):
             dtype = np.float64 if values.dtype == np.float64 else np.float32
             return self.mean.astype(dtype), self.basis.astype(dtype), self.std.astype(dtype)
@@ -324,7 +324,7 @@ def components_for(spectrum: np.ndarray, components: int | None, explained_varia
 
 
 def _about(data: bytes) -> dict[str, str] | None:
-    """What a codec's file says about itself (safetensors' own reader for bytes returns tensors only)."""
+    """Return the metadata of a codec's file, since safetensors' reader for bytes only returns tensors."""
     length = int.from_bytes(data[:8], "little")
     if length > _MAX_HEADER:
         raise ValueError("its header is too long")

@@ -1,4 +1,4 @@
-"""What a code of a given length loses of each family's kernels."""
+"""The loss of a code of a given length for each family's kernels."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from kernels_bank.codec import KernelCodec
 from kernels_bank.sampling import draw_range
 from kernels_bank.spec import Family, KernelBankSpec
 
-# Lengths that are always reported: the literature's 10, and what mixed banks need.
+# Lengths that are always reported: the literature's 10, and those that mixed banks need.
 LENGTHS = (10, 24, 64, 110)
-# Kernels of each family that are looked at; they are drawn again, which is cheaper than reading them.
+# Number of kernels measured in each family; they are drawn again, which is cheaper than reading them.
 SAMPLE = 2048
-# float32 kernels agree no better than this.
+# Limit of float32 kernels.
 _BEST_DB = 120.0
 
 Samples = dict[Family, tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 class Loss(BaseModel):
-    """Say what is left with `components` components: the share of the bank's variance, and dB by family."""
+    """Hold the quality with `components` components: the share of the bank's variance, and dB by family."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ def measure(samples: Samples, codec: KernelCodec, kept: int) -> list[Loss]:
 
 
 def decoded_psnr(kernels: np.ndarray, codec: KernelCodec) -> np.ndarray:
-    """Compute `kernel_psnr` (N,) of kernels that went through the code."""
+    """Compute `kernel_psnr` (N,) of kernels after encoding and decoding."""
     return kernel_psnr(codec.decode(codec.encode(kernels)), kernels)
 
 

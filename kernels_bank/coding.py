@@ -1,4 +1,4 @@
-"""How a kernel code is computed and undone, for arrays and for tensors: the two formulas of `kernels_bank/codec.py`."""
+"""Encoding and decoding of kernels, for arrays and tensors: the two formulas of `kernels_bank/codec.py`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def decode_codes(codes: Array, mean: Array, basis: Array, std: Array, size: int,
         basis: (d, c).
         std: (c,).
         size: kernel side k.
-        signed: leave negative values; every column of the basis sums to 0, so the sum is 1 as it is.
+        signed: whether to keep negative values; every column of the basis sums to 0, so the sum is already 1.
 
     Returns:
         (..., k, k). Tensors: differentiable, and never in half precision of an autocast region.

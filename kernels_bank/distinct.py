@@ -1,4 +1,4 @@
-"""A check of settings that take several values."""
+"""A check for settings that take several values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Value_T = TypeVar("Value_T", bound=Hashable)
 
 
 def distinct(values: tuple[Value_T, ...] | None) -> tuple[Value_T, ...] | None:
-    """Check that none of several values is given again: it would be computed and counted twice."""
+    """Refuse repeated values, which would be computed and counted twice."""
     seen = set()
     for value in values or ():
         if value in seen:

@@ -1,9 +1,9 @@
 """Gaussian kernels: isotropic and anisotropic, integrated over each pixel.
 
-A kernel entry is the mean of the continuous Gaussian over its pixel (times the pixel's area), what a sensor measures;
-the sigma is the continuous one's. Point sampling, the literature's habit, is the same thing with one node a pixel:
-for sigma >= 1 the two differ by the pixel's own variance (1/12), below 0.5 sampling misses the kernel's shape
-altogether (at 0.2 it is off by its whole tail).
+A kernel entry is the mean of the continuous Gaussian over its pixel (times the pixel's area), as measured by a sensor.
+Sigma is that of the continuous Gaussian. Point sampling, as usual in the literature, is the same with one node per
+pixel: for sigma >= 1 the two differ by the pixel's own variance (1/12); below 0.5 sampling misses the kernel's shape
+altogether (at 0.2 it misses the whole tail).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from kernels_bank import portable
 from kernels_bank.runtime.errors import BadRequestError
 
-# Gauss-Legendre nodes a pixel side, by the smaller sigma: the error stays below 1e-5 of the peak.
+# Gauss-Legendre nodes per pixel side, by the smaller sigma: the error stays below 1e-5 of the peak.
 _NODES = ((3.6, 2), (1.4, 3), (0.8, 4), (0.4, 6), (0.0, 10))
 _SMALLEST_SIGMA = 0.1
 # Factors of an exponential stay below e^600, far from overflow at e^709.
 _LARGEST_EXPONENT = 600.0
-# Kernels evaluated together: their temporaries stay near the cache.
+# Number of kernels evaluated together, so that their temporaries roughly fit the cache.
 _BLOCK = 256
 
 
@@ -37,20 +37,21 @@ def sample_gaussian(
     """Sample random Gaussian kernels, centred on the middle pixel.
 
     Args:
-        n: how many.
+        n: number of kernels.
         size: side in pixels, odd.
-        rng: where the draws come from.
+        rng: source of the draws.
         sigma: range of the standard deviation of each axis, in pixels.
-        isotropic: share of kernels whose axes are equal.
-        sigma_law: which is uniform over the range, sigma (DAN), its square (USRNet), or its logarithm: as many
-            kernels between 0.5 and 1 pixel, where most photographs lie, as between 2 and 4.
-        noise: each pixel is multiplied by 1 + U(0, noise) and the kernel normalised again (DIV2KRK: 0.25).
+        isotropic: share of kernels with equal axes.
+        sigma_law: quantity that is uniform over the range: sigma (DAN), its square (USRNet), or its logarithm, which
+            gives as many kernels between 0.5 and 1 pixel, where most photographs are, as between 2 and 4.
+        noise: range of multiplicative noise: each pixel is multiplied by 1 + U(0, noise) and the kernel normalised
+            again (DIV2KRK: 0.25).
 
     Returns:
         (n, size, size) float32, >= 0, sum 1. The angle of the first axis is uniform.
 
     Raises:
-        BadRequestError: an even size, a negative count, a range out of order.
+        BadRequestError: the size is even, the count negative, or a range out of order.
     """
     sigmas, axis = draw_gaussian(n, rng=rng, sigma=sigma, isotropic=isotropic, sigma_law=sigma_law)
     return perturb(gaussian_kernels(sigmas, axis, size), noise, rng=rng)
@@ -67,11 +68,11 @@ def draw_gaussian(
     """Draw the parameters of `sample_gaussian`: sigmas (n, 2) and the first axis as a unit vector (n, 2) of (x, y).
 
     Args:
-        n: how many.
-        rng: where the draws come from.
+        n: number of kernels.
+        rng: source of the draws.
         sigma: range of the standard deviation of each axis, in pixels.
-        isotropic: share of kernels whose axes are equal.
-        sigma_law: what is uniform over the range: sigma, its square or its logarithm.
+        isotropic: share of kernels with equal axes.
+        sigma_law: quantity that is uniform over the range: sigma, its square or its logarithm.
     """
     low, high = sigma
     if n < 0 or not 0 < low <= high:
@@ -85,20 +86,20 @@ def draw_gaussian(
         sigmas = low + uniform * (high - low)
     equal = rng.random(n) < isotropic
     sigmas[equal, 1] = sigmas[equal, 0]
-    # A normal pair has a uniform direction: no sine, no cosine.
+    # A pair of normal numbers has a uniform direction, without sine or cosine.
     axis = rng.standard_normal((n, 2))
     axis /= np.sqrt(axis[:, :1] * axis[:, :1] + axis[:, 1:] * axis[:, 1:])
     return sigmas, axis
 
 
 def gaussian_kernels(sigmas: np.ndarray, axis: np.ndarray, size: int, *, integrate: bool = True) -> np.ndarray:
-    """Make Gaussian kernels of given shape, centred on the middle pixel.
+    """Make Gaussian kernels of a given shape, centred on the middle pixel.
 
     Args:
         sigmas: (n, 2) standard deviation along the axis and across it, in pixels.
         axis: (n, 2) unit vectors (x to the right, y down).
         size: side in pixels, odd.
-        integrate: mean over each pixel; False samples at the pixel centres.
+        integrate: whether to average over each pixel; False samples at the pixel centres.
 
     Returns:
         (n, size, size) float32, >= 0, sum 1, exactly symmetric under k(x) = k(-x).
@@ -118,7 +119,7 @@ def gaussian_kernels(sigmas: np.ndarray, axis: np.ndarray, size: int, *, integra
         ]
     )
     out = np.empty((len(sigmas), size, size), dtype=np.float32)
-    # The last threshold reached counts, so it is the largest.
+    # The last threshold that is reached decides, which is the largest.
     nodes = np.ones(len(sigmas), dtype=np.int64)
     for threshold, count in reversed(_NODES) if integrate else ():
         nodes[sigmas.min(axis=1) >= threshold] = count
@@ -133,15 +134,15 @@ def gaussian_kernels(sigmas: np.ndarray, axis: np.ndarray, size: int, *, integra
 
 
 def _by_factors(form: np.ndarray, half: int, nodes: int) -> np.ndarray:
-    """The upper rows (n, half + 1, size), summed over Gauss-Legendre nodes, with an exponential a row, not a pixel.
+    """Return the upper rows (n, half + 1, size), summed over Gauss-Legendre nodes, with one exponential per row.
 
-    At x = i + dx the cross term is exp(b y)^i exp(b y dx): powers of one number a row, times one for each node.
+    At x = i + dx the cross term is exp(b y)^i exp(b y dx): powers of one number per row, times one number per node.
     """
     a, b, c = form
     offsets, weights = _nodes(nodes)
     columns = np.arange(-half, half + 1, dtype=np.float64)[:, None]
     y = np.arange(-half, 1, dtype=np.float64)[:, None] + offsets[:, None, None]
-    # Kernels lie side by side in memory: (columns, [rows,] n), and one axis in front for each node.
+    # Kernels are interleaved in memory: (columns, [rows,] n), with a leading axis for the nodes.
     x = columns + offsets[:, None, None]
     horizontal = portable.exp(a * x * x)[:, :, None]
     vertical = portable.exp(c * (y * y)) * weights[:, None, None]
@@ -165,7 +166,7 @@ def _by_factors(form: np.ndarray, half: int, nodes: int) -> np.ndarray:
 
 
 def _directly(form: np.ndarray, half: int, nodes: int) -> np.ndarray:
-    """`_by_factors` for very thin slanted Gaussians, whose single factors would overflow."""
+    """Do the same as `_by_factors` for very thin slanted Gaussians, whose single factors would overflow."""
     a, b, c = form[:, :, None]
     offsets, weights = _nodes(nodes)
     top = np.zeros((a.shape[0], half + 1, 2 * half + 1))
@@ -181,22 +182,22 @@ def _directly(form: np.ndarray, half: int, nodes: int) -> np.ndarray:
 
 
 def _nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre offsets and weights within a pixel; rounded, as they come from a machine's eigenvalue solver."""
+    """Return Gauss-Legendre offsets and weights in a pixel, rounded because the eigenvalue solver's last bits vary."""
     offsets, weights = np.round(np.polynomial.legendre.leggauss(count), 13)
     return offsets / 2, weights
 
 
 def _mirrored(top: np.ndarray) -> np.ndarray:
-    """Whole kernels of sum 1 from their upper rows: k(x) = k(-x), exactly."""
+    """Complete kernels of sum 1 from their upper rows, exactly symmetric under k(x) = k(-x)."""
     half = top.shape[1] - 1
     whole = np.concatenate([top, top[:, :half, ::-1][:, ::-1]], axis=1)
-    # The middle row pairs with itself.
+    # The middle row is mirrored onto itself.
     whole[:, half, half + 1 :] = whole[:, half, :half][:, ::-1]
     return whole / whole.reshape(len(whole), top.shape[2] * top.shape[2]).sum(axis=1)[:, None, None]
 
 
 def perturb(kernels: np.ndarray, noise: float, *, rng: np.random.Generator) -> np.ndarray:
-    """Multiply each pixel by 1 + U(0, noise) and normalise again; kernels stay as they are when `noise` is 0."""
+    """Multiply each pixel by 1 + U(0, noise) and normalise again; `noise` 0 leaves kernels unchanged."""
     if noise == 0:
         return kernels
     noisy = kernels * (1 + noise * rng.random(kernels.shape))

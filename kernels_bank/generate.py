@@ -1,7 +1,7 @@
-"""Building a bank: one Ray Data task a shard, in any order, on any node; the codec and the manifest at the end.
+"""The build of a bank: one Ray Data task per shard, in any order, on any node; codec and manifest at the end.
 
-A shard is a pure function of the spec and its range, and is written whole or not at all. So a killed build is just
-run again: shards that are there and whole are read instead of drawn.
+A shard is a pure function of the spec and its range, and is written atomically. So a killed build can simply be run
+again: existing intact shards are read instead of drawn.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ KIND = "kernel bank"
 
 
 def build_bank(spec: KernelBankSpec, uri: str | Path, *, previews: bool = True) -> Manifest:
-    """Draw, store and encode a bank; finishes an interrupted one, leaves a complete one as it is.
+    """Draw, store and encode a bank. An interrupted build is finished; a complete bank is left as it is.
 
     Args:
-        spec: what to build.
-        uri: where: a folder that is new, empty, or holds the same bank (complete or not).
-        previews: also write pictures beside the manifest.
+        spec: spec of the bank.
+        uri: folder that is new, empty, or holds the same bank (complete or not).
+        previews: whether to write pictures next to the manifest, too.
 
     Raises:
-        ArtefactError: another bank lies at `uri`.
+        ArtefactError: `uri` holds another bank.
         BadRequestError: `uri` cannot be written to.
-        JobFailedError: a shard could not be made or written; what is there is kept.
+        JobFailedError: a shard could not be made or written; finished shards are kept.
     """
     uri = uris.absolute(uri)
     if (existing := present(spec, uri)) is not None:
         return existing
     with own_output(uri, KIND) as lease:
-        # Another job may have finished it meanwhile.
+        # Another job may have finished the bank meanwhile.
         return present(spec, uri) or _build(spec, uri, lease, previews=previews)
 
 
@@ -93,7 +93,7 @@ def _build(spec: KernelBankSpec, uri: str, lease: Lease, *, previews: bool) -> M
         made_with={name: version(name) for name in ("numpy", "pyarrow", "ray")},
     )
     lease.check()
-    # Readers of `kernels-*.parquet` would see what an earlier, larger attempt left behind.
+    # Readers of `kernels-*.parquet` would find files of an earlier, larger attempt.
     remove_leftovers(uri, {record.name for record in records})
     write_manifest(uri, manifest)
     storage.remove_file(uris.join(uri, BUILDING))
@@ -101,11 +101,11 @@ def _build(spec: KernelBankSpec, uri: str, lease: Lease, *, previews: bool) -> M
 
 
 def present(spec: KernelBankSpec, uri: str) -> Manifest | None:
-    """Return the manifest if this very bank is complete at `uri`; None if it is still to be built there.
+    """Return the manifest if exactly this bank is complete at `uri`; None if it has to be built.
 
     Raises:
-        ArtefactError: another bank lies there, or a damaged one.
-        OSError: the place cannot be reached.
+        ArtefactError: `uri` holds another bank, or a damaged one.
+        OSError: `uri` cannot be reached.
     """
     if not storage.exists(uris.join(uri, MANIFEST)):
         return None
@@ -120,7 +120,7 @@ def present(spec: KernelBankSpec, uri: str) -> Manifest | None:
 
 
 def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], np.ndarray, np.ndarray]:
-    """All shards, and the sum and the sum of outer products of their kernels."""
+    """Build all shards; return them with the sum and the sum of outer products of their kernels."""
     cluster.connect()
     import ray
     from ray.exceptions import RayTaskError
@@ -129,8 +129,8 @@ def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], np
 
     shards = plan(spec)
     rows = [{"shard": shard.model_dump_json(), "spec": spec.model_dump_json()} for shard in shards]
-    # In the order of the plan, so that the sums, and with them the codec, do not depend on which task ended first. Each
-    # is added as it comes: those of 2,500 shards together would take 4 GB.
+    # In the order of the plan, so that the sums, and so the codec, do not depend on which task ended first. Each result
+    # is added on arrival: those of 2,500 shards together would take 4 GB.
     records: list[ShardRecord] = []
     total, outer = np.zeros(spec.size**2), np.zeros((spec.size**2, spec.size**2))
     graph = ray.data.from_items(rows, override_num_blocks=len(rows)).map(functools.partial(build_shard, uri=uri))
@@ -152,7 +152,7 @@ def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], np
 
 
 def _fit_codec(spec: KernelBankSpec, total: np.ndarray, outer: np.ndarray, digest: str) -> KernelCodec:
-    """The codec with all components, made in a task: Ray gives it one thread, and the bits depend on their number."""
+    """Fit the codec with all components in a Ray task, which has one thread: the bits depend on the thread count."""
     import ray
 
     def fit() -> KernelCodec:
@@ -170,7 +170,7 @@ def _fit_codec(spec: KernelBankSpec, total: np.ndarray, outer: np.ndarray, diges
 
 
 def build_shard(row: dict[str, Any], uri: str) -> dict[str, Any]:
-    """Take the shard that is there, or draw and write it, in a task; give back its record and its moments."""
+    """Take the existing shard, or draw and write it; return its record and its moments. Runs in a task."""
     spec, shard = KernelBankSpec.model_validate_json(row["spec"]), Shard.model_validate_json(row["shard"])
     law = law_digest(spec, shard.family)
     found = find_shard(uri, shard, law)

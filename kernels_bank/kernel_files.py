@@ -1,4 +1,4 @@
-"""The files that hold kernels: arrays as they are in NumPy, MATLAB and picture files. Nothing is unpickled."""
+"""Readers of kernels in NumPy, MATLAB and picture files. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_MOST_VALUES = 2**26  # 126,000 kernels of 23 x 23, half a GiB of float64: no more is read into memory
-MOST_BYTES = 8 * _MOST_VALUES + 2**16  # of a file: as many values of float64, and a header
-_BLOCK = 1 << 20  # bytes that are unpacked at a time
-_COMPRESSED = 15  # type of a part of a MATLAB file
+_MOST_VALUES = 2**26  # limit of values read into memory: 126,000 kernels of 23 x 23, half a GiB of float64
+MOST_BYTES = 8 * _MOST_VALUES + 2**16  # limit of a file: as many values of float64, and a header
+_BLOCK = 1 << 20  # bytes unpacked at a time
+_COMPRESSED = 15  # type of a compressed element in a MATLAB file
 _NUMBERS = {"single", "double", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 _WANTED = "a numeric array (k, k, N) or a cell array of numeric (k, k) is expected"
 
-Arrays = np.ndarray | list[np.ndarray]  # one array to be split, or its kernels one by one
+Arrays = np.ndarray | list[np.ndarray]  # one array to split, or a list of kernels
 
 
 def read_npy(data: bytes) -> Arrays:
@@ -38,7 +38,7 @@ def read_npy(data: bytes) -> Arrays:
 
 
 def read_npz(data: bytes) -> Arrays:
-    """Read the array `kernels`, or the only one, of a .npz file."""
+    """Read the array `kernels`, or the only array, of a .npz file."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         info = members[_only(members)]
@@ -62,8 +62,8 @@ def read_png(data: bytes) -> Arrays:
 
 
 def read_mat(data: bytes) -> Arrays:
-    """Read the variable `kernels`, or the only one, of a MATLAB file."""
-    # MATLAB 7.3 files are HDF5 behind a header of 512 bytes; other programs write none.
+    """Read the variable `kernels`, or the only variable, of a MATLAB file."""
+    # MATLAB 7.3 files are HDF5 after a header of 512 bytes; other programs write no header.
     if _HDF5 in (data[:8], data[512:520]):
         return _read_mat_hdf5(data)
     from scipy import io as scipy_io
@@ -77,20 +77,20 @@ def read_mat(data: bytes) -> Arrays:
     if kind not in _NUMBERS | {"cell"}:
         raise ArtefactError(f"the variable '{name}' is of MATLAB's class {kind}; {_WANTED}")
     refuse_large(shape)
-    # A value takes a byte at least, whatever its type in the array.
+    # A value takes at least a byte, whatever its type in the array.
     _refuse_unpacking_to_more(data, than=_MOST_VALUES if kind == "cell" else MOST_BYTES)
-    # In MATLAB's own types, or a logical array in a cell would be one of numbers.
+    # With MATLAB's own types, since otherwise a logical array in a cell would become numbers.
     value = scipy_io.loadmat(stream(), variable_names=[name], mat_dtype=kind == "cell")[name]
     return [_cell(item, i) for i, item in enumerate(value.ravel(), start=1)] if kind == "cell" else np.asarray(value)
 
 
 def _refuse_unpacking_to_more(data: bytes, than: int) -> None:
-    """Check that no variable of a classic MATLAB file unpacks to more bytes. Raises ArtefactError.
+    """Refuse a classic MATLAB file with a variable that unpacks to more bytes. Raises ArtefactError.
 
-    The outer shape of a cell array says nothing of what its cells hold.
+    The outer shape of a cell array does not reveal the size of its cells.
     """
     if 0 in data[:4]:
-        return  # MATLAB 4, which knows neither cells nor compression
+        return  # MATLAB 4, which has neither cells nor compression
     order = "<" if data[126:128] == b"IM" else ">"
     start = 128
     while start + 8 <= len(data):
@@ -105,7 +105,7 @@ def _refuse_unpacking_to_more(data: bytes, than: int) -> None:
 
 
 def _unpacked_bytes(packed: bytes, most: int) -> int:
-    """Return how many bytes zlib makes of these, without holding them; of more than `most` some number above it."""
+    """Return the unpacked size in bytes without holding the content; if it exceeds `most`, any larger number."""
     unpacker, total = zlib.decompressobj(), 0
     for start in range(0, len(packed), _BLOCK):
         part = packed[start : start + _BLOCK]
@@ -137,18 +137,18 @@ def _read_mat_hdf5(data: bytes) -> Arrays:
 
 
 def _class(node: Any) -> str:  # noqa: ANN401 - an HDF5 node
-    """MATLAB's class of a variable; empty in files of other programs."""
+    """Return MATLAB's class of a variable; empty in files of other programs."""
     kind = node.attrs.get("MATLAB_class", b"")
     return kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
 
 
 def _size(file: Any, reference: Any) -> int:  # noqa: ANN401 - h5py's
-    """Return how many values a cell has."""
+    """Return the number of values in a cell."""
     return (getattr(file[reference], "size", 0) or 0) if reference else 0
 
 
 def _referenced(file: Any, reference: Any, number: int) -> np.ndarray:  # noqa: ANN401 - h5py's
-    """What a cell holds."""
+    """Return the content of a cell."""
     if not reference:
         raise ArtefactError(f"cell {number} holds nothing; {_WANTED}")
     node = file[reference]
@@ -158,7 +158,7 @@ def _referenced(file: Any, reference: Any, number: int) -> np.ndarray:  # noqa: 
 
 
 def _values(node: Any) -> np.ndarray:  # noqa: ANN401 - an HDF5 node
-    """Return a data set in MATLAB's order of axes; it stores columns first, so every array comes transposed."""
+    """Return a data set in MATLAB's order of axes; MATLAB stores columns first, so every array is transposed."""
     if not hasattr(node, "dtype"):
         raise ArtefactError(f"a cell holds something else than numbers; {_WANTED}")
     if "MATLAB_empty" in node.attrs or node.shape is None:
@@ -186,7 +186,7 @@ def _only(names: Iterable[str]) -> str:
 
 
 def refuse_large(shape: tuple[int, ...]) -> None:
-    """Check that an array takes no more memory than kernels need. Raises ArtefactError."""
+    """Refuse an array that takes more memory than kernels need. Raises ArtefactError."""
     if math.prod(shape) > _MOST_VALUES:
         raise ArtefactError(f"an array of shape {shape} is too large for kernels")
 

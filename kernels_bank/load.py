@@ -1,4 +1,4 @@
-"""Kernels from files that others made."""
+"""Kernels from files of other programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
-# How much may lie below zero, of what lies above: more than the lobes of any reduction. A sharpening filter has more.
+# Largest ratio of negative to positive values: above the lobes of any reduction, below those of a sharpening filter.
 _NEGATIVE = 0.4
 
 
@@ -17,20 +17,19 @@ _NEGATIVE = 0.4
 def load_kernels(path: str | Path) -> np.ndarray:
     """Read blur kernels from a path or URI.
 
-    `.npy`, `.npz` (the array `kernels`, or the only one), MATLAB `.mat` (classic or HDF5; the variable `kernels`, or
-    the only one; a cell array or a numeric one), `.png` (one grey picture). Arrays are (k, k), (N, k, k) or (k, k, N);
-    axes of length 1 do not count. Of a MATLAB cube (k, k, k) the last axis counts the kernels; any other array that can
-    be read in two ways is refused.
-    Kernels of different sides are padded with zeros around to the largest; an even side gets a row and a column of
-    zeros at its end. Positions are kept: nothing is recentred.
+    Supported are `.npy`, `.npz` (the array `kernels`, or the only one), MATLAB `.mat` (classic or HDF5; the variable
+    `kernels`, or the only one; a cell array or a numeric one), and `.png` (one grey picture). Arrays are (k, k),
+    (N, k, k) or (k, k, N); axes of length 1 are ignored. In a MATLAB cube (k, k, k) the last axis counts the kernels;
+    any other ambiguous array is refused. Kernels of different sides are padded with zeros on all sides to the largest;
+    an even side gets a row and a column of zeros at its end. Positions are kept: nothing is recentred.
 
     Returns:
-        (N, k, k) float32, k odd, each of sum 1: values are divided by their sum. They may have negative lobes, as a
-        blur that was followed by a bicubic or Lanczos reduction has.
+        (N, k, k) float32, k odd, each of sum 1: values are divided by their sum. They may have negative lobes, like a
+        blur followed by a bicubic or Lanczos reduction.
 
     Raises:
         ArtefactError: the file is missing, unreadable or holds no kernels.
-        BadRequestError: an unknown kind of file.
+        BadRequestError: the kind of file is unknown.
     """
     from kernels_bank import kernel_files
     from kernels_bank.runtime import storage
@@ -63,14 +62,14 @@ def load_kernels(path: str | Path) -> np.ndarray:
 
 
 def split(array: np.ndarray, *, last_counts: bool) -> list[np.ndarray]:
-    """Return the kernels of an array: (k, k), (N, k, k) or (k, k, N), axes of length 1 aside.
+    """Return the kernels of an array: (k, k), (N, k, k) or (k, k, N), ignoring axes of length 1.
 
     Args:
-        array: of any shape.
-        last_counts: whether the last axis of a cube counts the kernels; else a cube is refused.
+        array: array of any shape.
+        last_counts: whether the last axis of a cube counts the kernels; otherwise a cube is refused.
 
     Raises:
-        ArtefactError: another shape, or one that can be read in two ways.
+        ArtefactError: the shape is wrong or ambiguous.
     """
     shape = array.shape
     array = array.reshape([length for length in shape if length != 1] or [1, 1]) if 0 not in shape else array
@@ -90,7 +89,7 @@ def split(array: np.ndarray, *, last_counts: bool) -> list[np.ndarray]:
 
 
 def _refuse_flattened(array: np.ndarray) -> None:
-    """Refuse rows or columns that may be whole kernels, flattened; those of a square array only if each sums to 1."""
+    """Refuse rows or columns that may be whole flattened kernels; in a square array only if each sums to 1."""
     readings = []
     for name, count, length, sums in (
         ("rows", *array.shape, array.sum(1)),
@@ -132,7 +131,7 @@ def _normal(kernel: np.ndarray, side: int) -> np.ndarray:
     """Return the kernel in the middle of a (side, side) field, as float32 of sum 1."""
     values = kernel.astype(np.float64)
     field = np.zeros((side, side))
-    # An even side gets its extra row at the end first, so that its origin, row k // 2, stays the middle pixel.
+    # An even side first gets its extra row at the end, so that its origin, row k // 2, stays the middle pixel.
     top, left = (side // 2 - length // 2 for length in values.shape)
     field[top : top + values.shape[0], left : left + values.shape[1]] = values
     return (field / field.sum()).astype(np.float32)

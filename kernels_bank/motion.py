@@ -1,16 +1,16 @@
-"""Motion kernels: random camera shake, seen by an open shutter.
+"""Motion kernels: random camera shake during an exposure.
 
-The hand moves the image with a velocity v(t). A force f(t) drives it, a random walk that forgets itself (Ornstein-
-Uhlenbeck, time constant tau); v follows f with inertia (time constant mu); both turn steadily (rotation); at random
-moments v jumps (impulsive shakes). All times are in exposures: a tau of 3 is a short
-exposure, one smooth stroke; a tau of 0.05 a long one, a tangle.
+The hand moves the image with a velocity v(t). It is driven by a force f(t), a mean-reverting random walk
+(Ornstein-Uhlenbeck, time constant tau). v follows f with inertia (time constant mu), both turn steadily (rotation), and
+at random moments v jumps (impulsive shakes). All times are in exposures: a tau of 3 is a short exposure with one smooth
+stroke, a tau of 0.05 a long one with a tangle.
 
     f' = -f / tau + sqrt(2 / tau) * white noise          v' = (f - v) / mu + jumps          x' = v
 
-The kernel is where the light falls: the path, narrowed across a random axis, centred and scaled to its extent, is
-splatted bilinearly at equal times, so slow stretches are bright; then softened by a pixel-sized tap.
+The kernel is the distribution of light: the path, narrowed across a random axis, centred and scaled to its extent, is
+splatted bilinearly at equal times, so slow stretches are bright, and then softened by a pixel-sized tap.
 
-All kernels of a call advance together: one Python loop over time, none over kernels.
+All kernels of a call advance together, in one Python loop over time.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import numpy as np
 from kernels_bank import portable
 from kernels_bank.runtime.errors import BadRequestError
 
-# Moments of the exposure at which light is counted: a 60-pixel path has three to a pixel.
+# Moments of the exposure at which light is sampled: a 60-pixel path has three per pixel.
 _STEPS = 192
-# Kernels splatted together: they stay in the cache.
+# Number of kernels splatted together, so that they stay in the cache.
 _BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Shake:
-    """Hold the laws of `sample_motion`; times in exposures.
+    """Hold the distributions of `sample_motion`; times are in exposures.
 
     The defaults cover the measured kernels of Levin et al. 2009.
     """
 
     memory: tuple[float, float] = (0.02, 10.0)  # tau, log-uniform
     inertia: tuple[float, float] = (0.02, 1.6)  # mu, log-uniform
-    turn: float = 3.3  # standard deviation of the turn, radians an exposure
+    turn: float = 3.3  # standard deviation of the turn, radians per exposure
     shaken: float = 0.6  # share of paths with impulsive shakes
-    shakes: float = 6.0  # most jumps expected in an exposure
-    shake: float = 1.7  # standard deviation of a jump, in units of the usual velocity
+    shakes: float = 6.0  # largest expected number of jumps in an exposure
+    shake: float = 1.7  # standard deviation of a jump, relative to the typical velocity
     narrowing: float = 3.0  # largest factor by which a path is narrowed across a random axis, log-uniform
     softness: float = 0.25  # largest weight of each neighbour in the softening tap
 
@@ -56,18 +56,18 @@ def sample_motion(
     """Sample random motion kernels, centre of mass on the middle pixel (to float32 rounding).
 
     Args:
-        n: how many.
+        n: number of kernels.
         size: side in pixels, odd, at least 7.
-        rng: where the draws come from.
+        rng: source of the draws.
         extent: range of the longer side of the path's bounding box, in pixels; longer ones are more likely.
-            A path that would leave the window is made as large as fits.
-        shake: the laws of the path; the default suits hand-held cameras.
+            A path that would leave the window is scaled to the largest that fits.
+        shake: distributions of the path; the default suits hand-held cameras.
 
     Returns:
         (n, size, size) float32, >= 0, sum 1.
 
     Raises:
-        BadRequestError: an even or tiny size, a negative count, a range out of order.
+        BadRequestError: the size is even or below 7, the count negative, or a range out of order.
     """
     return draw_motion(n, size, rng=rng, extent=extent, shake=shake)[0]
 
@@ -83,11 +83,11 @@ def draw_motion(
     """Draw the kernels (n, size, size) of `sample_motion`, with their extents (n,) in pixels and memories (n,).
 
     Args:
-        n: how many.
+        n: number of kernels.
         size: side in pixels, odd, at least 7.
-        rng: where the draws come from.
+        rng: source of the draws.
         extent: range of the longer side of the path, in pixels.
-        shake: the laws of the path; None for hand-held cameras.
+        shake: distributions of the path; None for hand-held cameras.
     """
     if size < 7 or size % 2 == 0:
         raise BadRequestError(f"motion kernels of side {size}: choose an odd side of at least 7")
@@ -112,18 +112,18 @@ def draw_motion(
 
 
 def _paths(memory: np.ndarray, law: Shake, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Positions x, y (steps, n) of the walk, in any unit; column i forgets its force after `memory[i]` exposures."""
+    """Walk the paths; return positions x, y (steps, n) in any unit. `memory` is tau of each column in exposures."""
     n = len(memory)
     forget = np.minimum(1 / (memory * _STEPS), 1.0)
     follow = np.minimum(1 / (portable.log_uniform(rng.random(n), *law.inertia) * _STEPS), 1.0)
     push = np.sqrt(2 * forget)
-    # Half the turn a step; cosine and sine by the tangent half-angle, which needs no trigonometry.
+    # Half the turn per step; cosine and sine by the tangent half-angle formulas, which need no trigonometry.
     half_turn = rng.standard_normal(n) * law.turn / (2 * _STEPS)
     cosine = (1 - half_turn * half_turn) / (1 + half_turn * half_turn)
     sine = 2 * half_turn / (1 + half_turn * half_turn)
     jumps = rng.random(n) * law.shakes / _STEPS * (rng.random(n) < law.shaken)
 
-    # (axis, force and velocity, n): one rotation turns both.
+    # (axis, force and velocity, n), so that one rotation turns both.
     state = np.empty((2, 2, n))
     state[:] = rng.standard_normal((2, 1, n))
     force, velocity = state[:, 0], state[:, 1]
@@ -151,7 +151,7 @@ def _paths(memory: np.ndarray, law: Shake, rng: np.random.Generator) -> tuple[np
 
 
 def _narrowed(x: np.ndarray, y: np.ndarray, factor: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The paths divided by `factor` across axes of `direction` (2, n), of any length."""
+    """Divide the paths by `factor` across axes of `direction` (2, n), of any length."""
     ux, uy = direction
     norm = np.sqrt(ux * ux + uy * uy)
     ux, uy = ux / norm, uy / norm
@@ -160,18 +160,18 @@ def _narrowed(x: np.ndarray, y: np.ndarray, factor: np.ndarray, direction: np.nd
 
 
 def _fitted(x: np.ndarray, y: np.ndarray, extent: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixel coordinates of the paths, mean in the middle of the window, and the extents they got."""
+    """Return pixel coordinates of the paths, with their mean in the middle of the window, and their extents."""
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     span = np.maximum(x.max(axis=0) - x.min(axis=0), y.max(axis=0) - y.min(axis=0))
     reach = np.maximum(np.abs(x).max(axis=0), np.abs(y).max(axis=0))
-    # One pixel stays free around: bilinear splatting and the softening tap lose nothing and shift nothing.
+    # A margin of one pixel stays free, so that bilinear splatting and the softening tap lose and shift nothing.
     middle = size // 2
     scale = np.minimum(extent / span, (middle - 1) * (1 - 1e-9) / reach)
     return x * scale + middle, y * scale + middle, span * scale
 
 
 def _splatted(x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
-    """(n, size, size): every position (steps, n) adds 1 to the four pixels around it, bilinearly."""
+    """Splat positions (steps, n) to (n, size, size): each adds 1 to the four pixels around it, bilinearly."""
     n = x.shape[1]
     left, top = x.astype(np.int64), y.astype(np.int64)
     right, below = x - left, y - top
@@ -186,11 +186,11 @@ def _splatted(x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
 
 
 def _softened(kernels: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Each kernel blurred by (w, 1 - 2w, w) along both axes; its border pixels are empty along the way in."""
+    """Blur each kernel by (w, 1 - 2w, w) along both axes; its border pixels must be empty."""
     n, size, _ = kernels.shape
     weight = weight[:, None]
     soft = kernels.reshape(n, size * size)
-    # As one line of pixels: what a step to the left or right carries over an end of a row is nothing.
+    # As one line of pixels: steps to the left or right carry only zeros over the end of a row.
     for step in (size, 1):
         tap = weight * soft
         soft = soft * (1 - 2 * weight)

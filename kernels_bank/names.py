@@ -1,4 +1,4 @@
-"""The words of settings that the bank, the degradation and the network share."""
+"""The setting names that the bank, the degradation and the network share."""
 
 from __future__ import annotations
 

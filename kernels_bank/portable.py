@@ -1,7 +1,7 @@
 """Arithmetic that gives the same bits on every machine.
 
-NumPy's exp, sin and cos pick another routine on another processor, and last bits differ; +, -, *, / and sqrt are
-exactly rounded everywhere (IEEE 754). Kernels are made from these alone, so a bank is the same wherever it is built.
+NumPy's exp, sin and cos use different routines on different processors, and last bits differ, while +, -, *, / and
+sqrt are exactly rounded everywhere (IEEE 754). Kernels use only the latter, so a bank is the same wherever it is built.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def exp(x: np.ndarray) -> np.ndarray:
         p += coefficient
         p *= r
     p += 1.0
-    # 2^n, written straight into the exponent bits.
+    # 2^n, written directly into the exponent bits.
     p *= ((n.astype(np.int64) + 1023) << 52).view(np.float64)
     return p
 
 
 def log_uniform(uniform: np.ndarray, low: float, high: float) -> np.ndarray:
     """Map uniform numbers in [0, 1) to values in [low, high] whose logarithm is uniform."""
-    # The C library's last bit of the logarithm may differ between systems; twelve digits do not.
+    # The last bit of the C library's logarithm may differ between systems, but twelve digits do not.
     return low * exp(uniform * round(math.log(high / low), 12))

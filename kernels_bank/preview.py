@@ -1,8 +1,8 @@
-"""Pictures of a bank, written beside its manifest.
+"""Pictures of a bank, written next to its manifest.
 
-preview.png         kernels of each family, in the order of their width
-distributions.png   what was drawn, and how wide the kernels came out
-codec.png           the PCA spectrum, its first directions, and what each family loses with fewer components
+preview.png         kernels of each family, sorted by width
+distributions.png   the drawn parameters, and the resulting widths of the kernels
+codec.png           the PCA spectrum, its first directions, and each family's loss with fewer components
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def write_previews(samples: Samples, full: KernelCodec, kept: int, losses: list[
         samples: kernels and drawn parameters of each family.
         full: the codec with all components.
         kept: length of the bank's code.
-        losses: of the codec by length.
+        losses: losses of the codec by length.
         uri: the bank's folder.
     """
     figures = (mosaics(samples), distributions(samples), codec_sheet(samples, full, kept, losses))
@@ -75,11 +75,11 @@ def mosaics(samples: Samples, rows: int = 8, columns: int = 14) -> Figure:
 
 
 def distributions(samples: Samples) -> Figure:
-    """Draw the distributions of the parameters, and of how wide the kernels came out."""
+    """Draw the distributions of the parameters and of the kernels' widths."""
     panels = [(family, name, values) for family, (_, drawn) in samples.items() for name, values in drawn.items()]
     figure, axes = _panels(len(panels) + 1, columns=3, width=4.2, height=2.6)
     for axis, (family, name, values) in zip(axes, panels, strict=False):
-        # Times span decades.
+        # Logarithmic, since times span decades.
         edges = np.geomspace(values.min(), values.max(), 33) if name == "memory" else np.linspace(*_ends(values), 33)
         axis.hist(values, bins=edges.tolist(), color=_COLOURS[family], edgecolor="white", linewidth=0.4)
         axis.set_xscale("log" if name == "memory" else "linear")
@@ -101,7 +101,7 @@ def codec_sheet(samples: Samples, full: KernelCodec, kept: int, losses: list[Los
         samples: kernels of each family.
         full: the codec with all components.
         kept: length of the bank's code.
-        losses: of the codec by length.
+        losses: losses of the codec by length.
     """
     figure, axes = _panels(4, columns=2, width=6.6, height=3.7)
     spectrum, psnr, directions, decoded = axes
@@ -144,7 +144,7 @@ def codec_sheet(samples: Samples, full: KernelCodec, kept: int, losses: list[Los
 
 
 def _worth_a_look(samples: Samples) -> Samples:
-    """Without the delta, which is the same each time, unless there is nothing else."""
+    """Leave out the delta, which is always the same, unless there is nothing else."""
     return {family: sample for family, sample in samples.items() if family != "delta" or len(samples) == 1}
 
 
@@ -157,7 +157,7 @@ def _tiles(
     lobes: bool = False,
     names: list[str] | None = None,
 ) -> None:
-    """Small square pictures (n, k, k) on a grid, each scaled to its own maximum; `names` label the rows.
+    """Draw small square pictures (n, k, k) on a grid, each scaled to its own maximum; `names` label the rows.
 
     Kernels are shown by their square root, so that faint tails are seen; `lobes` shows negative values in blue.
     """
@@ -178,7 +178,7 @@ def _tiles(
 
 
 def _axes_of(kernels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standard deviations (N,) along and across the principal axis of each kernel, in pixels."""
+    """Return standard deviations (N,) along and across the principal axis of each kernel, in pixels."""
     axis = np.arange(kernels.shape[-1]) - kernels.shape[-1] // 2
     rows, columns = kernels.sum(axis=2), kernels.sum(axis=1)
     y, x = rows @ axis, columns @ axis
@@ -190,13 +190,13 @@ def _axes_of(kernels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
-    """Ends of a histogram; a constant gets some room."""
+    """Return the ends of a histogram, with a margin for a constant."""
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _panels(count: int, *, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels on a grid; drawn without a display."""
+    """Make a figure of `count` panels on a grid, which needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

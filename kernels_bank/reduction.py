@@ -1,13 +1,13 @@
-"""Reductions: how a large picture becomes a small one, written as a kernel so that the exact operator stays exact.
+"""Reductions, the ways to shrink a picture, written as kernels so that the exact operator stays exact.
 
-A picture that is made s times as small with antialiasing is first smoothed by a short filter and then decimated. The
-filter is one more kernel: y = (x (*) (k (*) r)) down_s. So every reduction is a separable kernel r, given by its one
-line, and the blur in front of it and r together are one composite kernel, which the network's data step takes as it
-takes any other. Bicubic and Lanczos have small negative lobes, and so have their composites.
+A picture that is reduced s times with antialiasing is first smoothed by a short filter and then decimated. The filter
+is one more kernel: y = (x (*) (k (*) r)) down_s. So every reduction is a separable kernel r, given by its single line,
+and the preceding blur and r together are one composite kernel, which the network's data step treats like any other.
+Bicubic and Lanczos have small negative lobes, and so do their composites.
 
-Where the small picture's pixels lie is part of r. On the `corner` grid of the article an LR pixel lies on the
-upper-left pixel of its s x s block. On the `centre` grid it lies in the middle of the block, where cameras and every
-program that enlarges a picture have it: (s - 1) / 2 pixels further, half a pixel at x2.
+The position of the small picture's pixels is part of r. On the `corner` grid of the article an LR pixel is on the
+upper-left pixel of its s x s block. On the `centre` grid it is in the middle of the block, as in cameras and in every
+program that enlarges pictures: (s - 1) / 2 pixels further, half a pixel at x2.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from kernels_bank.names import Grid, Reduction
 
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 _CUBIC = -0.5  # Keys (1981), as in MATLAB and Pillow
-_LOBES = 3  # of Lanczos, as in Pillow
-_REACH = 6  # pixels either side of the windowed sinc that shifts by a part of a pixel
-_BLOCK = 128  # kernels convolved together: they stay in the cache
+_LOBES = 3  # lobes of Lanczos, as in Pillow
+_REACH = 6  # pixels on either side of the windowed sinc for subpixel shifts
+_BLOCK = 128  # number of kernels convolved together, so that they stay in the cache
 
 
 def offset(scale: int, grid: Grid) -> float:
-    """Return how far right of and below its block's upper-left pixel an LR pixel lies, in HR pixels.
+    """Return the offset of an LR pixel to the right of and below its block's upper-left pixel, in HR pixels.
 
     >>> offset(4, "centre")
     1.5
@@ -41,11 +41,11 @@ def reduction_line(reduction: Reduction, scale: int, grid: Grid) -> np.ndarray:
     """Return one line of a reduction's separable kernel.
 
     Args:
-        reduction: `direct` keeps one pixel of each block; `area` is the block's mean, as a camera's pixel takes it;
+        reduction: `direct` keeps one pixel of each block; `area` is the block's mean, as in a camera's pixel;
             `bicubic` and `lanczos` are the antialiased filters of MATLAB and Pillow.
         scale: s >= 1.
-        grid: where an LR pixel lies. A kept pixel lies in its corner and a block's mean in the middle: on the other
-            grid these two are shifted, by a windowed sinc where that is not by whole pixels.
+        grid: position of LR pixels. A kept pixel is in its corner and a block's mean in the middle: on the other grid
+            these two are shifted, by a windowed sinc unless the shift is whole.
 
     Returns:
         (n,) float64, n odd, of sum 1 and with its centroid at minus the grid's offset from the middle; read-only.
@@ -69,9 +69,9 @@ def reduction_line(reduction: Reduction, scale: int, grid: Grid) -> np.ndarray:
 
 
 def shift_line(line: np.ndarray, by: float) -> np.ndarray:
-    """Shift a line of odd length by `by` pixels, with a windowed sinc unless they are whole; the sum stays.
+    """Shift a line of odd length by `by` pixels, with a windowed sinc unless they are whole; the sum is kept.
 
-    The middle entry of the longer result is again the place 0.
+    The middle entry of the longer result is again position 0.
     """
     reach = int(np.ceil(abs(by))) if float(by).is_integer() else _REACH + int(np.ceil(abs(by)))
     distance = np.arange(-reach, reach + 1) - by
@@ -84,7 +84,7 @@ def reduce_kernels(kernels: np.ndarray, which: np.ndarray, lines: list[np.ndarra
 
     Args:
         kernels: (n, k, k) blurs, k odd, of sum 1.
-        which: (n,) of `lines`, the reduction of each.
+        which: (n,) index into `lines`, the reduction of each kernel.
         lines: (n,) float64 each, n odd, of sum 1: the columns and rows of the reductions.
 
     Returns:
@@ -95,7 +95,7 @@ def reduce_kernels(kernels: np.ndarray, which: np.ndarray, lines: list[np.ndarra
         members = np.flatnonzero(which == i)
         for start in range(0, len(members), _BLOCK):
             some = members[start : start + _BLOCK]
-            # Sines differ in their last bits between processors; twelve digits of a line do not.
+            # The last bits of sines differ between processors, but twelve digits of a line do not.
             block = kernels[some].astype(np.float64)
             for axis in (1, 2):
                 block = _convolved(block, np.round(line, 12), axis)
@@ -104,7 +104,7 @@ def reduce_kernels(kernels: np.ndarray, which: np.ndarray, lines: list[np.ndarra
 
 
 def _convolved(kernels: np.ndarray, line: np.ndarray, axis: int) -> np.ndarray:
-    """Convolve with a line of odd length along an axis, zeros beyond the window; additions in a fixed order."""
+    """Convolve with a line of odd length along an axis, with zero padding; additions are in a fixed order."""
     across = np.moveaxis(kernels, axis, -1)
     side, half = across.shape[-1], len(line) // 2
     out = np.zeros_like(across)
@@ -115,8 +115,8 @@ def _convolved(kernels: np.ndarray, line: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _sampled(shape: Callable[[np.ndarray], np.ndarray], support: int, scale: int, behind: float) -> np.ndarray:
-    """The filter of `support` LR pixels either side, at the HR pixels around an LR pixel."""
-    reach = int(support * scale + behind)  # at that distance the filter is zero, or beyond it
+    """Sample a filter of `support` LR pixels on either side at the HR pixels around an LR pixel."""
+    reach = int(support * scale + behind)  # the filter is zero from this distance on
     line = shape((np.arange(-reach, reach + 1) + behind) / scale)
     return np.asarray(line / line.sum())
 

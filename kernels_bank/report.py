@@ -1,4 +1,4 @@
-"""What the command line says about a bank."""
+"""Descriptions of a bank for the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def described(uri: str | Path) -> str:
 
 
 def planned(spec: KernelBankSpec, uri: str | Path) -> str:
-    """Describe what a build would do. Raises what the build would raise before it starts."""
+    """Describe what a build would do. Raises the same errors as the build before it starts."""
     from kernels_bank.generate import KIND, present
 
     target = uris.absolute(uri)
@@ -52,7 +52,7 @@ def planned(spec: KernelBankSpec, uri: str | Path) -> str:
 
 
 def verified(uri: str | Path) -> str:
-    """Verify a bank with progress. Raises ArtefactError at the first thing that is wrong."""
+    """Verify a bank with progress. Raises ArtefactError at the first error."""
     manifest = read_manifest(uri)
     with Progress("verify", total=manifest.spec.count, unit="kernel") as bar:
         for shard in verify(uri):

@@ -1,7 +1,7 @@
 """Every kernel as a pure function of (bank seed, family, index).
 
 Kernels are drawn in aligned chunks of fixed length, each from its own counter-based Philox stream keyed by (seed,
-family, chunk). A sub-range is cut from whole chunks: alone or amid its neighbours, a kernel has the same bits.
+family, chunk). A sub-range is cut from whole chunks, so a kernel has the same bits alone or among its neighbours.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def draw_range(spec: KernelBankSpec, family: Family, start: int, stop: int) -> D
     """Draw the kernels `start` ... `stop` - 1 of a family.
 
     Args:
-        spec: of the bank.
-        family: of the kernels.
+        spec: spec of the bank.
+        family: family of the kernels.
         start: index of the first kernel.
-        stop: index after the last.
+        stop: index after the last kernel.
 
     Returns:
         (stop - start, size, size) float32, and the drawn parameters by name, each (stop - start,) float32.
@@ -40,7 +40,7 @@ def draw_range(spec: KernelBankSpec, family: Family, start: int, stop: int) -> D
 
 
 def draw_chunk(spec: KernelBankSpec, family: Family, chunk: int) -> Drawn:
-    """Draw the kernels of one chunk, all CHUNK of them, and their parameters."""
+    """Draw all CHUNK kernels of one chunk, and their parameters."""
     key = hashlib.blake2b(f"{spec.seed}/{family}/{chunk}".encode(), digest_size=16).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
     match family:

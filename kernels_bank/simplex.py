@@ -1,4 +1,4 @@
-"""The set every blur kernel lives in: non-negative, sum one. Exact Euclidean projection onto it."""
+"""Exact Euclidean projection onto the set of blur kernels: non-negative, sum one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Held, Wolfe & Crowder 1974; Duchi et al., ICML 2008, Fig. 1: the projection is max(v - theta, 0) with the one
+# Held, Wolfe & Crowder 1974; Duchi et al., ICML 2008, Fig. 1: the projection is max(v - theta, 0) with the
 # theta that makes the sum 1. Sorted descending, entry j stays positive iff v_j > (v_1 + ... + v_j - 1) / j.
 
 
@@ -44,7 +44,7 @@ def project_simplex_tensor(values: Tensor) -> Tensor:
         descending = values.sort(dim=-1, descending=True).values
         rank = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
         kept = (descending * rank > running_sum(descending) - 1).sum(-1, keepdim=True)
-        # None is kept where values are not finite: the result is then NaN, for the caller to find.
+        # No entry is kept if values are not finite. The result is then NaN, which the caller detects.
         support = values >= descending.gather(-1, (kept - 1).clamp_min(0))
     theta = ((values * support).sum(-1, keepdim=True) - 1) / support.sum(-1, keepdim=True)
     return (values - theta).clamp_min(0)
@@ -53,8 +53,8 @@ def project_simplex_tensor(values: Tensor) -> Tensor:
 def running_sum(values: Tensor) -> Tensor:
     """Return the running sum along the last axis.
 
-    `cumsum` on CUDA adds in an order of its own each time, and is refused where deterministic algorithms are asked
-    for. There it is made of log2(n) shifted additions instead.
+    `cumsum` on CUDA is not deterministic, and is refused when deterministic algorithms are requested. There the sum is
+    computed by log2(n) shifted additions instead.
     """
     import torch
 
@@ -64,7 +64,7 @@ def running_sum(values: Tensor) -> Tensor:
 
 
 def shifted_sums(values: Tensor) -> Tensor:
-    """Return the running sum along the last axis, added up in a fixed order by doubling the stretches."""
+    """Return the running sum along the last axis, added up in a fixed order by doubling strides."""
     import torch
 
     step = 1

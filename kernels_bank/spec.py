@@ -1,4 +1,4 @@
-"""What a bank holds: counts, size, seed and the laws the kernels are drawn from. Travels in the bank's manifest."""
+"""The spec of a bank: counts, size, seed and the distributions of kernels. It is stored in the bank's manifest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kernels_bank.runtime.errors import BadRequestError
 Family = Literal["gaussian", "motion", "disk", "delta", "gaussian_reduced", "motion_reduced", "reduction"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 COMPOSITES: tuple[Family, ...] = ("gaussian_reduced", "motion_reduced", "reduction")
-REDUCING = ("scale", "grid", "reductions")  # the law of composites beside that of their blurs
+REDUCING = ("scale", "grid", "reductions")  # the settings of composites besides those of their blurs
 
 Count = Annotated[int, Field(ge=0, le=100_000_000)]
 Range = tuple[Annotated[float, Field(gt=0, lt=1e6)], Annotated[float, Field(gt=0, lt=1e6)]]
@@ -118,27 +118,27 @@ class KernelBankSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A bank without composites has the bytes, and so the digests, that it had before there were any.
+        # A bank without composites keeps the bytes, and so the digests, from before composites were added.
         values: dict[str, Any] = written(self)
         return values if self.signed else {n: v for n, v in values.items() if n not in {*COMPOSITES, *REDUCING}}
 
     @property
     def signed(self) -> bool:
-        """Say whether kernels may have negative lobes: those of a reduction."""
+        """Return whether kernels may have negative lobes, those of a reduction."""
         return any(self.counts[family] for family in COMPOSITES)
 
     @property
     def count(self) -> int:
-        """Count the kernels in all."""
+        """Return the number of all kernels."""
         return sum(self.counts.values())
 
     @property
     def counts(self) -> dict[Family, int]:
-        """Count the kernels of each family, in the order they lie in the bank."""
+        """Return the number of kernels of each family, in the order of the bank."""
         return {family: getattr(self, family) for family in FAMILIES}
 
 
-# `article`: the default bank, by name. `camera`: blurs with the reductions behind them, on the grid of cameras.
+# `article`: the default bank, by name. `camera`: blurs followed by reductions, on the grid of cameras.
 # The others are the literature's kernel sets. DAN setting 1: isotropic. DAN setting 2 is DIV2KRK's: anisotropic with
 # noise. USRNet: half Gaussians with *variances* uniform in 0.6 ... 12, half motion.
 _CAMERA: dict[str, object] = {
@@ -166,7 +166,7 @@ def preset_spec(name: str, explicit: Mapping[str, object]) -> KernelBankSpec:
     """Return a preset of `PRESETS` with some settings replaced.
 
     Raises:
-        BadRequestError: no preset of this name, or settings that do not go with it.
+        BadRequestError: there is no preset of this name, or the settings do not fit it.
     """
     if name not in PRESETS:
         raise BadRequestError(f"preset {name}: unknown; choose from {', '.join(PRESETS)}")
@@ -174,14 +174,14 @@ def preset_spec(name: str, explicit: Mapping[str, object]) -> KernelBankSpec:
 
 
 def checked_spec(settings: Mapping[str, object], given: str) -> KernelBankSpec:
-    """Return the spec of these settings.
+    """Return the spec for some settings.
 
     Args:
-        settings: by their names; the others have their defaults.
-        given: how somebody gave them, for the error.
+        settings: settings by name; all others have their defaults.
+        given: form in which the user gave them, for the error.
 
     Raises:
-        BadRequestError: no bank has such kernels.
+        BadRequestError: the settings are invalid.
     """
     try:
         return KernelBankSpec.model_validate(settings)

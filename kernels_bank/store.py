@@ -1,9 +1,9 @@
-"""The bank on disk: Parquet shards, a codec, and last a manifest. Everything is checked against its digest.
+"""The bank on disk: Parquet shards, a codec, and finally a manifest. Everything is checked against its digest.
 
 kernels-00000.parquet ...   columns index, family, kernel (fixed-size list of float32, row-major), drawn parameters;
-                            the file's own metadata says which kernels it holds and their SHA-256
+                            the file's own metadata names its kernels and their SHA-256
 codec.safetensors           the kernel code
-building.json               only while the bank is not complete: the spec under way
+building.json               only while the bank is incomplete: its spec
 manifest.json               schema, spec, counts, per-file rows + bytes + SHA-256, digests
 """
 
@@ -27,7 +27,7 @@ from kernels_bank.runtime.sealed import unsealed, write_sealed
 from kernels_bank.spec import COMPOSITES, FAMILIES, REDUCING, Family, KernelBankSpec
 
 SCHEMA = 1
-# Raised whenever the same spec draws other kernels than before: shards of another generator are never mixed in.
+# Increased whenever the same spec draws other kernels than before, so that shards of different generators never mix.
 GENERATOR = 1
 SHARD_ROWS = 8192
 _SHARD_BYTES = 1 << 30  # 8192 kernels of 99 pixels have 321 MB
@@ -72,7 +72,7 @@ class CodecRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Describe what the bank holds, written when all of it is there."""
+    """Describe the content of the bank; the manifest is written once the bank is complete."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,7 +87,7 @@ class Manifest(BaseModel):
 
 
 def plan(spec: KernelBankSpec) -> list[Shard]:
-    """Plan the shards of a bank: each of one family, in the order kernels have in the bank."""
+    """Plan the shards of a bank: each is of one family, in the order of the bank."""
     shards: list[Shard] = []
     for family, count in spec.counts.items():
         for start in range(0, count, SHARD_ROWS):
@@ -97,7 +97,7 @@ def plan(spec: KernelBankSpec) -> list[Shard]:
 
 
 def law_digest(spec: KernelBankSpec, family: Family) -> str:
-    """Return the identity of all that decides which kernel of a family an index is: not the counts, not the codec."""
+    """Return the digest of everything that affects a family's kernels: neither the counts nor the codec."""
     free = {*FAMILIES, "components", "explained_variance", "standardize"}
     if family not in COMPOSITES:
         free |= set(REDUCING)
@@ -110,7 +110,7 @@ def content_digest(kernels: np.ndarray) -> str:
 
 
 def bank_digest(size: int, shards: list[ShardRecord]) -> str:
-    """Return the bank's identity: its kernels in order, whatever wrote them."""
+    """Return the bank's identity, which depends only on its kernels in order."""
     return storage.digest_of({"size": size, "kernels": [[s.family, s.start, s.rows, s.content] for s in shards]})
 
 
@@ -120,14 +120,14 @@ def write_shard(
     """Write one shard atomically.
 
     Args:
-        uri: of the bank.
-        shard: which kernels.
-        law: digest of the law they were drawn from.
+        uri: URI of the bank.
+        shard: place of the kernels in the bank.
+        law: digest of the distribution that they were drawn from.
         kernels: (rows, k, k) float32.
-        parameters: the drawn ones by name, each (rows,); all of `PARAMETERS`.
+        parameters: drawn parameters by name, each (rows,); names must be in `PARAMETERS`.
 
     Raises:
-        ValueError: a parameter that the files have no column for.
+        ValueError: the files have no column for a parameter.
     """
     if unknown := parameters.keys() - set(PARAMETERS):
         raise ValueError(f"{', '.join(sorted(unknown))}: not in PARAMETERS, so it would not be stored")
@@ -154,9 +154,9 @@ def write_shard(
 
 
 def find_shard(uri: str, shard: Shard, law: str) -> tuple[ShardRecord, np.ndarray] | None:
-    """Return the shard and its kernels if an earlier run left it whole.
+    """Return the shard and its kernels if an earlier run completed it.
 
-    None when it is missing, damaged or another's.
+    Return None if it is missing, damaged or from another bank.
     """
     try:
         data = storage.read_bytes(uris.join(uri, shard.name))
@@ -171,7 +171,7 @@ def read_shard(uri: str, record: ShardRecord) -> np.ndarray:
     """Read the kernels (rows, k, k) of one shard, checked against the manifest. Read-only float32.
 
     Raises:
-        ArtefactError: the file is missing, cut short or altered.
+        ArtefactError: the file is missing, truncated or altered.
     """
     where = uris.join(uri, record.name)
     data = storage.read_bytes(where, limit=_SHARD_BYTES)
@@ -191,7 +191,7 @@ def read_manifest(uri: str | Path) -> Manifest:
     """Read the manifest of a complete bank.
 
     Raises:
-        ArtefactError: no bank, an unfinished one, an unknown schema version, or a damaged manifest.
+        ArtefactError: the bank is missing, unfinished or of an unknown schema version, or its manifest is damaged.
     """
     where = uris.join(uri, MANIFEST)
     if not storage.exists(where):
@@ -222,25 +222,25 @@ def read_manifest(uri: str | Path) -> Manifest:
 
 
 def write_manifest(uri: str, manifest: Manifest) -> None:
-    """Write the manifest of a bank whose shards and codec are all there."""
+    """Write the manifest of a bank whose shards and codec all exist."""
     write_sealed(uris.join(uri, MANIFEST), manifest.model_dump(mode="json"))
 
 
 def check_files(uri: str, manifest: Manifest) -> None:
-    """Check, without reading them, that the files of a finished bank are there.
+    """Check, without reading them, that the files of a finished bank exist.
 
     Raises:
-        ArtefactError: the first that is gone, or has not as many bytes as the manifest says.
+        ArtefactError: names the first file that is missing or has another size than in the manifest.
     """
     sizes: dict[str, int | None] = {record.name: record.bytes for record in manifest.shards}
     check_complete(uri, sizes | {CODEC: None}, _ADVICE)
 
 
 def verify(uri: str | Path) -> Iterator[ShardRecord]:
-    """Read every shard and the codec again and compare with the manifest; yields each shard found good.
+    """Read every shard and the codec again and compare them with the manifest; yield each intact shard.
 
     Raises:
-        ArtefactError: the first thing that does not match.
+        ArtefactError: describes the first mismatch.
     """
     from kernels_bank.codec import KernelCodec
 
@@ -261,12 +261,12 @@ def _record(shard: Shard, data: bytes, content: str) -> ShardRecord:
 
 
 def _parse(data: bytes, where: str, rows: int = SHARD_ROWS) -> tuple[dict[str, Any], np.ndarray]:
-    """Return what a shard's file says about itself, and its kernels, of which there are at most `rows`."""
+    """Return the metadata of a shard's file, and its kernels, at most `rows`."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        # In this thread alone: one of Arrow's that still held `data` while Python ended would abort the process.
+        # Without Arrow's threads: one that still held `data` while Python exits would abort the process.
         file = parquet.ParquetFile(pa.BufferReader(data))
         if file.metadata.num_rows > rows:
             raise ValueError(f"{file.metadata.num_rows} rows")

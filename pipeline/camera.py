@@ -1,6 +1,6 @@
-"""What a camera and a web site do behind the blur: light that comes in grains, 8 bit, JPEG. One image at a time.
+"""What a camera and a web site do to an image after the blur: shot noise, 8 bit, JPEG. One image at a time.
 
-`pipeline/degrade.py` has the blur and the decimation, `pipeline/reduction.py` the ways to reduce.
+`pipeline/degrade.py` has the blur and the decimation, `pipeline/reduction.py` the kinds of reduction.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 
 Subsampling = Literal["4:2:0", "4:4:4"]
 _FACTORS = {"4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444}
-_READ_SHARE = 0.3  # of the variance at middle grey, that of the electronics; the rest is the light's
+_READ_SHARE = 0.3  # share of the variance at middle grey that is read noise; the rest is shot noise
 
 
 @dataclass(frozen=True)
 class JpegPass:
-    """Describe one time that a picture is stored as JPEG."""
+    """Describe one JPEG compression of a picture."""
 
     quality: int  # 1 to 100, libjpeg's scale
     subsampling: Subsampling
-    shift: tuple[int, int] = (0, 0)  # rows and columns by which its 8 x 8 grid lies off the picture's corner
+    shift: tuple[int, int] = (0, 0)  # rows and columns between the picture's corner and the corner of the 8 x 8 grid
 
 
 def sensor_noise(clean: np.ndarray, sigma: float, random: np.random.Generator, *, shot: bool) -> np.ndarray:
@@ -31,8 +31,8 @@ def sensor_noise(clean: np.ndarray, sigma: float, random: np.random.Generator, *
     Args:
         clean: (3, h, w) float32 in [0, 1].
         sigma: standard deviation at middle grey, [0, 1] scale.
-        random: what it is drawn with; the same number of draws whatever the other arguments are.
-        shot: the variance grows with the light, as photons arrive; else it is the same everywhere.
+        random: source of the draws; their number does not depend on the other arguments.
+        shot: whether the variance grows with the light, as for photons; otherwise it is the same everywhere.
 
     Returns:
         (3, h, w) float32.
@@ -49,8 +49,8 @@ def through_jpeg(image: np.ndarray, passes: tuple[JpegPass, ...]) -> np.ndarray:
 
     Args:
         image: (3, h, w) float32 in [0, 1]; it is rounded to 8 bit and clipped first.
-        passes: in their order. A pass whose grid is shifted sees the picture without its first rows and columns, which
-            are mirrored for it, as after a messenger's crop.
+        passes: the compressions in order. For a shifted grid the picture is padded above and to the left by mirroring,
+            as if it had been cropped after that compression.
 
     Returns:
         (3, h, w) float32, of 8 bit.
@@ -74,6 +74,6 @@ def to_linear(values: np.ndarray) -> np.ndarray:
 
 
 def from_linear(values: np.ndarray) -> np.ndarray:
-    """Convert linear light to sRGB values; what is negative or above 1 is clipped, as a sensor does."""
+    """Convert linear light to sRGB values; values outside [0, 1] are clipped, as in a sensor."""
     light = values.clip(0, 1)
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055).astype(values.dtype)

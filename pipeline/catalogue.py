@@ -19,22 +19,22 @@ _PUBLISHED = (".pth", ".pt")
 
 @dataclass(frozen=True)
 class ModelLocation:
-    """Say where the files of one model are. An alias was followed to the version that it named at that moment."""
+    """Hold where the files of one model are. An alias has been resolved to the version that it named at that moment."""
 
-    name: str  # shipped:NAME, models:/NAME/VERSION, or the folder or file as it was given
-    folder: str  # local or s3://; of a published checkpoint the file itself
-    version: int | None = None  # in the registry
+    name: str  # shipped:NAME, models:/NAME/VERSION, or the given folder or file
+    folder: str  # local or s3://; for a published checkpoint, the file itself
+    version: int | None = None  # the registered version
 
     @property
     def title(self) -> str:
-        """Return a name for people, which does not tell where a folder lies."""
+        """Return a display name, which does not reveal the path of a folder."""
         if self.name.startswith((SCHEME, REGISTRY)):
             return self.name
         return self.name.rstrip("/").rpartition("/")[2]
 
 
 def locate(uri: str) -> ModelLocation:
-    """Find the model that a URI names; the files of a registered one are fetched to this machine and checked.
+    """Find the model that a URI names. The files of a registered model are downloaded to this machine and checked.
 
     Args:
         uri: `shipped:NAME`, `models:/NAME@ALIAS`, `models:/NAME/VERSION`, a model or checkpoint folder (local or
@@ -49,7 +49,7 @@ def locate(uri: str) -> ModelLocation:
     if uri.startswith(SCHEME):
         return ModelLocation(uri, str(shipped_folder(uri)))
     if uri.startswith(REGISTRY):
-        # Late: MLflow takes a second to import, and a folder needs none.
+        # Imported late: MLflow takes a second to import, and a folder does not need it.
         from pipeline.registry import versions
         from pipeline.registry.fetch import fetch
 
@@ -65,10 +65,10 @@ def locate(uri: str) -> ModelLocation:
 
 
 def open_network(location: ModelLocation) -> tuple[BlindUSRNet | USRNet, str]:
-    """Load the network of a model, on the CPU, and the sha256 of the weights that it uses.
+    """Return the network of a model, on the CPU, and the sha256 of the weights that it uses.
 
     Raises:
-        ArtefactError: its files are missing, damaged or of another program version.
+        ArtefactError: the model's files are missing, damaged or of another program version.
     """
     from pipeline.model.weights import load_model, load_usrnet
 

@@ -1,7 +1,7 @@
-"""How every job reads its arguments and ends: YAML < environment < command line, one line for a user's error.
+"""How every job reads its arguments and exits: YAML < environment < command line, one line for a user's error.
 
-Exit status: 0 done, 1 the run failed, 2 the request was bad, 130 ended by SIGINT or SIGTERM, 141 nobody reads the
-results any more, as in `| head -1`.
+Exit status: 0 done, 1 the run failed, 2 the request was bad, 130 ended by SIGINT or SIGTERM, 141 the reader of the
+results has closed the pipe, as in `| head -1`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Command(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _refuse_mistakes(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Refuse empty texts, and truth values in the place of numbers."""
+        """Refuse empty strings, and booleans in place of numbers."""
         check_given(given, cls)
         return given
 
@@ -79,28 +79,28 @@ def run(command: type[Command_T], job: Callable[[Command_T], None], argv: Sequen
     """Parse the arguments of `command`, call `job` with them, and exit with the right status.
 
     A `--config FILE` among the arguments names a YAML file of defaults; environment and flags override it. Without
-    `argv` this process is the job's own.
+    `argv` the job owns this process and may end it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     mask_output()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+            stream.reconfigure(errors="backslashreplace")  # a file name may not be valid text
     s3.expect_answer_soon()
     ensure_home()
-    # Before it ends Python would search half a million objects for garbage and take them apart: a second of CPU.
+    # At exit, Python would collect garbage among half a million objects and free them: a second of CPU time.
     atexit.register(gc.freeze)
     status = _run(command, job, arguments)
-    if argv is None and status != 130:  # whoever asked for the end has been heard
+    if argv is None and status != 130:  # the interrupt has been handled
         _let_end(status)
-    if watch.death():  # Ray's clean-up at exit would wait for the dead
+    if watch.death():  # Ray's clean-up at exit would wait for the dead process
         watch.leave_at_once(status)
     if status:
         sys.exit(status)
 
 
 def _run(command: type[Command_T], job: Callable[[Command_T], None], arguments: Sequence[str]) -> int:
-    """Do the job and print why it failed; return the exit status."""
+    """Run the job and print why it failed; return the exit status."""
     try:
         with _sigterm_as_interrupt():
             job(parse(command, arguments))
@@ -113,7 +113,7 @@ def _run(command: type[Command_T], job: Callable[[Command_T], None], arguments: 
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and error.filename == STANDARD_OUTPUT:
-            return 128 + signal.SIGPIPE  # as a program that leaves this signal alone ends: nobody needs a line
+            return 128 + signal.SIGPIPE  # as for a program that does not handle this signal: no message is needed
         if (line := watch.explain(error) or os_errors.explain(error)) is None:
             raise
         return _say(line, status=1)
@@ -122,9 +122,9 @@ def _run(command: type[Command_T], job: Callable[[Command_T], None], arguments: 
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the job in the block as Ctrl-C does: in order, with what is finished kept."""
+    """Make SIGTERM end the job in the block as Ctrl-C does: an orderly exit that keeps finished results."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread's code
+        yield  # only the main thread can set signal handlers
         return
     interrupt = end_request.handler(_interrupt, _leave_at_once)
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -147,14 +147,14 @@ def _leave_at_once() -> None:
 
 
 def _let_end(status: int, *, asked: bool = False) -> None:
-    """Let the process end in order, which takes seconds with Ray: only a second signal cuts that short.
+    """Let the process exit in an orderly way, which takes seconds with Ray. Only a second signal cuts this short.
 
     Args:
         status: the exit status.
-        asked: a signal has asked for the end already.
+        asked: whether a signal has already requested the exit.
     """
     if threading.current_thread() is not threading.main_thread():
-        return  # signals belong to the main thread's code
+        return  # only the main thread can set signal handlers
     hurry = end_request.handler(lambda: None, lambda: watch.leave_at_once(status))
     if asked:
         hurry(signal.SIGTERM, None)
@@ -163,7 +163,7 @@ def _let_end(status: int, *, asked: bool = False) -> None:
 
 
 def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
-    """Parse and validate the arguments. Raises BadRequestError that names every wrong field by its path."""
+    """Parse and validate the arguments. Raises BadRequestError, which names every invalid field by its path."""
     flags = quoted_places([kebab(argument) for argument in arguments])
     config = _config_file(flags)
     if issubclass(command, RunConfig):
@@ -205,14 +205,14 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
 
 
 class _Environment(PydanticBaseSettingsSource):
-    """Read the environment, where a network's settings may still have their former names."""
+    """Read the environment, in which a network's settings may still have their former names."""
 
     def __init__(self, settings_cls: type[BaseSettings], variables: PydanticBaseSettingsSource) -> None:
         super().__init__(settings_cls)
         self._variables = variables
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[object, str, bool]:
-        """Look up one field as the environment's own source does."""
+        """Look up one field as pydantic's source for the environment does."""
         return self._variables.get_field_value(field, field_name)
 
     def __call__(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class _Environment(PydanticBaseSettingsSource):
 
 
 def _moved(settings: dict[str, Any], where: str) -> dict[str, Any]:
-    """Settings of a run, those of the network where they lie now; says in a line which had their former names."""
+    """Move the network's settings to their present place; print in one line which had their former names."""
     model = settings.get("model")
     if not isinstance(model, Mapping):
         return settings
@@ -240,7 +240,7 @@ def _moved(settings: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _config_file(arguments: Sequence[str]) -> dict[str, object]:
-    """The mapping in the file after `--config`, or nothing."""
+    """Return the mapping in the file after `--config`; an empty one without that flag."""
     path = None
     for position, argument in enumerate(arguments):
         if argument == "--config" and position + 1 < len(arguments):

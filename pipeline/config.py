@@ -15,14 +15,14 @@ from pipeline.model_config import ModelConfig
 from pipeline.names import Alias, Experiment, ModelName
 
 Share = Annotated[float, Field(ge=0, le=1)]
-# Number formats of convolutions; auto: the faster one, as measured where they are computed.
+# Number formats of convolutions; `auto` takes the faster one, as measured on the device that computes them.
 Format = Literal["float32", "bf16"]
 Precision = Literal["auto", "float32", "bf16"]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
 Sigma = Annotated[float, Field(ge=0, le=1, description="noise level on the [0, 1] scale: 2.55/255 is 0.01")]
 
-# Marks what may change between two sittings of one run, since it does not change what is learned. Of shards and bank
-# only the place may: their digests are compared.
+# Marks the settings that may change when a run is resumed, since they do not affect what is learned. Shards and bank
+# may only move: their digests are compared.
 MAY_CHANGE: dict[str, JsonValue] = {"mayChange": True}
 
 
@@ -102,7 +102,7 @@ class DataConfig(Frozen):
     @field_validator("shards", mode="before")
     @classmethod
     def _sets_by_uri(cls, value: object) -> object:
-        """A set may be named by its URI alone."""
+        """Accept a set that is given by its URI alone."""
         if not isinstance(value, (list, tuple)):
             return value
         if not value:
@@ -203,7 +203,7 @@ class TrainConfig(Frozen):
 
     @property
     def fewest_workers(self) -> int:
-        """Return the number of workers that the run can go on with."""
+        """Return the smallest number of workers that the run can continue with."""
         return self.workers if self.min_workers is None else self.min_workers
 
     @model_validator(mode="after")
@@ -272,7 +272,7 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> RunConfig:
-        """A setting that the others make meaningless is a mistake; left at its default it is not meant."""
+        """Refuse a setting that the others make meaningless, unless it has its default."""
         kernel, train, loss = self.model.kernel, self.train, self.train.loss
         alternates, codes_alone = train.learn in ("all", "kernel"), loss.image_rounds == "none"
         for given, name, needs in (

@@ -1,4 +1,4 @@
-"""The one definition of the degradation: y = (x (*) k) down_s + n.
+"""The single definition of the degradation: y = (x (*) k) down_s + n.
 
 `(*)` is true convolution with circular boundary, the kernel's centre is its middle pixel, and decimation keeps the
 upper-left pixel of every s x s block. It equals `scipy.ndimage.convolve(x, k, mode="wrap")[::s, ::s]` and the
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FAINT = 1e-30  # weights of a kernel that count as nothing
+_FAINT = 1e-30  # smaller kernel weights count as zero
 
 
 def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None) -> Tensor:
@@ -19,7 +19,7 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None)
 
     Args:
         hr: (B, C, H, W) floating point, H and W multiples of `scale`.
-        kernel: (B, k, k), k odd, of the same dtype and device; one kernel an image.
+        kernel: (B, k, k), k odd, of the same dtype and device; one kernel per image.
         scale: the decimation s >= 1.
         noise: (B, C, H/s, W/s) already scaled to its sigma, or None.
 
@@ -41,7 +41,7 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None)
         raise ValueError(f"image {height} x {width} is not a multiple of scale {scale}; crop it first")
     if size > min(height, width):
         raise ValueError(f"kernel {size} x {size} is larger than the image {height} x {width}")
-    # The tails of Gaussians are numbers that processors take ten times as long for, and no sum shows them.
+    # The tails of Gaussians are so small that processors take ten times as long for them, and they change no sum.
     kernel = kernel.where(kernel.abs() > _FAINT, 0)
     # Measured on one core with 96 x 96 patches and sides 11 to 31: computing only the kept pixels wins up to about
     # 150 kernel taps for each pixel of the LR grid's cell, the FFT beyond that and always where nothing is dropped. In
@@ -56,7 +56,7 @@ def degrade(hr: Tensor, kernel: Tensor, scale: int, noise: Tensor | None = None)
 
 
 def _direct(hr: Tensor, kernel: Tensor, scale: int) -> Tensor:
-    """Strided convolution of the wrapped image: computes the kept pixels and no others."""
+    """Convolve the wrapped image with a stride, which computes only the kept pixels."""
     batch, channels, height, width = hr.shape
     size = kernel.shape[-1]
     # conv2d correlates, so the kernel is flipped; all images of the batch are channels of one grouped convolution.
@@ -69,7 +69,7 @@ def _direct(hr: Tensor, kernel: Tensor, scale: int) -> Tensor:
 
 
 def _fourier(hr: Tensor, kernel: Tensor, scale: int) -> Tensor:
-    """The whole blurred image by FFT, then its kept pixels."""
+    """Blur the whole image by FFT, then return the kept pixels."""
     height, width = hr.shape[-2:]
     size = kernel.shape[-1]
     centred = F.pad(kernel, (0, width - size, 0, height - size)).roll((-(size // 2), -(size // 2)), (-2, -1))
@@ -80,11 +80,11 @@ def _fourier(hr: Tensor, kernel: Tensor, scale: int) -> Tensor:
 def quantize(lr: Tensor, mode: str) -> Tensor:
     """Quantise an LR image on the [0, 1] scale to 8 bit.
 
-    `none` leaves it, `round` is what a camera file does, `floor` is what the published USRNet code does by
-    accident (SciPy truncates uint8 images) and what its published numbers need.
+    `none` leaves the image as it is, `round` is what a camera does, `floor` is what the published USRNet code does by
+    accident (SciPy truncates uint8 images), and its published numbers need it.
 
     Raises:
-        ValueError: another mode.
+        ValueError: unknown mode.
     """
     match mode:
         case "none":
@@ -92,6 +92,6 @@ def quantize(lr: Tensor, mode: str) -> Tensor:
         case "round":
             return (lr * 255).round().clamp(0, 255) / 255
         case "floor":
-            # A float32 blur of a flat area may land a hair under the integer it stands for.
+            # The float32 blur of a flat area may lie just below the exact integer.
             return (lr * 255 + 1e-4).floor().clamp(0, 255) / 255
     raise ValueError(f"unknown quantisation '{mode}'; use none, round or floor")

@@ -1,4 +1,4 @@
-"""How the flags of jobs are spelled: each once, kebab case, some with former names."""
+"""The spelling of the jobs' flags: kebab case, each at most once, some also under a former name."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ _PLACES = ("--source", "--data.shards")  # flags that take several places
 
 
 class _StoreOnce(argparse.Action):
-    """Keep the value of a flag, which must not be given again."""
+    """Store the value of a flag that may be given only once."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
-        """Keep the value. Raises argparse.ArgumentError when there is one."""
+        """Store the value. Raises argparse.ArgumentError if the flag was given before."""
         if option and hasattr(namespace, self.dest):
             raise argparse.ArgumentError(self, "given more than once")
         setattr(namespace, self.dest, values)
 
 
 class _SwitchOnce(argparse.BooleanOptionalAction):
-    """Switch something on or off, as `--gpu` and `--no-gpu` do, of which only one can be given."""
+    """Store a switch such as `--gpu` or `--no-gpu`, of which only one may be given."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
-        """Keep the choice. Raises argparse.ArgumentError when there is one."""
+        """Store the choice. Raises argparse.ArgumentError if the flag was given before."""
         if hasattr(namespace, self.dest):
             raise argparse.ArgumentError(self, "given more than once")
         super().__call__(parser, namespace, None, option)  # a switch has no value
 
 
 def add_argument(group: argparse.ArgumentParser, *names: str, **settings: Any) -> argparse.Action:  # noqa: ANN401 - argparse's own
-    """Add an argument; only those that collect several values, whose action is `append`, may be given again."""
+    """Add an argument. Only arguments with the action `append`, which collect several values, may be repeated."""
     once = {None: _StoreOnce, argparse.BooleanOptionalAction: _SwitchOnce}
     action = settings.pop("action", None)
     return group.add_argument(*names, action=once.get(action, action), **settings)
 
 
 def quoted_places(flags: list[str]) -> list[str]:
-    """Return flags with what follows those that take several places quoted, so that a name with a comma stays one."""
+    """Return flags with the values of those for several places quoted, so that a name with a comma stays one name."""
     quoted: list[str] = []
     for flag in flags:
         name, equals, value = flag.partition("=")
@@ -56,7 +56,7 @@ def quoted_places(flags: list[str]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    """A place as a JSON text; a JSON list or object as it is."""
+    """Return a place as a JSON string; a JSON list or object is returned unchanged."""
     try:
         return value if isinstance(json.loads(value), (list, dict)) else json.dumps(value)
     except ValueError:
@@ -64,7 +64,7 @@ def _quoted(value: str) -> str:
 
 
 def moved_flag(flag: str) -> str:
-    """Return `--model.kernel-steps=6` or `--no-model.detach` as it is spelled now, and say so in a line."""
+    """Replace a flag's former name, as in `--model.kernel-steps=6` or `--no-model.detach`; print a line about it."""
     name, equals, value = flag.partition("=")
     for start in ("--model.", "--no-model."):
         former = name.removeprefix(start).replace("-", "_")
@@ -76,7 +76,7 @@ def moved_flag(flag: str) -> str:
 
 
 def kebab(argument: str) -> str:
-    """Return a flag as it is spelled, --shard-mib, where it is given in the config files' spelling, --shard_mib."""
+    """Convert a flag from the spelling of config files, --shard_mib, to that of flags, --shard-mib."""
     if not argument.startswith("--"):
         return argument
     flag, equals, value = argument.partition("=")

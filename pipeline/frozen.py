@@ -1,4 +1,4 @@
-"""The base of every part of the configuration and of every file that is read back: strict and frozen."""
+"""The strict, frozen base class of every part of the configuration and of every file that is read back."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-_LARGEST = 2**63 - 1  # what files, seeds and counters of other programs hold
+_LARGEST = 2**63 - 1  # the limit of files, seeds and counters of other programs
 
 Value_T = TypeVar("Value_T")
 
 
 class Frozen(BaseModel):
-    """Refuse changes, an unknown key by its path, numbers that are infinite or none, and integers beyond 64 bits."""
+    """Refuse changes, unknown keys (named by their path), infinity, NaN, and integers beyond 64 bits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""What is wrong with the settings of a job, in one line that says where."""
+"""Error messages for the settings of a job: one line that says what is wrong and where."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import SettingsError
 
-_MOST_MISTAKES = 10  # named in one line
-_MOST_CHARACTERS = 500  # of each
-_LONG_INTEGER = 2**1000  # Python refuses to write out those of more than 4300 digits
+_MOST_MISTAKES = 10  # at most so many are named in one line
+_MOST_CHARACTERS = 500  # for each of them
+_LONG_INTEGER = 2**1000  # Python refuses to convert integers of more than 4300 digits to text
 
 
 class _Short(reprlib.Repr):
-    """Write values in few characters, also integers of any length."""
+    """Write values in few characters, including integers of any length."""
 
     def repr_int(self, x: int, level: int) -> str:
-        """Write an integer, of a long one only its length."""
+        """Write an integer; for a long one only its length."""
         return super().repr_int(x, level) if abs(x) < _LONG_INTEGER else f"an integer of {x.bit_length()} bits"
 
 
@@ -31,16 +31,16 @@ _SHORT.maxstring = 200
 
 
 def check_given(given: Mapping[str, Any], model: type[BaseModel]) -> None:
-    """Refuse what pydantic would take for something else.
+    """Refuse values that pydantic would misread.
 
-    An empty text is most often a variable of the shell that is not set. Where it is a default, it is none.
+    An empty string usually comes from an unset shell variable. It is accepted where it is the default.
 
     Args:
-        given: settings as they were given, not validated.
-        model: what they are for.
+        given: settings before validation.
+        model: class that they are meant for.
 
     Raises:
-        ValueError: an empty text, or a truth value in the place of a number.
+        ValueError: an empty string, or a boolean in place of a number.
     """
     defaults = {name: field.default for name, field in model.model_fields.items()}
     if where := next(_empty(given, defaults), None):
@@ -50,7 +50,7 @@ def check_given(given: Mapping[str, Any], model: type[BaseModel]) -> None:
 
 
 def _empty(given: object, default: object) -> Iterator[str]:
-    """Yield the paths of the empty texts in settings, but for those that are so by default."""
+    """Yield the paths of the empty strings in settings, except those that are empty by default."""
     match given:
         case "" if default != "":
             yield ""
@@ -64,7 +64,7 @@ def _empty(given: object, default: object) -> Iterator[str]:
 
 
 def _truths(given: object, annotation: object) -> Iterator[str]:
-    """Yield the paths of `yes` and `no` in the place of numbers, which pydantic takes for 1 and 0; a dot ends each."""
+    """Yield the paths of `yes` and `no` in place of numbers, which pydantic reads as 1 and 0; each ends with a dot."""
     kinds = list(_kinds(annotation))
     if isinstance(given, bool) and bool not in kinds and (int in kinds or float in kinds):
         yield ""
@@ -74,7 +74,7 @@ def _truths(given: object, annotation: object) -> Iterator[str]:
 
 
 def _inside(given: object, kind: Any) -> Iterator[tuple[str, object, object]]:  # noqa: ANN401 - of an annotation
-    """Yield name, value and annotation of what a value of this type holds."""
+    """Yield the name, value and annotation of every member of a value of this type."""
     origin, inner = get_origin(kind), get_args(kind)
     if isinstance(given, dict):
         if origin is dict:
@@ -89,7 +89,7 @@ def _inside(given: object, kind: Any) -> Iterator[tuple[str, object, object]]:  
 
 
 def _kinds(annotation: object) -> Iterator[object]:
-    """Yield the types of an annotation such as `int | None`, but for those of what a list or a mapping holds."""
+    """Yield the types of an annotation such as `int | None`, except those of the items of a list or a mapping."""
     if get_origin(annotation) in (Union, UnionType, Annotated):
         for part in get_args(annotation):
             yield from _kinds(part)
@@ -98,7 +98,7 @@ def _kinds(annotation: object) -> Iterator[object]:
 
 
 def explain(error: ValidationError) -> str:
-    """Say what is wrong: `train.stepz: unknown setting; train.steps: Input should be greater than 0 (got -1)`."""
+    """Describe the errors: `train.stepz: unknown setting; train.steps: Input should be greater than 0 (got -1)`."""
     lines = []
     mistakes = error.errors()
     for item in mistakes[:_MOST_MISTAKES]:
@@ -119,7 +119,7 @@ def explain(error: ValidationError) -> str:
 
 
 def explain_unparsed(error: SettingsError) -> str:
-    """Say `BLINDSR_SIGMA: is no JSON; write a list as [1, 2]`, where pydantic names its class and a field."""
+    """Return `BLINDSR_SIGMA: is no JSON; write a list as [1, 2]` instead of pydantic's text of class and field."""
     said = re.fullmatch(r'error parsing value for field "(\w+)" from source "(\w+)"', str(error))
     if said is None:
         return f"{str(error).removeprefix('error parsing CLI: ')}; see --help"
@@ -131,6 +131,6 @@ def explain_unparsed(error: SettingsError) -> str:
 
 
 def outermost(variable: str) -> str:
-    """Return `train` of BLINDSR_TRAIN__STEPS; of what is no setting, nothing."""
+    """Return the top-level setting of a variable, `train` for BLINDSR_TRAIN__STEPS; empty if there is none."""
     name = variable.lower()
     return name.removeprefix("blindsr_").partition("__")[0] if name.startswith("blindsr_") else ""

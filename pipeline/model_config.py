@@ -1,8 +1,8 @@
 """The network's configuration: the restorer, and how the blur kernel is found.
 
 It travels inside model folders, checkpoints, MLflow runs and registered models. Importing it costs no torch, ray or
-mlflow. Until version 0.2 its settings lay flat in `model`; `MOVED` says where each of them is now, and what was written
-then still loads.
+mlflow. Until version 0.2 its settings were flat in `model`. `MOVED` maps each of them to its present place, so files of
+that time still load.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from kernels_bank.distinct import distinct
 from pipeline.frozen import Frozen
 
 Scale = Annotated[int, Field(ge=1, le=4)]
-EVERY_SCALE: tuple[Scale, ...] = (1, 2, 3, 4)  # what a restorer is good for that is told the kernel
+EVERY_SCALE: tuple[Scale, ...] = (1, 2, 3, 4)  # what a restorer with a known kernel supports
 Width = Annotated[int, Field(ge=1, le=1024)]
-_LEAST_STEPS = 5  # of kernels with a prior: it corrects the fourth, and what comes last has to be the picture's own
+_LEAST_STEPS = 5  # with a kernel prior, which corrects step four: the last kernel must come from the picture itself
 
-# Settings of `model` by their former name.
+# Present places of settings of `model`, by their former names.
 MOVED = {
     "unfoldings": "restorer.unfoldings",
     "widths": "restorer.widths",
@@ -61,7 +61,7 @@ class RestorerConfig(Frozen):
     compile_prior: bool = Field(False, description="torch.compile the prior in training, where a compiler exists")
 
     def changed(self, **settings: object) -> RestorerConfig:
-        """Return the same with other settings. Raises ValidationError."""
+        """Return a copy with some settings changed. Raises ValidationError."""
         return RestorerConfig.model_validate(self.model_dump() | settings)
 
 
@@ -111,7 +111,7 @@ class ModelConfig(Frozen):
     kernel: KernelConfig = KernelConfig()
 
     def with_restorer(self, **settings: object) -> ModelConfig:
-        """Return the same with other settings of the restorer. Raises ValidationError."""
+        """Return a copy with some settings of the restorer changed. Raises ValidationError."""
         return self.model_copy(update={"restorer": self.restorer.changed(**settings)})
 
     @model_validator(mode="before")
@@ -134,19 +134,19 @@ class ModelConfig(Frozen):
 
 
 def nested(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Move settings of `model` that lie where they lay formerly.
+    """Move settings of `model` from their former to their present places.
 
     >>> nested({"scales": [2], "kernel_steps": 6})
     ({'scales': [2], 'kernel': {'steps': 6}}, ['kernel_steps'])
 
     Args:
-        settings: of `model`, formerly or now.
+        settings: those of `model`, under former or present names.
 
     Returns:
-        The settings as they lie now, and the former names that were among them.
+        The settings in their present places, and the former names that were among them.
 
     Raises:
-        ValueError: a setting stands there under both names.
+        ValueError: a setting is given under both names.
     """
     moved = [name for name in settings if name in MOVED]
     out: dict[str, Any] = {name: value for name, value in settings.items() if name not in MOVED}

@@ -1,10 +1,10 @@
-"""What a model folder is: the names of its files, its manifest, and the check of each file against the manifest.
+"""The model folder: the names of its files, its manifest, and the check of each file against the manifest.
 
 model.json               the manifest, written last: configuration, and the sha256 of every other file
-weights.safetensors      what is used; matrices may be in 8 bit (`pipeline/model/int8.py`)
-codec.safetensors        of a blind model: the kernel code
-weights-raw.safetensors  of a finished run: the last step's weights, which `weights` averages
-ema.safetensors          of a checkpoint: the averages of its `weights`; what is used of it
+weights.safetensors      the weights in use; matrices may be in 8 bit (`pipeline/model/int8.py`)
+codec.safetensors        in a blind model: the kernel code
+weights-raw.safetensors  in a finished run: the last step's weights, which `weights` averages
+ema.safetensors          in a checkpoint: the averages of `weights`, used instead of them
 
 Nothing here imports torch. Networks are written and read in `pipeline/model/weights.py`.
 """
@@ -22,7 +22,7 @@ from kernels_bank.runtime.errors import ArtefactError
 from pipeline.frozen import Frozen
 from pipeline.model_config import EVERY_SCALE, ModelConfig, RestorerConfig, nested
 
-# Read still: 1: the settings of the network lay flat; 2: estimators saw images as they are; 3: no prior of kernels.
+# Older versions that can be read. 1: flat network settings; 2: estimators without normalisation; 3: no kernel prior.
 SCHEMA_VERSION: Literal[4] = 4
 MANIFEST, WEIGHTS, CODEC = "model.json", "weights.safetensors", "codec.safetensors"
 RAW, AVERAGED = "weights-raw.safetensors", "ema.safetensors"
@@ -34,7 +34,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _kind(config: object) -> str:
-    """Of what kind of network this configuration is: that of a USRNet alone is its restorer's."""
+    """Return the kind of network that a configuration describes; a plain USRNet has only a restorer's configuration."""
     is_restorers = isinstance(config, RestorerConfig) or (isinstance(config, dict) and "unfoldings" in config)
     return "usrnet" if is_restorers else "blind"
 
@@ -50,7 +50,7 @@ class ModelManifest(Frozen):
     kernel_size: int | None = Field(None, ge=1, le=99)
     sha256: dict[FileName, Sha256] = Field(min_length=1, max_length=16)
     provenance: dict[str, str] = Field(default_factory=dict, max_length=100)
-    digest: Sha256 | None = None  # of all above, as it was written; folders of earlier versions have none
+    digest: Sha256 | None = None  # of all fields above, as written; folders of earlier versions have none
 
     @model_validator(mode="after")
     def _kinds_agree(self) -> ModelManifest:
@@ -60,17 +60,17 @@ class ModelManifest(Frozen):
 
     @property
     def restorer(self) -> RestorerConfig:
-        """Return the configuration of its restorer."""
+        """Return the configuration of the model's restorer."""
         return self.config if isinstance(self.config, RestorerConfig) else self.config.restorer
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Return the scale factors that it restores."""
+        """Return the scale factors that the model supports."""
         return EVERY_SCALE if isinstance(self.config, RestorerConfig) else self.config.scales
 
     @property
     def used(self) -> str:
-        """Return the file whose weights are used: the averages where there are some."""
+        """Return the name of the weights file in use: the averages if the folder has them."""
         return AVERAGED if AVERAGED in self.sha256 else WEIGHTS
 
 
@@ -78,7 +78,7 @@ def read_manifest(directory: str | Path) -> ModelManifest:
     """Read and validate `model.json`.
 
     Raises:
-        ArtefactError: missing, too large, of another schema version, or a value out of bounds.
+        ArtefactError: the file is missing, too large, of another schema version, or has a value out of bounds.
     """
     where = uris.join(directory, MANIFEST)
     check_inside(directory, MANIFEST)
@@ -102,13 +102,13 @@ def read_manifest(directory: str | Path) -> ModelManifest:
 
 
 def write_manifest(directory: str | Path, manifest: ModelManifest) -> None:
-    """Write `model.json` with its own digest; all other files are there already."""
+    """Write `model.json` with its own digest. All other files must exist already."""
     content = manifest.model_dump(mode="json")
     storage.write_json(uris.join(directory, MANIFEST), content | {"digest": _digest(content)})
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a manifest of schema version 1 as it is written now."""
+    """Convert the content of a manifest of schema version 1 to the present schema."""
     config = content.get("config")
     if isinstance(config, dict):
         config = nested(config)[0]
@@ -118,7 +118,7 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _before_normalising(config: ModelConfig) -> ModelConfig:
-    """The configuration of a model whose estimator, where it has one, sees images as they are."""
+    """Return the configuration of a model whose estimator, if it has one, sees images without normalisation."""
     if not config.kernel.rounds:
         return config
     estimator = config.kernel.estimator.model_copy(update={"normalised": False})
@@ -130,7 +130,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the first thing that a schema found wrong: `config.widths.0: Input should be ...`."""
+    """Return the first validation error: `config.widths.0: Input should be ...`."""
     first = error.errors(include_input=False, include_url=False)[0]
     return f"{'.'.join(str(part)[:100] for part in first['loc'] if part not in ('blind', 'usrnet'))}: {first['msg']}"
 
@@ -142,13 +142,13 @@ def read_file(
 
     Args:
         directory: local or s3://.
-        name: of the file.
-        sha256: that it must have.
-        limit: the most bytes that it may have.
-        listed_in: where the digest is from, for the error.
+        name: name of the file.
+        sha256: expected digest.
+        limit: largest allowed size in bytes.
+        listed_in: source of the digest, for the error message.
 
     Raises:
-        ArtefactError: missing, too large, not a regular file inside the folder, or not the one of this digest.
+        ArtefactError: the file is missing, too large, not a regular file inside the folder, or has another digest.
     """
     check_inside(directory, name)
     data = storage.read_bytes(uris.join(directory, name), limit=limit)
@@ -157,16 +157,16 @@ def read_file(
 
 
 def check_file(directory: str | Path, name: str, sha256: str) -> None:
-    """Compare a file of the folder with its digest, in little memory. Raises ArtefactError as `read_file` does."""
+    """Compare a file of the folder with its digest, using little memory. Raises ArtefactError as `read_file` does."""
     check_inside(directory, name)
     _compare(directory, name, storage.sha256_of(uris.join(directory, name)), sha256)
 
 
 def check_folder(directory: str | Path) -> str:
-    """Compare every file of a model folder with the digests in its manifest; return the manifest's own sha256.
+    """Compare every file of a model folder with the digests in its manifest; return the sha256 of the manifest itself.
 
     Raises:
-        ArtefactError: a file is missing or changed, or the manifest is not one of ours.
+        ArtefactError: a file is missing or changed, or the manifest is invalid.
     """
     for name, digest in read_manifest(directory).sha256.items():
         check_file(directory, name, digest)

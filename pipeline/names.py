@@ -1,7 +1,7 @@
-"""Names that end in MLflow: what its stores would refuse is refused with the request, before anything is computed.
+"""Checks of names for MLflow: names that its stores would refuse are refused before anything is computed.
 
-The rules are MLflow's own (a test compares them), and ours where a name must also fit into a model's URI, into the name
-of the lock of a model, and into the columns of a database. Importing this costs no mlflow.
+The rules are MLflow's (a test compares them). This program adds some, since a name must also fit into a model's URI,
+the name of a model's lock, and a database column. Importing this module does not import mlflow.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-LEASE = ".promotion"  # ends the name of the entry that serves as a model's lock
+LEASE = ".promotion"  # suffix of the entry that serves as a model's lock
 _LONGEST = 200  # MLflow's columns take 256; the lock's name and a tag's prefix go there too
 
 
 def check_model_name(name: str) -> str:
-    """Return `name` if a registered model can be called so. Raises ValueError."""
+    """Return `name` if it is valid for a registered model. Raises ValueError."""
     _check_text("model name", name)
     if wrong := sorted(set("/:@") & set(name)):
         raise ValueError(f"model name '{name}': it cannot hold '{wrong[0]}', which ends a name in a model's URI")
@@ -29,7 +29,7 @@ def check_model_name(name: str) -> str:
 
 
 def check_alias(alias: str) -> str:
-    """Return `alias` if a version can have it. Raises ValueError."""
+    """Return `alias` if it is valid for a model version. Raises ValueError."""
     if not re.fullmatch(rf"[\w-]{{1,{_LONGEST}}}", alias) or re.fullmatch(r"latest|v\d+", alias, re.I):
         raise ValueError(
             f"alias '{alias}': use 1 to {_LONGEST} letters, digits, - and _, but neither 'latest' nor 'v1', 'v2', ..."
@@ -38,7 +38,7 @@ def check_alias(alias: str) -> str:
 
 
 def check_experiment(name: str) -> str:
-    """Return `name` if an experiment can be called so. Raises ValueError."""
+    """Return `name` if it is valid for an experiment. Raises ValueError."""
     _check_text("experiment", name)
     return name
 

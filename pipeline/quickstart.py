@@ -1,4 +1,4 @@
-"""The whole way on bundled photographs: bank, shards, training, evaluation, look-up, restoration."""
+"""The whole pipeline on bundled photographs: bank, shards, training, evaluation, look-up, restoration."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.data.photographs import check_photographs, copy_photographs
 BANK = KernelBankSpec(gaussian=1000, motion=1000, size=25, sigma=(0.4, 4.5), sigma_law="log")
 SHARDS = ShardSettings(tile=240, shard_mib=1)
 _SHOWN = "chelsea.png"
-_SHOWN_KERNEL = 7  # of the benchmark: a slanted anisotropic Gaussian
+_SHOWN_KERNEL = 7  # index in the benchmark: a slanted anisotropic Gaussian
 
 
 @dataclass(frozen=True)
 class Result:
-    """Say where everything lies."""
+    """Hold the locations of all results."""
 
     home: Path
     tracking_uri: str
@@ -34,10 +34,10 @@ class Result:
 
 
 def quickstart(config: RunConfig, protocol: Path) -> Result:
-    """Run every step; those whose results are there and match are reused, and say so.
+    """Run every step. Steps with existing results that match are skipped, which is printed.
 
     Args:
-        config: of the training. Bank and shards are built where it looks for them.
+        config: settings of the training. Bank and shards are built at the places that it names.
         protocol: YAML file of the evaluation protocol.
     """
     from kernels_bank.generate import build_bank, present
@@ -51,7 +51,7 @@ def quickstart(config: RunConfig, protocol: Path) -> Result:
 
     home = Path(config.output).absolute() / config.name
     check_writable(config.output)
-    # First of all: what lies in the way is said before minutes of work.
+    # Checked first, so that obstacles are reported before minutes of work.
     train, held_out = copy_photographs(home / "photographs")
     lr = _degraded(held_out / _SHOWN, home)
     uri = runs.use_store(config.output)
@@ -84,7 +84,7 @@ def quickstart(config: RunConfig, protocol: Path) -> Result:
 
 
 def planned(config: RunConfig, protocol: Path) -> str:
-    """Describe what `quickstart` would do, with everything it needs looked at and nothing written.
+    """Describe what `quickstart` would do. All requirements are checked, and nothing is written.
 
     Raises:
         BadRequestError: a package with photographs is missing, the protocol is wrong, or the place is not writable.
@@ -114,7 +114,7 @@ def planned(config: RunConfig, protocol: Path) -> str:
 
 
 class step:  # noqa: N801 - reads as a statement
-    """Print a step's name before and its seconds after: `with step("1/6 kernel bank"):`."""
+    """Print a step's name when it starts and its duration when it ends: `with step("1/6 kernel bank"):`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -128,7 +128,7 @@ class step:  # noqa: N801 - reads as a statement
 
 
 def _degraded(photograph: Path, home: Path) -> Path:
-    """The held-out photograph as a bad camera would have taken it: blurred, halved, rounded to 8 bit."""
+    """Degrade the held-out photograph as a bad camera would: blur it, halve its size, round it to 8 bit."""
     from pipeline.evaluation.cases import crop_hr, make_lr
     from pipeline.evaluation.protocol import PROTOCOLS
     from pipeline.images.decode import decode_image
@@ -138,7 +138,7 @@ def _degraded(photograph: Path, home: Path) -> Path:
     hr = crop_hr(decode_image(photograph.read_bytes()), 2, protocol)
     kernel = benchmark_kernels()[_SHOWN_KERNEL - 1]
     lr = make_lr(hr, kernel, 2, 0.0, protocol)
-    wrapped = len(kernel) // 4 + 1  # a camera sees no picture wrapped around its edges
+    wrapped = len(kernel) // 4 + 1  # a camera's picture is not periodic: cut off the wrapped edges
     lr = lr[wrapped:-wrapped, wrapped:-wrapped]
     path = home / "lr" / photograph.name
     write_once({path: encode_png((lr * 255).round().astype("uint8"))})

@@ -1,4 +1,4 @@
-"""Composite kernels of tensors, and where the picture restored with one lies: `kernels_bank/reduction.py` in torch."""
+"""Composite kernels in torch (`kernels_bank/reduction.py`), and the position of pictures restored with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernels_bank.names import Grid, Reduction
 from kernels_bank.reduction import REDUCTIONS, offset, reduction_line, shift_line
 
 _NO_SHIFT = 0.02  # pixels
-_LOSS = 1e-3  # share of a shifted kernel that may be cut off
+_LOSS = 1e-3  # largest share of a shifted kernel that may be cut off
 
 
 @functools.lru_cache(maxsize=16)
@@ -31,7 +31,7 @@ def compose(kernel: Tensor, shares: Tensor, scale: int, grid: Grid) -> Tensor:
 
     Args:
         kernel: (B, k, k) blurs, k odd, of sum 1.
-        shares: (B, 4) of each of `REDUCTIONS`, of sum 1: one of them, or a mixture where it is not sure which.
+        shares: (B, 4) weights of `REDUCTIONS`, of sum 1: one of them, or a mixture if the reduction is uncertain.
         scale: s.
         grid: where the LR pixels lie.
 
@@ -41,7 +41,7 @@ def compose(kernel: Tensor, shares: Tensor, scale: int, grid: Grid) -> Tensor:
     filters = mixed_reductions(shares.to(kernel), scale, grid)
     half, turned = filters.shape[-1] // 2, filters.flip(-2, -1)[:, None]
     with torch.autocast(kernel.device.type, enabled=False):
-        # conv2d correlates, so the filters are turned; every kernel of the batch is a channel with its own filter.
+        # conv2d correlates, so the filters are flipped; every kernel of the batch is a channel with its own filter.
         whole = F.conv2d(kernel[None], turned, padding=half, groups=len(kernel))[0]
     return whole / whole.sum((-2, -1), keepdim=True)
 
@@ -70,11 +70,11 @@ def place(kernel: np.ndarray, scale: int, grid: Grid) -> np.ndarray:
 
     Returns:
         (k', k') float32, of sum 1, k' = k unless that would cut off more than a thousandth of it; the kernel itself
-        where it lies there already.
+        if it needs no shift.
     """
     if grid == "corner":
         return kernel
-    from scipy import ndimage  # here, because every worker of a training imports this module and none calls this
+    from scipy import ndimage  # imported here: every training worker imports this module, and none calls this function
 
     shifts = (-offset(scale, grid) - centroid(kernel[None])[0]).tolist()
     if max(map(abs, shifts)) < _NO_SHIFT:

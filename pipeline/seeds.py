@@ -15,16 +15,16 @@ def rng(seed: int, *, epoch: int, key: str, purpose: str) -> np.random.Generator
     """Make the generator of one sample for one purpose.
 
     Args:
-        seed: of the run.
-        epoch: of the run.
-        key: of the sample.
+        seed: seed of the run.
+        epoch: epoch of the run.
+        key: key of the sample.
         purpose: "crop", "kernel", "noise", "order" ...
     """
     return np.random.Generator(np.random.Philox(key=_hash(f"{seed}/{epoch}/{purpose}/{key}", 16)))
 
 
 def fraction(key: str, *, purpose: str) -> float:
-    """Return a fixed number in [0, 1) for a key: it decides, say, which images belong to the validation split."""
+    """Return a fixed number in [0, 1) for a key, which decides for instance what belongs to the validation split."""
     return _hash(f"{purpose}/{key}", 8) / 2.0**64
 
 
@@ -32,10 +32,10 @@ def torch_seed(seed: int, *, epoch: int, key: str, purpose: str) -> int:
     """Return a 63-bit seed for `torch.Generator.manual_seed` or `torch.manual_seed`.
 
     Args:
-        seed: of the run.
-        epoch: of the run.
-        key: of the sample.
-        purpose: what is drawn with it.
+        seed: seed of the run.
+        epoch: epoch of the run.
+        key: key of the sample.
+        purpose: what the seed is used for.
     """
     return _hash(f"{seed}/{epoch}/{purpose}/{key}", 8) >> 1
 

@@ -9,14 +9,14 @@ import yaml
 
 from kernels_bank.runtime.errors import BadRequestError
 
-_MOST_BYTES = 1 << 20  # far more than settings take; a device would never end
+_MOST_BYTES = 1 << 20  # far more than settings need; reading a device would never end
 _MOST_VALUES = 100_000  # a few aliases of aliases stand for billions
 
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 
 
 class _Loader(yaml.SafeLoader):
-    """Read what the safe loader reads, but for a key that is there again and numbers that only YAML reads so."""
+    """Read what the safe loader reads, but refuse repeated keys and numbers with surprising meanings in YAML."""
 
     def plain_number(self, node: yaml.ScalarNode) -> int | float:
         """Return a number. Raises BadRequestError for 010, which is 8 in YAML, and 1:30, which is 90."""
@@ -28,12 +28,12 @@ class _Loader(yaml.SafeLoader):
         return value
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - a name, no mapping as the stubs say
-        """Return a mapping. Raises BadRequestError when a key is in it again; one that is merged into it is not."""
+        """Return a mapping. Raises BadRequestError for a repeated key; overriding a merged key is allowed."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:  # 2 and "2" are one setting
+                if key.value in seen:  # 2 and "2" are the same setting
                     line = key.start_mark.line + 1
                     raise BadRequestError(f"'{key.value[:100]}' is given more than once, again in line {line}")
                 seen.add(key.value)
@@ -48,15 +48,15 @@ def read_yaml(path: str, what: str) -> dict[str, object]:
     """Read the mapping in a file.
 
     Args:
-        path: of the file; a pipe will do.
-        what: begins the text of an error, such as `--config run.yaml`.
+        path: path of the file, which may be a pipe.
+        what: start of an error message, such as `--config run.yaml`.
 
     Raises:
-        BadRequestError: it cannot be read, is too large, not UTF-8, not YAML, not a mapping of names, or gives a
+        BadRequestError: the file cannot be read, is too large, not UTF-8, not YAML, not a mapping of names, or gives a
             setting more than once.
     """
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - the name may be no text
+        with open(path, "rb") as file:  # noqa: PTH123 - the name may not be valid text
             data = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise BadRequestError(f"{what}: {error.strerror}") from error
@@ -70,7 +70,7 @@ def read_yaml(path: str, what: str) -> dict[str, object]:
         raise BadRequestError(f"{what}: {error}") from error
     except RecursionError as error:
         raise BadRequestError(f"{what}: not YAML (nested too deeply)") from error
-    except Exception as error:  # a date that is none, for one, is a ValueError
+    except Exception as error:  # an impossible date, for instance, is a ValueError
         raise BadRequestError(f"{what}: not YAML ({' '.join(str(error).split())[:300]})") from error
     if not isinstance(content, dict):
         raise BadRequestError(f"{what}: a mapping of settings is expected, got {type(content).__name__}")
@@ -82,7 +82,7 @@ def read_yaml(path: str, what: str) -> dict[str, object]:
 
 
 def _is_huge(content: object) -> bool:
-    """Tell whether there are too many values, those that aliases repeat counted each time."""
+    """Return whether there are too many values; values repeated by aliases count each time."""
     left, seen = [content], 1
     while left and seen <= _MOST_VALUES:
         value = left.pop()

@@ -41,7 +41,7 @@ Means = dict[str, dict[str, list[float]]]  # method -> measure -> a value for ea
 
 
 def main() -> None:
-    """Evaluate what is not yet evaluated, and write page and curves."""
+    """Run missing evaluations, and write page and curves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", required=True, help="folder of the runs")
     parser.add_argument("--images", required=True, help="folder of sharp photographs, CBSD68 for the article's")
@@ -76,10 +76,10 @@ def means(folder: Path) -> Means:
 
 
 def table(by_scale: dict[int, Means]) -> str:
-    """Write a table: a row a kernel, and for each scale bicubic, blind and non-blind, plain and after the best shift.
+    """Write a table with a row per kernel, and for each scale bicubic, blind and non-blind, plain and best-shifted.
 
     Args:
-        by_scale: what `means` loaded.
+        by_scale: results of `means` by scale.
     """
     heads = [f"x{scale} {name}" for scale in by_scale for name in ("bicubic", "**blind**", "non-blind")]
     rows = [(str(kernel), [kernel]) for kernel in range(1, 13)]
@@ -120,7 +120,7 @@ def draw_curves(store: str) -> None:
     experiment = api.get_experiment_by_name("article")
     found: dict[str, Any] = {}
     for run in sorted(api.search_runs([experiment.experiment_id]), key=lambda one: one.info.start_time):
-        found[str(run.info.run_name)] = run  # of several of one name the newest
+        found[str(run.info.run_name)] = run  # the newest of several with the same name
     figure, axes = plt.subplots(1, len(found), figsize=(3.1 * len(found), 3.2), sharey=True)
     for axis, (name, run) in zip(np.atleast_1d(axes), sorted(found.items()), strict=True):
         _draw(axis, name, lambda metric, run_id=run.info.run_id: curve(api, run_id, metric))

@@ -35,7 +35,7 @@ _PROTOCOL = PROTOCOLS["usrnet-table1"]
 
 
 class Found(NamedTuple):
-    """Hold the PSNR of a start, of the first round from it as it is, and of the guarded result."""
+    """Hold the PSNR of a start, of the first round from it without the guard, and of the guarded result."""
 
     start: float
     first: float
@@ -79,9 +79,9 @@ def compare(trained: Restorer, shipped: Restorer, hr: np.ndarray, lr: np.ndarray
     Args:
         trained: the article's network.
         shipped: a model with a spectral initial kernel and kernel steps.
-        hr: (H, W, 3) uint8, what was degraded.
-        lr: (h, w, 3) float32.
-        sigma: its noise level.
+        hr: (H, W, 3) uint8, the true image.
+        lr: (h, w, 3) float32, the degraded image.
+        sigma: noise level of `lr`.
     """
     network, image = trained.network, trained.tensor(lr)
     assert isinstance(network, BlindUSRNet)
@@ -105,7 +105,7 @@ def _score(sr: torch.Tensor, hr: np.ndarray) -> float:
 
 
 def start_from(network: BlindUSRNet, kernel: torch.Tensor) -> Initial:
-    """Cut kernels (B, k, k) to a network's size, k at least that, and encode them with its code."""
+    """Cut kernels (B, k, k) to a network's kernel size, at most k, and encode them with its code."""
     margin = (kernel.shape[-1] - network.kernel_size) // 2
     cut = kernel[:, margin : kernel.shape[-2] - margin, margin : kernel.shape[-1] - margin]
     cut = cut / cut.sum((-2, -1), keepdim=True)

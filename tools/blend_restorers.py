@@ -1,8 +1,8 @@
 """Blend restorers that were trained on from one another: a weighted sum of their weights, in a copy of the first model.
 
-The loss has no hill between such restorers, so a blend keeps what each has learned and can be better than all.
-Shares below 0 take away what a training has changed: 1 of B, 1 of C and -1 of A, which both began with, has what the
-two have learned. Source: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023.
+The loss has no barrier between such restorers, so a blend keeps what each has learned and can be better than all.
+Negative shares remove what a training has changed: if B and C both started from A, shares of 1 for B, 1 for C and -1
+for A combine what the two have learned. Source: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023.
 
 python -m tools.blend_restorers --models shipped:blind-sr-camera shipped:blind-sr --shares 0.85 0.15 --output DIR
 """
@@ -49,8 +49,8 @@ def blend(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[
     """Return the sum of the weights times their shares, in float32.
 
     Args:
-        states: of modules of one form.
-        shares: one for each.
+        states: state dicts of modules with the same architecture.
+        shares: share of each.
     """
     return {
         name: torch.stack([share * state[name].float() for state, share in zip(states, shares, strict=True)]).sum(0)
@@ -59,10 +59,10 @@ def blend(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[
 
 
 def write_blend(restorer: dict[str, Tensor], model: Path, output: Path, made_of: str) -> None:
-    """Copy a model folder, with this restorer in it; all else stays as it is, number formats too.
+    """Copy a model folder with a new restorer; everything else is unchanged, including number formats.
 
     Args:
-        restorer: its weights.
+        restorer: weights of the restorer.
         model: folder of a blind model.
         output: folder of the copy.
         made_of: shares and names, for the manifest's provenance.

@@ -1,4 +1,4 @@
-"""Parts of pages that a command writes: what stands between two marks is replaced."""
+"""Replacement of the parts of pages that a command writes, which are between two marks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_block(page: Path, command: str, text: str) -> None:
-    """Replace the part of a page that a command writes. Raises ValueError where the page has no such part."""
+    """Replace the part of a page that a command writes. Raises ValueError if the page has no such part."""
     page.write_text(with_block(page.read_text(encoding="utf-8"), command, text), encoding="utf-8")
 
 
@@ -15,9 +15,9 @@ def with_block(page: str, command: str, text: str) -> str:
     """Return the page with `text` between `<!-- python -m COMMAND -->` and `<!-- end -->`.
 
     Args:
-        page: whole text.
-        command: the module that writes the part, `tools.article`.
-        text: Markdown.
+        page: whole text of the page.
+        command: module that writes the part, such as `tools.article`.
+        text: the new part in Markdown.
 
     Raises:
         ValueError: the page has no such marks.

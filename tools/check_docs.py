@@ -1,4 +1,4 @@
-"""Check the pages: no line is wider than 120 columns, and every link leads to a file and a heading that are there.
+"""Check the pages: no line is wider than 120 columns, and every link leads to an existing file and heading.
 
 python tools/check_docs.py
 """
@@ -35,7 +35,7 @@ def problems(page: Path) -> Iterator[str]:
 
 
 def anchors(text: str) -> set[str]:
-    r"""Return the anchors that a web page of this text gives its headings.
+    r"""Return the anchors of headings on a web page of this text.
 
     >>> sorted(anchors("# Time and memory\n## What `auto` does, exactly"))
     ['time-and-memory', 'what-auto-does-exactly']

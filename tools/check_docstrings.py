@@ -2,7 +2,7 @@
 
 python tools/check_docstrings.py [FOLDER ...]
 
-Looks at public classes, functions and methods. A verb that tools/verbs.txt lacks is added there.
+The check covers public classes, functions and methods. Add missing verbs to tools/verbs.txt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1]
 FOLDERS = ("kernels_bank", "pipeline", "jobs", "infra", "tools")
-PARAMETERS = 4  # from so many on, an `Args:` section is due
+PARAMETERS = 4  # from this number on, an `Args:` section is required
 VERBS = frozenset((HERE / "tools" / "verbs.txt").read_text(encoding="utf-8").split())
 
 
@@ -26,7 +26,7 @@ def problems(path: Path) -> Iterator[str]:
             continue
         text = ast.get_docstring(node)
         if text is None:
-            continue  # ruff asks for those that are missing
+            continue  # ruff reports missing docstrings
         where = f"{path.relative_to(HERE)}:{node.lineno} {node.name}"
         if (first := text.split()[0].strip("`,.:;").lower()) not in VERBS:
             yield f"{where}: begins with '{first}', not with a verb"

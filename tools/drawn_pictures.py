@@ -1,6 +1,6 @@
-"""Draw pictures of the kinds that blind restorers spoil, each anew: text, screens, line art, patterns, lamps, skies.
+"""Draw random pictures of kinds that blind restorers spoil: text, screens, line art, patterns, lamps, skies.
 
-`tools/fit_trust.py` learns from them. They are other pictures than those of `tests/helpers/hard_pictures.py`.
+`tools/fit_trust.py` uses them for training. They differ from the pictures of `tests/helpers/hard_pictures.py`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _colour(random: Random) -> tuple[int, int, int]:
     return red, green, blue
 
 
-# How often each is drawn; the rest are photographs.
+# Share of each kind; the rest are photographs.
 SHARES: dict[Callable[[Random, int], np.ndarray], float] = {
     text: 0.08,
     screen: 0.06,

@@ -46,7 +46,7 @@ def main(tiles: int) -> None:
 
 
 def write_shards(folder: Path, tiles: int) -> str:
-    """Write a set of noise tiles of 480 x 480: the largest files a tile can have."""
+    """Write a set of noise tiles of 480 x 480, which have the largest possible files."""
     (folder / "in").mkdir(parents=True)
     random = np.random.default_rng(0)
     for i in range(tiles // 12):
@@ -76,12 +76,12 @@ def epoch(shards: str, bank: str) -> list[tuple[int, float, float]]:
         seen += len(batch.keys)
     stop.set()
     watcher.join()
-    time.sleep(5)  # Ray lets go of the last blocks
+    time.sleep(5)  # until Ray frees the last blocks
     return curve
 
 
 def memory() -> tuple[float, float]:
-    """Measure MiB of this process and all below it, and MiB of it in shared memory, which is the object store."""
+    """Measure MiB of this process and its descendants, and the share of shared memory, which is the object store."""
     total = shared = 0
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):

@@ -1,8 +1,8 @@
 """Fit the net of the initial kernel on stored features, a hundred times as fast as a run with `learn: spectral`.
 
-The net reads averages over an LR image's spectrum, which none of its weights change. So each drawn sample is degraded
-and looked at once, twice: whole, and as a smaller window of it. What was seen is kept in parts of a folder, which a
-second call finds there. A step then takes a small product of matrices instead of a batch of images.
+The net's inputs are averages over an LR image's spectrum, which do not depend on its weights. So each drawn sample is
+degraded once, and its features are computed for the whole image and for a smaller window. They are stored in parts in a
+folder, which a second call reuses. A step then takes a small matrix product instead of a batch of images.
 
 python tools/fit_initial_kernel.py --config jobs/configs/shipped-camera-spectral.yaml --features DIR --output MODEL
 """
@@ -42,14 +42,14 @@ from pipeline.training.objective import kernel_l1
 from pipeline.yaml_file import read_yaml
 
 PART = 10_000  # samples
-_SHRUNK, _SMALLEST = 0.5, 0.55  # half of the tiles are made smaller, down to this: sharper pictures, other spectra
+_SHRUNK, _SMALLEST = 0.5, 0.55  # share of reduced tiles, and the smallest factor: sharper pictures, other spectra
 # Shares of the samples: Gaussians, no blur but the reduction (what most pictures on the web are), and the rest.
 _SHARES = (0.55, 0.15, 0.3)
-_START = 0.3  # weight of what the kernel steps start from
+_START = 0.3  # weight of the kernel that kernel steps start from
 
 
 class Seen(NamedTuple):
-    """Hold what the net reads and is to answer, for n windows."""
+    """Hold the net's inputs and targets for n windows."""
 
     features: Tensor  # (n, f) float16
     blur: Tensor  # (n, k, k)
@@ -64,7 +64,7 @@ class Seen(NamedTuple):
 
 
 def main() -> None:
-    """Draw what is not there yet, fit, and write the model folder."""
+    """Draw missing parts, fit, and write the model folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="run with learn 'spectral': data, start, loss, learning rate")
     parser.add_argument("--features", type=Path, required=True, help="folder of what is seen")
@@ -87,13 +87,13 @@ def main() -> None:
 
 
 def write_part(config: RunConfig, file: Path, number: int, bar: Progress) -> None:
-    """Draw the samples of one part as the feed would, and keep what the net sees of them.
+    """Draw the samples of one part as the feed would, and store the net's inputs for them.
 
     Args:
-        config: of the run.
-        file: to write; complete or not there.
-        number: of the part: with the seed it decides the samples.
-        bar: shows how far it is.
+        config: configuration of the run.
+        file: file to write, atomically.
+        number: number of the part, which with the seed determines the samples.
+        bar: progress bar.
     """
     bank, sets = KernelBank.open(config.data.bank), open_mixture(config.data).sets
     samples = (t for one in sets for shard in one.manifest.train for t in read_samples(read_shard(one.uri, shard)))
@@ -125,14 +125,14 @@ def write_part(config: RunConfig, file: Path, number: int, bar: Progress) -> Non
 
 
 def _pools(bank: KernelBank) -> list[np.ndarray]:
-    """The bank's Gaussians, its points and its other kernels; all of them in place of what it lacks."""
+    """Return the bank's Gaussians, its deltas and its other kernels; a missing kind is replaced by all kernels."""
     family = bank.family
     of = [family == "gaussian", family == "delta", ~np.isin(family, ("gaussian", "delta"))]
     return [np.flatnonzero(mask if mask.any() else np.ones_like(mask)) for mask in of]
 
 
 def _window(lr: Tensor, smallest: int, random: np.random.Generator) -> Tensor:
-    """A smaller square of (1, 3, h, h), its corner on JPEG's 8 x 8 grid."""
+    """Cut a smaller square of (1, 3, h, h), with its corner on JPEG's 8 x 8 grid."""
     whole = lr.shape[-1]
     side = int(np.exp(random.uniform(np.log(min(smallest, whole)), np.log(whole))))
     top, left = (int(first) // 8 * 8 for first in random.integers(0, whole - side + 1, 2))
@@ -140,18 +140,18 @@ def _window(lr: Tensor, smallest: int, random: np.random.Generator) -> Tensor:
 
 
 def read_part(file: Path) -> Seen:
-    """Read what `write_part` wrote."""
+    """Read a part written by `write_part`."""
     with np.load(file) as part:
         features, blur, reduction, scale, sigma, side = (torch.from_numpy(part[name]) for name in part.files)
     return Seen(features, blur, reduction, scale, sigma.float(), side.float())
 
 
 def fit(config: RunConfig, seen: Seen) -> BlindUSRNet:
-    """Return the start's network with a new initial kernel: the averages over the training.
+    """Return the start's network with a new net of the initial kernel, averaged over the training.
 
     Args:
-        config: of the run: its `train` gives start, steps, batch, loss and learning rate.
-        seen: what is learned from.
+        config: configuration of the run; its `train` has start, steps, batch, loss and learning rate.
+        seen: training data.
     """
     train, loss = config.train, config.train.loss
     network = build_network(config, KernelBank.open(config.data.bank).codec)
@@ -176,7 +176,7 @@ def fit(config: RunConfig, seen: Seen) -> BlindUSRNet:
             estimate = Reducer(answer.shares, scale, "corner").compose(network.decode(answer.code))
             error = loss.inverse * inverse_error(estimate, kernel, batch.sigma, scale).mean()
             error = error + loss.kernel * kernel_l1(estimate, kernel)
-            # The error of an inverse filter leads nowhere from afar, so at first both answers learn the blur's code.
+            # The error of an inverse filter has no useful gradient at first, so both answers begin with the code.
             for blur_code in (answer.start, answer.code)[: 1 + (step < train.warmup_steps)]:
                 error = error + _START * l1_loss(blur_code, network.encode(batch.blur))
                 error = error + _START * kernel_l1(network.decode(blur_code), batch.blur)
@@ -192,7 +192,7 @@ def fit(config: RunConfig, seen: Seen) -> BlindUSRNet:
 
 
 def _batches(config: RunConfig, seen: Seen) -> Iterator[Tensor]:
-    """Rows of one scale each, the scales in turn."""
+    """Yield batches of row indices, each of one scale, with the scales in turn."""
     generator = torch.Generator().manual_seed(torch_seed(config.seed, epoch=0, key="batches", purpose="fit"))
     pools = [torch.nonzero(seen.scale == scale)[:, 0] for scale in config.model.scales]
     for step in range(config.train.steps):
@@ -201,7 +201,7 @@ def _batches(config: RunConfig, seen: Seen) -> Iterator[Tensor]:
 
 
 def digests(config: RunConfig) -> dict[str, str]:
-    """Say what the model was made from."""
+    """Return the digests of the model's data."""
     origin = {"shards": open_mixture(config.data).digest, "bank": KernelBank.open(config.data.bank).digest}
     return origin | {"restorer": config.train.start_from or "none"}
 

@@ -1,9 +1,9 @@
 """Fit the kernel prior, the net that corrects kernel steps, and put it into copies of model folders.
 
-Crops of photographs are degraded, and their kernels estimated as a blind restoration does it. A model that tells how a
-picture was reduced sees what cameras and web sites store, another blur and decimation. What each step says is kept in
-parts of a folder, which a second call finds there. The net learns from these small maps alone. Where a model has one
-already, it takes part in some steps at random: so a second call learns from what the net meets in use.
+Crops of photographs are degraded, and their kernels estimated as in a blind restoration. A model that estimates
+reductions gets pictures as cameras and web sites store them, any other model only blur and decimation. The maps of each
+step are stored in parts in a folder, which a second call reuses. The net learns from these small maps alone. If a model
+already has such a net, it takes part in some steps at random, so a second call learns from what the net meets in use.
 
 python -m tools.fit_kernel_prior --models shipped:blind-sr shipped:blind-sr-camera --photographs BSDS400 \
     --found DIR --output DIR
@@ -46,22 +46,22 @@ from pipeline.yaml_file import read_yaml
 from tools.model_copy import write_copy
 
 PART = 100  # photographs
-_CAMERA = str(Path(__file__).parents[1] / "jobs/configs/shipped-camera-spectral.yaml")  # whose laws of cameras
+_CAMERA = str(Path(__file__).parents[1] / "jobs/configs/shipped-camera-spectral.yaml")  # has the cameras' distributions
 _SIDES, _SIDE_SHARES = (144, 192, 240, 312), (0.2, 0.3, 0.3, 0.2)  # HR pixels
 _SCALE_SHARES = {2: 0.4, 3: 0.3, 4: 0.3}
-_SMALLEST_AT_4 = 240  # HR pixels: a crop of fewer shows no kernel of 25 x 25
-_SHRUNK, _SMALLEST = 0.4, 0.6  # of the photographs are made smaller first, down to this: sharper ones
+_SMALLEST_AT_4 = 240  # HR pixels; a smaller crop shows no kernel of 25 x 25
+_SHRUNK, _SMALLEST = 0.4, 0.6  # share of photographs that are first reduced for sharpness, and the smallest factor
 _DRAWS = (sample_motion, sample_gaussian, sample_disk)
-_DRAW_SHARES = (0.8, 0.13, 0.07)  # of others the net has to learn what is none of its business
-_MOST_SMALL = 20  # crops that do not fit, for each that does
+_DRAW_SHARES = (0.8, 0.13, 0.07)  # with others, the net learns what it must leave alone
+_MOST_SMALL = 20  # most crops that do not fit for each crop that does
 _NOISE_FREE, _MOST_NOISE = 0.5, 0.03  # without cameras
-_FROM_EDGES = 0.75  # as models do that have such a net; the others' starts are as useful to learn from
-_CORRECTING = (0.0, 0.35, 0.7)  # shares of the steps that an earlier net corrects, one of them a photograph
+_FROM_EDGES = 0.75  # share of starts from edges, as in models with such a net; other starts are as useful for training
+_CORRECTING = (0.0, 0.35, 0.7)  # shares of steps that an earlier net corrects; one share is drawn per photograph
 
 _BATCH, _RATE, _WARM_UP, _DECAY = 32, 1.5e-3, 100, 0.999
-_GRID, _FINER = 64, 4  # frequencies a side; shifts are found to a quarter of a pixel
+_GRID, _FINER = 64, 4  # frequencies per side; shifts are found to a quarter of a pixel
 _WITHOUT_NOISE, _BY_NOISE = 5e-3, 0.25  # regularisation of the inverse filter; the second times sigma
-_BEYOND = {2: 1.0, 3: 0.25, 4: 0.25}  # how much frequencies count that the LR image does not hold
+_BEYOND = {2: 1.0, 3: 0.25, 4: 0.25}  # weight of frequencies that the LR image does not hold
 _FLOOR = {2: 1e-3, 3: 0.02, 4: 0.05}  # share of a picture's power that is lost anyway
 
 
@@ -70,12 +70,12 @@ class Steps(NamedTuple):
 
     maps: Tensor  # (n, steps, 4, k, k) float16 of `kernel_maps`
     kernel: Tensor  # (n, k, k) true ones
-    sigma: Tensor  # (n,) that was told
+    sigma: Tensor  # (n,) assumed noise levels
     scale: Tensor  # (n,)
 
 
 def main() -> None:
-    """Estimate what is not there yet, fit, and write the model folders."""
+    """Estimate missing parts, fit, and write the model folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", required=True, nargs="+", help="blind ones with kernel steps")
     parser.add_argument("--photographs", type=Path, required=True, help="folder of sharp pictures")
@@ -112,15 +112,15 @@ def main() -> None:
 def write_part(
     networks: list[BlindUSRNet], data: DataConfig, photographs: list[Path], file: Path, number: int, bar: Progress
 ) -> None:
-    """Estimate the kernels of one part's photographs and keep what each step says.
+    """Estimate the kernels of one part's photographs and store the maps of each step.
 
     Args:
-        networks: whose restorers, one a photograph, and whose prior where they have one.
-        data: the laws of cameras, for networks that tell reductions.
-        photographs: sharp ones.
-        file: to write; complete or not there.
-        number: of the part: it decides crops, kernels and all else.
-        bar: shows how far it is.
+        networks: networks with the restorers, one per photograph, and possibly priors.
+        data: distributions of cameras, for networks that estimate reductions.
+        photographs: sharp photographs.
+        file: file to write, atomically.
+        number: number of the part, which determines crops, kernels and all other draws.
+        bar: progress bar.
     """
     random, choice = (rng(0, epoch=number, key=key, purpose="prior") for key in ("steps", "corrected"))
     rows, small = [], 0
@@ -159,11 +159,11 @@ def steps_of(network: BlindUSRNet, lr: Tensor, scale: int, sigma: float, random:
     """Return the maps (steps, 4, k, k) of every kernel step of an LR image (1, 3, h, w).
 
     Args:
-        network: that restores.
-        lr: in [0, 1], periodic.
+        network: network that restores.
+        lr: LR image in [0, 1], periodic.
         scale: s.
-        sigma: noise level that it is told.
-        random: decides the start, and which steps an earlier net corrects.
+        sigma: noise level passed to it.
+        random: source of the start, and of the steps that an earlier net corrects.
     """
     seen: list[Tensor] = []
     share, from_edges = random.choice(_CORRECTING), random.random() < _FROM_EDGES
@@ -185,17 +185,17 @@ def steps_of(network: BlindUSRNet, lr: Tensor, scale: int, sigma: float, random:
 
 
 def read_part(file: Path) -> Steps:
-    """Read what `write_part` wrote."""
+    """Read a part written by `write_part`."""
     with np.load(file) as part:
         return Steps(*(torch.from_numpy(part[name]) for name in Steps._fields))
 
 
 def fit(steps: Steps, updates: int) -> KernelPrior:
-    """Return the fitted net: the averages over the training.
+    """Return the fitted net, averaged over the training.
 
     Args:
-        steps: what is learned from.
-        updates: of the weights.
+        steps: training data.
+        updates: number of updates of the weights.
     """
     torch.manual_seed(torch_seed(0, epoch=0, key="fit", purpose="prior"))
     prior = KernelPrior()
@@ -225,7 +225,7 @@ def fit(steps: Steps, updates: int) -> KernelPrior:
 
 
 def _turned(maps: Tensor, turn: int) -> Tensor:
-    """One of the eight mirror images and quarter turns of (..., k, k)."""
+    """Return one of the eight mirror images and quarter turns of (..., k, k)."""
     maps = maps.flip(-1) if turn & 1 else maps
     maps = maps.flip(-2) if turn & 2 else maps
     return maps.mT if turn & 4 else maps
@@ -236,7 +236,7 @@ def _frequencies() -> tuple[Tensor, Tensor]:
 
 
 def _natural_power() -> Tensor:
-    """(64, 33) share of a picture's power at each frequency: it falls as 1/f^2."""
+    """Return (64, 33) shares of a picture's power at each frequency, which fall as 1/f^2."""
     rows, columns = _frequencies()
     power = 1 / (rows.square() + columns.square() + _GRID**-2)
     power[:, 1:-1] *= 2  # both halves of the spectrum count
@@ -244,13 +244,13 @@ def _natural_power() -> Tensor:
 
 
 def aligned(kernel: Tensor, found: Tensor) -> Tensor:
-    """Return the spectra (B, 64, 33) of true kernels, shifted onto what was found.
+    """Return the spectra (B, 64, 33) of true kernels, shifted onto the estimates.
 
-    Where a kernel lies cannot be seen: the restored picture is shifted the other way.
+    The position of a kernel cannot be detected, as the restored picture is shifted the other way.
 
     Args:
-        kernel: (B, k, k) true ones.
-        found: (B, k, k).
+        kernel: (B, k, k) true kernels.
+        found: (B, k, k) estimates.
     """
     true = transfer_function(kernel, _GRID, _GRID)[:, 0]
     across = _natural_power() * transfer_function(found, _GRID, _GRID)[:, 0] * true.conj()
@@ -265,13 +265,13 @@ def aligned(kernel: Tensor, found: Tensor) -> Tensor:
 
 
 def lost_decibels(found: Tensor, true: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
-    """Return what an inverse filter made from a kernel loses against that of the true one, in dB (B,).
+    """Return the loss in dB (B,) of an inverse filter made from a kernel against that of the true kernel.
 
-    Beyond what the LR image holds, a restorer still inverts at x2, where aliasing shows it.
+    At x2, a restorer still inverts frequencies beyond those of the LR image, since aliasing shows them.
 
     Args:
         found: (B, k, k) kernels.
-        true: (B, 64, 33) spectra of the true ones, of `aligned`.
+        true: (B, 64, 33) spectra of the true kernels, from `aligned`.
         sigma: (B,) noise levels.
         scale: (B,) s.
     """
@@ -288,7 +288,7 @@ def lost_decibels(found: Tensor, true: Tensor, sigma: Tensor, scale: Tensor) -> 
 
 
 def write_prior(prior: KernelPrior, model: Path, output: Path) -> None:
-    """Copy a model folder, with this net as its kernel prior; all else stays as it is, number formats too.
+    """Copy a model folder with a new kernel prior; everything else is unchanged, including number formats.
 
     Args:
         prior: the fitted net.

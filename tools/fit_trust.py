@@ -1,7 +1,7 @@
-"""Fit the net that says how far a blind restoration is to be trusted, and put it into a model folder.
+"""Fit the net that estimates the trust in a blind restoration, and put it into a model folder.
 
-Pictures, photographs and drawn ones, are degraded as cameras and web sites do and restored blind. What the restorer
-sees of each case and how right it was is kept in parts of a folder, which a second call finds there.
+Photographs and drawn pictures are degraded as by cameras and web sites, and restored blind. The features of each case
+and how right it was are stored in parts in a folder, which a second call reuses.
 
 python -m tools.fit_trust --photographs BSDS400 --model shipped:blind-sr-camera --cases DIR --output MODEL
 """
@@ -34,26 +34,26 @@ from tools.model_copy import write_copy
 
 PART = 100  # cases
 _SIDES, _SCALES = (64, 96, 128, 160, 192, 240, 320), (2, 2, 3, 4)  # HR pixels
-_BLURRED, _MOTION, _DISK = 0.75, 0.4, 0.1  # of the pictures; what is neither motion nor out of focus is Gaussian
-_BORDER = 8  # HR pixels left out where a shift is looked for
-_SOFT = 0.15  # of the photographs: they never were sharp
+_BLURRED, _MOTION, _DISK = 0.75, 0.4, 0.1  # shares of the pictures; all other blurs are Gaussian
+_BORDER = 8  # HR pixels left out in the search for a shift
+_SOFT = 0.15  # share of photographs that were never sharp
 _NETS, _HIDDEN, _EPOCHS = 8, 24, 300
-_BOUNDS = (-6.0, 4.0)  # dB: beyond these one case is as good as another
-_SOFT_WEIGHT = 0.1  # whether a picture is blurred or was never sharp cannot be seen, and people want it sharp
+_BOUNDS = (-6.0, 4.0)  # dB; cases beyond these bounds count as equal
+_SOFT_WEIGHT = 0.1  # low, since blurred and never-sharp pictures look the same, and users want both sharp
 
 
 class Cases(NamedTuple):
-    """Hold what was seen of n restorations, and how right each was."""
+    """Hold the features of n restorations, and how right each was."""
 
     features: np.ndarray  # (n, f)
     plain: np.ndarray  # (n,) mean squared error of the enlargement
-    right: np.ndarray  # (n,) the w that is best
+    right: np.ndarray  # (n,) the best w
     apart: np.ndarray  # (n,) mean square of restored - enlarged
     weight: np.ndarray  # (n,)
 
 
 def main() -> None:
-    """Draw what is not there yet, fit, and write the model folder."""
+    """Draw missing parts, fit, and write the model folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True, help="folder of sharp pictures")
     parser.add_argument("--model", required=True, help="that tells blur and reduction apart")
@@ -87,7 +87,7 @@ def main() -> None:
         others = {name: value[0] for name, value in load_file(folder / TRUST).items()}
     else:
         others = fit(Cases(*(column[seen.features[:, FEATURES.index("refined")] == 0] for column in seen)), 2.0)
-    # The refined are too few to learn from alone.
+    # The refined cases alone are too few for training.
     sets = [others, fit(seen, 3.0)]
     both = {name: torch.stack([tensors[name] for tensors in sets]) for name in sets[0]}
     net = save(both, metadata={"features": ",".join(FEATURES)})
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 class Recorder:
-    """Keep what a trust net would be asked, and trust."""
+    """Record the features for a trust net, and answer with full trust."""
 
     def __init__(self) -> None:
         self.asked = np.zeros(len(FEATURES))
@@ -110,7 +110,7 @@ class Recorder:
 def _case(
     random: Random, photographs: list[Path], restorer: Restorer
 ) -> tuple[np.ndarray, float, float, float, float] | None:
-    """Degrade one picture and restore it; None for a photograph that is too small for what was drawn."""
+    """Degrade one picture and restore it; return None for a photograph that is too small for the drawn settings."""
     scale = int(random.choice(_SCALES))
     hr, weight = _picture(random, photographs, int(random.choice(_SIDES)) // scale * scale)
     if hr is None:
@@ -127,14 +127,14 @@ def _case(
         for one, other in ((enlarged, truth), (restored, truth), (restored, enlarged))
     )
     if recorder.asked[FEATURES.index("refined")]:
-        # Where the kernel of a camera shake lies, and so the picture, cannot be seen and bothers nobody.
+        # The position of a shake's kernel, and so of the picture, cannot be detected and does not matter.
         here, best = psnr(image, hr, border=_BORDER), psnr_shifted(image, hr, border=_BORDER).psnr
         full *= 10 ** ((here - best) / 10)
     return recorder.asked, plain, 0.5 + (plain - full) / (2 * apart), apart, weight
 
 
 def _picture(random: Random, photographs: list[Path], side: int) -> tuple[np.ndarray | None, float]:
-    """A picture and how much it counts."""
+    """Draw a picture; return it with its weight."""
     place = random.random()
     for draw, share in SHARES.items():
         if place < share:
@@ -154,7 +154,7 @@ def _picture(random: Random, photographs: list[Path], side: int) -> tuple[np.nda
 
 
 def _degraded(random: Random, hr: np.ndarray, scale: int) -> tuple[np.ndarray, float]:
-    """The picture blurred or not, reduced, with noise or not, as a JPEG or not; and the error that its file tells."""
+    """Degrade a picture: maybe blur it, reduce it, maybe add noise, maybe store a JPEG. Return its file's error."""
     blurred, kind = hr.astype(np.float32), random.random()
     if kind < _BLURRED:
         kernel = sample_gaussian(1, 25, rng=random, sigma=(0.4, 3.5), sigma_law="log")[0]
@@ -183,11 +183,11 @@ def _degraded(random: Random, hr: np.ndarray, scale: int) -> tuple[np.ndarray, f
 
 
 def fit(seen: Cases, losses_count: float) -> dict[str, Tensor]:
-    """Fit one set of nets to win decibels: a mixture's error is known in closed form for any w.
+    """Fit one set of nets to gain decibels; a mixture's error has a closed form for any w.
 
     Args:
-        seen: what they learn from.
-        losses_count: how many decibels won one that is lost weighs.
+        seen: training data.
+        losses_count: weight of a lost decibel relative to a gained one.
     """
     mean, std = seen.features.mean(0), seen.features.std(0) + 1e-6
     x = torch.from_numpy(((seen.features - mean) / std).clip(-3, 3)).float()
@@ -223,7 +223,7 @@ def fit(seen: Cases, losses_count: float) -> dict[str, Tensor]:
 
 
 def decibels(w: Tensor, plain: Tensor, right: Tensor, apart: Tensor) -> Tensor:
-    """Return what a mixture wins on the enlargement, in dB.
+    """Return the gain of a mixture over the enlargement, in dB.
 
     Args:
         w: share of the restoration.

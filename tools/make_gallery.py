@@ -31,23 +31,23 @@ _FOLDERS = {
     "skimage": Path(skimage.__file__).parent / "data",
     "sklearn": Path(sklearn.__file__).parent / "datasets/images",
 }
-_CELL, _KERNEL, _GAP, _PAGE = 216, 96, 6, 4  # HR pixels a cell; photographs a picture
+_CELL, _KERNEL, _GAP, _PAGE = 216, 96, 6, 4  # HR pixels of cell, kernel and gap; photographs per picture
 
 
 class Stored(NamedTuple):
-    """Hold a picture as its file has it."""
+    """Hold a picture as stored in its file."""
 
     pixels: np.ndarray  # (h, w, 3) uint8
-    error: float = 0.0  # what the file tells of its own error, [0, 1] scale
+    error: float = 0.0  # error of the file as known from the file itself, [0, 1] scale
 
 
 class Shot(NamedTuple):
-    """Say which part of which photograph, and what happened to it."""
+    """Describe a part of a photograph and its degradation."""
 
     file: str
-    what: str  # to a reader
+    what: str  # description for the reader
     scale: int
-    top: int  # of the part that is shown, in the photograph
+    top: int  # top of the shown part in the photograph
     left: int
     made: Callable[[np.ndarray, int], Stored]
     package: str = "skimage"
@@ -55,7 +55,7 @@ class Shot(NamedTuple):
 
 
 def as_it_is(image: np.ndarray, scale: int) -> Stored:
-    """Leave the photograph alone."""
+    """Leave the photograph unchanged."""
     return Stored(image)
 
 
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def _row(shot: Shot, number: int) -> tuple[np.ndarray, str]:
-    """The strip of one photograph, and its line in the table."""
+    """Return the strip of one photograph, and its line in the table."""
     data = (_FOLDERS[shot.package] / shot.file).read_bytes()
     pixels = decode_photograph(data).pixels
     whole = np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels[..., :3]
@@ -129,7 +129,7 @@ def _row(shot: Shot, number: int) -> tuple[np.ndarray, str]:
     restored = Restorer.load(FOR_PHOTOGRAPHS).restore(lr, shot.scale, file_error=error)
     planes = torch.from_numpy(lr.copy()).permute(2, 0, 1)[None].float() / 255
     plain, bicubic = (to_uint8(upsample(planes, shot.scale, mode, "centre")[0]) for mode in ("nearest", "bicubic"))
-    # The part that is shown, where the photograph was degraded; of one as it is, what becomes of that part.
+    # The shown part if the photograph was degraded; otherwise the same part of its result.
     places = [side * (1 if shot.truth else shot.scale) for side in (shot.top, shot.left)]
     cells = [_cut(image, *places) for image in (plain, bicubic, restored.image)]
     inset = np.full((_CELL, _KERNEL, 3), 255, np.uint8)
@@ -162,7 +162,7 @@ def _cut(image: np.ndarray, top: int, left: int) -> np.ndarray:
 
 
 def _psnr(image: np.ndarray, truth: np.ndarray) -> float:
-    """RGB PSNR without a border of 8 pixels."""
+    """Return the RGB PSNR without a border of 8 pixels."""
     error = (image[8:-8, 8:-8].astype(np.float64) - truth[8:-8, 8:-8]) / 255
     return float(-10 * np.log10(np.square(error).mean()))
 

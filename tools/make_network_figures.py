@@ -34,7 +34,7 @@ DATA, PRIOR, KERNEL, PLAIN = "#cfe3f5", "#d8ecd0", "#f6dfc2", "#eeeeee"
 
 
 def main() -> None:
-    """Draw what can be drawn."""
+    """Draw all pictures."""
     matplotlib.use("Agg")
     torch.manual_seed(0)
     PICTURES.mkdir(exist_ok=True)
@@ -47,13 +47,13 @@ def box(axes: Axes, x: float, y: float, text: str, colour: str, width: float = 1
     """Draw a labelled box centred at (x, y).
 
     Args:
-        axes: where.
-        x: of the centre.
-        y: of the centre.
-        text: its label.
-        colour: its fill.
-        width: in data units.
-        height: in data units.
+        axes: axes to draw on.
+        x: x coordinate of the centre.
+        y: y coordinate of the centre.
+        text: label.
+        colour: fill colour.
+        width: width in data units.
+        height: height in data units.
     """
     shape = FancyBboxPatch(
         (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02", fc=colour, ec="#444"
@@ -66,11 +66,11 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text
     """Draw an arrow, with a label at its middle.
 
     Args:
-        axes: where.
-        start: from.
-        end: to.
-        text: its label.
-        bend: its curvature.
+        axes: axes to draw on.
+        start: start of the arrow.
+        end: end of the arrow.
+        text: label.
+        bend: curvature.
     """
     style = f"arc3,rad={bend}"
     axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, connectionstyle=style, color="#444"))
@@ -80,7 +80,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text
 
 
 def draw_network(config: ModelConfig, path: Path) -> None:
-    """Draw the interleaved schedule above, one unfolding's prior below; numbers are the config's."""
+    """Draw the interleaved schedule above one unfolding's prior, with the numbers of the config."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(12, 6.4), height_ratios=(1.15, 1))
     parts = config.kernel.rounds + 1
     step = 9.6 / parts
@@ -182,9 +182,10 @@ def photograph(side: int, top: int = 0, left: int = 0) -> Tensor:
 
 
 def draw_alternation(folder: Path, path: Path) -> None:
-    """Draw the kernel and the image restored with it, from the spectral start over the kernel steps, beside the truth.
+    """Draw the kernel and the restored image from the spectral start over the kernel steps, next to the truth.
 
-    A Gaussian, for which the start is right, and two motion kernels, whose direction a spectrum does not show.
+    The examples are a Gaussian, for which the start is right, and two motion kernels, whose direction a spectrum does
+    not show.
     """
     model = load_model(folder)
     if not isinstance(model, BlindUSRNet) or not model.config.kernel.steps:
@@ -222,7 +223,7 @@ def draw_alternation(folder: Path, path: Path) -> None:
 
 
 def _shifted_psnr(sr: Tensor, hr: Tensor) -> float:
-    """After the best shift, which no blind method can know."""
+    """Return the PSNR after the best shift, which no blind method can know."""
     image, truth = (x[0].clamp(0, 1).permute(1, 2, 0).numpy() for x in (sr, hr))
     return psnr_shifted(image, truth, border=8).psnr
 
@@ -235,13 +236,13 @@ def show(axes: Axes, image: Tensor, title: str) -> None:
 
 
 def show_kernel(axes: Axes, kernel: Tensor, title: str, largest: float) -> None:
-    """Show one kernel (k, k), all of a row on one scale.
+    """Show a kernel (k, k), with one scale for all kernels of a row.
 
     Args:
-        axes: where.
+        axes: axes to draw on.
         kernel: (k, k).
-        title: above it.
-        largest: the value that is white.
+        title: title above it.
+        largest: value drawn as white.
     """
     axes.imshow(kernel.numpy(), cmap="gray", vmin=0, vmax=largest)
     axes.set_title(title, fontsize=8)

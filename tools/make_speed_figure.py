@@ -1,9 +1,9 @@
-"""The picture of docs/speed.md: convolutions and whole steps beside what this machine allows.
+"""Draw the picture of docs/speed.md: convolutions and whole steps compared with the limits of this machine.
 
 python -m tools.make_speed_figure
 
-CPU seconds of one thread. On the left each convolution of the restorer stands alone on the roofline: its flop a second
-over its flop a byte. On the right whole steps are compared with the published form of the network.
+CPU seconds of one thread. On the left, each convolution of the restorer is on the roofline: its flop per second over
+its flop per byte. On the right whole steps are compared with the published form of the network.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ COLOURS = {"restoring, tiny": "#3b7dbf", "a training step, tiny": "#4d9a4a", "a 
 
 
 class Work(NamedTuple):
-    """Name what is measured: a network, so many HR images of this side, trained or only run."""
+    """Describe a measurement: a network, number and side of HR images, and whether it trains."""
 
     config: RestorerConfig
     images: int
     side: int
     trains: bool
-    wanted: float | None = None  # so many times as fast as the published form
+    wanted: float | None = None  # target speed-up over the published form
 
 
 WORKS = {
@@ -55,7 +55,7 @@ WORKS = {
 
 @dataclass(frozen=True)
 class Convolution:
-    """Hold one kind of convolution in a step: how often it runs, and once alone its flop, bytes and seconds."""
+    """Hold one kind of convolution in a step: its number of runs, and flop, bytes and seconds of a single run."""
 
     count: int
     flop: float
@@ -63,12 +63,12 @@ class Convolution:
     seconds: float
 
     def least(self, machine: Machine) -> float:
-        """Return the seconds that the machine allows at least for all of them."""
+        """Return the least seconds of this machine for all runs."""
         return self.count * max(self.flop / machine.gemm, self.moved / machine.memory)
 
 
 class Steps(NamedTuple):
-    """Hold the seconds of one step: the published form, ours in float32 and in bf16, and what the roofline allows."""
+    """Hold the seconds of one step: the published form, ours in float32 and in bf16, and the least by the roofline."""
 
     published: float
     ours: float
@@ -102,7 +102,7 @@ def main() -> None:
 def measure_convolutions(work: Work) -> list[Convolution]:
     """Measure each distinct convolution of a step, forward, and backward if it trains.
 
-    Backward, a convolution is one with respect to its image and one with respect to its weights.
+    The backward pass of a convolution consists of two: one with respect to its image, one to its weights.
     """
     seen: dict[tuple, tuple[nn.Module, Tensor]] = {}
     counts: Counter[tuple] = Counter()
@@ -128,7 +128,7 @@ def measure_steps(work: Work, least: float) -> Steps:
 
     Args:
         work: the step.
-        least: the seconds that its convolutions take at least.
+        least: least seconds of its convolutions.
     """
     torch.manual_seed(0)
     plain = PublishedUSRNet(work.config)
@@ -140,12 +140,12 @@ def measure_steps(work: Work, least: float) -> Steps:
 
 
 def draw_roofline(axes: Axes, machine: Machine, convolutions: dict[str, list[Convolution]]) -> None:
-    """Draw the roof, and each convolution below it, as large as its share of the step's convolutions.
+    """Draw the roof, and each convolution below it, sized by its share of the step's convolutions.
 
     Args:
-        axes: where.
-        machine: its rates.
-        convolutions: by the name of the work.
+        axes: axes to draw on.
+        machine: rates of the machine.
+        convolutions: convolutions by the name of the work.
     """
     intensity = np.geomspace(1, 1000, 200)
     axes.loglog(intensity, np.minimum(machine.gemm, intensity * machine.memory) / 1e9, color="#444", lw=1.5)
@@ -172,11 +172,11 @@ def draw_roofline(axes: Axes, machine: Machine, convolutions: dict[str, list[Con
 
 
 def draw_steps(axes: Axes, steps: dict[str, Steps]) -> None:
-    """Draw how many times as fast as the published form each step is, was to be and could be.
+    """Draw the speed-up of each step over the published form, with the target and the limit.
 
     Args:
-        axes: where.
-        steps: by the name of the work.
+        axes: axes to draw on.
+        steps: steps by the name of the work.
     """
     for row, (name, found) in enumerate(steps.items()):
         bars = [("float32", found.ours, 1.0), ("bf16", found.bf16, 0.45)]
@@ -203,7 +203,7 @@ def _network(work: Work) -> USRNet:
 
 
 def _inputs(work: Work) -> tuple[Tensor, Tensor, int, Tensor, Tensor]:
-    """LR images, 25 x 25 kernels, scale, noise levels, HR images."""
+    """Return LR images, 25 x 25 kernels, scale, noise levels, HR images."""
     random = torch.Generator().manual_seed(0)
     lr = torch.rand(work.images, 3, work.side // SCALE, work.side // SCALE, generator=random)
     kernel = torch.rand(work.images, 25, 25, generator=random)
@@ -244,7 +244,7 @@ def _alone(module: nn.Module, image: Tensor, count: int, trains: bool) -> Iterat
 
 
 def _seconds_in_turn(*works: Callable[[], object]) -> list[float]:
-    """Measure each work's least CPU seconds of some rounds, one after the other in each round."""
+    """Measure each work's least CPU seconds over some rounds; in each round all works run in turn."""
     least = [float("inf")] * len(works)
     for round_number in range(ROUNDS + 1):
         for number, work in enumerate(works):

@@ -15,11 +15,11 @@ from matplotlib import pyplot as plt
 from pipeline.tracking.store import checked_uri, client
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "from-scratch.png"
-_WINDOW = 5  # points of the training loss that are averaged
+_WINDOW = 5  # number of averaged points of the training loss
 
 
 def main() -> None:
-    """Draw the runs of an experiment beside each other and print their ends."""
+    """Draw the runs of an experiment side by side and print their final values."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", required=True, help="tracking URI")
     parser.add_argument("--experiment", default="from-scratch")

@@ -1,4 +1,4 @@
-"""Copy a model folder with one file of it made anew."""
+"""Copy a model folder with one file replaced."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pipeline.model_folder import read_manifest, write_manifest
 def write_copy(
     model: Path, output: Path, name: str, data: bytes, made_by: dict[str, str], config: ModelConfig | None = None
 ) -> None:
-    """Copy a model folder, with a file in it and its manifest changed; all else stays as it is.
+    """Copy a model folder with one file and the manifest changed; everything else is unchanged.
 
     Args:
         model: the folder.
         output: folder of the copy; may be the same.
-        name: of the file, which may be there already.
-        data: its content.
-        made_by: what made it, added to the manifest's provenance.
-        config: the model's new one, if it changes.
+        name: name of the file, which may exist.
+        data: content of the file.
+        made_by: origin of the file, added to the manifest's provenance.
+        config: new configuration of the model, if it changes.
     """
     if model.absolute() != output.absolute():
         shutil.copytree(model, output, dirs_exist_ok=True)

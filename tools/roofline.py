@@ -1,4 +1,4 @@
-"""How fast this machine is on one core: matrix products, FFTs, memory; and what that allows at least."""
+"""The speed of one core of this machine for matrix products, FFTs and memory, and the least times that follow."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ class Machine:
     """Hold measured rates of one core, float32."""
 
     gemm: float  # flop/s of a product of 1024 x 1024 matrices
-    fft: float  # flop/s, 2.5 N log2 N for a real transform of N pixels; of the sizes below the fastest
-    memory: float  # bytes/s, read and written, of a copy that no cache holds
+    fft: float  # flop/s, 2.5 N log2 N for a real transform of N pixels; the fastest of the sizes below
+    memory: float  # bytes/s, read and written, of a copy larger than any cache
 
     def convolution(self, result: Tensor, module: nn.Module, image: Tensor) -> float:
-        """Return the seconds that a convolution takes at least: by its flop, or by its image in and out."""
+        """Return the least seconds of a convolution: by its flop, or by reading and writing its images."""
         weight: Tensor = module.weight  # type: ignore[assignment]
-        # Each output value of a convolution, each input value of a transposed one, meets one filter of these weights.
+        # Each output value of a convolution, or each input value of a transposed one, uses one filter of these weights.
         pixels = image if isinstance(module, nn.ConvTranspose2d) else result
         flop = 2 * (pixels.numel() // pixels.shape[1]) * weight.numel()
         return max(flop / self.gemm, self._moved(image, result))
 
     def transform(self, result: Tensor, image: Tensor) -> float:
-        """Return the seconds that a real two-dimensional FFT, or its inverse, takes at least."""
+        """Return the least seconds of a real two-dimensional FFT or its inverse."""
         real = image if result.is_complex() else result
         size = real.shape[-1] * real.shape[-2]
         return 2.5 * real.numel() * math.log2(size) / self.fft
 
     def data_step(self, result: Tensor, operator: BlurOperator, image: Tensor, spectrum: Tensor, _: Tensor) -> float:
-        """Return the seconds that a data step takes at least beside its FFTs: all read once, the result written.
+        """Return the least seconds of a data step besides its FFTs: all inputs read once, the result written.
 
         Args:
-            result: of `BlurOperator.step`, and
-            operator: what it was given.
-            image: the same.
-            spectrum: the same.
+            result: result of `BlurOperator.step`.
+            operator: operator of the step.
+            image: image passed to the step.
+            spectrum: spectrum passed to the step.
         """
         return self._moved(result, image, spectrum, operator.transfer, operator.power)
 
@@ -59,7 +59,7 @@ class Machine:
 
 
 def measure_machine() -> Machine:
-    """Measure the rates, each the best of a few rounds of CPU time: what others do on the machine slows the rest."""
+    """Measure the rates, each as the best of a few rounds of CPU time, since other programs slow the other rounds."""
     matrix = torch.rand(1024, 1024)
     large = torch.rand(2**25)
     target = torch.empty_like(large)
@@ -73,7 +73,7 @@ def measure_machine() -> Machine:
 
 
 def _fft_rate(side: int) -> float:
-    """Flop/s of transforming three planes there and back."""
+    """Return the flop/s of transforming three planes forth and back."""
     image = torch.rand(3, side, side)
     seconds = _seconds(lambda: torch.fft.irfft2(torch.fft.rfft2(image), s=(side, side)))
     return 2 * 2.5 * image.numel() * math.log2(side * side) / seconds

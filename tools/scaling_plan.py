@@ -18,17 +18,17 @@ class Plant:
     """Describe a cluster and its settings; sizes in bytes, times in seconds."""
 
     gpus: int = 8
-    measured: float = 800  # samples/s of one core in a data task with 8 patches a tile
+    measured: float = 800  # samples/s of one core in a data task with 8 patches per tile
     demand: float = 300  # samples/s of one GPU, assumed
-    tiles: int = 12_000  # DIV2K in tiles of 480
+    tiles: int = 12_000  # DIV2K cut into tiles of 480
     tile_bytes: float = 400 * KIB
     shard_bytes: float = 128 * MIB
     shards_per_window: int = 2
     patches_per_tile: int = 8
     sample_bytes: float = 56 * KIB  # in the object store, measured
-    connection: float = 80 * MIB  # of one GET, assumed
+    connection: float = 80 * MIB  # rate of one GET, assumed
     latency: float = 0.1  # of one GET; one in a hundred takes twenty times as long
-    cores: int = 1  # data tasks of one GPU
+    cores: int = 1  # data tasks per GPU
 
     @property
     def shards(self) -> float:
@@ -37,7 +37,7 @@ class Plant:
 
     @property
     def rate(self) -> float:
-        """Return the samples/s of one core: with 8 patches a tile, half of the work is decoding the tile."""
+        """Return the samples/s of one core: with 8 patches per tile, half of the work is decoding the tile."""
         return self.measured / (0.5 + 0.5 * 8 / self.patches_per_tile)
 
     @property
@@ -49,7 +49,7 @@ class Plant:
 def waiting(plant: Plant, seconds: float = 3600, seed: int = 0) -> float:
     """Simulate the share of the time that one GPU waits after its first batch.
 
-    A task reads its window, spends half of its work on decoding, then hands on samples evenly.
+    A task reads its window, spends half of its work on decoding, then yields samples evenly.
     """
     draw = random.Random(seed)
     window, work = plant.window_samples, plant.window_samples / plant.rate
@@ -102,7 +102,7 @@ def table(title: str, plants: list[Plant]) -> None:
 
 
 def main(base: Plant) -> None:
-    """Print the three sizes, and what breaks them."""
+    """Print the three sizes, and the settings that break them."""
     sizes = [replace(base, gpus=gpus) for gpus in (8, 64, 512)]
     table("Defaults:", sizes)
     table("Shards of 8 MiB:", [replace(p, shard_bytes=8 * MIB) for p in sizes])

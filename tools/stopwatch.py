@@ -1,4 +1,4 @@
-"""Where this thread's CPU seconds go, by stage: what a stage inside another takes is counted as the inner one's."""
+"""CPU seconds of this thread by stage; the time of nested stages counts only for the inner stage."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Path = tuple[str, ...]
 
 
 class Point(NamedTuple):
-    """Name a function whose time is looked at."""
+    """Name a function whose time is measured."""
 
-    owner: Any  # the class or module that holds it
+    owner: Any  # the class or module of the function
     name: str
     stage: str
-    least: Callable[..., float] | None = None  # (result, *args) -> seconds that the machine allows at least
+    least: Callable[..., float] | None = None  # (result, *args) -> least seconds of this machine
 
 
 @dataclass
 class Stopwatch:
-    """Hold CPU seconds by the path of stages that were open, outermost first."""
+    """Hold CPU seconds by the path of open stages, outermost first."""
 
     seconds: Counter[Path] = field(default_factory=Counter)
-    least: Counter[Path] = field(default_factory=Counter)  # what a roofline allows, where a point says so
+    least: Counter[Path] = field(default_factory=Counter)  # least seconds by a roofline, for points that have one
 
     def __post_init__(self) -> None:
         self._path: Path = ()
@@ -35,7 +35,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count what the block takes under `name`, but for the stages inside it."""
+        """Count the time of the block under `name`, except that of nested stages."""
         outer = self._path
         self._turn_to((*outer, name))
         try:
@@ -56,11 +56,11 @@ class Stopwatch:
             yield
 
     def total(self, *names: str, inside: str | None = None) -> float:
-        """Sum the seconds of paths whose innermost stage is one of `names`; `inside`: only where that is open too."""
+        """Sum the seconds of paths whose innermost stage is one of `names`; `inside`: only paths that contain it."""
         return self._sum(self.seconds, names, inside)
 
     def bound(self, *names: str) -> float:
-        """Sum the seconds that a roofline allows for the paths whose innermost stage is one of `names`."""
+        """Sum the least seconds by a roofline of paths whose innermost stage is one of `names`."""
         return self._sum(self.least, names, None)
 
     @staticmethod

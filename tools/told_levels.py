@@ -1,8 +1,8 @@
-"""Compare the noise level that `auto` tells the restorer with the best told one, in every cell of `camera`.
+"""Compare the noise level that `auto` passes to the restorer with the best one, in every cell of `camera`.
 
 Cuts of photographs are degraded as the protocols `camera-*` do, with Gaussian and with motion kernels, and restored
-with the true composite kernel: at the level that `auto` says of pixels and file, and at 0.6, 0.8, 1 and 1.4 times the
-true error. What the told levels gave is kept as JSON and read from there the next time; `auto` is measured each time.
+with the true composite kernel: at the level that `auto` estimates from pixels and file, and at 0.6, 0.8, 1 and 1.4
+times the true error. Results at these fixed levels are kept as JSON and reused; `auto` is measured each time.
 
 python -m tools.told_levels --photographs BSDS400 --cuts 2 --told FILE
 """
@@ -32,8 +32,8 @@ from pipeline.inference.noise import noise_level
 from pipeline.seeds import rng
 from pipeline.shipped import FOR_PHOTOGRAPHS
 
-_FACTORS = (0.6, 0.8, 1.0, 1.4)  # of the true error: the levels that are told
-_ROUNDING = 0.29  # 1/255, of 8 bit
+_FACTORS = (0.6, 0.8, 1.0, 1.4)  # tested levels relative to the true error
+_ROUNDING = 0.29  # error of rounding to 8 bit, 1/255
 _NOISES, _QUALITIES, _SCALES = (0, 2, 5), (None, 95, 85, 70), (2, 4)
 _WIDTHS = {2: (0.99, 1.70), 4: (1.4, 2.4)}  # of Gaussians, HR pixels, by scale
 
@@ -61,7 +61,7 @@ CELLS = [
 
 
 def main() -> None:
-    """Measure what is asked for, and print the table, worst cells first."""
+    """Measure the cells, and print the table, worst cells first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True, help="folder of sharp pictures")
     parser.add_argument("--cuts", type=int, default=2, help="of different pictures, each in every cell")
@@ -95,10 +95,10 @@ def draw_cuts(folder: Path, count: int, side: int, seed: int) -> list[np.ndarray
     """Cut squares out of different pictures that are large enough.
 
     Args:
-        folder: of pictures.
-        count: how many cuts.
-        side: of each, pixels.
-        seed: of the choice.
+        folder: folder of pictures.
+        count: number of cuts.
+        side: side of each cut, pixels.
+        seed: seed of the choice.
 
     Returns:
         (side, side, 3) uint8 each.
@@ -117,18 +117,18 @@ def draw_cuts(folder: Path, count: int, side: int, seed: int) -> list[np.ndarray
 
 
 class Case(NamedTuple):
-    """Hold a degraded cut and what is known of it."""
+    """Hold a degraded cut and its true values."""
 
     cell: Cell
     cut: np.ndarray  # (side, side, 3) uint8
     lr: np.ndarray  # (side/s, side/s, 3) uint8
     kernel: np.ndarray  # composite
     error: float  # true RMS error of the LR picture, 1/255
-    file_error: float  # that its file tells, [0, 1] scale
+    file_error: float  # error known from its file, [0, 1] scale
 
     @classmethod
     def of(cls, cell: Cell, cut: np.ndarray, random: np.random.Generator) -> Case:
-        """Degrade a cut as a cell does, with a kernel drawn by `random`."""
+        """Degrade a cut by the settings of a cell, with a kernel drawn by `random`."""
         clean_protocol = PROTOCOLS[f"camera-{cell.reduction}"]
         protocol = PROTOCOLS[f"camera-{cell.reduction}-q{cell.quality}"] if cell.quality else clean_protocol
         if cell.blur == "motion":
@@ -143,24 +143,24 @@ class Case(NamedTuple):
         return cls(cell, cut, pixels, protocol.assumed_kernel(kernel, cell.scale), error, told)
 
     def levels(self) -> list[float]:
-        """Return the levels that are told, in 1/255."""
+        """Return the tested noise levels, in 1/255."""
         return [factor * self.error for factor in _FACTORS]
 
     def restored(self, restorer: Restorer, level: float | None) -> float:
-        """Restore at a level in 1/255, None: auto; return the PSNR."""
+        """Restore at a level in 1/255, or None for auto; return the PSNR."""
         sigma = "auto" if level is None else level / 255
         found = restorer.restore(self.lr, self.cell.scale, sigma, self.kernel, file_error=self.file_error)
         return psnr(found.image, self.cut, border=self.cell.scale**2)
 
 
 def judge(case: Case, told: dict[str, float], auto: float) -> tuple[float, float, float, float]:
-    """Return the true error, what `auto` says, the best told level, and the dB that `auto` is above it."""
+    """Return the true error, the level of `auto`, the best tested level, and the dB of `auto` above it."""
     best = max(told, key=told.__getitem__)
     return case.error, 255 * noise_level(case.lr, case.file_error), float(best), auto - told[best]
 
 
 def table(measured: dict[Cell, list[tuple[float, float, float, float]]], worst: int) -> str:
-    """Return the cells in which `auto` loses most, each the mean over the cuts, as Markdown."""
+    """Return a Markdown table of the cells in which `auto` loses most, each averaged over the cuts."""
     means = {cell: np.mean(rows, axis=0) for cell, rows in measured.items()}
     gaps = np.array([mean[3] for mean in means.values()])
     lines = [

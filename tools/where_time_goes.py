@@ -1,9 +1,10 @@
-"""Write the tables of docs/speed.md: where a second goes, beside what this machine allows.
+"""Write the tables of docs/speed.md: the time of each part, compared with the limits of this machine.
 
 python -m tools.where_time_goes
 
-CPU seconds of one thread, which other processes move little: a 400 x 400 JPEG restored x2 by the shipped model, a
-64 x 64 one, a training step of `tiny-x2-cpu`, a sample of its feed. The photographs are those that the quickstart uses.
+Times are CPU seconds of one thread, which other processes change little: a 400 x 400 JPEG restored x2 by the shipped
+model, a 64 x 64 one, a training step of `tiny-x2-cpu`, a sample of its feed. The photographs are those of the
+quickstart.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ NETWORK = ("convolutions", "the prior's rest", "FFTs", "the data step's rest")
 
 
 class Row(NamedTuple):
-    """Name a part, the seconds it takes, and those that the machine allows at least, if that is known."""
+    """Hold a part's name, its seconds, and its least seconds on this machine, if known."""
 
     name: str
     seconds: float
@@ -62,7 +63,7 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    """Measure, and put the tables into the page."""
+    """Measure, and write the tables into the page."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     keep_freed_memory()
@@ -93,7 +94,7 @@ def main() -> None:
 
 
 def table(rows: Sequence[Row], digits: int = 0) -> str:
-    """Return a Markdown table of milliseconds and shares, with bars; `digits` behind the point."""
+    """Return a Markdown table of milliseconds and shares, with bars and `digits` decimals."""
     total, bounds = sum(row.seconds for row in rows), any(row.least is not None for row in rows)
     lines = ["| part | ms |" + " at least |" * bounds + " share | |", "|---|---|" + "---|" * bounds + "---|---|"]
     for name, seconds, least in rows:
@@ -105,7 +106,7 @@ def table(rows: Sequence[Row], digits: int = 0) -> str:
 
 
 def points(machine: Machine) -> list[Point]:
-    """List what is looked at while a photograph is restored."""
+    """List the functions to measure while a photograph is restored."""
     return [
         Point(restorer, "noise_level", "noise level"),
         Point(restorer, "estimate_kernel", "the guard and its restorations"),
@@ -125,12 +126,12 @@ def points(machine: Machine) -> list[Point]:
 
 
 def restoration(model: Restorer, picture: np.ndarray, machine: Machine, kernel: np.ndarray | None = None) -> Stopwatch:
-    """Restore a JPEG as `jobs/restore.py` does, once to warm up and once watched.
+    """Restore a JPEG as `jobs/restore.py` does, once to warm up and once measured.
 
     Args:
-        model: the shipped one.
+        model: the shipped model.
         picture: (h, w, 3) uint8.
-        machine: what it allows at least.
+        machine: rates of this machine, for the least times.
         kernel: (k, k), if it is given.
     """
     file = encode_photograph(Photograph(picture, "jpeg"), quality=92)
@@ -147,7 +148,7 @@ def restoration(model: Restorer, picture: np.ndarray, machine: Machine, kernel: 
 
 
 def stages(watched: Stopwatch) -> list[Row]:
-    """Sum the watched seconds by stage: of those that are open, the innermost."""
+    """Sum the measured seconds by the innermost open stage."""
     seconds = dict.fromkeys(STAGES, 0.0)
     for path, value in watched.seconds.items():
         stage = next(name for name in reversed(path) if name in STAGES)
@@ -156,7 +157,7 @@ def stages(watched: Stopwatch) -> list[Row]:
 
 
 def parts(watched: Stopwatch) -> list[Row]:
-    """Sum the watched seconds by part of the network."""
+    """Sum the measured seconds by part of the network."""
     bounds = {"convolutions", "FFTs", "the data step's rest"}
     rows = [Row(name, watched.total(name), watched.bound(name) if name in bounds else None) for name in NETWORK]
     rest = sum(watched.seconds.values()) - sum(row.seconds for row in rows)
@@ -164,12 +165,12 @@ def parts(watched: Stopwatch) -> list[Row]:
 
 
 def several_at_once(model: Restorer, alone: Stopwatch, count: int = 8) -> str:
-    """Say what the network would gain by taking several small pictures at once, and what it could at most.
+    """Describe the gain of restoring several small pictures at once, and its upper limit.
 
     Args:
-        model: the shipped one.
-        alone: where the time of one went.
-        count: how many at once.
+        model: the shipped model.
+        alone: measured times of a single picture.
+        count: number of pictures at once.
     """
     restored = restorer_of(model.network)
     side = torus_length(SMALL, torus_margin(SCALE, 25))
@@ -187,7 +188,7 @@ def several_at_once(model: Restorer, alone: Stopwatch, count: int = 8) -> str:
 
 
 def feed_sample(pictures: Sequence[np.ndarray], rounds: int = 5) -> tuple[list[Row], list[samples.Draw]]:
-    """Make samples as a data task does; return where a sample's time goes, and draws for a training step."""
+    """Make samples as a data task does; return the times of a sample's parts, and draws for a training step."""
     data, bank = _config().data, sample_gaussian(512, 25, rng=np.random.default_rng(0))
     stream = io.BytesIO()
     for number, picture in enumerate(pictures):
@@ -214,7 +215,7 @@ def feed_sample(pictures: Sequence[np.ndarray], rounds: int = 5) -> tuple[list[R
 
 
 def training_step(draws: Sequence[samples.Draw], machine: Machine, rounds: int = 3) -> list[Row]:
-    """Take steps of the tiny network; the profiler's shares of operators, on the scale of CPU seconds."""
+    """Run steps of the tiny network; scale the profiler's shares of operators to CPU seconds."""
     config, batch = _config(), list(draws[: _config().train.batch_size])
     codec = KernelCodec.fit(sample_gaussian(4096, 25, rng=np.random.default_rng(0)))
     torch.manual_seed(0)
@@ -243,7 +244,7 @@ def training_step(draws: Sequence[samples.Draw], machine: Machine, rounds: int =
     with watched.watch(points(machine)):
         objective(lr, hr, kernel, sigma, SCALE)
     forward = watched.bound("convolutions")
-    # Backward, each convolution is one with respect to its image and one with respect to its weights.
+    # The backward pass of each convolution consists of two: one with respect to its image, one to its weights.
     bounds = {"convolutions, forward": forward, "convolutions, backward": 2 * forward}
     return [Row(name, seconds * value / whole, bounds.get(name)) for name, value in taken.items()]
 

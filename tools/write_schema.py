@@ -14,7 +14,7 @@ SCHEMA = Path(__file__).parents[1] / "jobs" / "configs" / "run.schema.json"
 
 
 def schema_text() -> str:
-    """Return the schema as the file holds it."""
+    """Return the schema in the file's form."""
     return json.dumps(RunConfig.model_json_schema(), indent=1, sort_keys=True) + "\n"
 
 

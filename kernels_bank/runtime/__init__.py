@@ -1,4 +1,4 @@
-"""The floor every job stands on: clear errors, URIs and atomic files, progress, the Ray connection.
+"""The foundation of every job: clear errors, URIs and atomic files, progress, the Ray connection.
 
-It lives in the lowest package because the kernel bank must work without `pipeline/`.
+It is in the lowest package because the kernel bank must work without `pipeline/`.
 """

@@ -1,4 +1,4 @@
-"""What `RAY_ADDRESS` may name, and whether a Ray cluster answers there: Ray itself waits without end for one."""
+"""Checks that a Ray cluster answers at `RAY_ADDRESS`, since Ray itself would wait forever for one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PATIENCE_S = 10.0
 
 
 def check_address(address: str) -> None:
-    """Look whether the head of a Ray cluster answers at `address`, and takes our token.
+    """Check that the head of a Ray cluster answers at `address` and accepts our token.
 
     Args:
         address: the value of `RAY_ADDRESS`.
 
     Raises:
-        BadRequestError: it does not; the text says what the address is, and which one is wanted.
+        BadRequestError: it does not; the message describes the given address and the expected form.
     """
     host, port = _parsed(address)
     try:
@@ -35,13 +35,13 @@ def check_address(address: str) -> None:
 
 
 def address_here() -> str:
-    """Return the address of the Ray cluster on this machine that takes us, which `auto` means.
+    """Return the address of a Ray cluster on this machine that accepts us, the meaning of `auto`.
 
-    Ray itself may choose the private Ray of another job, and waits for it without end. The cluster that `ray start`
-    has started or joined last comes first.
+    Ray itself may choose the private Ray of another job, and would wait forever for it. The cluster that `ray start`
+    has started or joined last is tried first.
 
     Raises:
-        BadRequestError: there is none; the text says why each Ray on this machine is none.
+        BadRequestError: there is none; the message says why each Ray on this machine does not qualify.
     """
     from ray._private import services
 
@@ -74,12 +74,12 @@ def _parsed(address: str) -> tuple[str, int]:
 
 
 def _ask_head(address: str, target: str) -> None:
-    """Ask for a sign of life as Ray's own clients do."""
+    """Check that a head is alive in the way of Ray's own clients."""
     import grpc
 
     token = _token()
     metadata = [("authorization", f"Bearer {token}")] if token else []
-    # Not through a proxy of the environment: Ray's own clients do not go through it either.
+    # Without the environment's proxy, as in Ray's own clients.
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:
@@ -98,7 +98,7 @@ def _ask_head(address: str, target: str) -> None:
 
 
 def _token() -> str:
-    """Return the token that Ray would send, or nothing."""
+    """Return the token that Ray would send; empty without one."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return ""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():

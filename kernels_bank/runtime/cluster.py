@@ -1,4 +1,4 @@
-"""The connection to Ray: an existing cluster when there is one, else a local one for this process."""
+"""The connection to Ray: an existing cluster if there is one, otherwise a local Ray for this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernels_bank.runtime.address import address_here, check_address
 from kernels_bank.runtime.cpus import usable_cpus
 from kernels_bank.runtime.errors import BadRequestError
 
-# Read by ray at import or by its workers at start, so they are set before `import ray`.
+# Ray reads these at import and its workers at start, so they are set before `import ray`.
 _SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -21,20 +21,20 @@ _SETTINGS = {
 
 
 def connect(*, min_cpus: int = 2, verbose: bool = False, environment: Mapping[str, str] | None = None) -> None:
-    """Connect to the cluster of `RAY_ADDRESS` (set inside every Ray job), else start a Ray for this process alone.
+    """Connect to the cluster of `RAY_ADDRESS` (set inside every Ray job), or start a private Ray for this process.
 
-    A Ray of our own gets the CPUs that this process may use, and at least `min_cpus` logical ones, so that data tasks
-    and training workers fit side by side on a small machine. An existing cluster keeps its own mode of authentication.
-    From then on a watch raises `watch.RayDiedError` in the main thread when Ray dies. Does nothing when connected.
+    A private Ray gets the CPUs that this process may use, and at least `min_cpus` logical CPUs, so that data tasks and
+    training workers fit together on a small machine. An existing cluster keeps its mode of authentication. From then
+    on a watch raises `watch.RayDiedError` in the main thread if Ray dies. If already connected, nothing happens.
 
     Args:
-        min_cpus: logical CPUs that a Ray of our own has at least.
-        verbose: show Ray's log and that of its workers.
-        environment: variables of this job's workers on an existing cluster; those of a Ray of our own inherit all.
+        min_cpus: smallest number of logical CPUs of a private Ray.
+        verbose: whether to show the log of Ray and its workers.
+        environment: variables of this job's workers on an existing cluster; workers of a private Ray inherit all.
 
     Raises:
         BadRequestError: no Ray cluster answers at `RAY_ADDRESS`, or it refuses us.
-        JobFailedError: a Ray of our own did not come up.
+        JobFailedError: a private Ray did not start.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -44,7 +44,7 @@ def connect(*, min_cpus: int = 2, verbose: bool = False, environment: Mapping[st
         return
     level = logging.INFO if verbose else logging.ERROR
     if not verbose:
-        # What a node says of a process that it lost Ray prints whatever `log_to_driver` says, on standard output.
+        # Ray prints a node's messages about lost processes to standard output, whatever `log_to_driver` is.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     address = os.environ.get("RAY_ADDRESS", "").strip()
     if address in ("", "local"):
@@ -60,18 +60,18 @@ def connect(*, min_cpus: int = 2, verbose: bool = False, environment: Mapping[st
 
 
 def _join(address: str, level: int, *, verbose: bool, environment: Mapping[str, str] | None) -> None:
-    """Connect to an existing cluster, which keeps what it is."""
+    """Connect to an existing cluster without changing it."""
     import ray
 
-    runtime_env = {"env_vars": dict(environment)} if environment else None  # a submitted job's own is merged with it
+    runtime_env = {"env_vars": dict(environment)} if environment else None  # merged with that of a submitted job
     try:
         with local_ray.own_sigterm():
             ray.init(address=address, logging_level=level, log_to_driver=verbose, runtime_env=runtime_env)
-    except Exception as error:  # Ray's own: other versions, no node of the cluster on this machine
+    except Exception as error:  # Ray's errors: other versions, no node of the cluster on this machine
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadRequestError(f"RAY_ADDRESS {address}: cannot join the Ray cluster: {reason[:400]}") from error
     node = ray._private.worker._global_node
-    if node is not None:  # through Ray's client server there is none
+    if node is not None:  # None through Ray's client server
         host, _, port = node.gcs_address.rpartition(":")
         watch.watch_cluster((host.strip("[]"), int(port)), (node.node_ip_address, node.node_manager_port))
 
@@ -84,5 +84,5 @@ def quiet_data(*, verbose: bool = False) -> None:
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
     if not verbose:
-        # An error in a task is raised to the job, which says it in a line; the log would say it in pages, twice.
+        # An error in a task is raised in the job, which prints it in one line; the log would print pages, twice.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)

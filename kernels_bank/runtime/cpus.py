@@ -1,4 +1,4 @@
-"""The CPUs that this process may use: not those of the machine, but those of its affinity mask and its cgroup."""
+"""The CPUs that this process may use by its affinity mask and its cgroup, not those of the machine."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cpus(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return how many CPUs this process may use, at least one.
+    """Return the number of CPUs that this process may use, at least one.
 
-    `taskset` and Slurm narrow the affinity mask; containers, systemd and Kubernetes narrow the cgroup's quota.
+    `taskset` and Slurm restrict the affinity mask; containers, systemd and Kubernetes restrict the cgroup's quota.
     """
     return max(1, min(len(os.sched_getaffinity(0)), *_quotas(cgroups, own)))
 
 
 def _quotas(cgroups: Path, own: Path) -> list[int]:
-    """Return the quotas, in whole CPUs, of this process's cgroup and of all above it; two versions of cgroups."""
+    """Return the quotas, in whole CPUs, of this process's cgroup and of all above it, for both versions of cgroups."""
     return [
         *(cpus for folder in _folders(cgroups, own, "") if (cpus := _version_2(folder / "cpu.max"))),
         *(cpus for folder in _folders(cgroups, own, "cpu") if (cpus := _version_1(folder))),
-        2**20,  # no quota at all
+        2**20,  # stands for no quota
     ]
 
 
@@ -38,7 +38,7 @@ def _folders(cgroups: Path, own: Path, controller: str) -> list[Path]:
     except (OSError, ValueError):
         return [top]
     folder = top / path.lstrip("/")
-    # Inside a container the path may be the host's, which is not mounted here; the top is then the container's own.
+    # Inside a container the path may be the host's, which is not mounted; the top folder is then the container's own.
     return [folder, *(parent for parent in folder.parents if parent.is_relative_to(top))]
 
 

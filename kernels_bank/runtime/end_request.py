@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, each of which may arrive twice."""
+"""Signals that request the end of a process, each of which may arrive twice."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-# `timeout` sends its signal to the command and then to its process group, so that the command gets it twice.
+# `timeout` sends its signal to the command and then to its process group, so the command gets it twice.
 _SAME_S = 1.0
 
 
 def handler(first: Callable[[], None], later: Callable[[], None]) -> Callable[[int, FrameType | None], None]:
-    """Return a signal handler; what it gets within a second of the first signal belongs to the same request.
+    """Return a signal handler that takes signals within a second of the first for the same request.
 
     Args:
-        first: called at the first request to end.
-        later: called at each one after it.
+        first: called at the first request.
+        later: called at each later request.
     """
     since: float | None = None
 

@@ -1,8 +1,8 @@
-"""The errors a job reports as one line: a bad request exits with status 2, a failed run with status 1."""
+"""The errors that a job reports in one line: a bad request exits with status 2, a failed run with status 1."""
 
 
 class BadRequestError(ValueError):
-    """Report what is wrong, where, and what to do about it, in one line."""
+    """Report in one line what is wrong, where, and what to do about it."""
 
 
 class ArtefactError(BadRequestError):
@@ -10,12 +10,12 @@ class ArtefactError(BadRequestError):
 
 
 class DamagedError(ArtefactError):
-    """Report a file whose content is, at a second reading too, not what is known of it."""
+    """Report a file whose content differs from its known digest, also when read a second time."""
 
 
 class UnavailableError(ArtefactError):
-    """Report a stored artefact that cannot be read now, which says nothing about its content."""
+    """Report a stored artefact that cannot be read now; its content may be intact."""
 
 
 class JobFailedError(RuntimeError):
-    """Report that the request was right but the run failed; what is kept and how to go on, in one line."""
+    """Report in one line that a valid request failed, with what is kept and how to continue."""

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus: every Ray node exports what the processes on it set here; without Ray nothing happens."""
+"""Gauges for Prometheus: every Ray node exports those of its processes; without Ray nothing happens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-# Ray exports them as ray_<name>. Long work of any job, by what it counts ("kernels", "write", "train", ...):
+# Ray exports gauges as ray_<name>. The progress of long work in any job, tagged by unit ("kernels", "train", ...):
 DONE, TOTAL = "blindsr_progress_done", "blindsr_progress_total"
 
 
 def set_gauge(name: str, value: float, tags: Mapping[str, str]) -> None:
-    """Set a number under a name that starts with `blindsr_`; `tags` always has the same keys for one name."""
+    """Set a gauge whose name starts with `blindsr_`; `tags` must always have the same keys for one name."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         _gauge(name, tuple(sorted(tags))).set(float(value), tags=dict(tags))

@@ -1,8 +1,8 @@
-"""A shell that outlives the job by a moment: it ends what is left of Ray, and says that the job died.
+"""A shell that briefly outlives the job: it ends the remaining processes of Ray, and reports that the job died.
 
-Ray's C++ ends the process without a word when it loses its object store, and SIGKILL leaves no time for one. The
-kernel then ends the processes that the job started itself; the raylet's workers live on for seconds, its agents for a
-minute. They are all in the sessions of those that the job started.
+Ray's C++ part exits the process silently when it loses its object store, and SIGKILL leaves no time for a message. The
+kernel then ends the processes that the job started itself, but the raylet's workers live on for seconds and its agents
+for a minute. They are all in the sessions of the processes that the job started.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _shells: list[subprocess.Popen] = []
 
 
 def set_up() -> None:
-    """Start the shell before Ray, which may die while it starts; the shell waits at a pipe that closes with us."""
+    """Start the shell before Ray, which may die during its start; the shell waits on a pipe that closes with us."""
     if _shells:
         return
     command = ["/bin/sh", "-c", _SCRIPT, "blindsr-ray-guard", _DIED]
@@ -43,12 +43,12 @@ def set_up() -> None:
 
 
 def take_over(session: int) -> None:
-    """Have the processes of a session ended when this process has ended."""
+    """Make the shell end the processes of a session after this process has ended."""
     say(f"session {session}")
 
 
 def say(line: str) -> None:
-    """Give the line to be printed if this process dies before it has said it itself."""
+    """Set the line for the shell to print if this process dies before printing it itself."""
     for shell in _shells:
         with contextlib.suppress(OSError):
             assert shell.stdin is not None
@@ -56,5 +56,5 @@ def say(line: str) -> None:
 
 
 def leave() -> None:
-    """Tell that this process ends in order, with all said."""
+    """Tell the shell that this process exits normally, with everything reported."""
     say(_LEFT)

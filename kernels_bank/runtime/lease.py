@@ -1,8 +1,8 @@
-"""One writer a place: a second one would do its work twice, or delete what the first has written.
+"""A lease that allows one writer per place: a second writer would repeat the work or delete the first one's files.
 
 The writer keeps an entry in the place, made by an atomic create: `O_EXCL` in a folder, a conditional PUT on S3. It
-renews the entry, and an entry that is seen to change has a writer behind it, so clocks are never compared. Whoever
-takes a dead writer's entry over replaces exactly the entry that it has watched, which again one alone succeeds in.
+renews the entry regularly. An entry that is seen to change has a live writer, so clocks are never compared. To take
+over a dead writer's entry, a process replaces exactly the entry that it has watched, so only one process succeeds.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from kernels_bank.runtime.process import is_gone, this_process
 
 ENTRY = ".writer.json"
 RENEW_S = 5.0
-_LOST_RACES = 20  # so many others came first; each holds the lease only for a moment, such as two checks
+_LOST_RACES = 20  # attempts to win against others that hold the lease only for a moment, such as two checks
 
 
 class Lease:
-    """Hold the right to write to a place, from `only_writer`."""
+    """Hold the right to write to a place, obtained from `only_writer`."""
 
     def __init__(self, place: str, store: LeaseStore, token: str) -> None:
         self._place, self._store, self._token = place, store, token
 
     def check(self) -> None:
-        """Look at the entry again. Call it before what others rely on is written, such as a manifest.
+        """Check the entry again. Call this before writing files that others rely on, such as a manifest.
 
         Raises:
-            JobFailedError: another writer has taken over, because this one did not renew its entry for long.
+            JobFailedError: another writer has taken over, because this one did not renew its entry for too long.
         """
         entry = self._store.read()
         if entry is None:
@@ -50,17 +50,17 @@ class Lease:
 
 @contextlib.contextmanager
 def only_writer(place: str, *, renew_s: float = RENEW_S) -> Iterator[Lease]:
-    """Be the only one that writes to a folder or prefix until the block ends.
+    """Hold the lease of a folder or prefix until the block ends.
 
-    A writer that was killed leaves its entry behind. On its own machine its process is seen to be gone; from another
-    machine the entry is watched for three renewals, so going on takes that much longer.
+    A killed writer leaves its entry behind. On its own machine, its process is seen to be gone. On another machine, the
+    entry is watched for three renewals, so taking over is that much slower.
 
     Args:
-        place: path or URI of the folder or prefix; it is made if it is not there.
+        place: path or URI of the folder or prefix; it is created if it does not exist.
         renew_s: seconds between two renewals.
 
     Raises:
-        BadRequestError: another writer is at work, or the place has a name that is not UTF-8.
+        BadRequestError: another writer holds the lease, or the place has a name that is not UTF-8.
     """
     uris.refuse_odd_name(place)
     store, token = lease_store(uris.join(place, ENTRY)), uuid.uuid4().hex
@@ -69,7 +69,7 @@ def only_writer(place: str, *, renew_s: float = RENEW_S) -> Iterator[Lease]:
         _acquire(place, store, content, 3 * renew_s)
     except OSError as error:
         if isinstance(error, JobFailedError | BadRequestError) or error.errno == errno.ENOSPC:
-            raise  # the S3 server does not answer, or the disk is full: not the request's fault
+            raise  # the S3 server does not answer, or the disk is full: not a bad request
         raise BadRequestError(
             f"{place}: cannot be written to ({error.strerror or error}); choose another place"
         ) from error
@@ -81,11 +81,11 @@ def only_writer(place: str, *, renew_s: float = RENEW_S) -> Iterator[Lease]:
         count = 0
         while not ended.wait(renew_s):
             count += 1
-            # A store that is away for a while costs a renewal, not the work.
+            # While the store is unavailable, only a renewal is lost, not the work.
             with contextlib.suppress(Exception):
                 entry = store.read()
                 if entry is None or entry.content.get("token") != token:
-                    return  # taken over: `check` says so
+                    return  # taken over, which `check` reports
                 store.replace(entry, content | {"renewed": count})
 
     thread = threading.Thread(target=renew, name="renew-lease", daemon=True)
@@ -101,10 +101,10 @@ def only_writer(place: str, *, renew_s: float = RENEW_S) -> Iterator[Lease]:
 
 
 def refuse_second_writer(place: str, *, renew_s: float = RENEW_S) -> None:
-    """Check that nobody writes to a place, without becoming its writer.
+    """Check that a place has no writer, without taking the lease.
 
     Raises:
-        BadRequestError: another writer is at work.
+        BadRequestError: another writer holds the lease.
     """
     store = lease_store(uris.join(place, ENTRY))
     if (entry := store.read()) is not None:
@@ -124,7 +124,7 @@ def _acquire(place: str, store: LeaseStore, content: dict[str, Any], watch_s: fl
 
 
 def _watch(place: str, store: LeaseStore, entry: Entry, watch_s: float) -> Entry | None:
-    """Return an entry that nobody is behind; None when it has gone meanwhile. Raises BadRequestError if it changes."""
+    """Return the entry of a dead writer; None if it has gone meanwhile. Raises BadRequestError if it changes."""
     gone = is_gone(entry.content)
     if gone:
         return entry

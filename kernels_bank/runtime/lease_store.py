@@ -1,4 +1,4 @@
-"""Where a lease's entry is kept: created, replaced and removed only as its caller has last seen it."""
+"""Stores of a lease's entry, which create, replace and remove it by compare-and-set."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _NO_CONDITIONS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """Hold what a writer wrote about itself."""
+    """Hold a writer's description of itself."""
 
-    content: dict[str, Any]  # empty if it is none of ours, or half written
+    content: dict[str, Any]  # empty if it is not ours or half written
     version: str  # changes with every write
 
 
 class LeaseStore(ABC):
-    """Keep one entry, by compare and set."""
+    """Keep one entry, by compare-and-set."""
 
     @abstractmethod
     def create(self, content: dict[str, Any]) -> bool:
@@ -41,28 +41,28 @@ class LeaseStore(ABC):
 
     @abstractmethod
     def read(self) -> Entry | None:
-        """Return the entry, or nothing."""
+        """Return the entry, or None."""
 
     @abstractmethod
     def replace(self, seen: Entry, content: dict[str, Any]) -> bool:
-        """Write the entry if it is still the one that was seen; return whether that succeeded."""
+        """Write the entry if it is still `seen`; return whether that succeeded."""
 
     @abstractmethod
     def remove(self, seen: Entry) -> None:
-        """Delete the entry if it is still the one that was seen."""
+        """Delete the entry if it is still `seen`."""
 
     @abstractmethod
     def weakness(self) -> str:
-        """Say what this store cannot promise; nothing where it can promise all."""
+        """Return which guarantee this store cannot give; empty if it gives all."""
 
 
 def lease_store(uri: str) -> LeaseStore:
-    """Return the store of the entry under this path or URI."""
+    """Return the store for the entry at a path or URI."""
     return _S3Entry(uri) if uris.is_s3(uri) else _FileEntry(Path(storage.resolve(uri)[1]))
 
 
 class _FileEntry(LeaseStore):
-    """A file. What reads and then writes does both under a lock on the folder, which the kernel frees at a death."""
+    """Keep the entry in a file. Each read and write holds a lock on the folder, which the kernel frees at a death."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -71,7 +71,7 @@ class _FileEntry(LeaseStore):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             try:
-                file = self._path.open("xb")  # O_EXCL: also where the lock means nothing
+                file = self._path.open("xb")  # O_EXCL also works where the lock has no effect
             except FileExistsError:
                 return False
             try:
@@ -126,7 +126,7 @@ class _FileEntry(LeaseStore):
 
 
 class _S3Entry(LeaseStore):
-    """An object, written with If-None-Match or If-Match."""
+    """Keep the entry in an object, written with If-None-Match or If-Match."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -162,7 +162,7 @@ class _S3Entry(LeaseStore):
         return self.read() is None and self._put(content)
 
     def _put(self, content: dict[str, Any], **condition: str) -> bool:
-        """Write under a condition. An answer that was lost on the way is found out by reading what is there."""
+        """Write under a condition. If the answer is lost, reading the object shows whether the write succeeded."""
         body, refused = _encoded(content), False
 
         def put(client: Any) -> None:  # noqa: ANN401
@@ -176,7 +176,7 @@ class _S3Entry(LeaseStore):
 
         try:
             s3.ask(self._uri, put)
-        except FileNotFoundError:  # If-Match, and the object has gone
+        except FileNotFoundError:  # If-Match for an object that has gone
             return False
         if not refused:
             return True
@@ -186,7 +186,7 @@ class _S3Entry(LeaseStore):
 
 @functools.lru_cache(maxsize=64)
 def _keeps_conditions(uri: str) -> bool:
-    """Find out whether the server of this object refuses a second write under If-None-Match; some ignore the header."""
+    """Check whether the object's server refuses a second write under If-None-Match; some ignore the header."""
     folder, _, name = uri.rpartition("/")
     bucket, key = s3.bucket_and_key(uris.join(folder, storage.temporary_name(name)))
     place = {"Bucket": bucket, "Key": key}
@@ -207,7 +207,7 @@ def _keeps_conditions(uri: str) -> bool:
 
 
 def _is_refusal(error: Any) -> bool:  # noqa: ANN401 - a botocore ClientError
-    """Check whether the condition was not met: 412, or 409 where another conditional write is under way."""
+    """Check whether the condition failed: 412, or 409 during another conditional write."""
     return _status(error) in {409, 412}
 
 

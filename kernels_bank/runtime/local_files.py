@@ -1,4 +1,4 @@
-"""Files of a local folder, whatever their names: listed with what tells whether one has changed since."""
+"""Files of a local folder, with any names, and with stamps that reveal later changes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import NamedTuple
 class File(NamedTuple):
     """Name one file below a folder or prefix."""
 
-    name: str  # path below it
+    name: str  # path below the folder
     size: int
-    stamp: str  # another one as soon as the file is written to or replaced
+    stamp: str  # changes when the file is written to or replaced
 
 
 def local_files(root: str, *, recursive: bool, odd: list[str]) -> Iterator[File]:
-    """Yield every file below a folder. A folder that links lead to more than once is entered once.
+    """Yield every file below a folder. A folder with several links to it is entered once.
 
     Args:
         root: path of the folder.
-        recursive: whether what lies in folders below it counts.
-        odd: gets the paths of what is neither a file nor a folder: links to nothing, pipes.
+        recursive: whether to enter subfolders.
+        odd: list that receives the paths of entries that are neither files nor folders: dead links, pipes.
     """
     waiting, entered = [""], {_identity(root)}
     while waiting:
@@ -33,7 +33,7 @@ def local_files(root: str, *, recursive: bool, odd: list[str]) -> Iterator[File]
                 name = f"{below}/{entry.name}" if below else entry.name
                 try:
                     about = entry.stat()
-                except OSError:  # a link to nothing or to itself, or a file that has just gone
+                except OSError:  # a dead or circular link, or a file that was just deleted
                     odd.append(name)
                     continue
                 if stat.S_ISREG(about.st_mode):
@@ -46,13 +46,13 @@ def local_files(root: str, *, recursive: bool, odd: list[str]) -> Iterator[File]
 
 
 def stamp_of(about: os.stat_result) -> str:
-    """Return size and times of a file. Its time of change is the system's own: no program sets it back."""
+    """Return size and times of a file, including the change time, which no program can set back."""
     return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
 
 
 def _identity(folder: str) -> tuple[int, int]:
     try:
-        about = os.stat(folder)  # noqa: PTH116 - the name may be no text
+        about = os.stat(folder)  # noqa: PTH116 - the name may not be valid text
     except OSError:
         return (0, 0)
     return about.st_dev, about.st_ino

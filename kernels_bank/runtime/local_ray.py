@@ -1,4 +1,4 @@
-"""A Ray that this process starts for itself: nobody else gets in, and no signal to its process group ends it."""
+"""A private Ray of this process: no one else can connect, and signals to the process group do not end it."""
 
 from __future__ import annotations
 
@@ -19,64 +19,64 @@ from typing import Any
 from kernels_bank.runtime import guard, scratch
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
-# One for all that this process starts: Ray keeps the first token it has read. It travels in the environment only.
+# One token for all Rays of this process, since Ray keeps the first token it reads. Only the environment carries it.
 _TOKEN = secrets.token_hex(32)
 _ATTEMPTS = 3
-_CORE_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # what Ray's C++ part of a process writes
-_ALONE = "BLINDSR_RAY_ALONE"  # in the environment of all processes of a Ray that a job started for itself
-_silenced: list[bool] = []  # not empty while this process's own core is told to be silent
+_CORE_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # log level of Ray's C++ part of a process
+_ALONE = "BLINDSR_RAY_ALONE"  # set in the environment of all processes of a job's private Ray
+_silenced: list[bool] = []  # not empty while this process's own core is silenced
 
 
 class _RayProcess(subprocess.Popen):
-    """One of Ray's processes, in a session of its own. SIGTERM is blocked in it, so ending it takes SIGKILL.
+    """Run one of Ray's processes in its own session, with SIGTERM blocked, so it is ended by SIGKILL.
 
-    A raylet that is killed leaves its agents behind for a minute; they are in its process group.
+    The agents of a killed raylet survive it for up to a minute; they are in its process group.
     """
 
-    def __init__(self, command: list[str], **settings: Any) -> None:  # noqa: ANN401 - what Ray passes on
+    def __init__(self, command: list[str], **settings: Any) -> None:  # noqa: ANN401 - passed on by Ray
         environment = dict(settings.pop("env", None) or os.environ) | {_ALONE: "1"}
         if _silenced:
-            environment.pop(_CORE_LEVEL, None)  # meant for this process's core; theirs go on writing their logs
+            environment.pop(_CORE_LEVEL, None)  # for this process's core only; the others keep writing their logs
         super().__init__(command, start_new_session=True, env=environment, **settings)
         guard.take_over(self.pid)
         started[Path(command[0]).name] = self
 
     def terminate(self) -> None:
-        """End it at once."""
+        """Kill the process, since it does not receive SIGTERM."""
         self.kill()
 
     def kill(self) -> None:
-        """End it and what it started."""
+        """Kill the process and the processes it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         super().kill()
 
 
-# The processes of the Ray that was started last, by program: `gcs_server` and `raylet` are those it cannot do without.
+# The processes of the Ray started last, by program: `gcs_server` and `raylet`, without which it cannot work.
 started: dict[str, subprocess.Popen] = {}
 
 
 def is_alone() -> bool:
-    """Check whether this process belongs to a Ray that a job started for itself, as its driver or as a worker."""
+    """Check whether this process belongs to a job's private Ray, as its driver or as a worker."""
     return bool(started) or _ALONE in os.environ
 
 
 def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
-    """Start Ray on this machine for this process alone, and connect to it.
+    """Start a private Ray on this machine for this process, and connect to it.
 
-    Its servers listen on loopback only and ask for a token, its files lie in a folder that only this user can enter.
-    Its processes live in sessions of their own with SIGTERM blocked: what `timeout`, systemd or Slurm send to all
-    processes of a job reaches this process only, which then ends the job in order. The kernel kills them when this
-    process dies. On a busy machine Ray gives up starting after 30 s; then it is started once more.
+    Its servers listen only on loopback and require a token, and its files are in a folder that only this user can
+    enter. Its processes have their own sessions with SIGTERM blocked. So a signal from `timeout`, systemd or Slurm to
+    all processes of a job only affects this process, which then ends the job in an orderly way. The kernel kills them
+    when this process dies. On a busy machine Ray gives up starting after 30 s, and the start is tried again.
 
     Args:
-        cpus: logical CPUs of it.
-        logging_level: of Ray's loggers in this process.
-        log_to_driver: whether its workers' output is shown here.
+        cpus: number of its logical CPUs.
+        logging_level: level of Ray's loggers in this process.
+        log_to_driver: whether to show its workers' output here.
 
     Raises:
         BadRequestError: its folder is not this user's.
-        JobFailedError: Ray did not start, three times.
+        JobFailedError: Ray failed to start three times.
     """
     import ray
 
@@ -110,10 +110,10 @@ def start(cpus: int, *, logging_level: int, log_to_driver: bool) -> None:
 
 @contextlib.contextmanager
 def _as_ours(*, log_to_driver: bool) -> Iterator[None]:
-    """Let what Ray starts in the block listen on loopback, ask for our token, and outlive signals to this process.
+    """Make processes that Ray starts in the block listen on loopback, require our token, and survive signals to us.
 
-    Three of its servers are left out, which cost two seconds of CPU: that of the dashboard, which Ray starts even
-    without a dashboard, the autoscaler, which has no machines to ask for, and the reader of the workers' logs.
+    Three servers are left out, which would cost two seconds of CPU: the dashboard's, which Ray starts even without a
+    dashboard, the autoscaler, which has no machines to request, and the reader of the workers' logs.
     """
     from ray._private import node, ray_constants
     from ray._private import services as typed_services
@@ -122,9 +122,9 @@ def _as_ours(*, log_to_driver: bool) -> Iterator[None]:
     left_out = ["start_api_server", "start_monitor"] + ([] if log_to_driver else ["start_log_monitor"])
     starters = {name: getattr(node.Node, name) for name in left_out if hasattr(node.Node, name)}
 
-    os.environ.pop("RAY_AUTH_MODE", None)  # then Ray turns the token on for a Ray of this process
+    os.environ.pop("RAY_AUTH_MODE", None)  # Ray then enables the token for this process's Ray
     os.environ["RAY_AUTH_TOKEN"] = _TOKEN
-    # Ray's name for: a cluster of this machine only. Without it loopback is replaced by the machine's own address.
+    # Ray's switch for a cluster of several machines. If on, loopback is replaced by the machine's own address.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     several, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # read at import
     started.clear()
@@ -132,7 +132,7 @@ def _as_ours(*, log_to_driver: bool) -> Iterator[None]:
     services.ConsolePopen = _RayProcess
     for name in starters:
         setattr(node.Node, name, lambda *_, **__: None)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # processes started meanwhile inherit it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited by processes started in the block
     try:
         yield
     finally:
@@ -144,15 +144,15 @@ def _as_ours(*, log_to_driver: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_sigterm() -> Iterator[None]:
-    """Keep this process's handler of SIGTERM while Ray starts or is joined, and let a signal wait until that is done.
+    """Keep this process's handler of SIGTERM while Ray starts or is joined, and defer signals until then.
 
-    Ray puts a handler in its place that exits without a word. Blocking the signal is not enough, as other threads take
-    it. A Ray that is half there cannot be ended in order.
+    Ray installs its own handler, which exits silently. Blocking the signal is not enough, since other threads receive
+    it. A half-started Ray cannot be shut down in an orderly way.
     """
     from ray._private import utils as typed_utils
 
     utils: Any = typed_utils
-    alone = threading.current_thread() is not threading.main_thread()  # signals belong to the main thread's code
+    alone = threading.current_thread() is not threading.main_thread()  # only the main thread can set signal handlers
     if alone or signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
         yield
         return
@@ -170,9 +170,9 @@ def own_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_core() -> Iterator[None]:
-    """Let Ray's C++ part in this process, which starts in the block, write nothing but what ends the process.
+    """Silence Ray's C++ part of this process, which starts in the block, except for fatal errors.
 
-    Otherwise it writes lines of its own for each server that dies, beside our one line.
+    Otherwise it would print its own lines about each server that dies, besides our one line.
     """
     if _CORE_LEVEL in os.environ:  # the user's own choice, for Ray's servers too
         yield
@@ -188,10 +188,10 @@ def _silent_core() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stderr_into(file: Path) -> Iterator[None]:
-    """Let what is written to standard error in the block go to a file.
+    """Redirect standard error to a file in the block.
 
-    Ray's C++ part tells of each try to reach a server that has died, from a thread of its own. The failure is raised
-    as an exception all the same.
+    Ray's C++ part reports each attempt to reach a dead server from its own thread. The failure is raised as an
+    exception anyway.
     """
     shown, log = os.dup(2), os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 2)
@@ -204,7 +204,7 @@ def _stderr_into(file: Path) -> Iterator[None]:
 
 
 def _leave() -> None:
-    """End Ray in order, then delete the temporary files of its workers: Ray kills them, so they cannot do it."""
+    """Shut Ray down, then delete the temporary files of its workers, which Ray kills before they can do so."""
     import ray
 
     guard.leave()
@@ -213,7 +213,7 @@ def _leave() -> None:
 
 
 def _end() -> None:
-    """End what a start that failed has left."""
+    """End the processes left by a failed start."""
     import ray
 
     with contextlib.suppress(Exception):
@@ -224,10 +224,10 @@ def _end() -> None:
 
 
 def _private_folder() -> Path:
-    """Make the folder of this user's Ray sessions, which nobody else can enter; Ray makes its own open to everybody.
+    """Make a private folder for this user's Ray sessions; Ray would make its own accessible to everybody.
 
     Raises:
-        BadRequestError: another user has taken the name.
+        BadRequestError: another user has created a folder of this name.
     """
     base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     folder = base / f"blindsr-ray-{os.getuid()}"
@@ -241,4 +241,4 @@ def _private_folder() -> Path:
         raise BadRequestError(
             f"{folder}: Ray cannot keep its files there ({error.strerror}); set RAY_TMPDIR to a folder of your own"
         ) from error
-    return folder / "r"  # short: the names of sockets in it may have 107 bytes
+    return folder / "r"  # short, since names of sockets in it are limited to 107 bytes

@@ -1,4 +1,4 @@
-"""A local folder that stands for one on S3, for code that appends to its files, which S3 cannot."""
+"""A local mirror of a folder on S3, for code that appends to files, which S3 does not support."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 @contextlib.contextmanager
 def local_folder(uri: str, *, every_s: float = 30.0, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Yield a folder with what lies under `uri`; changes in it are sent back while the block runs and at its end.
+    """Yield a local copy of the files under `uri`; upload changes while the block runs and at its end.
 
-    A process that is killed loses at most the last `every_s` seconds. Files go in the order in which they were last
-    written, so what is written last in the folder is last under `uri` too; files deleted in the block are deleted
-    there at its end. A local `uri` is the folder itself, and nothing is copied.
+    A killed process loses at most the last `every_s` seconds. Files are uploaded in the order in which they were last
+    written, so the last file in the folder is also last under `uri`. Files deleted in the block are deleted there at
+    its end. For a local `uri`, the folder itself is yielded and nothing is copied.
 
     Args:
-        uri: of the folder or prefix.
-        every_s: seconds between two looks at what has changed.
-        check: called before anything is sent; it raises JobFailedError when `uri` is another process's by now.
+        uri: URI of the folder or prefix.
+        every_s: seconds between two uploads.
+        check: function called before each upload; it raises JobFailedError if another process has taken over `uri`.
 
     Raises:
         ArtefactError: a file under `uri` cannot be read.
-        BadRequestError: there is one whose key is no name of a file.
-        JobFailedError: at the end, from `check`.
-        OSError: at the end, when `uri` cannot be written.
+        BadRequestError: the key of a file is not a valid file name.
+        JobFailedError: from `check`, at the end.
+        OSError: `uri` cannot be written to, at the end.
     """
     if "://" not in uri or uri.startswith("file://"):
         yield Path(storage.resolve(uri)[1])
@@ -44,7 +44,7 @@ def local_folder(uri: str, *, every_s: float = 30.0, check: Callable[[], None] =
 
         def keep_sending() -> None:
             while not ended.wait(every_s):
-                # A store that is away for a while costs an interval, not the work.
+                # While the store is unavailable, only an interval is lost, not the work.
                 with contextlib.suppress(OSError, JobFailedError):
                     check()
                     _send(folder, uri, known)
@@ -63,7 +63,7 @@ def local_folder(uri: str, *, every_s: float = 30.0, check: Callable[[], None] =
 
 
 def _send(folder: Path, uri: str, known: dict[str, int]) -> None:
-    """Send the files that are not as in `known` (name -> time of writing), and note them there."""
+    """Upload the files that differ from `known` (name -> time of writing), and update it."""
     for file, written in sorted(_written(folder).items(), key=lambda item: item[1]):
         if known.get(file) != written:
             storage.write_bytes(uris.join(uri, file), (folder / file).read_bytes())
@@ -71,6 +71,6 @@ def _send(folder: Path, uri: str, known: dict[str, int]) -> None:
 
 
 def _written(folder: Path) -> dict[str, int]:
-    """Files below, but not the half-written ones of `storage.atomic_writer`; when each was last written, ns."""
+    """Return the files below with their time of writing in ns, except half-written ones of `storage.atomic_writer`."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}

@@ -1,4 +1,4 @@
-"""How the name of a file is shown and used again, whatever bytes it has."""
+"""Printable spellings of file names with arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import unicodedata
 
 
 def spelled(name: str) -> str:
-    r"""Return a file's name with escapes for what is no text: bytes that are not UTF-8, and control characters.
+    r"""Return a file's name with escapes for bytes that are not UTF-8 and for control characters.
 
-    A newline in a name would make two lines of one, an escape sequence would colour the terminal.
+    Otherwise a newline in a name would split a message, and an escape sequence would colour the terminal.
 
     >>> spelled("a\nb.png")
     'a\\nb.png'

@@ -1,4 +1,4 @@
-"""An output that is deleted under its job stays deleted: made again, it would lack the mark that says whose it is."""
+"""Refusal to recreate an output that was deleted during its job, since a new folder would lack the owner's mark."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _open: list[tuple[Path, Path]] = []  # the folders that this process writes to, 
 
 @contextlib.contextmanager
 def not_made_again(folder: str | Path, mark: str) -> Iterator[None]:
-    """Let this process write below a local folder only as long as the folder's mark is there.
+    """Let this process write below a local folder only while the folder's mark exists.
 
     Args:
         folder: the output.
-        mark: name of a file in it that was written before anything else.
+        mark: name of a file in it, which was written first.
     """
     entry = (Path(folder), Path(folder, mark))
     _open.append(entry)
@@ -27,7 +27,7 @@ def not_made_again(folder: str | Path, mark: str) -> Iterator[None]:
 
 
 def check(path: Path) -> None:
-    """Check that the output which a file is about to be written to was not deleted. Raises FileNotFoundError."""
-    for folder, mark in tuple(_open):  # another thread may leave its folder
+    """Check that the output of a file about to be written was not deleted. Raises FileNotFoundError."""
+    for folder, mark in tuple(_open):  # a copy, since another thread may remove its folder
         if path.is_relative_to(folder) and not mark.exists():
             raise FileNotFoundError(errno.ENOENT, "was deleted while this command wrote to it", str(folder))

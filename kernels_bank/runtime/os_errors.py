@@ -1,4 +1,4 @@
-"""What the system refused, in one line: a full disk, a folder that is gone, a place that cannot be written to."""
+"""Errors of the operating system in one line: a full disk, a missing folder, a place that cannot be written to."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _ADVICE = {
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error of the operating system, wherever it lies in the chain of causes; else nothing."""
+    """Return one line for an error of the operating system anywhere in the chain of causes; otherwise None."""
     refused = [
         cause for cause in _causes(error) if isinstance(cause, OSError) and (cause.errno is not None or cause.strerror)
     ]
     if not refused:
         return None
-    # A file that cannot be closed because it could not be written to either hides the error that names it.
+    # A failed close after a failed write hides the error that names the file.
     same = (cause for cause in refused if cause.errno == refused[0].errno and cause.filename is not None)
     return describe(next(same, refused[0]))
 
 
 def describe(error: OSError) -> str:
-    """Return the path, what was wrong with it, and what to do."""
-    # pyarrow's errors carry their text and no file name.
+    """Return the path, the problem, and what to do."""
+    # pyarrow's errors have a text but no file name.
     what = error.strerror or str(error)
     what = " ".join(what.split("Detail: ")[0].split()).rstrip(".")
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -50,7 +50,7 @@ def describe(error: OSError) -> str:
 
 @contextlib.contextmanager
 def named(place: str | Path) -> Iterator[None]:
-    """Give the system's errors in the block, such as of a write to an open file, the path that they lack."""
+    """Add the missing path to the system's errors in the block, such as those of a write to an open file."""
     try:
         yield
     except OSError as error:
@@ -60,18 +60,18 @@ def named(place: str | Path) -> Iterator[None]:
 
 
 def open_named(path: str | Path, mode: Literal["wb", "ab"], shown: str | Path | None = None) -> BinaryIO:
-    """Open a file for writing; the system's errors of its writes name it, also those that closing it raises.
+    """Open a file for writing such that errors of writing and closing name it.
 
     Args:
-        path: of the file.
-        mode: a new file, or the end of one that may be there.
-        shown: the name that errors give; the path itself unless it is a temporary one.
+        path: path of the file.
+        mode: `wb` for a new file, `ab` to append to a possibly existing file.
+        shown: name in errors, if `path` is temporary; by default the path itself.
     """
     return io.BufferedWriter(_NamedFile(path, mode, path if shown is None else shown))
 
 
 class _NamedFile(io.FileIO):
-    """A file whose failed writes name a path; the system's errors name none."""
+    """Name the path in errors of writes, which the system's errors do not."""
 
     def __init__(self, path: str | Path, mode: str, shown: str | Path) -> None:
         super().__init__(path, mode.removesuffix("b"))
@@ -84,10 +84,10 @@ class _NamedFile(io.FileIO):
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Raise what the system refuses as the line that says so: Ray Data puts advice in the place of an error's path.
+    """Raise the system's errors as one line, since Ray Data replaces an error's path by advice.
 
     Raises:
-        JobFailedError: in place of any OSError of the system's.
+        JobFailedError: instead of any OSError of the system.
     """
     try:
         yield
@@ -98,7 +98,7 @@ def told() -> Iterator[None]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that led to it: raised from, raised while handling, or wrapped by Ray."""
+    """Yield an error and its causes: raised from, raised while handling, or wrapped by Ray."""
     waiting, seen = [error], set[int]()
     while waiting:
         current = waiting.pop(0)
@@ -107,7 +107,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         linked = [getattr(current, "cause", None), current.__cause__]
-        if not current.__suppress_context__:  # `raise ... from None` says that it has nothing to do with this
+        if not current.__suppress_context__:  # `raise ... from None` declares the context irrelevant
             linked.append(current.__context__)
         failures = getattr(current, "worker_failures", None)
         if isinstance(failures, dict):

@@ -1,7 +1,7 @@
-"""Whose files a place holds. A job marks a place before it writes there, and deletes nothing that it did not make.
+"""Ownership of output places. A job marks a place before it writes there, and only deletes files that it made.
 
-Names prove nothing: somebody else's folder may hold a `train-000000.tar` too. So the first thing a job writes into an
-empty place is a mark, and a place that holds files without that mark is refused as it is.
+File names prove nothing: a foreign folder may have a `train-000000.tar`, too. So a job first writes a mark into an
+empty place, and a place that has files without the mark is refused.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp")  # `storage.tempor
 
 @contextlib.contextmanager
 def own_output(place: str, kind: str, names: Sequence[str] | None = None) -> Iterator[Lease]:
-    """Be the only writer of a place that is this kind of job's own, until the block ends; the place gets its mark.
+    """Hold the lease of a place of this kind until the block ends, and mark the place.
 
     Args:
         place: path or URI of the folder or prefix.
-        kind: what is made there, such as "shard set".
-        names: files and folders directly below that the job writes; others may lie beside them. None: the place is
-            the job's alone, because its readers take whatever lies there.
+        kind: kind of output, such as "shard set".
+        names: files and folders directly below that the job writes; others may exist next to them. None if the place
+            must not have other files, because readers take all files in it.
 
     Raises:
-        BadRequestError: the place holds something else, or another process writes there; nothing was touched.
+        BadRequestError: the place holds something else, or another process writes there; nothing was changed.
     """
     check_own(place, kind, names)
     with only_writer(place) as lease:
@@ -44,9 +44,9 @@ def own_output(place: str, kind: str, names: Sequence[str] | None = None) -> Ite
 
 
 def not_made_again(place: str) -> contextlib.AbstractContextManager[None]:
-    """Make no folder again, in this process and in the block, when the place of a job is deleted under it.
+    """Refuse to recreate folders, in this process and in the block, if the place of a job is deleted meanwhile.
 
-    A process that helps the place's one writer says so for itself. On S3 there are no folders.
+    Every process that helps the place's writer has to enter this block itself. On S3 there are no folders.
     """
     if uris.is_s3(place):
         return contextlib.nullcontext()
@@ -54,22 +54,22 @@ def not_made_again(place: str) -> contextlib.AbstractContextManager[None]:
 
 
 def note_files(place: str, files: Iterable[str]) -> None:
-    """Add the names of files that will be written to the mark: what a killed job leaves of them may be deleted."""
+    """Add the names of files to be written to the mark, so that leftovers of a killed job may be deleted."""
     mark = _read_mark(place)
     assert mark is not None, "own_output comes first"
     storage.write_json(uris.join(place, MARK), mark | {"files": sorted({*mark["files"], *files})})
 
 
 def check_own(place: str, kind: str, names: Sequence[str] | None = None) -> None:
-    """Look whether a place is free for this kind of job, or marked as its own.
+    """Check that a place is free for this kind of job or marked as its own.
 
     Args:
         place: path or URI of the folder or prefix.
-        kind: what is made there.
-        names: files and folders directly below that the job writes; None for all that may lie there.
+        kind: kind of output.
+        names: files and folders directly below that the job writes; None for all files in the place.
 
     Raises:
-        BadRequestError: it holds something else, the first such file is named; or it cannot be written to.
+        BadRequestError: the place holds something else, of which the first file is named, or it cannot be written to.
     """
     check_writable(place)
     mark = _read_mark(place)
@@ -86,9 +86,9 @@ def check_own(place: str, kind: str, names: Sequence[str] | None = None) -> None
 
 
 def check_writable(place: str) -> None:
-    """Check, before the work, that a place takes files. Raises BadRequestError.
+    """Check, before the work, that files can be written to a place. Raises BadRequestError.
 
-    A bucket is not asked: the first request to it says whether it is there.
+    Buckets are not checked, since the first request shows whether the bucket exists.
     """
     uris.refuse_odd_name(place)
     if uris.is_s3(place):
@@ -107,15 +107,15 @@ def check_writable(place: str) -> None:
 
 
 def check_complete(place: str, sizes: Mapping[str, int | None], advice: str) -> None:
-    """Check, without reading them, that the files of a finished place are there.
+    """Check, without reading them, that the files of a finished place exist.
 
     Args:
         place: path or URI of the folder or prefix.
-        sizes: bytes of each file by its name; None for any.
-        advice: what to do where one is not.
+        sizes: size of each file in bytes by name; None for any size.
+        advice: what to do about a missing file.
 
     Raises:
-        ArtefactError: the first that is gone, or has other bytes than it should.
+        ArtefactError: names the first file that is missing or has the wrong size.
     """
     found = dict(storage.list_files(place))
     for name, size in sizes.items():
@@ -125,10 +125,10 @@ def check_complete(place: str, sizes: Mapping[str, int | None], advice: str) -> 
 
 
 def write_once(files: Mapping[Path, bytes]) -> None:
-    """Write files that are always the same, where they are not there yet.
+    """Write files with fixed content unless they exist.
 
     Raises:
-        BadRequestError: one is there and holds something else; nothing was touched.
+        BadRequestError: a file exists with other content; nothing was changed.
     """
     missing = [path for path in files if not storage.exists(path)]
     for path, data in files.items():
@@ -139,7 +139,7 @@ def write_once(files: Mapping[Path, bytes]) -> None:
 
 
 def remove_leftovers(place: str, keep: Iterable[str]) -> None:
-    """Delete what earlier, killed tries have left of files that the mark names; `keep` stays."""
+    """Delete leftovers of earlier, killed attempts among the files named in the mark, except `keep`."""
     mark, kept = _read_mark(place), set(keep)
     if mark is None:
         return
@@ -160,14 +160,14 @@ def _read_mark(place: str) -> dict[str, Any] | None:
 
 
 def _files(place: str) -> Iterator[str]:
-    """Yield the names of files that lie there, but for the lease and a half-written mark."""
-    for recursive in (False, True):  # a listing of all that lies below may be long
+    """Yield the names of files in a place, except the lease and a half-written mark."""
+    for recursive in (False, True):  # a recursive listing may be long
         for name, _ in storage.list_files(place, recursive=recursive):
             if _meant(name) not in {ENTRY, MARK}:
                 yield name
 
 
 def _meant(name: str) -> str:
-    """Return the name that a temporary file would have got, or that a file has."""
+    """Return the final name of a temporary file, or the name of any other file."""
     temporary = _TEMPORARY.fullmatch(name)
     return temporary["name"] if temporary else name

@@ -1,4 +1,4 @@
-"""Which process and whose wrote something down, and whether it still lives. A process id alone is given away again."""
+"""Identification of processes, and whether they are still alive. A process id alone can be reused."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def this_process() -> dict[str, Any]:
-    """Return what tells this process from every other one: where it runs, its id there, and when it started."""
+    """Return the identity of this process: where it runs, its id there, and when it started."""
     return {"host": socket.gethostname(), "where": _where(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_gone(process: dict[str, Any]) -> bool | None:
-    """Check whether a process that `this_process` described has ended.
+    """Check whether a process described by `this_process` has ended.
 
     Returns:
-        None where that cannot be seen from here: it ran on another machine, in another container, or before a boot.
+        None if this cannot be determined here: it ran on another machine, in another container, or before a boot.
     """
     if not process.get("where") or process["where"] != _where():
         return None
@@ -30,7 +30,7 @@ def is_gone(process: dict[str, Any]) -> bool | None:
 
 
 def user_name() -> str:
-    """Return who runs this process: a name, or the number of a user without one, as containers and clusters have."""
+    """Return the user of this process: a name, or the number of a user without a name, as in containers."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -38,9 +38,9 @@ def user_name() -> str:
 
 
 def ensure_home() -> None:
-    """Set HOME where it is not: MLflow fails at import for a user whose home directory nothing names.
+    """Set HOME if it is not set: MLflow fails at import for a user without a home directory.
 
-    Such users, as containers have them, get the one that container engines give them.
+    Such users, as in containers, get the value that container engines set.
     """
     if os.environ.get("HOME"):
         return
@@ -51,7 +51,7 @@ def ensure_home() -> None:
 
 
 def boot_id() -> str | None:
-    """Return what tells this boot of the machine from every other one; nothing where the system does not say."""
+    """Return an id of this boot of the machine; None if the system has none."""
     try:
         return _BOOT.read_text(encoding="ascii").strip()
     except OSError:  # not Linux
@@ -60,7 +60,7 @@ def boot_id() -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _where() -> str:
-    """Return what processes share that see one another: a boot of a kernel, and a namespace of process ids."""
+    """Return an id shared by processes that can see one another: the boot and the namespace of process ids."""
     boot = boot_id()
     return f"{boot}/{Path('/proc/self/ns/pid').readlink()}" if boot else ""
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, one line per interval in a log, both with rate and ETA; gauges."""
+"""Progress of long work: a live bar on a terminal, a line per interval in a log, both with rate and ETA, and gauges."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Progress:
             self._line(final=kind is None)
 
     def start_at(self, done: int) -> None:
-        """Count `done` items as finished earlier: they do not count for the rate."""
+        """Count `done` items as finished earlier, so that they do not affect the rate."""
         self._done = self._first = done
         self._started = time.monotonic()
 
@@ -62,7 +62,7 @@ class Progress:
         self._show()
 
     def within(self, share: float, note: str = "") -> None:
-        """Say how much of the next item is done, 0 to 1: it counts for rate and ETA, and not yet as an item."""
+        """Set the finished share of the next item, 0 to 1, which counts for rate and ETA but not yet as an item."""
         self._begun, self._note = share, note
         self._show()
 
@@ -83,7 +83,7 @@ class Progress:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
         rate = self._rate()
-        # Resumed work has no rate before its first item.
+        # After a resume there is no rate before the first item.
         eta = f"ETA {(self._total - self._done - self._begun) / rate:.0f} s" if rate > 0 else "ETA unknown"
         tail = f"in {elapsed:.1f} s" if final else eta
         line = f"{self._label}: {self._done}/{self._total} {self._unit} ({self._rate_text()}, {tail}) {self._note}"

@@ -1,8 +1,8 @@
-"""What may be shown or stored: never a secret.
+"""Masking of secrets in everything that is shown or stored.
 
-The secrets that this process knows (of its environment and its command line) are searched for by value, in every form
-in which a program writes a value. Of all other text the parts that hold secrets by their place are masked: the login of
-a URI, the values of parameters whose name says so, HTTP's Authorization, AWS key ids.
+The secrets that this process knows (from its environment and its command line) are searched for by value, in every form
+in which a program writes a value. In all other text, masking goes by position: the login of a URI, the values of
+parameters with telling names, HTTP's Authorization, AWS key ids.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _SECRET_NAME = re.compile(
     r"|connection_?string",
     re.I,
 )
-# Variables that hold a secret, not where one lies.
+# Variables that hold a secret itself, not the place of one.
 _SECRET_VARIABLE = re.compile(
     r"(?!.*(?:_PATH|_FILE|_DIR|_MODE|_URL|_URI)$).*"
     r"(?:SECRET|PASSW|PASSPHRASE|CREDENTIAL|TOKEN|_PWD$|PRIVATE_?KEY|API_?KEY|ACCESS_?KEY)",
     re.I | re.S,
 )
-# A shorter value is not searched for: it would hit ordinary words.
+# Shorter values are not searched for, since they would match ordinary words.
 _SHORTEST_SECRET = 8
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
-# Where a URI in running text surely ends. A login may hold more than that: see `_login_end`.
+# Characters that surely end a URI in running text. A login may contain some of them: see `_login_end`.
 _URI_END = re.compile(r"[\s\"'`<>]")
 _AUTHORITY = re.compile(r"[^/?#\s\"'`<>]*")
 # `host`, `host:port`, `[::1]:port`; punctuation of the sentence around it may follow.
@@ -61,15 +61,15 @@ _AWS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 
 
 def mask(name: str, value: str) -> str:
-    """Return `value` as it may be shown under `name`: nothing of it when the name says secret, else `mask_text`."""
+    """Return `value` as it may be shown under `name`: fully masked for the name of a secret, else by `mask_text`."""
     return MASK if _SECRET_NAME.search(name) else mask_text(value)
 
 
 def mask_text(text: str) -> str:
     """Return `text` without its secrets.
 
-    Ordinary text comes back as it is. A login of a URI is masked generously: where a password holds characters that
-    should have been percent-encoded, such as `/`, too much is masked rather than too little.
+    Ordinary text is returned unchanged. A login of a URI is masked generously: if a password has characters that should
+    have been percent-encoded, such as `/`, too much is masked rather than too little.
     """
     for form in _known_forms(tuple(os.environ.items()), tuple(sys.argv)):
         text = text.replace(form, MASK)
@@ -81,7 +81,7 @@ def mask_text(text: str) -> str:
 
 
 def mask_uri(uri: str) -> str:
-    """Return one URI without its login, which here is all that stands before its last `@`.
+    """Return a URI without its login, here everything before its last `@`.
 
     >>> mask_uri("https://me:p@ss@server/path")
     'https://***@server/path'
@@ -92,11 +92,11 @@ def mask_uri(uri: str) -> str:
 
 
 def mask_output() -> None:
-    """Make what this process prints and logs, and the traceback of an error that nobody handles, come out masked.
+    """Mask everything that this process prints and logs, including the traceback of an unhandled error.
 
-    What nobody can read any more ends no work: lines to a standard error whose disk is full, whose reader has left or
-    whose terminal is gone are dropped. Of standard output, which holds the results, that is an error with its name.
-    A stream that is no text file, as a notebook has it, stays as it is.
+    Failed writes to standard error do not end the work: its lines are dropped if the disk is full, the reader has
+    exited or the terminal is gone. For standard output, which holds the results, this is an error that names it. A
+    stream that is not a text file, as in a notebook, is left as it is.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -106,7 +106,7 @@ def mask_output() -> None:
 
 
 class _MaskedStream(io.TextIOWrapper):
-    """Write to where another stream writes, with each written text masked as a whole."""
+    """Write to another stream's target, masking each written text as a whole."""
 
     def __init__(self, shown: io.TextIOWrapper, *, results: bool) -> None:
         shown.flush()
@@ -136,8 +136,8 @@ def _print_masked(kind: type[BaseException], error: BaseException, trace: Traceb
 
 
 def _mask_logins(text: str) -> str:
-    """Mask what stands between `scheme://` and the `@` before the host, in every URI of a text."""
-    if "://" not in text:  # looked for in one long word, a scheme costs the square of its length
+    """Mask everything between `scheme://` and the `@` before the host, in every URI of a text."""
+    if "://" not in text:  # in one long word, the search for a scheme costs the square of its length
         return text
     parts, done = [], 0
     for scheme in _SCHEME.finditer(text):
@@ -151,22 +151,22 @@ def _mask_logins(text: str) -> str:
 
 
 def _login_end(text: str, start: int) -> int | None:
-    """Return where the `@` stands that ends the login of a URI whose authority begins at `start`; None without one."""
+    """Return the position of the `@` after the login of a URI whose authority begins at `start`; None without one."""
     authority = _AUTHORITY.match(text, start)
     assert authority is not None  # it may be empty
     word_end = found.start() if (found := _URI_END.search(text, start)) else len(text)
     if "@" in authority[0]:
-        # A password may hold an `@` and a `/` more.
+        # A password may contain another `@` and a `/`.
         return text.rindex("@", start, word_end)
     host = _HOST.fullmatch(authority[0])
     if host is not None and (not host[1] or authority[0].startswith("[")):
-        return None  # a host without a port, or an address: nothing in this is a login
+        return None  # a host without a port, or an address: there is no login
     if host is not None:
-        # `host:80/path` or `user:80/rest of the password@host`: the latter when an `@` follows in the same word.
+        # `host:80/path` or `user:80/rest of the password@host`: the latter if an `@` follows in the same word.
         at = text.rfind("@", start, word_end)
         return at if at >= 0 else None
-    # What follows the colon is no port, so it is a password with a blank, a quote or a slash in it. A `://` in the same
-    # word is the password's: the next URI begins a word of its own.
+    # No port follows the colon, so it is a password with a blank, a quote or a slash in it. A `://` in the same word
+    # belongs to the password, since the next URI begins a new word.
     line_end = text.find("\n", start)
     line_end = len(text) if line_end < 0 else line_end
     if following := _SCHEME.search(text, word_end, line_end):
@@ -188,13 +188,13 @@ def _known_forms(environment: tuple[tuple[str, str], ...], arguments: tuple[str,
 
 
 def _logins(text: str) -> Iterator[str]:
-    """Yield what may be the password, or the whole login, of the URIs in a text that is known to be no prose.
+    """Yield the possible passwords or logins of the URIs in a text that is not prose.
 
-    In a URI that was written without percent-encoding no rule tells where the password ends: every `@` may end it.
+    Without percent-encoding, no rule determines where a password ends: every `@` may end it.
     """
     for scheme in _SCHEME.finditer(text):
         rest = text[scheme.end() :]
-        # A user name holds none of these; without one, the part before the `@` is a token.
+        # A user name has none of these characters; without a user name, the part before the `@` is a token.
         user = re.match(r"[^:/?#@\s]*", rest)
         assert user is not None  # it may be empty
         begin = user.end() + 1 if rest[user.end() :].startswith(":") else 0
@@ -207,16 +207,16 @@ def _logins(text: str) -> Iterator[str]:
 
 
 def _basic(user: str, password: str) -> str:
-    """Return what HTTP's basic authentication makes of a login."""
+    """Return a login in the form of HTTP's basic authentication."""
     return base64.b64encode(f"{user}:{password}".encode("utf-8", "surrogateescape")).decode()
 
 
 def _forms(secret: str) -> Iterable[str]:
-    """Return a secret as programs write it: encoded for a URI and not, in JSON, in Python, in HTML."""
+    """Return the forms in which programs write a secret: plain, encoded for a URI, in JSON, in Python, in HTML."""
     plain = {secret, unquote(secret), unquote_plus(secret)}
     encoded = set()
     for text in plain:
-        # A byte that is no UTF-8 (Python's surrogates) cannot be encoded by the standard rules.
+        # A byte that is not UTF-8 (a surrogate in Python) cannot be encoded by the standard rules.
         raw = text.encode("utf-8", "surrogateescape")
         for safe in ("", "/", "/:", "~!$&'()*+,;=", "!#$%&'()*+,/:;=?@[]~"):
             encoded |= {(form := quote(raw, safe=safe)), re.sub("%[0-9A-F]{2}", lambda m: m[0].lower(), form)}

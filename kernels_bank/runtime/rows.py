@@ -1,4 +1,4 @@
-"""Rows out of a Ray Data graph, with a user's mistake told as one line."""
+"""Rows of a Ray Data graph, with a user's mistake reported in one line."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 
 def rows_of(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Yield all rows as they come. Raises the error of ours that a task raised, without Ray's traceback around it."""
+    """Yield all rows as they arrive. Raises a task's error of ours itself, without Ray's traceback around it."""
     prepare(dataset)
     with plain_errors():
         yield from dataset.iter_rows()
 
 
 def prepare(dataset: ray.data.Dataset) -> None:
-    """Let the errors of a dataset's tasks through as they were raised, and start nothing for statistics in our own Ray.
+    """Let errors of a dataset's tasks pass unchanged, and start no statistics process in a private Ray.
 
-    Ray Data would turn the errors into text.
+    By default Ray Data would turn the errors into text.
     """
     dataset.context.raise_original_map_exception = True
     leave_out_statistics()
 
 
 def leave_out_statistics() -> None:
-    """Keep Ray Data, in a Ray of our own, from starting a process that gathers statistics for the dashboard.
+    """Keep Ray Data from starting a process that gathers statistics for the dashboard in a private Ray.
 
-    A Ray of our own has no dashboard, and the process takes two seconds of CPU.
+    A private Ray has no dashboard, and the process takes two seconds of CPU.
     """
     if local_ray.is_alone():
         from ray.data._internal import stats
@@ -41,7 +41,7 @@ def leave_out_statistics() -> None:
 
 
 class _NoStatistics:
-    """Take what Ray Data calls on its actor of statistics, and do nothing."""
+    """Accept all calls of Ray Data to its statistics actor, and do nothing."""
 
     def __getattr__(self, _name: str) -> _NoStatistics:
         return self
@@ -52,7 +52,7 @@ class _NoStatistics:
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise the error of ours inside a Ray error instead of it."""
+    """Raise an error of ours that is inside a Ray error instead of the Ray error."""
     try:
         yield
     except RayTaskError as error:
@@ -60,6 +60,6 @@ def plain_errors() -> Iterator[None]:
         while isinstance(cause, RayTaskError):
             cause = cause.cause
         if isinstance(cause, BadRequestError | JobFailedError):
-            # Ours are one line; what follows is Ray's advice on retries.
+            # Our errors are one line; further lines are Ray's advice on retries.
             raise type(cause)(str(cause).splitlines()[0]) from None
         raise

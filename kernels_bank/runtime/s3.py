@@ -1,6 +1,6 @@
-"""Requests to an S3 server, and what is wrong when one fails: one line with the place, the endpoint and the cause.
+"""Requests to an S3 server. A failure is reported in one line with the place, the endpoint and the cause.
 
-Endpoint, region and credentials come from the usual AWS variables, `AWS_ENDPOINT_URL` included.
+Endpoint, region and credentials come from the usual AWS variables, including `AWS_ENDPOINT_URL`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from kernels_bank.runtime.errors import BadRequestError, JobFailedError, Unavail
 
 Answer_T = TypeVar("Answer_T")
 
-# Tries of one request, with pauses that double up to 20 s: 45 s and 5 minutes until it is an error.
+# Attempts at one request, with pauses that double up to 20 s: it fails after 45 s and 5 minutes, respectively.
 TRIES, PATIENT = 8, 20
 LONGEST_PAUSE_S = 20.0
-_FIRST_TRIES = 3  # while the server has never answered: most likely the endpoint is wrong
+_FIRST_TRIES = 3  # if the server has never answered, most likely the endpoint is wrong
 _VARIABLES = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_ENDPOINT_URL",
@@ -33,32 +33,32 @@ _VARIABLES = (
     "AWS_PROFILE",
     "AWS_CA_BUNDLE",
 )
-# Codes of a refusal that another try may not meet: the server is busy, or the request was damaged on its way.
+# Codes of temporary refusals: the server is busy, or the request was damaged in transit.
 _PASSING = {"429", "BadDigest", "IncompleteBody", "OperationAborted", "RequestTimeout", "SlowDown", "Throttling"}
-_making = threading.Lock()  # clients may be shared by threads, but not made by two at once
+_making = threading.Lock()  # threads may share clients, but must not create them concurrently
 _hurry = False
 _answered = False
 
 
 class S3Error(OSError, JobFailedError):
-    """Report that the server does not answer, or not as it should, however often it is asked."""
+    """Report that the server does not answer, or answers incorrectly, after all attempts."""
 
 
 class S3RefusedError(OSError, UnavailableError):
-    """Report a request, an endpoint or credentials that are wrong: asking again would not help."""
+    """Report a wrong request, endpoint or credentials, for which a retry would not help."""
 
 
 def expect_answer_soon() -> None:
-    """Let this process give up after seconds while the server has never answered: for what a user waits for.
+    """Make this process give up within seconds if the server has never answered, because a user is waiting.
 
-    Without this call, as in the workers of a running job, a server that is away is waited for from the start.
+    Without this call, as in the workers of a running job, requests wait for an unavailable server from the start.
     """
     global _hurry
     _hurry = True
 
 
 def client() -> Any:  # noqa: ANN401 - boto3 has no types
-    """Return the boto3 client of the server that the AWS variables name; threads may share it.
+    """Return the boto3 client of the server named by the AWS variables; threads may share it.
 
     It does not retry: `ask` does. `bucket_and_key` splits a URI for its calls.
     """
@@ -69,7 +69,7 @@ def client() -> Any:  # noqa: ANN401 - boto3 has no types
 def bucket_and_key(uri: str) -> tuple[str, str]:
     """Return the two parts of `s3://bucket/key`, without slashes at the end.
 
-    A key may have empty parts elsewhere: that of `s3://b//d` is `/d`.
+    A key may have empty parts elsewhere: the key of `s3://b//d` is `/d`.
     """
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
@@ -78,17 +78,17 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 def ask(uri: str, action: Callable[[Any], Answer_T], tries: int = TRIES) -> Answer_T:
-    """Return what `action` gets from the client; what may pass is tried again, with pauses that grow.
+    """Return the result of `action` with the client. Temporary failures are retried with growing pauses.
 
     Args:
-        uri: what it is about, for messages.
-        action: a call of the client; it may raise OSError when an answer is not what it should be.
-        tries: at most.
+        uri: URI of the request, for messages.
+        action: function of the client; it may raise OSError for an incorrect answer.
+        tries: largest number of attempts.
 
     Raises:
         FileNotFoundError: there is no such object.
         S3RefusedError: the request, the endpoint or the credentials are wrong.
-        S3Error: no try succeeded.
+        S3Error: no attempt succeeded.
     """
     global _answered
     for attempt in itertools.count(1):
@@ -109,7 +109,7 @@ def ask(uri: str, action: Callable[[Any], Answer_T], tries: int = TRIES) -> Answ
 
 
 def _judge(uri: str, error: Exception) -> Exception:
-    """Return the error to raise: S3Error if another try may succeed, `error` itself if it is none of a request's."""
+    """Return the error to raise: S3Error if a retry may succeed, `error` itself if it is not about a request."""
     global _answered
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
@@ -135,7 +135,7 @@ def _judge(uri: str, error: Exception) -> Exception:
         return S3Error(f"{place}: no answer ({text})")
     if isinstance(error, (boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError, OSError)):
         return S3Error(f"{place}: no whole answer ({text})")
-    return S3RefusedError(f"{place}: {text}")  # credentials that cannot be had, a wrong name of a bucket, ...
+    return S3RefusedError(f"{place}: {text}")  # missing credentials, a wrong name of a bucket, ...
 
 
 def _judge_answer(uri: str, place: str, error: Any) -> Exception:  # noqa: ANN401 - a botocore ClientError
@@ -146,7 +146,7 @@ def _judge_answer(uri: str, place: str, error: Any) -> Exception:  # noqa: ANN40
         return S3RefusedError(f"{place}: there is no bucket '{bucket_and_key(uri)[0]}'")
     if code == "NoSuchKey" or status == 404:
         return FileNotFoundError(f"{uri}: no such file")
-    nameless = code == "400" and error.operation_name != "HeadObject"  # S3 itself always names a code, but not to HEAD
+    nameless = code == "400" and error.operation_name != "HeadObject"  # S3 itself always names a code, except for HEAD
     if status >= 500 or code in _PASSING or nameless:
         return S3Error(f"{place}: the server answers {code} ({said})")
     advice = "" if has_credentials() else "; no credentials were found, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -154,12 +154,12 @@ def _judge_answer(uri: str, place: str, error: Any) -> Exception:  # noqa: ANN40
 
 
 def no_s3_server(uri: str) -> S3RefusedError:
-    """Return the error of an endpoint that answers, but not as S3 does."""
+    """Return the error for an endpoint that answers, but not like an S3 server."""
     return S3RefusedError(f"{uri} (endpoint {_endpoint()}): the answer is not one of S3; is the endpoint right?")
 
 
 def has_credentials() -> bool:
-    """Return whether requests are signed; without credentials only what is public can be read."""
+    """Return whether requests are signed; without credentials only public objects can be read."""
     from botocore import UNSIGNED
 
     return client().meta.config.signature_version is not UNSIGNED
@@ -168,7 +168,7 @@ def has_credentials() -> bool:
 def _endpoint() -> str:
     try:
         return str(client().meta.endpoint_url)
-    except Exception:  # the endpoint itself is what is wrong
+    except Exception:  # the endpoint itself is wrong
         return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "of AWS"
 
 
@@ -189,7 +189,7 @@ def _client(variables: tuple[str | None, ...]) -> Any:  # noqa: ANN401
         connect_timeout=5,
         read_timeout=30,
         max_pool_connections=32,
-        # Content-MD5 goes with each object instead, which every server knows.
+        # Content-MD5 is sent with each object instead, which every server supports.
         request_checksum_calculation="when_required",
         signature_version=None if session.get_credentials() else UNSIGNED,
     )

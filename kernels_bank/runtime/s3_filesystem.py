@@ -1,6 +1,6 @@
-"""S3 as a filesystem of pyarrow, for libraries that want one, as Ray Train does.
+"""S3 as a filesystem of pyarrow, for libraries that need one, such as Ray Train.
 
-Not pyarrow's own: when an answer ends early, that one gives the rest of its buffer as it finds it, and says nothing.
+It replaces pyarrow's own, which silently returns the uninitialised rest of its buffer if an answer ends early.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import pyarrow.fs as pafs
 from kernels_bank.runtime import s3_objects
 from kernels_bank.runtime.s3 import TRIES
 
-_IN_MEMORY = 16 << 20  # what is larger is kept in a temporary file
+_IN_MEMORY = 16 << 20  # larger content is kept in a temporary file
 
 
 def s3_filesystem(tries: int = TRIES) -> pafs.FileSystem:
-    """Return a filesystem whose paths are `bucket/key`; a copy in another process tries as often."""
+    """Return a filesystem whose paths are `bucket/key`; a copy in another process keeps `tries`."""
     return pafs.PyFileSystem(_Handler(tries))
 
 
 class _Handler(pafs.FileSystemHandler):
-    """What pyarrow calls. Folders are prefixes: they exist while there is something below them."""
+    """Implement pyarrow's interface. Folders are prefixes, which exist while there is an object below them."""
 
     def __init__(self, tries: int) -> None:
         self._tries = tries
@@ -42,12 +42,12 @@ class _Handler(pafs.FileSystemHandler):
         return path
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        """Return what is at each path."""
+        """Return the kind and size of the object at each path."""
         found = [(path, s3_objects.stat(_uri(path), self._tries)) for path in paths]
         return [_info(path, entry) for path, entry in found]
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        """Return what lies below a folder. Raises FileNotFoundError when nothing does, and that is not allowed."""
+        """List a folder. Raises FileNotFoundError if it is empty, unless that is allowed."""
         base = selector.base_dir.rstrip("/")
         found: dict[str, pafs.FileInfo] = {}
         for entry in s3_objects.entries(_uri(base), recursive=selector.recursive, tries=self._tries):
@@ -61,7 +61,7 @@ class _Handler(pafs.FileSystemHandler):
         return list(found.values())
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """Do nothing: a folder comes with its first file."""
+        """Do nothing, since a folder exists with its first file."""
 
     def delete_dir(self, path: str) -> None:
         """Delete all below a folder."""
@@ -84,12 +84,12 @@ class _Handler(pafs.FileSystemHandler):
         s3_objects.copy(_uri(src), _uri(dest), self._tries)
 
     def move(self, src: str, dest: str) -> None:
-        """Give a file another name."""
+        """Rename a file."""
         self.copy_file(src, dest)
         self.delete_file(src)
 
     def open_input_file(self, path: str) -> pa.PythonFile:
-        """Return a file with the verified content, all of which has come by then."""
+        """Return a file with the verified content, which is downloaded first."""
         file: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - pyarrow closes it
         s3_objects.read(_uri(path), file, tries=self._tries)  # type: ignore[arg-type]
         file.seek(0)
@@ -98,7 +98,7 @@ class _Handler(pafs.FileSystemHandler):
     open_input_stream = open_input_file
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.PythonFile:  # noqa: ANN401
-        """Return a file that is sent when it is closed."""
+        """Return a file that is uploaded when it is closed."""
         return pa.PythonFile(_Upload(_uri(path), self._tries), mode="w")
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.PythonFile:  # noqa: ANN401
@@ -107,7 +107,7 @@ class _Handler(pafs.FileSystemHandler):
 
 
 class _Upload:
-    """A file that is sent when it is closed; one that is dropped before is not, unlike one of `io`'s classes."""
+    """Upload a file when it is closed; a file that is dropped before is not uploaded, unlike with `io`'s classes."""
 
     def __init__(self, uri: str, tries: int) -> None:
         self._uri, self._tries = uri, tries
@@ -118,18 +118,18 @@ class _Upload:
         return self._staged.closed
 
     def write(self, data: bytes) -> int:
-        """Take more."""
+        """Append data."""
         return self._staged.write(data)
 
     def tell(self) -> int:
-        """Return how much has come."""
+        """Return the number of bytes written."""
         return self._staged.tell()
 
     def flush(self) -> None:
-        """Do nothing: it goes whole."""
+        """Do nothing, since the file is uploaded as a whole."""
 
     def close(self) -> None:
-        """Send it."""
+        """Upload the file."""
         if not self.closed:
             with self._staged:
                 s3_objects.write(self._uri, self._staged, self._tries)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Objects on an S3 server. None is used unless its content was verified.
+"""Objects on an S3 server. No object is used unless its content was verified.
 
-What an object is held against is the first of these that there is: the SHA-256 that the caller knows; the SHA-256 in
-the object's own metadata, which everything written here carries; its checksum (CRC-32, SHA-1 or SHA-256), which
-botocore verifies while it reads; its ETag, where that is the MD5 of the content; a second reading.
+An object is compared with the first available of these: the SHA-256 known to the caller; the SHA-256 in the object's
+own metadata, which everything written here has; its checksum (CRC-32, SHA-1 or SHA-256), which botocore verifies while
+it reads; its ETag, if that is the MD5 of the content; a second reading.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from kernels_bank.runtime.errors import DamagedError
 from kernels_bank.runtime.s3 import TRIES, S3RefusedError, ask, bucket_and_key, no_s3_server
 
 _CHUNK = 1 << 20
-_PART = 64 << 20  # what is larger goes up in parts of this size
-_SHA256 = "blindsr-sha256"  # in the metadata of what is written here
+_PART = 64 << 20  # larger objects are uploaded in parts of this size
+_SHA256 = "blindsr-sha256"  # metadata key of objects written here
 _VERIFIED_BY_BOTOCORE = ("ChecksumSHA256", "ChecksumSHA1", "ChecksumCRC32")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Name what lies below a prefix, relative to it; a `folder` stands for all keys that go on after its name."""
+    """Name an entry below a prefix, relative to it; a `folder` represents all keys that begin with its name."""
 
     name: str
     size: int = 0
@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def stamp(self) -> str:
-        """Return what tells whether the object was written to: its size and ETag."""
+        """Return size and ETag, which change when the object is written to."""
         return f"{self.size} {self.etag}"
 
 
@@ -48,14 +48,14 @@ def read(uri: str, sink: BinaryIO | None = None, sha256: str | None = None, trie
     """Write an object's verified content to `sink` and return its SHA-256.
 
     Args:
-        uri: of the object.
-        sink: is overwritten from its start; of use only when this returns. None: only the digest is wanted.
-        sha256: what it must be, if that is known.
-        tries: of a request.
+        uri: URI of the object.
+        sink: file that is overwritten from its start and valid only after the return; None to get only the digest.
+        sha256: expected digest, if it is known.
+        tries: attempts at a request.
 
     Raises:
         FileNotFoundError: there is no such object.
-        DamagedError: its content is not what it should be, at a second reading either.
+        DamagedError: its content is wrong, also when read a second time.
         S3RefusedError: as `ask` does.
         S3Error: as `ask` does.
     """
@@ -84,10 +84,10 @@ def read(uri: str, sink: BinaryIO | None = None, sha256: str | None = None, trie
 
 
 def _expected(answer: dict[str, Any]) -> tuple[str, str] | None:
-    """Return the digest that a body must have and its kind; None if nothing says what it must be."""
+    """Return the expected digest of a body and its kind; None if none is known."""
     if sha256 := answer.get("Metadata", {}).get(_SHA256):
         return "sha256", sha256
-    # A checksum with a dash is one of checksums of parts, which botocore passes over.
+    # A checksum with a dash is a checksum of the parts' checksums, which botocore ignores.
     if any("-" not in answer.get(name, "-") for name in _VERIFIED_BY_BOTOCORE):
         return "botocore", ""
     md5 = _md5_in_etag(answer)
@@ -95,20 +95,20 @@ def _expected(answer: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _md5_in_etag(answer: dict[str, Any]) -> str | None:
-    """Return the MD5 of the content; None if the ETag is something else, as of parts (a dash) and other encryption."""
+    """Return the MD5 of the content; None if the ETag is something else, as for parts (a dash) or encryption."""
     encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
     found = re.fullmatch(r'"?([0-9a-f]{32})"?', answer.get("ETag", ""))
     return found[1] if found and not encrypted else None
 
 
 def _copy(answer: dict[str, Any], sink: BinaryIO | None, expected: tuple[str, str] | None) -> tuple[str, bool | None]:
-    """Copy a body to `sink`; return its SHA-256 and whether it is right, None if nothing says what it must be."""
+    """Copy a body to `sink`; return its SHA-256 and whether it is right, or None if no digest is expected."""
     if sink:
         sink.seek(0)
         sink.truncate()
     sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with contextlib.closing(answer["Body"]) as body:
-        while chunk := body.read(_CHUNK):  # raises when less comes than was promised, or the checksum does not fit
+        while chunk := body.read(_CHUNK):  # raises if the body is truncated or its checksum is wrong
             sha.update(chunk)
             if expected and expected[0] == "md5":
                 md5.update(chunk)
@@ -125,7 +125,7 @@ def _copy(answer: dict[str, Any], sink: BinaryIO | None, expected: tuple[str, st
 
 
 def write(uri: str, source: BinaryIO, tries: int = TRIES) -> None:
-    """Store the content of `source`, a file that can be sought in; the server verifies what comes by its MD5.
+    """Store the content of `source`, a seekable file; the server verifies the upload by its MD5.
 
     Raises:
         S3RefusedError: as `ask` does.
@@ -160,7 +160,7 @@ def write(uri: str, source: BinaryIO, tries: int = TRIES) -> None:
 
 
 def _send(call: Any, content: bytes, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - a method of the client
-    """Send an object or a part of one. Raises OSError when the server did not get what was sent."""
+    """Upload an object or a part of one. Raises OSError if the server received something else."""
     md5 = hashlib.md5(content, usedforsecurity=False)
     answer: dict[str, Any] = call(Body=content, ContentMD5=base64.b64encode(md5.digest()).decode(), **arguments)
     if _md5_in_etag(answer) not in {None, md5.hexdigest()}:
@@ -169,7 +169,7 @@ def _send(call: Any, content: bytes, **arguments: Any) -> dict[str, Any]:  # noq
 
 
 def _complete(client: Any, place: dict[str, Any], upload: str, parts: list[Any], metadata: dict[str, str]) -> None:  # noqa: ANN401
-    """Make the object of its parts; done already is done, where only the answer was lost."""
+    """Assemble the object from its parts; a retry after a lost answer succeeds if the object is already complete."""
     from botocore.exceptions import ClientError
 
     try:
@@ -180,7 +180,7 @@ def _complete(client: Any, place: dict[str, Any], upload: str, parts: list[Any],
 
 
 def stat(uri: str, tries: int = TRIES) -> Entry | None:
-    """Return what is at this key: an object, a prefix with something below it, a bucket, or nothing.
+    """Return the entry at this key: an object, a prefix with objects below it, a bucket, or None.
 
     Raises:
         S3RefusedError: as `ask` does.
@@ -188,7 +188,7 @@ def stat(uri: str, tries: int = TRIES) -> Entry | None:
     """
     bucket, key = bucket_and_key(uri)
     if key:
-        # An answer without a body says nothing of what is wrong: that is left to the listing.
+        # An answer without a body does not name the error; the listing will.
         with contextlib.suppress(FileNotFoundError, S3RefusedError):
             head = ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key), tries)
             if "LastModified" not in head:
@@ -199,7 +199,7 @@ def stat(uri: str, tries: int = TRIES) -> Entry | None:
 
 
 def _list(uri: str, tries: int, **query: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A page of a listing: what has no listing is no bucket, or no S3 server."""
+    """Return a page of a listing; without a listing, there is no such bucket or no S3 server."""
     try:
         page: dict[str, Any] = ask(uri, lambda client: client.list_objects_v2(**query), tries)
     except FileNotFoundError as error:
@@ -210,7 +210,7 @@ def _list(uri: str, tries: int, **query: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def entries(uri: str, *, recursive: bool, tries: int = TRIES) -> Iterator[Entry]:
-    """Yield what lies below a prefix: all objects, or without `recursive` those of one level and its folders.
+    """Yield the entries below a prefix: all objects, or without `recursive` objects and folders of one level.
 
     Raises:
         S3RefusedError: as `ask` does.
@@ -232,7 +232,7 @@ def entries(uri: str, *, recursive: bool, tries: int = TRIES) -> Iterator[Entry]
 
 
 def delete(uri: str, tries: int = TRIES) -> None:
-    """Delete an object; nothing happens when it is not there."""
+    """Delete an object; nothing happens if it does not exist."""
     bucket, key = bucket_and_key(uri)
     ask(uri, lambda client: client.delete_object(Bucket=bucket, Key=key), tries)
 
@@ -246,7 +246,7 @@ def delete_below(uri: str, tries: int = TRIES) -> None:
 
 
 def copy(source: str, target: str, tries: int = TRIES) -> None:
-    """Copy an object on the server, its metadata too. Raises FileNotFoundError."""
+    """Copy an object with its metadata on the server. Raises FileNotFoundError."""
     from_bucket, from_key = bucket_and_key(source)
     bucket, key = bucket_and_key(target)
     origin = {"Bucket": from_bucket, "Key": from_key}
@@ -254,10 +254,10 @@ def copy(source: str, target: str, tries: int = TRIES) -> None:
 
 
 class RangeReader(io.RawIOBase):
-    """Read an object piece by piece, for what has checksums of its own inside, as a zip.
+    """Read an object piece by piece, for formats with their own checksums, such as zip.
 
-    Each piece has the length that was asked for, and all are of the same object: one that is replaced meanwhile is
-    an S3RefusedError. The content is not verified.
+    Each piece has the requested length, and all pieces are of the same object: if it is replaced meanwhile, an
+    S3RefusedError is raised. The content is not verified.
     """
 
     def __init__(self, uri: str) -> None:
@@ -281,7 +281,7 @@ class RangeReader(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position and return it. Raises OSError before the start, as files do."""
+        """Move to a position and return it. Raises OSError before the start, as files do."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
             raise OSError(errno.EINVAL, f"shorter than {-offset} bytes", self._uri)
@@ -289,7 +289,7 @@ class RangeReader(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a writable buffer
-        """Fill the buffer as far as the object goes; return how far."""
+        """Fill the buffer up to the end of the object; return the number of bytes read."""
         count = min(len(buffer), self._size - self._at)
         if count <= 0:
             return 0

@@ -1,8 +1,8 @@
-"""Temporary folders that outlive no process: a kill leaves them, and the next process to need one deletes them.
+"""Temporary folders that are deleted even after a kill, by the next process that needs one.
 
-All temporary folders of a process lie in one, which it holds a lock on as long as it lives. A folder whose lock is
-free is left over. The kernel frees the lock of a process that is killed, and knows it across containers that share
-the folder.
+All temporary folders of a process are in one folder, on which it holds a lock while it lives. A folder whose lock is
+free is a leftover. The kernel frees the lock of a killed process, and the lock works across containers that share the
+folder.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX, _LOCK = "blindsr-scratch-", "lock"
-_UNLOCKED_S = 60.0  # a folder without a lock file is this young while its process makes it
+_UNLOCKED_S = 60.0  # a younger folder without a lock file may still be in creation by its process
 
 
 def folder(kind: str, parent: Path | None = None) -> Path:
-    """Make an empty folder of this process.
+    """Make an empty temporary folder of this process.
 
     Args:
-        kind: what for; it begins the folder's name.
-        parent: where, such as on the file system that its content will be moved within; by default the temporary
-            folder of the system.
+        kind: purpose, the prefix of the folder's name.
+        parent: parent folder, for instance on the file system that its content will be moved to; by default the
+            temporary folder of the system.
     """
     root = _root(os.getpid(), str(parent or tempfile.gettempdir()))
     return Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=root))
@@ -37,7 +37,7 @@ def folder(kind: str, parent: Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def temporary(kind: str, parent: Path | None = None) -> Iterator[Path]:
-    """Make an empty folder of this process that is deleted when the block ends."""
+    """Make an empty temporary folder that is deleted when the block ends."""
     made = folder(kind, parent)
     try:
         yield made
@@ -47,12 +47,12 @@ def temporary(kind: str, parent: Path | None = None) -> Iterator[Path]:
 
 @functools.lru_cache(maxsize=8)
 def _root(process: int, parent: str) -> Path:
-    """The one folder of this process; a forked process makes its own."""
+    """Return the folder of this process; a forked process makes its own."""
     sweep(Path(parent))
     root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     os.set_inheritable(descriptor := os.open(root / _LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600), False)
     fcntl.flock(descriptor, fcntl.LOCK_EX)  # held until the process ends
-    if not (root / _LOCK).exists():  # another process took it for left over, between the two lines above
+    if not (root / _LOCK).exists():  # another process took it for a leftover, between the two lines above
         os.close(descriptor)
         return _root.__wrapped__(process, parent)
     atexit.register(_remove, root, process)
@@ -65,7 +65,7 @@ def _remove(root: Path, process: int) -> None:
 
 
 def sweep(parent: Path) -> int:
-    """Delete what killed processes of this user left in `parent`; return how many folders that were."""
+    """Delete the leftovers of this user's killed processes in `parent`; return the number of folders."""
     removed = 0
     for root in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):

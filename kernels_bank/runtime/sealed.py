@@ -1,4 +1,4 @@
-"""JSON that carries the digest of all its values, so that a bit which changed anywhere in it is seen."""
+"""JSON with a digest of all its values, which reveals any changed bit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ SEAL = "sha256_of_the_rest"
 
 
 def write_sealed(uri: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object and, in it, the digest of all the other values."""
+    """Write a JSON object, including a digest of all its other values."""
     storage.write_json(uri, {**content, SEAL: storage.digest_of(content)})
 
 
 def unsealed(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the object without its digest; one that an earlier version wrote has none.
+    """Return the object without its digest; an object of an earlier version has no digest.
 
     Args:
-        content: what was read.
-        where: its URI, for the error.
+        content: parsed object.
+        where: URI of the object, for the error.
 
     Raises:
-        ArtefactError: a value is not what was written.
+        ArtefactError: a value has changed since it was written.
     """
     rest = {key: value for key, value in content.items() if key != SEAL}
     if SEAL in content and content[SEAL] != storage.digest_of(rest):

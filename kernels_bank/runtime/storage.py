@@ -1,6 +1,6 @@
 """Reading, atomic writes, listings and digests: one set of functions for local paths, `file://` and `s3://`.
 
-Endpoint and credentials of S3 come from the usual AWS variables, `AWS_ENDPOINT_URL` included.
+Endpoint and credentials of S3 come from the usual AWS variables, including `AWS_ENDPOINT_URL`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from kernels_bank.runtime.s3 import TRIES, S3Error, S3RefusedError
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
 
-_CHUNK = 16 << 20  # a read
+_CHUNK = 16 << 20  # bytes per read
 LONGEST_NAME = 255  # bytes of a file's name
 LONGEST_PATH = 4095  # bytes of a local path
-_JSON_BYTES = 256 << 20  # the most that a manifest may have; one of a million tars has 150 MB
+_JSON_BYTES = 256 << 20  # largest manifest; one of a million tars has 150 MB
 
 
 def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
@@ -39,10 +39,10 @@ def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
 
     Args:
         uri: a local path, `file://` or `s3://`.
-        tries: of each request to an S3 server that does not answer.
+        tries: attempts at each request to an S3 server that does not answer.
 
     Raises:
-        BadRequestError: the scheme is neither a local path, `file://` nor `s3://`, or an S3 key has empty parts, which
+        BadRequestError: the URI is neither a local path, `file://` nor `s3://`, or an S3 key has empty parts, which
             users of filesystems would drop.
     """
     path = uris.path_of(uri)
@@ -50,20 +50,20 @@ def resolve(uri: str | Path, tries: int = TRIES) -> tuple[pafs.FileSystem, str]:
         from kernels_bank.runtime.s3_filesystem import s3_filesystem
 
         return s3_filesystem(tries), path
-    import pyarrow.fs as pafs  # late: who only reads local files, as a restoration does, needs no pyarrow
+    import pyarrow.fs as pafs  # imported late: reading local files, as in a restoration, needs no pyarrow
 
     return pafs.LocalFileSystem(), path
 
 
 def exists(uri: str | Path) -> bool:
-    """Return whether a file or folder is there."""
+    """Return whether a file or folder exists."""
     if uris.is_s3(uri):
         return s3_objects.stat(str(uri)) is not None
     return _mode(uri) is not None
 
 
 def is_file(uri: str | Path) -> bool:
-    """Return whether a file, not a folder or prefix, is there."""
+    """Return whether a file, not a folder or prefix, exists."""
     if uris.is_s3(uri):
         entry = s3_objects.stat(str(uri))
         return entry is not None and not entry.folder
@@ -72,7 +72,7 @@ def is_file(uri: str | Path) -> bool:
 
 
 def is_special(uri: str | Path) -> bool:
-    """Return whether something is there that is neither a file nor a folder: a pipe, a device."""
+    """Return whether the path is neither a file nor a folder, but a pipe or a device."""
     if uris.is_s3(uri):
         return False
     mode = _mode(uri)
@@ -80,7 +80,7 @@ def is_special(uri: str | Path) -> bool:
 
 
 def _mode(uri: str | Path) -> int | None:
-    """Return what a local path leads to: a file, a folder, or nothing. Not by pyarrow, which takes only UTF-8."""
+    """Return the mode of a local path; None if it does not exist. Pyarrow is not used, as it accepts only UTF-8."""
     try:
         return os.stat(uris.path_of(uri)).st_mode  # noqa: PTH116 - the name may be no text
     except (FileNotFoundError, NotADirectoryError):
@@ -92,10 +92,10 @@ def _mode(uri: str | Path) -> int | None:
 
 
 def list_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | None = None) -> list[tuple[str, int]]:
-    """Return (path relative to `uri`, bytes) of every file below it, sorted; empty when there is nothing.
+    """Return (path relative to `uri`, bytes) of every file below it, sorted; empty if there are no files.
 
     Args:
-        uri: of the folder or prefix.
+        uri: URI of the folder or prefix.
         recursive: whether what lies in folders below it counts.
         odd: gets the paths of what is neither a file nor a folder: links to nothing, pipes.
     """
@@ -103,12 +103,12 @@ def list_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | Non
 
 
 def stamped_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | None = None) -> list[File]:
-    """Return every file below a folder or prefix with its stamp, sorted by name; empty when there is nothing.
+    """Return every file below a folder or prefix with its stamp, sorted by name; empty if there are no files.
 
-    On S3 a path may have empty parts, also at its start: `join` gives the URI all the same.
+    On S3 a path may have empty parts, also at its start; `join` still gives the URI.
 
     Args:
-        uri: of the folder or prefix.
+        uri: URI of the folder or prefix.
         recursive: whether what lies in folders below it counts.
         odd: gets the paths of what is neither a file nor a folder: links to nothing, pipes.
     """
@@ -123,7 +123,7 @@ def stamped_files(uri: str | Path, *, recursive: bool = False, odd: list[str] | 
 
 
 def stamp(uri: str | Path) -> str:
-    """Return a file's stamp, as `stamped_files` has it; empty where there is no such file."""
+    """Return a file's stamp, as in `stamped_files`; empty if there is no such file."""
     if uris.is_s3(uri):
         entry = s3_objects.stat(str(uri))
         return "" if entry is None or entry.folder else entry.stamp
@@ -134,12 +134,12 @@ def stamp(uri: str | Path) -> str:
 
 
 def outside(root: str, files: list[tuple[str, int]], folder: str | None) -> list[str]:
-    """Return the names of files below `root` that do not lie in `folder`, whatever links lead there.
+    """Return the names of files below `root` that are not in `folder`, after resolving links.
 
     Args:
-        root: what was listed.
+        root: listed folder.
         files: names and sizes.
-        folder: URI; None: nothing lies there.
+        folder: URI of the folder to exclude; None excludes nothing.
     """
     names = [name for name, _ in files]
     if folder is None or uris.is_s3(root) != uris.is_s3(folder):
@@ -153,15 +153,15 @@ def outside(root: str, files: list[tuple[str, int]], folder: str | None) -> list
 
 
 def remove_folder(uri: str | Path) -> None:
-    """Delete a folder or prefix and all below it; nothing happens when it is not there."""
+    """Delete a folder or prefix and all below it; nothing happens if it does not exist."""
     if uris.is_s3(uri):
         s3_objects.delete_below(str(uri))
     elif (mode := _mode(uri)) is not None and stat.S_ISDIR(mode):
-        shutil.rmtree(uris.path_of(uri))  # refuses a link: what that leads to is somebody else's
+        shutil.rmtree(uris.path_of(uri))  # refuses a link, whose target may have another owner
 
 
 def move_folder(source: str | Path, target: str | Path) -> None:
-    """Give a folder or prefix another name on the same storage; on S3 file by file."""
+    """Rename a folder or prefix on the same storage; on S3 file by file."""
     if uris.is_s3(source):
         for name, _ in list_files(source, recursive=True):
             s3_objects.copy(uris.join(source, name), uris.join(target, name))
@@ -173,7 +173,7 @@ def move_folder(source: str | Path, target: str | Path) -> None:
 
 
 def remove_file(uri: str | Path) -> None:
-    """Delete a file. Where it is not there: FileNotFoundError on a disk, nothing on S3."""
+    """Delete a file. If it does not exist, this raises FileNotFoundError on a disk and does nothing on S3."""
     if uris.is_s3(uri):
         s3_objects.delete(str(uri))
         return
@@ -181,16 +181,16 @@ def remove_file(uri: str | Path) -> None:
 
 
 def read_bytes(uri: str | Path, sha256: str | None = None, *, limit: int | None = None) -> bytes:
-    """Return the whole file. What comes from S3 is verified (`s3_objects` says how) and read again where that fails.
+    """Return the content of a file. A file on S3 is verified (see `s3_objects`) and read again if that fails.
 
     Args:
-        uri: of the file.
-        sha256: what it must be, if that is known.
-        limit: the most bytes that it may have; a larger one is not read.
+        uri: URI of the file.
+        sha256: expected digest, if it is known.
+        limit: largest allowed size in bytes; a larger file is not read.
 
     Raises:
-        ArtefactError: it is not there, not a regular file, or larger than `limit`.
-        DamagedError: its content is not what it should be, at a second reading either.
+        ArtefactError: the file is missing, not a regular file, or larger than `limit`.
+        DamagedError: its content is wrong, also when read a second time.
         UnavailableError: it cannot be read.
         S3Error: the S3 server does not answer.
     """
@@ -216,11 +216,11 @@ def read_bytes(uri: str | Path, sha256: str | None = None, *, limit: int | None 
 
 
 def fetch(uri: str | Path, target: Path) -> None:
-    """Copy a file to a local path, with little memory; what comes from S3 is verified.
+    """Copy a file to a local path, with little memory; a file on S3 is verified.
 
     Raises:
-        ArtefactError: it is not there, or cannot be read.
-        DamagedError: its content is not what it should be, at a second reading either.
+        ArtefactError: the file is missing or cannot be read.
+        DamagedError: its content is wrong, also when read a second time.
         S3Error: the S3 server does not answer.
     """
     try:
@@ -234,7 +234,7 @@ def fetch(uri: str | Path, target: Path) -> None:
 
 
 class _Limited(io.BytesIO):
-    """Memory for a file of at most `limit` bytes. Writing more raises ArtefactError."""
+    """Hold a file of at most `limit` bytes in memory. Writing more raises ArtefactError."""
 
     def __init__(self, uri: str, limit: int | None) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ def _too_large(uri: str | Path, limit: int) -> str:
 
 
 def _regular_size(uri: str | Path) -> int:
-    """Return the bytes of a local file. A pipe or a device would be read for ever: raises ArtefactError."""
+    """Return the size of a local file in bytes. Raises ArtefactError for a pipe or a device, which may be endless."""
     found = Path(uris.path_of(uri)).stat()
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
@@ -260,15 +260,15 @@ def _regular_size(uri: str | Path) -> int:
 
 
 def read_json(uri: str | Path, *, limit: int = _JSON_BYTES, nan: bool = False) -> Any:  # noqa: ANN401 - JSON
-    """Parse a file.
+    """Parse a JSON file.
 
     Args:
-        uri: of the file.
-        limit: the most bytes that it may have.
-        nan: take NaN and Infinity too, which are no JSON, but written by Python for measured values.
+        uri: URI of the file.
+        limit: largest allowed size in bytes.
+        nan: whether to accept NaN and Infinity, which Python writes for measured values although they are not JSON.
 
     Raises:
-        ArtefactError: missing, larger than `limit`, nested too deeply, or not JSON.
+        ArtefactError: the file is missing, larger than `limit`, nested too deeply, or not JSON.
     """
     data = read_bytes(uri, limit=limit)
     try:
@@ -286,7 +286,7 @@ def _refuse_constant(name: str) -> Any:  # noqa: ANN401 - never returns
 def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
     """Yield a binary stream whose file appears under `uri` only when the block ends without an error.
 
-    Locally: a temporary neighbour, fsync, rename. On S3: staged in a temporary file, sent at the end.
+    Locally, a temporary file in the same folder is synced and renamed. For S3, a temporary file is uploaded at the end.
     """
     if uris.is_s3(uri):
         with tempfile.TemporaryFile() as staged:
@@ -309,7 +309,7 @@ def atomic_writer(uri: str | Path) -> Iterator[BinaryIO]:
 
 
 def sync_files(folder: Path) -> None:
-    """Make the files of a local folder survive a loss of power."""
+    """Sync the files of a local folder, so that they survive a power failure."""
     for file in folder.iterdir():
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -317,7 +317,7 @@ def sync_files(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a local folder survive a loss of power, where its file system can."""
+    """Sync the names in a local folder, so that they survive a power failure if the file system supports this."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -327,7 +327,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """Return a hidden name beside `name` that the file system takes wherever it takes `name` itself."""
+    """Return a hidden temporary name for `name` that is valid on every file system where `name` is."""
     end = f".{uuid.uuid4().hex[:12]}.tmp"
     if len(os.fsencode(name)) + len(end) + 1 > LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
@@ -346,7 +346,7 @@ def write_json(uri: str | Path, value: object) -> None:
 
 
 def sha256_of(uri: str | Path) -> str:
-    """Return the hex SHA-256 of a file, read in chunks. Raises ArtefactError when it is not there."""
+    """Return the hex SHA-256 of a file, read in chunks. Raises ArtefactError if it is missing."""
     digest = hashlib.sha256()
     try:
         if uris.is_s3(uri):
@@ -366,5 +366,5 @@ def digest_of(value: object) -> str:
 
 
 def canonical(value: object) -> bytes:
-    """Return the one spelling of a JSON-able value that its digest is taken of."""
+    """Return the canonical form of a JSON-able value, from which its digest is computed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

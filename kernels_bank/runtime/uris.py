@@ -1,4 +1,4 @@
-"""The places that a user names: local paths, `file://` and `s3://`. Only `same_place` looks at what is there."""
+"""The URIs of a user's places: local paths, `file://` and `s3://`. Only `same_place` accesses the file system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def path_of(uri: str | Path) -> str:
     """Return the path of a URI inside its filesystem.
 
     Raises:
-        BadRequestError: the scheme is neither a local path, `file://` nor `s3://`, or an S3 key has empty parts, which
+        BadRequestError: the URI is neither a local path, `file://` nor `s3://`, or an S3 key has empty parts, which
             users of filesystems would drop.
     """
     text = str(uri)
@@ -36,12 +36,12 @@ def path_of(uri: str | Path) -> str:
 
 
 def at_home(path: str) -> Path:
-    """Return a path with the home folder in the place of `~` or `~user`; without such a user this is a file's name.
+    """Return a path with `~` or `~user` replaced by the home folder; without such a user it is a file's name.
 
     Raises:
-        BadRequestError: `~` is this user's, who has no home folder.
+        BadRequestError: the path begins with `~` and this user has no home folder.
     """
-    expanded = os.path.expanduser(path)  # noqa: PTH111 - Path's raises where there is no such user
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - Path's raises if there is no such user
     if expanded == "~" or expanded.startswith("~/"):
         raise BadRequestError(f"{path}: this user has no home folder; set HOME, or write the whole path")
     return Path(expanded)
@@ -59,7 +59,7 @@ def _file_path(uri: str) -> str:
 
 
 def is_s3(uri: str | Path) -> bool:
-    """Return whether this is an `s3://` URI. Raises BadRequestError if it is of no known scheme."""
+    """Return whether this is an `s3://` URI. Raises BadRequestError for an unknown scheme."""
     if str(uri).startswith("s3://"):
         return True
     path_of(uri)
@@ -67,7 +67,7 @@ def is_s3(uri: str | Path) -> bool:
 
 
 def absolute(uri: str | Path) -> str:
-    """Return the URI in a form that means the same in another working directory; `file://` becomes a plain path."""
+    """Return the URI in a form that does not depend on the working directory; `file://` becomes a plain path."""
     text = str(uri)
     if "://" in text and not text.startswith("file:/"):
         return text.rstrip("/")
@@ -75,9 +75,9 @@ def absolute(uri: str | Path) -> str:
 
 
 def refuse_odd_name(uri: str | Path) -> None:
-    """Check that a place to write to has a name that is text. Raises BadRequestError.
+    """Refuse a place to write to whose name is not valid text. Raises BadRequestError.
 
-    Files of any name are read; but Ray, Arrow and MLflow take no other names than text.
+    Files of any name can be read, but Ray, Arrow and MLflow only accept names that are text.
     """
     try:
         absolute(uri).encode()
@@ -93,7 +93,7 @@ def join(uri: str | Path, *parts: str) -> str:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Tell whether two URIs are one place, whatever links lead there."""
+    """Return whether two URIs are the same place, after resolving links."""
     if is_s3(one) or is_s3(other):
         return absolute(one) == absolute(other)
     return os.path.realpath(path_of(one)) == os.path.realpath(path_of(other))

@@ -1,4 +1,4 @@
-"""A watch over Ray: when what holds it up dies, the job ends with one line instead of waiting for ever."""
+"""A watch over Ray: if one of its essential processes dies, the job fails with one line instead of hanging."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from kernels_bank.runtime.errors import JobFailedError
 
 _NAMES = {"gcs_server": "the head (gcs_server)", "raylet": "the node's manager (raylet)"}
 _LOOK_S, _CLUSTER_LOOK_S = 0.2, 2.0
-_MISSES = 25  # most of the minute after which Ray's C++ ends this process without a word; a head may restart
-_NEWS_S = 2.0  # Ray's errors come before the watch has looked
+_MISSES = 25  # most of the minute after which Ray's C++ part silently exits this process; a head may restart meanwhile
+_NEWS_S = 2.0  # Ray's errors come before the watch notices a death
 _CLEAN_UP_S = 90.0
 _ADVICE = "what is finished is kept, the same command goes on from it"
 _death: str | None = None
 
 
 class RayDiedError(JobFailedError):
-    """Interrupt the main thread, wherever it is, when Ray has died under it."""
+    """Interrupt the main thread, wherever it is, after Ray has died."""
 
 
 def watch_processes(processes: Mapping[str, subprocess.Popen]) -> None:
-    """Watch the processes of a Ray of our own."""
+    """Watch the processes of a private Ray."""
     watched = {name: process for name, process in processes.items() if name in _NAMES}
     ends = [os.pidfd_open(process.pid) for process in watched.values()]
 
@@ -48,7 +48,7 @@ def watch_processes(processes: Mapping[str, subprocess.Popen]) -> None:
 
 
 def watch_cluster(address: tuple[str, int], node: tuple[str, int]) -> None:
-    """Watch an existing cluster's head and the manager of the node that this process is on, by their ports."""
+    """Watch an existing cluster's head and the manager of this process's node, by their ports."""
     missed = 0
 
     def look() -> str | None:
@@ -65,7 +65,7 @@ def watch_cluster(address: tuple[str, int], node: tuple[str, int]) -> None:
 
 
 def death(*, patience_s: float = 0.0) -> str | None:
-    """Return what of Ray has died, if the job cannot go on without it; wait up to `patience_s` for the news."""
+    """Return which essential part of Ray has died, or None; wait up to `patience_s` seconds for the news."""
     deadline = time.monotonic() + patience_s
     while _death is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -73,7 +73,7 @@ def death(*, patience_s: float = 0.0) -> str | None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error that is Ray's and not the job's: a process of it died. Nothing for other errors."""
+    """Return one line for an error caused by the death of a process of Ray; None for other errors."""
     ray = sys.modules.get("ray")
     if ray is None:
         return None
@@ -87,7 +87,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """End this process without Ray's clean-up, which would wait for the dead; the kernel ends what is left of Ray."""
+    """Exit without Ray's clean-up, which would wait for dead processes; the kernel ends the rest of Ray."""
     guard.leave()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -96,7 +96,7 @@ def leave_at_once(status: int) -> NoReturn:
 
 
 def _start(look: Callable[[], str | None]) -> None:
-    """Look until Ray is left; a death is raised in the main thread, by a signal that interrupts what it waits for."""
+    """Watch until Ray is left; raise a death in the main thread by a signal, which interrupts its waiting."""
     in_main = threading.current_thread() is threading.main_thread()
     if in_main:
         signal.signal(signal.SIGUSR2, _raise_death)
@@ -116,7 +116,7 @@ def _watch(look: Callable[[], str | None], in_main: bool) -> None:
             main = threading.main_thread().ident
             assert main is not None
             signal.pthread_kill(main, signal.SIGUSR2)
-            time.sleep(_CLEAN_UP_S)  # for what the job does at its end; this thread dies with the process
+            time.sleep(_CLEAN_UP_S)  # time for the job's own clean-up; this thread dies with the process
             with contextlib.suppress(OSError):
                 print(f"error: {_line()}", file=sys.stderr, flush=True)
             leave_at_once(1)

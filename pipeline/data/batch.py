@@ -1,4 +1,4 @@
-"""What a training step gets: one batch, on any device. Nothing here knows where samples come from."""
+"""The input of a training step: one batch, on any device. This module does not depend on the source of samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold what a training step gets; every image of a batch has the same scale."""
+    """Hold the input of a training step. Every image of a batch has the same scale."""
 
     lr: torch.Tensor  # (B, 3, p/s, p/s) float32
     hr: torch.Tensor  # (B, 3, p, p) float32 in [0, 1]
@@ -17,8 +17,8 @@ class Batch:
     sigma: torch.Tensor  # (B,) float32, [0, 1] scale
     scale: int
     keys: tuple[str, ...]
-    replaced: int  # samples whose tile was damaged and whose place another took
-    bad: tuple[str, ...] = ()  # the damaged shards and tiles behind them
+    replaced: int  # number of samples whose damaged tile was replaced by another
+    bad: tuple[str, ...] = ()  # the damaged shards and tiles
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on a device."""

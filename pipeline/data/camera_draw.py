@@ -1,4 +1,4 @@
-"""What a camera does to one training sample: drawn from the sample's own generator, and applied."""
+"""The camera of one training sample: drawn from the sample's own generator, and applied."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pipeline.config import CameraConfig
 from pipeline.degrade import quantize
 from pipeline.seeds import rng
 
-_WORSE_BY = 25  # the most by which an earlier JPEG's quality lies below the last one's
+_WORSE_BY = 25  # largest amount by which an earlier JPEG's quality is below the last one's
 _LOWEST = 20
 _SUBSAMPLINGS: tuple[Subsampling, Subsampling] = ("4:2:0", "4:4:4")
 
 
 @dataclass(frozen=True)
 class CameraDraw:
-    """Hold what was drawn for a sample."""
+    """Hold the camera settings drawn for a sample."""
 
     reduction: Reduction
     grid: Grid
@@ -28,20 +28,20 @@ class CameraDraw:
     linear: bool
     rounded: bool
     passes: tuple[JpegPass, ...]
-    level_factor: float  # of the told noise level
+    level_factor: float  # factor of the noise level passed to the restorer
 
 
 def draw_camera(camera: CameraConfig, key: str, *, epoch: int, seed: int) -> CameraDraw:
-    """Draw what happens to the sample of this key: a pure function, whatever else is drawn for it.
+    """Draw the camera settings of a sample: a pure function that no other draw for the sample affects.
 
     Args:
-        camera: the shares.
+        camera: shares of the camera effects.
         key: tile and patch.
-        epoch: of the run.
-        seed: of the run.
+        epoch: epoch of the run.
+        seed: seed of the run.
     """
     random = rng(seed, epoch=epoch, key=key, purpose="camera")
-    # All numbers are drawn, used or not: a changed share changes the samples that it names and no others.
+    # All numbers are drawn, used or not, so a changed share affects only the samples that it concerns.
     reduction, centred, shot, linear, rounded, jpeg, twice = random.random(7)
     qualities = random.random(2)
     subsampling = random.integers(2, size=2)
@@ -67,16 +67,16 @@ def draw_camera(camera: CameraConfig, key: str, *, epoch: int, seed: int) -> Cam
 def through_camera(
     clean: np.ndarray, drawn: CameraDraw, sigma: float, random: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Make the stored LR image of a clean one.
+    """Return the stored LR image of a clean one, and its noise level.
 
     Args:
-        clean: (3, h, w) float32 in [0, 1], or linear light where the sample is.
-        drawn: what happens to it.
+        clean: (3, h, w) float32 in [0, 1], in linear light if the sample is.
+        drawn: camera settings.
         sigma: noise level on the [0, 1] scale.
-        random: what the noise is drawn with.
+        random: source of the noise.
 
     Returns:
-        the image (3, h, w) float32, and the noise level that the restorer is told; of a JPEG, all that it is off by.
+        The image (3, h, w) float32, and the noise level for the restorer; for a JPEG, its whole RMS error.
     """
     if drawn.linear:
         clean = from_linear(clean)
@@ -86,7 +86,7 @@ def through_camera(
             noisy = quantize(torch.from_numpy(noisy), "round").numpy()
         return noisy, sigma * drawn.level_factor
     stored = through_jpeg(noisy, drawn.passes)
-    # Not noise and JPEG added up: coarse quantisation takes noise away.
+    # Measured, not the sum of noise and JPEG error: coarse quantisation removes noise.
     error = float(np.square(stored - clean.clip(0, 1)).mean())
     return stored, float(np.sqrt(error)) * drawn.level_factor
 
@@ -96,4 +96,4 @@ def _chosen(camera: CameraConfig, place: float) -> Reduction:
         if place < share:
             return name
         place -= share
-    return name  # the shares' sum may lie a rounding error below 1
+    return name  # the sum of the shares may be a rounding error below 1

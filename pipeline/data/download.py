@@ -1,4 +1,4 @@
-"""Fetch a published photograph set over HTTP: resumed where it stopped, checked against its hash."""
+"""Download a published photograph set over HTTP; downloads resume where they stopped and are checked by hash."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from kernels_bank.runtime.redact import mask_uri
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30
-# Waits between attempts that brought nothing; any byte that arrives starts the row anew.
+# Waits after attempts that received nothing; any received byte restarts the sequence.
 _RETRY_WAITS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
 
 
 @dataclass(frozen=True)
 class Published:
-    """Describe a file on the web and what it must be."""
+    """Describe a file on the web, with its expected size and hash."""
 
     file: str
     bytes: int
@@ -50,13 +50,13 @@ SETS = {
 
 
 def download(published: Published, folder: Path, *, base_url: str = DIV2K_URL) -> Path:
-    """Fetch a file to `folder`, or finish an earlier attempt; returns its path. A complete file is only checked.
+    """Download a file to `folder`, or finish an earlier attempt; return its path. A complete file is only checked.
 
     Raises:
-        BadRequestError: `base_url` is no address of a server, the server does not have the file or keeps failing, the
-            disk is too small, another process fetches to the folder, or a part of the file lies there that was not
-            fetched by this program.
-        ArtefactError: what came is not the published file.
+        BadRequestError: `base_url` is not the address of a server, the server does not have the file or keeps failing,
+            the disk is too small, another process downloads to the folder, or the folder has a part of the file that
+            this program did not download.
+        ArtefactError: the downloaded file is not the published one.
     """
     check_base_url(base_url)
     target = folder / published.file
@@ -76,7 +76,7 @@ def check_base_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         server = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-    except ValueError:  # brackets without an address in them, or a port that is none
+    except ValueError:  # brackets without an address in them, or an invalid port
         server = False
     if not server or not url.isprintable() or " " in url:
         raise BadRequestError(f"--base-url {mask_uri(url)!r}: write http://HOST/FOLDER or https://, without a login")
@@ -104,7 +104,7 @@ def _download(published: Published, part: Path, target: Path, base_url: str, lea
                 time.sleep(_RETRY_WAITS_S[max(0, failures - 1)])
     lease.check()
     if (found := _sha256(part)) != published.sha256:
-        part.unlink()  # made here, byte for byte
+        part.unlink()  # this program downloaded every byte of it
         raise ArtefactError(
             f"{part}: its sha256 {found[:16]}... is not the published {published.sha256[:16]}...; "
             "it was deleted, fetch it again or from another --base-url"
@@ -114,12 +114,12 @@ def _download(published: Published, part: Path, target: Path, base_url: str, lea
 
 
 def _fetch(url: str, part: Path, published: Published, bar: Progress) -> str:
-    """One request for what is missing, appended to `part`; returns why it ended early, if it did."""
+    """Request the missing bytes and append them to `part`; return why the request ended early, if it did."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            if have and answer.status != 206:  # a server without ranges sends everything again
+            if have and answer.status != 206:  # a server without range requests sends everything again
                 have = 0
                 bar.start_at(0)
             coming = int(answer.headers.get("Content-Length") or published.bytes - have)
@@ -139,7 +139,7 @@ def _fetch(url: str, part: Path, published: Published, bar: Progress) -> str:
         return f"the server says {error.code}"
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "filename", None) is not None:
-            raise  # not the connection but this machine: its disk is full, for instance
+            raise  # an error of this machine, not of the connection: a full disk, for instance
         return f"no connection ({error})"
 
 

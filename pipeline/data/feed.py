@@ -1,11 +1,11 @@
 """Shards to batches: the Ray Data graph of one training worker.
 
-One row of the plan is one task (`task.py`). Row order is kept, so the stream a worker sees is the one `plan.py` says,
-on any machine, and its position is all that a checkpoint has to hold.
+One row of the plan is one task (`task.py`). Row order is kept, so a worker's stream is the one defined by `plan.py`
+on any machine, and a checkpoint only has to hold its position.
 
-Every worker runs a graph of its own, made from the plan and the checkpoint's position. A graph shared by the workers
-and split among them (what `TorchTrainer(datasets=...)` does) deals blocks to whoever asks first: then no position in
-a worker's stream means anything, and an exact resume is not possible.
+Every worker runs its own graph, made from the plan and the checkpoint's position. A single graph split among the
+workers, as in `TorchTrainer(datasets=...)`, would give each block to the worker that asks first: positions in a
+worker's stream would then be meaningless, and an exact resume impossible.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from pipeline.data.mixture import Mixture, Window, open_mixture
 from pipeline.data.pace import Paced
 from pipeline.data.task import read_segment
 
-# A task hands its samples on in blocks of about this size, so that the first batch does not wait for the last.
+# A task yields its samples in blocks of about this size, so that the first batch does not wait for the last.
 _BLOCK_BYTES = 4 << 20
-# Tasks of one Ray Dataset. A run of a million steps over a small set has tens of thousands, and Ray takes a
-# millisecond for each before the first one starts; so the plan is streamed in stretches of this many.
+# Tasks of one Ray Dataset. A run of a million steps over a small set has tens of thousands of tasks, and Ray needs a
+# millisecond for each before the first one starts. So the plan is streamed in stretches of this many tasks.
 _STRETCH = 512
-# Share of the cluster's object store that the graphs of all workers may fill together. Ray's own limit is a graph's.
+# Share of the cluster's object store that the graphs of all workers may fill together. Ray's own limit is per graph.
 _STORE_SHARE = 0.5
 
 
 class Feed:
-    """Feed one worker its batches, from where the stages of the run so far left off."""
+    """Feed one worker its batches, from the position that the run's stages have reached."""
 
     def __init__(self, config: RunConfig, *, stages: tuple[plan.Stage, ...], workers: int, rank: int) -> None:
         self.stages, self.workers = stages, workers
@@ -86,7 +86,7 @@ class Feed:
             yield from self._read(rows, cpus=cpus, pin=pin)
 
     def _read(self, rows: list[dict[str, Any]], *, cpus: float, pin: bool) -> Iterable[Any]:
-        """One Ray Dataset over some rows of the plan."""
+        """Return a Ray Dataset over some rows of the plan."""
         config = self._config
         task = functools.partial(_read_row, config=config, batch_size=self._batch_size)
         plan_rows = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -105,7 +105,7 @@ class Feed:
 
 
 def _read_row(row: dict[str, Any], *, config: RunConfig, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    # Tasks run side by side, one core each.
+    # Tasks run in parallel, one core each.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     epoch, start, stop, position = (int(row[name][0]) for name in ("epoch", "start", "stop", "position"))
@@ -115,7 +115,7 @@ def _read_row(row: dict[str, Any], *, config: RunConfig, batch_size: int) -> Ite
 
 
 class _Collate(NumpyBatchCollateFn):
-    """Rows to the tensors of a batch, in Ray Data's own thread; pinned where they go on to a card."""
+    """Collate rows to the tensors of a batch, in Ray Data's thread; pinned if they are copied to a GPU."""
 
     def __init__(self, *, pin: bool) -> None:
         self._pin = pin
@@ -133,9 +133,9 @@ class _Collate(NumpyBatchCollateFn):
 def _tolerating(
     batches: Iterator[dict[str, Any]], mixture: Mixture, max_bad_fraction: float
 ) -> Iterator[dict[str, Any]]:
-    """Name what is damaged as it passes, and stop when it is more than a share of the training tiles."""
+    """Pass batches on and warn of damage in them; raise once more than a share of the training tiles is damaged."""
     shards = {uris.join(s.uri, shard.name): shard.samples for s in mixture.sets for shard in s.manifest.train}
-    bad: dict[str, int] = {}  # damaged shard or tile -> how many tiles that is
+    bad: dict[str, int] = {}  # damaged shard or tile -> number of its tiles
     with plain_errors():
         for batch in batches:
             for name in set(batch["bad"]) - bad.keys():
@@ -155,7 +155,7 @@ def _too_many(bad: dict[str, int], samples: int, max_bad_fraction: float) -> str
 
 
 def _batches(raw: Iterator[dict[str, Any]], device: torch.device) -> Iterator[Batch]:
-    """Tensors on their device. HR images travel as bytes and become floats there."""
+    """Yield batches on their device. HR images are copied as bytes and converted to floats there."""
     for batch in raw:
         bad: Sequence[str] = batch["bad"]
         tensors = {name: batch[name] for name in ("lr", "hr", "kernel", "sigma")}

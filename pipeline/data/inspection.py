@@ -1,7 +1,7 @@
-"""Every image of the sources, looked at once: the containers opened, each image hashed and decoded.
+"""Inspection of every image of the sources, once: containers are opened, each image is hashed and decoded.
 
-What was found is noted as the work goes on, under a key of the file's place and stamp. A try after a kill lists the
-sources again, opens only containers that are not noted, and reads only images that are not.
+Results are noted as work proceeds, under a key made of the file's place and stamp. After a kill the next attempt lists
+the sources again, but opens only containers and reads only images that have no note.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pipeline.images import BadImageError
 from pipeline.images.decode import decode_image, picture_digest
 
 INSPECTION = "inspected"  # folder of the notes on images
-# Raised when the same file would be found to be something else: other pixels, other members.
+# Increased when the same file would give another result: other pixels, other members.
 _VERSION = 1
-_AT_ONCE = 32  # files of a list whose stamps are asked for at a time
+_AT_ONCE = 32  # files of a list whose stamps are requested at a time
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Inspected:
 
     @property
     def name(self) -> str:
-        """Return what the image is called."""
+        """Return the image's name."""
         return self.source.name
 
 
@@ -56,10 +56,10 @@ def inspect_all(
 
     Args:
         places: files and containers.
-        asked: what the user named, for messages.
-        column: of the images in Parquet files; None for the one whose type says so.
-        min_side: an image with a shorter side cannot be used.
-        notes: folder in which the findings are noted; None: nothing is noted.
+        asked: the user's own name of the sources, for messages.
+        column: column of the images in Parquet files; None to find it by its type.
+        min_side: smallest side of a usable image, pixels.
+        notes: folder for notes of the results; None writes no notes.
 
     Returns:
         All images, sorted by name.
@@ -76,12 +76,12 @@ def inspect_all(
 
 
 def inspected(row: dict[str, Any]) -> Inspected:
-    """Return what `asdict` made a dictionary of."""
+    """Return the `Inspected` that `asdict` made a dictionary of."""
     return Inspected(**(row | {"source": Source(**row["source"])}))
 
 
 def _stamps(places: Iterable[Place]) -> dict[str, str]:
-    """Every file's stamp, by its URI, taken before the file is read; those that no listing told are asked for."""
+    """Return every file's stamp by its URI, taken before the file is read; request those missing from listings."""
     stamps = {place.uri: place.stamp for place in places}
     untold = [uri for uri, stamp in stamps.items() if not stamp]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -95,7 +95,7 @@ def _key(stamp: str, *identity: object) -> str:
 def _open_all(
     places: Sequence[Place], asked: str, column: str | None, stamps: dict[str, str], notes: Notes
 ) -> list[Source]:
-    """All images, those of the containers too; each container is read by a task of its own."""
+    """List all images, including those in containers; a separate task reads each container."""
     containers = {_key(stamps[p.uri], p.uri, p.name, p.root, column): p for p in places if p.is_container}
     passed_over: Counter[str] = Counter()
     inside: dict[Place, list[Source]] = {}
@@ -115,7 +115,7 @@ def _open_all(
         with os_errors.told():
             images, others = members(row["uri"], column)
         content = [[_without_uri(image) for image in images], others]
-        return {"key": row["key"], "content": json.dumps(content)}  # as text: Arrow would join dictionaries' keys
+        return {"key": row["key"], "content": json.dumps(content)}  # as text: Arrow would merge dictionary keys
 
     if left:
         items = [{"key": key, "uri": place.uri} for key, place in left.items()]
@@ -134,14 +134,14 @@ def _without_uri(source: Source) -> dict[str, Any]:
 
 
 def _inspect(sources: list[Source], stamps: dict[str, str], notes: Notes) -> list[Inspected]:
-    """Hash and decode every image that is not noted; all of them, in the order of the sources.
+    """Hash and decode every image without a note; return all images in the order of the sources.
 
-    Decoding here and again for the tiles costs a fifth of the job, and buys a plan that is exact, a refusal before
-    any shard is written, and duplicates that are found by their pixels.
+    Decoding here and again for the tiles costs a fifth of the job. In return the plan is exact, bad images are refused
+    before any shard is written, and duplicates are found by their pixels.
     """
     found: list[Inspected | None] = [None] * len(sources)
     _recall(found, sources, stamps, notes)
-    # By where they lie: what is beside each other in a container is read as a stream.
+    # Sorted by place: neighbours in a container are read as a stream.
     left = [place for place in range(len(sources)) if found[place] is None]
     left.sort(key=lambda place: (sources[place].uri, sources[place].member))
     if len(left) < len(sources):
@@ -159,14 +159,14 @@ def _inspect(sources: list[Source], stamps: dict[str, str], notes: Notes) -> lis
             for row in rows_of(ray.data.from_items(items, override_num_blocks=blocks).map(inspect)):
                 place, file = row["place"], replace(inspected(row["found"]), source=sources[row["place"]])
                 found[place] = file
-                if not file.reason:  # what cannot be used is looked at anew: it may have been mended, or a decoder
+                if not file.reason:  # unusable images are inspected again: the image or a decoder may have been fixed
                     notes.add(_image_key(file.source, stamps), [file.sha256, file.height, file.width, file.picture])
                 bar.advance()
     return [file for file in found if file is not None]
 
 
 def _recall(found: list[Inspected | None], sources: list[Source], stamps: dict[str, str], notes: Notes) -> None:
-    """Put what earlier tries noted of these very files into their places."""
+    """Fill in the notes of earlier attempts on exactly these files."""
     places: dict[str, int] | None = None
     for key, (sha256, height, width, picture) in notes.recall():
         if places is None:
@@ -195,7 +195,7 @@ def _inspect_one(source: Source) -> Inspected:
 
 
 def _judged(file: Inspected, min_side: int) -> Inspected:
-    """Return the image, with the reason when it is too small; notes hold for any `--min-side`."""
+    """Return the image, with a reason if it is too small; notes hold for any `--min-side`."""
     if file.reason or min(file.height, file.width) >= min_side:
         return file
     short = f"{file.width} x {file.height} pixels, a side is shorter than --min-side {min_side}"

@@ -1,4 +1,4 @@
-"""What a shard set says of itself: `manifest.json`, written last, names every shard with its count and hash."""
+"""The description of a shard set: `manifest.json`, written last, names every shard with its count and hash."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SHARD_BYTES = 16 << 30  # a shard is held in memory while its tiles are read
 
 
 class DamagedShardError(DamagedError):
-    """Report a shard whose bytes are not those the manifest describes."""
+    """Report a shard whose bytes differ from the manifest."""
 
 
 class Shard(Frozen):
-    """Describe one tar: file name, how many samples, its size and hash."""
+    """Describe one tar: file name, number of samples, size and hash."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.tar$", max_length=100)
     samples: int = Field(ge=1)
@@ -34,7 +34,7 @@ class Shard(Frozen):
 
 
 class Skipped(Frozen):
-    """Name an input that is not in the shards, and why."""
+    """Hold an input that is not in the shards, with the reason."""
 
     name: str
     reason: str
@@ -42,7 +42,7 @@ class Skipped(Frozen):
 
 
 class ShardSettings(Frozen):
-    """Hold what decides the bytes of the shards, given the images."""
+    """Hold the settings that determine the bytes of the shards, given the images."""
 
     codec: Codec = Field(
         "png",
@@ -72,14 +72,14 @@ class Manifest(Frozen):
 
     @property
     def samples(self) -> int:
-        """Count the training tiles in all."""
+        """Count the training tiles of all shards."""
         return sum(shard.samples for shard in self.train)
 
 
 def content_digest(train: tuple[Shard, ...], validation: tuple[Shard, ...]) -> str:
     """Return the identity of the samples: names, counts and hashes of all tars.
 
-    It is `digest_of` the two lists, piece by piece: 100,000 shards as one text and its parts take 100 MB.
+    The result equals `digest_of` the two lists, but is computed piece by piece: 100,000 shards as one text take 100 MB.
     """
     whole = hashlib.sha256(b"[[")
     for number, split in enumerate((train, validation)):
@@ -95,7 +95,8 @@ def read_manifest(uri: str) -> Manifest:
     """Open a shard set.
 
     Raises:
-        ArtefactError: no manifest (never finished), another schema version, or a damaged or edited one.
+        ArtefactError: the manifest is missing (the set was never finished), has another schema version, or was damaged
+            or edited.
     """
     where = uris.join(uri, MANIFEST)
     if not storage.exists(where):
@@ -103,7 +104,7 @@ def read_manifest(uri: str) -> Manifest:
             f"{uri}: no {MANIFEST} there; make the shards with jobs/shard_images.py (it finishes a killed run)"
         )
     manifest = _validated(storage.read_json(where), where)
-    # Only now, when what was parsed is gone: with 100,000 shards each of the two has tens of megabytes.
+    # Only now that the parsed JSON is freed: with 100,000 shards, each of the two takes tens of megabytes.
     if manifest.digest != content_digest(manifest.train, manifest.validation):
         raise ArtefactError(f"{where}: its digest does not fit its shards; the file was changed by hand")
     return manifest
@@ -122,16 +123,16 @@ def _validated(content: Any, where: str) -> Manifest:  # noqa: ANN401 - JSON
 
 
 def write_manifest(uri: str, manifest: Manifest) -> None:
-    """Write the manifest of a shard set whose shards are all there."""
+    """Write the manifest of a shard set whose shards all exist."""
     write_sealed(uris.join(uri, MANIFEST), manifest.model_dump(mode="json"))
 
 
 def read_shard(uri: str, shard: Shard) -> bytes:
-    """Read the whole tar, checked against its hash, so that neither a cut connection nor a flipped bit goes unseen.
+    """Read the whole tar and check it against its hash, so that no cut connection or flipped bit goes unnoticed.
 
     Raises:
-        ArtefactError: missing, or cannot be read.
-        DamagedShardError: its bytes are others than the manifest's, at a second reading too.
+        ArtefactError: the tar is missing or cannot be read.
+        DamagedShardError: its bytes differ from the manifest, also when read a second time.
     """
     where = uris.join(uri, shard.name)
     try:
@@ -142,10 +143,10 @@ def read_shard(uri: str, shard: Shard) -> bytes:
 
 
 def check_files(uri: str, manifest: Manifest) -> None:
-    """Check, without reading them, that the tars of a finished set are there.
+    """Check, without reading them, that the tars of a finished set exist.
 
     Raises:
-        ArtefactError: the first that is gone, or has not as many bytes as the manifest says.
+        ArtefactError: names the first tar that is missing or has another size than in the manifest.
     """
     sizes = {shard.name: shard.bytes for shard in (*manifest.train, *manifest.validation)}
     check_complete(uri, sizes, f"delete {MANIFEST} and run the command again to replace it")
@@ -155,7 +156,7 @@ def verify(uri: str) -> Manifest:
     """Verify every shard by its hash and every sample by decoding it, with progress.
 
     Raises:
-        ArtefactError: the first shard that is not what the manifest says.
+        ArtefactError: names the first shard that differs from the manifest.
     """
     from pipeline.data.tiles import read_samples
     from pipeline.images import BadImageError
@@ -179,7 +180,7 @@ def verify(uri: str) -> Manifest:
 
 
 def described(manifest: Manifest) -> str:
-    """Describe what a shard set holds, and every input that is not in it with the reason; a few lines of text."""
+    """Describe a shard set in a few lines of text, including every skipped input with the reason."""
     shards = (*manifest.train, *manifest.validation)
     held_out = sum(shard.samples for shard in manifest.validation)
     lines = [

@@ -1,8 +1,8 @@
-"""What a job has found out, kept beside its output, so that after a kill the next try need not look again.
+"""Notes of a job's results, kept next to its output, so that an attempt after a kill need not repeat the work.
 
-A note is a key, made of all that the finding hangs on, and a value. Notes are written in parts of some hundred, at
-least every ten seconds of work. A part is named by the hash of its content, so a damaged one is told from a whole one;
-it is left out, and what it held is looked at again.
+A note is a key, made of everything that the result depends on, and a value. Notes are written in parts of some
+hundred, at least every ten seconds of work. A part is named by the hash of its content, so damage is detected: a
+damaged part is ignored, and its results are computed again.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 from kernels_bank.runtime import storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 
-_PART_BYTES = 128 << 10  # of a part: some 600 images
-_INTERVAL_S = 10.0  # the most work that a kill loses
+_PART_BYTES = 128 << 10  # size of a part: some 600 images
+_INTERVAL_S = 10.0  # the most work that a kill can lose
 _SUFFIX = ".jsonl"
 _AT_ONCE = 16  # parts read at a time
 
 
 class Notes:
-    """Keep notes in a folder: `with Notes(folder) as notes: notes.add(key, value)`; the end writes what is left.
+    """Keep notes in a folder: `with Notes(folder) as notes: notes.add(key, value)`; leaving the block writes the rest.
 
     Args:
-        folder: path or URI; None keeps nothing.
+        folder: path or URI; None keeps no notes.
     """
 
     def __init__(self, folder: str | None) -> None:
         self._folder = folder
         self._lines: list[bytes] = []
-        self._bytes, self._since = 0, 0.0  # of the lines that are not written yet
+        self._bytes, self._since = 0, 0.0  # of the lines not yet written
 
     def __enter__(self) -> Notes:
         return self
@@ -46,11 +46,11 @@ class Notes:
         if error is None:
             self._write()
         else:
-            with contextlib.suppress(Exception):  # what went wrong first is told
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 self._write()
 
     def recall(self) -> Iterator[tuple[str, Any]]:
-        """Yield the notes of earlier tries, a few parts at a time."""
+        """Yield the notes of earlier attempts, reading a few parts at a time."""
         if self._folder is None:
             return
         names = [name for name, _ in storage.list_files(self._folder) if name.endswith(_SUFFIX)]
@@ -62,7 +62,7 @@ class Notes:
                         yield key, value
 
     def add(self, key: str, value: object) -> None:
-        """Keep a note; it is on disk a little later."""
+        """Keep a note; it is written to disk a little later."""
         if self._folder is None:
             return
         if not self._lines:
@@ -79,7 +79,7 @@ class Notes:
         self._lines, self._bytes = [], 0
 
     def _read(self, name: str) -> bytes:
-        """Return a part, or nothing where it is damaged or gone."""
+        """Return the content of a part; empty if it is damaged or missing."""
         assert self._folder is not None
         with contextlib.suppress(ArtefactError):
             data = storage.read_bytes(uris.join(self._folder, name))

@@ -14,11 +14,11 @@ _TURN = 0.02  # seconds
 
 
 class Paced(ExecutionCallback):
-    """Let the scheduler of a Ray Dataset turn at most fifty times a second.
+    """Limit the loop of a Ray Dataset's scheduler to fifty turns a second.
 
-    It waits for the next block that a task has made. While the feed is as far ahead as it may be, such blocks are there
-    and may not be taken: then the wait ends at once, the scheduler turns without a pause, and the thread that trains
-    waits for the interpreter's lock. A turn takes all blocks and starts all tasks that it may, so fifty are enough.
+    Each turn waits for the next block from a task. While the feed is as far ahead as allowed, blocks are ready but may
+    not be taken: the wait ends at once, the scheduler spins, and the training thread waits for the GIL. A turn takes
+    all blocks and starts all tasks that it may, so fifty are enough.
     """
 
     def __init__(self) -> None:

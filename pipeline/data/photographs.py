@@ -14,10 +14,10 @@ HELD_OUT = {"astronaut.png": "skimage", "chelsea.png": "skimage"}
 
 
 def copy_photographs(folder: Path) -> tuple[Path, Path]:
-    """Copy them to `folder`/train and `folder`/held-out, where they are not yet; returns the two folders.
+    """Copy the photographs to `folder`/train and `folder`/held-out, unless they are there; return the two folders.
 
     Raises:
-        BadRequestError: one of the two packages is not installed, or another file has one of the names.
+        BadRequestError: one of the two packages is not installed, or a different file has one of the names.
     """
     write_once(
         {
@@ -30,12 +30,12 @@ def copy_photographs(folder: Path) -> tuple[Path, Path]:
 
 
 def check_photographs() -> int:
-    """Count the bundled photographs. Raises BadRequestError when a package that has them is missing."""
+    """Count the bundled photographs. Raises BadRequestError if one of the two packages is missing."""
     return len([_source(name, package) for name, package in (TRAIN | HELD_OUT).items()])
 
 
 def _source(name: str, package: str) -> Path:
-    """Found without importing: importing scikit-learn takes seconds."""
+    """Find a photograph without importing its package: importing scikit-learn takes seconds."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise BadRequestError(f"package {package} is not installed; pip install 'blind-sr[quickstart]'")

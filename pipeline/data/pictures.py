@@ -1,4 +1,4 @@
-"""Tensors to pictures that a person can look at: rows of images and kernels of one height."""
+"""Conversion of tensors to viewable pictures: rows of images and kernels of one height."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which samples each training worker sees, and in what order: a pure function, so that a run can go on exactly.
+"""The samples of each training worker and their order: a pure function, so that a run can resume exactly.
 
 The stream of a run is a sequence of windows. A window is a few shards, in an order drawn anew each epoch, whose
-samples (tile, patch) are mixed with one another. Windows are dealt to the workers in turn, each worker reads its
-own, and a position in its stream is all that a checkpoint has to remember.
+samples (tile, patch) are mixed with one another. Windows are assigned to the workers in turn. Each worker reads its
+own, and a checkpoint only has to store a position in its stream.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.seeds import rng
 
 
 class Label(NamedTuple):
-    """Name a shard of one of several sets, and for which time it is read.
+    """Name a shard of one of several sets, and how often it was read before.
 
     >>> str(Label(1, "train-000002.tar", 3))
     '1:train-000002.tar:3'
@@ -38,7 +38,7 @@ class Label(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, epoch: int) -> Label:
-        """Read a label; a file name alone is a shard of a run's only set, read once an epoch."""
+        """Parse a label; a plain file name is a shard of a run's only set, read once per epoch."""
         number, *rest = text.split(":")
         return cls(int(number), rest[0], int(rest[1])) if rest else cls(0, text, epoch)
 
@@ -48,7 +48,7 @@ class Segment:
     """Name the samples `start` to `stop` of one window's mixed order."""
 
     epoch: int
-    shards: tuple[str, ...]  # file names, or labels where there are several sets
+    shards: tuple[str, ...]  # file names, or labels if there are several sets
     start: int
     stop: int
 
@@ -57,18 +57,18 @@ class Segment:
 
 
 class Stage(Frozen):
-    """Hold a stretch of the run at one number of workers: each of them consumed this many samples."""
+    """Hold a stretch of the run with a constant number of workers, each of which consumed this many samples."""
 
     workers: int
     consumed: int
 
 
 def stream(shards: Sequence[Shard], *, seed: int, patches_per_tile: int, shards_per_window: int) -> Iterator[Segment]:
-    """Yield all windows of all epochs, without end. Every epoch holds every patch of every tile once.
+    """Yield all windows of all epochs; the stream is infinite. Every epoch holds every patch of every tile once.
 
     Args:
-        shards: of the set.
-        seed: of the run.
+        shards: shards of the set.
+        seed: seed of the run.
         patches_per_tile: samples taken from a tile in an epoch.
         shards_per_window: shards whose samples are mixed.
     """
@@ -83,15 +83,15 @@ def stream(shards: Sequence[Shard], *, seed: int, patches_per_tile: int, shards_
 def mixed_stream(
     sets: Sequence[tuple[Sequence[Shard], Fraction]], *, seed: int, patches_per_tile: int, shards_per_window: int
 ) -> Iterator[Segment]:
-    """Yield all windows of all epochs of several sets, without end; shards are named by labels.
+    """Yield all windows of all epochs of several sets; the stream is infinite. Shards are named by labels.
 
-    A set of n shards and weight w is read over and over, each time in an order drawn anew. Epoch e has what lies
-    between places e w n and (e + 1) w n of that: with weight 2 every tile twice, with weight 1/3 a third of the shards,
-    each exactly once in three epochs. Within an epoch the shards of all sets are shuffled.
+    A set of n shards and weight w is read repeatedly, each time in a newly drawn order. Epoch e takes positions e w n
+    to (e + 1) w n of this sequence: with weight 2 every tile twice, with weight 1/3 a third of the shards, each
+    exactly once in three epochs. Within an epoch the shards of all sets are shuffled.
 
     Args:
-        sets: the shards and the weight of each.
-        seed: of the run.
+        sets: shards and weight of each set.
+        seed: seed of the run.
         patches_per_tile: samples taken from a tile each time it is shown.
         shards_per_window: shards whose samples are mixed.
     """
@@ -112,12 +112,12 @@ def mixed_stream(
 
 @functools.lru_cache(maxsize=64)
 def _order(seed: int, turn: int, number: int, count: int) -> np.ndarray:
-    """In which a set's shards are read for the n-th time."""
+    """Return the order in which a set's shards are read for the n-th time."""
     return rng(seed, epoch=turn, key=f"shards of set {number}", purpose="order").permutation(count)
 
 
 def remaining(segments: Iterator[Segment], stage: Stage) -> Iterator[Segment]:
-    """Yield what is left of a stream once a stage has consumed its share: nothing twice, nothing left out."""
+    """Yield the rest of a stream after a stage has consumed its share, without repeats or gaps."""
     budget = [stage.consumed] * stage.workers
     for position, segment in enumerate(segments):
         worker = position % stage.workers
@@ -128,16 +128,16 @@ def remaining(segments: Iterator[Segment], stage: Stage) -> Iterator[Segment]:
 
 
 def for_worker(segments: Iterator[Segment], stages: Sequence[Stage], workers: int, rank: int) -> Iterator[Segment]:
-    """Yield the stream of one worker after the stages of a run so far.
+    """Yield the stream of one worker after the earlier stages of a run.
 
-    With the number of workers unchanged each goes on in its own stream, bit for bit as if nothing had happened;
-    with another number, what is left is dealt anew.
+    With the same number of workers, each worker continues its own stream, bit for bit as without an interruption. With
+    another number, the rest is assigned anew.
 
     Args:
         segments: the stream of all workers.
-        stages: what was consumed before.
-        workers: how many there are now.
-        rank: of this worker.
+        stages: samples consumed before.
+        workers: present number of workers.
+        rank: rank of this worker.
     """
     unchanged = bool(stages) and stages[-1].workers == workers
     for stage in stages[:-1] if unchanged else stages:
@@ -158,7 +158,7 @@ def advance(stages: Sequence[Stage], workers: int, samples: int) -> tuple[Stage,
 
 
 def in_stretches(segments: Iterator[Segment], samples: int, stretch: int) -> Iterator[list[Segment]]:
-    """Take `samples` samples off the front of a stream, in lists of `stretch` samples and a shorter last one."""
+    """Take `samples` samples from the front of a stream, in lists of `stretch` samples and a shorter last one."""
     rest: Segment | None = None
     while samples > 0:
         missing = min(stretch, samples)
@@ -175,13 +175,13 @@ def in_stretches(segments: Iterator[Segment], samples: int, stretch: int) -> Ite
 
 
 def mixed_order(segment: Segment, tiles: int, patches_per_tile: int, *, seed: int) -> np.ndarray:
-    """Return tile and patch number of each sample of a segment, (n, 2) int, in its order.
+    """Return tile and patch number of each sample of a segment, (n, 2) int, in the segment's order.
 
     Args:
-        segment: which samples.
-        tiles: of the window.
+        segment: samples to list.
+        tiles: number of tiles in the window.
         patches_per_tile: samples taken from a tile in an epoch.
-        seed: of the run.
+        seed: seed of the run.
     """
     key = "+".join(segment.shards)
     order = rng(seed, epoch=segment.epoch, key=key, purpose="mix").permutation(tiles * patches_per_tile)
@@ -190,5 +190,5 @@ def mixed_order(segment: Segment, tiles: int, patches_per_tile: int, *, seed: in
 
 
 def scale_of(scales: Sequence[int], batch: int, *, seed: int) -> int:
-    """Return the one scale of a run's n-th batch, the same on every worker."""
+    """Return the scale of a run's n-th batch, the same on every worker."""
     return int(rng(seed, epoch=0, key=str(batch), purpose="scale").choice(scales))

@@ -23,21 +23,21 @@ from pipeline.seeds import rng
 
 @dataclass(frozen=True)
 class Draw:
-    """Hold a crop with everything that was drawn for it, before the degradation."""
+    """Hold a crop with all its draws, before the degradation."""
 
     key: str
     hr: np.ndarray  # (3, p, p) uint8
     kernel: np.ndarray  # (k, k) float32
     sigma: float  # on the [0, 1] scale
-    noise: np.random.Generator  # in the state in which the noise is drawn
-    camera: CameraDraw | None = None  # None: nothing but blur, decimation and white noise
+    noise: np.random.Generator  # in the state for drawing the noise
+    camera: CameraDraw | None = None  # None: only blur, decimation and white noise
 
 
 class Degraded(NamedTuple):
-    """Hold the LR images of draws of one scale, and what a restorer is told of them."""
+    """Hold the LR images of draws of one scale, with the kernels and noise levels for the restorer."""
 
     lr: np.ndarray  # (n, 3, p/s, p/s) float32
-    kernel: np.ndarray  # (n, k, k) float32: with the reduction, where there is one
+    kernel: np.ndarray  # (n, k, k) float32, including the reduction if there is one
     sigma: np.ndarray  # (n,) float32
 
 
@@ -47,9 +47,9 @@ def draw(tile: np.ndarray, key: str, patch: int, *, epoch: int, seed: int, data:
     Args:
         tile: (H, W, 3) uint8; a side shorter than the patch is extended by reflection.
         key: the tile's key.
-        patch: which of the tile's patches.
-        epoch: of the run.
-        seed: of the run.
+        patch: index of the patch in the tile.
+        epoch: epoch of the run.
+        seed: seed of the run.
         data: patch size and noise distribution.
         bank: (N, k, k) float32 kernels, chosen from uniformly.
     """
@@ -72,19 +72,19 @@ def draw(tile: np.ndarray, key: str, patch: int, *, epoch: int, seed: int, data:
 
 
 def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epochs: Sequence[int], seed: int) -> list[Draw]:
-    """Give each draw a Gaussian kernel of its own, drawn from a bank's law instead of being one of its kernels.
+    """Give each draw its own Gaussian kernel, drawn from a bank's distribution instead of from its kernels.
 
-    The parameters come from each sample's own generator and the kernels are then made together, which is thirty times
-    as fast as one by one and gives the same bits in any company.
+    The parameters come from each sample's own generator. The kernels are then made together, which is thirty times as
+    fast as one by one and gives the same bits whatever samples share the call.
 
     Args:
-        draws: of one task.
+        draws: draws of one task.
         law: the bank's spec.
-        epochs: of each draw.
-        seed: of the run.
+        epochs: epoch of each draw.
+        seed: seed of the run.
 
     Raises:
-        BadRequestError: the bank holds other kernels than Gaussians.
+        BadRequestError: the bank holds kernels other than Gaussians.
     """
     others = [family for family, count in law.counts.items() if count and family != "gaussian"]
     if others:
@@ -106,12 +106,12 @@ def with_fresh_kernels(draws: Sequence[Draw], law: KernelBankSpec, *, epochs: Se
 
 
 def degrade_draws(draws: Sequence[Draw], scale: int, lr_quantize: str) -> Degraded:
-    """Degrade draws of one scale; all of them have a camera, or none.
+    """Degrade draws of one scale; either all of them have a camera, or none.
 
     Args:
-        draws: crops and what was drawn for them; their generators move on.
+        draws: crops with their draws; their generators advance.
         scale: s.
-        lr_quantize: of LR images that no camera stores.
+        lr_quantize: quantisation of LR images without a camera.
     """
     kernels = torch.from_numpy(np.stack([d.kernel for d in draws]))
     cameras = [d.camera for d in draws if d.camera]
@@ -125,7 +125,7 @@ def degrade_draws(draws: Sequence[Draw], scale: int, lr_quantize: str) -> Degrad
 
 
 def _through_cameras(draws: Sequence[Draw], cameras: Sequence[CameraDraw], kernels: Tensor, scale: int) -> Degraded:
-    # One by one: convolutions of many kernels at once give other last bits in other company.
+    # One by one: in a convolution with many kernels the last bits depend on the batch.
     kernels = torch.cat(
         [
             compose(kernel[None], one_hot([camera.reduction]), scale, camera.grid)

@@ -1,7 +1,7 @@
-"""Sources to shards with Ray Data: inspect every image, plan the shards, write each in a task.
+"""From sources to shards with Ray Data: inspect every image, plan the shards, write each in a task.
 
-Every step is noted and idempotent: an image that was looked at is not read again before its shard is written, a shard
-that is there is kept. So the command that was killed finishes when it is run again. The manifest comes last.
+Every step is noted and idempotent: an inspected image is not read again before its shard is written, and an existing
+shard is kept. So a killed command can be run again to finish. The manifest comes last.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from pipeline.images.photograph import Codec
 from pipeline.seeds import fraction
 
 _KIND = "shard set"
-_NOTES = "_notes"  # of images looked at and shards written; removed once the manifest is there, which holds it all
-# Measured on photographs. Only the shards' size hangs on it.
+_NOTES = "_notes"  # notes of inspected images and written shards; removed once the manifest holds it all
+# Measured on photographs. Only the shards' size depends on it.
 _BYTES_PER_PIXEL: dict[Codec, float] = {"png": 1.8, "webp": 1.2, "raw": 3.0}
 
 
@@ -59,38 +59,39 @@ def make_shards(
     Args:
         source: one or several of: a folder, an s3:// prefix, a zip, tar or Parquet file, a .txt list of these.
         output: path or URI of the shard set.
-        settings: what decides its bytes.
-        max_bad_fraction: unusable images tolerated before the job stops.
-        column: of the images in Parquet files; None for the one whose type says so.
+        settings: settings that determine the shards' bytes.
+        max_bad_fraction: share of unusable images above which the job fails.
+        column: column of the images in Parquet files; None to find it by its type.
 
     Returns:
         The manifest, and whether a finished shard set made from the same files and settings was reused.
 
     Raises:
-        BadRequestError: no images, or more than `max_bad_fraction` of them unusable (the text lists them).
+        BadRequestError: there are no images, or more than `max_bad_fraction` of them are unusable (the message lists
+            them).
         ArtefactError: `output` holds a finished shard set of other images or settings.
     """
     output = uris.absolute(output)
-    # Looked at before Ray starts: a place that cannot be reached, or is not ours, is said soon.
+    # Checked before Ray starts, so that an unreachable or foreign place is reported early.
     asked = [source] if isinstance(source, str) else list(source)
     check_place(output)
     job = _Job(output, settings, find_places(asked, output), ", ".join(asked), column, max_bad_fraction)
     connect()
     if not storage.exists(uris.join(output, MANIFEST)):
         with own_output(output, _KIND) as lease:
-            # Another job may have finished before this one had the place for itself.
+            # Another job may have finished before this one got the lock.
             if not storage.exists(uris.join(output, MANIFEST)):
                 return _make(job, lease), False
     return _finished(job), True
 
 
 class _ChangedError(BadRequestError):
-    """Report an image that is another one than was looked at."""
+    """Report an image that has changed since it was inspected."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Hold what was asked for."""
+    """Hold the request."""
 
     output: str
     settings: ShardSettings
@@ -100,7 +101,7 @@ class _Job:
     max_bad_fraction: float
 
     def inspect(self, notes: str | None) -> list[Inspected]:
-        """Look at every image."""
+        """Inspect every image."""
         min_side = self.settings.min_side
         return inspect_all(self.places, self.asked, column=self.column, min_side=min_side, notes=notes)
 
@@ -110,7 +111,7 @@ def _make(job: _Job, lease: Lease) -> Manifest:
     files = job.inspect(uris.join(output, _NOTES))
     good, skipped = _usable(files)
     _refuse_if_too_many_bad(skipped, len(files), job.max_bad_fraction)
-    # By the picture, so that it stays on its side of the split whatever file it comes in.
+    # By the picture's digest, so that it stays on its side of the split whatever file holds it.
     is_validation = [fraction(f.picture, purpose="validation-split") < settings.validation for f in good]
     tasks = [
         *_plan("train", [f for f, held in zip(good, is_validation, strict=True) if not held], settings),
@@ -120,7 +121,7 @@ def _make(job: _Job, lease: Lease) -> Manifest:
     try:
         notes = _write(output, tasks, settings)
     except _ChangedError:
-        storage.remove_folder(uris.join(output, _NOTES, INSPECTION))  # a file that changed may look as before
+        storage.remove_folder(uris.join(output, _NOTES, INSPECTION))  # the stamp of a changed file may be the same
         raise
     shards = sorted((Shard(**note["shard"]) for note in notes if note["shard"]), key=lambda shard: shard.name)
     train = tuple(s for s in shards if s.name.startswith("train"))
@@ -145,22 +146,22 @@ def _make(job: _Job, lease: Lease) -> Manifest:
 
 
 def find_places(sources: Sequence[str], output: str) -> list[Place]:
-    """List the files and containers of all sources, each once, but for those that lie in the output.
+    """List the files and containers of all sources, each once, except those inside the output.
 
     Raises:
-        BadRequestError: a source holds none.
+        BadRequestError: a source holds no images.
     """
     return list(dict.fromkeys(place for source in sources for place in list_places(source, leave_out=output)))
 
 
 def check_place(output: str) -> None:
-    """Check that the place is free, or holds shards, finished or not. Raises BadRequestError."""
+    """Check that the place is empty or holds shards, finished or not. Raises BadRequestError."""
     if not storage.exists(uris.join(output, MANIFEST)):
         check_own(output, _KIND)
 
 
 def _finished(job: _Job) -> Manifest:
-    """Return the manifest of a finished set of these sources and settings. Raises ArtefactError for another set."""
+    """Return the manifest of a finished set of these sources and settings. Raises ArtefactError for a different set."""
     manifest = read_manifest(job.output)
     if manifest.settings != job.settings or manifest.source_digest != _source_digest(job.inspect(None)):
         raise ArtefactError(
@@ -200,7 +201,7 @@ def _refuse_if_too_many_bad(skipped: list[Skipped], total: int, max_bad_fraction
 
 
 def _plan(split: str, files: list[Inspected], settings: ShardSettings) -> list[dict[str, Any]]:
-    """Consecutive images grouped to about `shard_mib` a tar: a pure function of the list."""
+    """Group consecutive images to tars of about `shard_mib`: a pure function of the list."""
     budget = settings.shard_mib * 2**20
     groups: list[list[Inspected]] = []
     used = budget
@@ -215,7 +216,7 @@ def _plan(split: str, files: list[Inspected], settings: ShardSettings) -> list[d
 
 
 def _write(output: str, tasks: list[dict[str, Any]], settings: ShardSettings) -> list[dict[str, Any]]:
-    """One Ray task a shard; returns their notes."""
+    """Write each shard in a Ray task; return their notes."""
     items = [{"task": task} for task in tasks]
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +233,7 @@ def _write(output: str, tasks: list[dict[str, Any]], settings: ShardSettings) ->
 
 
 def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> dict[str, Any]:
-    """Write one tar, or keep the one a killed run had finished."""
+    """Write one tar, or keep it if a killed run had finished it."""
     where = uris.join(output, task["name"])
     note_at = uris.join(output, _NOTES, task["name"] + ".json")
     files = [inspected(file) for file in task["files"]]
@@ -256,7 +257,7 @@ def _write_one(output: str, task: dict[str, Any], settings: ShardSettings) -> di
 
 
 class _Note(Frozen):
-    """Record what a shard was made from, and what it became: none where all of its tiles are flat."""
+    """Record the images of a shard, and the shard made from them: None if all of its tiles are flat."""
 
     made_from: str
     shard: Shard | None
@@ -265,7 +266,7 @@ class _Note(Frozen):
 
 
 def _read_note(where: str) -> _Note | None:
-    """Read the note of a shard; nothing where there is none, or a damaged one, whose shard is then written again."""
+    """Return the note of a shard, or None if it is missing or damaged; the shard is then written again."""
     if not storage.exists(where):
         return None
     try:
@@ -277,7 +278,7 @@ def _read_note(where: str) -> _Note | None:
 
 
 def _is_there(where: str, note: _Note) -> bool:
-    """Tell whether the shard is the one that was written. It is read only where its stamp is another."""
+    """Return whether the shard is the one that was written. It is read only if its stamp differs."""
     now = storage.stamp(where)
     return bool(now) and (
         now == note.stamp or (note.shard is not None and storage.sha256_of(where) == note.shard.sha256)
@@ -285,7 +286,7 @@ def _is_there(where: str, note: _Note) -> bool:
 
 
 class _Hashed:
-    """A stream that hashes what passes through: the manifest's hash is of the bytes meant, not of those stored."""
+    """Hash the bytes written to a stream: the manifest has the hash of the intended bytes, not of those stored."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self.digest, self.bytes = stream, hashlib.sha256(), 0
@@ -314,6 +315,6 @@ def _samples(files: list[Inspected], settings: ShardSettings) -> Iterator[TileSa
 
 
 def _parquet_rows(files: list[Inspected]) -> dict[Source, bytes]:
-    """What comes from Parquet files, read in the order of their rows: a shard's worth, which a task can hold."""
+    """Read a shard's images from Parquet files in the order of their rows; a task can hold them all."""
     rows = sorted((f.source for f in files if f.source.column), key=lambda source: (source.uri, source.member))
     return {source: read_source(source) for source in rows}

@@ -1,6 +1,6 @@
-"""What one data task of the feed does: the samples of one stretch of the plan, from tars to LR images.
+"""One data task of the feed: the samples of one segment of the plan, from tars to LR images.
 
-It reads its shards whole, checks them against the manifest, decodes each tile once, crops, degrades, and gives back
+The task reads its shards whole, checks them against the manifest, decodes each tile once, crops, degrades, and yields
 samples ready for the network, so that whole images never leave the task.
 """
 
@@ -26,37 +26,37 @@ from pipeline.images.decode import decode_tile
 
 @dataclass(frozen=True)
 class Slot:
-    """Place a tile in a window of shards; empty when its shard is damaged."""
+    """Hold the place of a tile in a window of shards; empty if its shard is damaged."""
 
-    shard: str  # its URI
+    shard: str  # URI
     turn: int
     number: int
     tile: TileSample | None
 
     @property
     def key(self) -> str:
-        """Return the tile's key, or a stand-in for one that cannot be read."""
+        """Return the tile's key, or a substitute if the tile cannot be read."""
         return self.tile.key if self.tile else f"{self.shard.rpartition('/')[2].removesuffix('.tar')}#{self.number}"
 
 
 def read_segment(
     segment: plan.Segment, position: int, *, config: RunConfig, shards: Window, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield all samples of a segment in its mixed order, a batch's at a time: no block mixes two batches' scales.
+    """Yield all samples of a segment in its mixed order, one batch at a time: no block mixes the scales of two batches.
 
     Args:
-        segment: which samples.
-        position: of the segment's first sample in the stream of its worker; it decides the batches.
-        config: of the run.
-        shards: of the segment.
-        batch_size: of the worker.
+        segment: samples to read.
+        position: position of the segment's first sample in its worker's stream, which determines the batches.
+        config: configuration of the run.
+        shards: shards of the segment.
+        batch_size: batch size of the worker.
 
     Raises:
         ArtefactError: a shard is missing, or no tile of any shard can be read.
     """
     bank = open_bank(config.data.bank)
     window = [slot for shard in shards.shards for slot in _slots(shard)]
-    # Those that give their pixels to places whose own tile is damaged.
+    # Readable tiles replace the damaged ones.
     readable = [slot for slot in window if slot.tile] or _spare(shards)
     order = plan.mixed_order(segment, len(window), config.data.patches_per_tile, seed=config.seed)
     placed: dict[int, tuple[Draw, str]] = {}
@@ -83,7 +83,7 @@ def read_segment(
 
 
 def _block(draws: Sequence[Draw], scale: int, lr_quantize: str) -> dict[str, np.ndarray]:
-    """Columns of a Ray Data block. LR images travel as bytes, because their size changes with the scale."""
+    """Return the columns of a Ray Data block. LR images are stored as bytes, since their size depends on the scale."""
     degraded = degrade_draws(draws, scale, lr_quantize)
     return {
         "lr": np.array([image.tobytes() for image in degraded.lr], dtype=object),
@@ -97,12 +97,12 @@ def _block(draws: Sequence[Draw], scale: int, lr_quantize: str) -> dict[str, np.
 
 @functools.lru_cache(maxsize=1)
 def open_bank(uri: str) -> KernelBank:
-    """Open a bank once a process, whatever number of segments it reads."""
+    """Open a bank once per process, for any number of segments."""
     return KernelBank.open(uri)
 
 
 def _slots(placed: PlacedShard) -> list[Slot]:
-    """The places of a shard's tiles."""
+    """List the places of a shard's tiles."""
     shard = placed.shard
     try:
         tiles: list[TileSample | None] = [*read_samples(read_shard(placed.uri, shard))]
@@ -114,7 +114,7 @@ def _slots(placed: PlacedShard) -> list[Slot]:
 
 
 def _spare(shards: Window) -> list[Slot]:
-    """The tiles of the first readable shard outside of a window that is damaged as a whole."""
+    """Return the tiles of the first readable spare shard, for a window that is damaged as a whole."""
     for placed in shards.spare:
         if readable := [slot for slot in _slots(placed) if slot.tile]:
             return readable
@@ -123,7 +123,7 @@ def _spare(shards: Window) -> list[Slot]:
 
 
 def _decode(slot: Slot, readable: Sequence[Slot]) -> tuple[np.ndarray, str]:
-    """A slot's pixels, and what is damaged if they are another tile's: no position of the plan is ever lost."""
+    """Return a slot's pixels, and the name of the damage if they are from another tile, so that no position is lost."""
     bad = slot.shard
     if slot.tile:
         try:

@@ -16,13 +16,13 @@ import webdataset
 from pipeline.images.encode import encode_tile
 from pipeline.images.photograph import Codec
 
-_SUFFIX: dict[Codec, str] = {"png": "png", "webp": "webp", "raw": "npy"}  # raw pixels as NumPy writes them
+_SUFFIX: dict[Codec, str] = {"png": "png", "webp": "webp", "raw": "npy"}  # raw pixels in NumPy's format
 _CODEC = {suffix: codec for codec, suffix in _SUFFIX.items()}
 
 
 @dataclass(frozen=True)
 class TileSample:
-    """Hold one sample of a tar: `<key>.png` (or .webp, .npy: a lossless tile) and `<key>.json` (where it is from)."""
+    """Hold one sample of a tar: `<key>.png` (or .webp, .npy: a lossless tile) and `<key>.json` (its origin)."""
 
     key: str
     image: bytes
@@ -31,7 +31,7 @@ class TileSample:
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """Place the tiles along one axis; the last one aligns to the edge, so nothing is lost.
+    """Place the tiles along one axis; the last tile is aligned to the edge, so that no pixel is lost.
 
     >>> tile_starts(1000, 480)
     [0, 480, 520]
@@ -44,7 +44,7 @@ def tile_starts(length: int, tile: int) -> list[int]:
 def is_flat(piece: np.ndarray, threshold: float) -> bool:
     """Check whether every channel of (H, W, 3) uint8 has a standard deviation below `threshold` grey levels.
 
-    Such tiles, clear sky or a blown highlight, look the same blurred and sharp: nothing can be learned from them.
+    Such tiles, clear sky or a blown highlight, look the same blurred and sharp, so nothing can be learned from them.
     """
     return bool(cv2.meanStdDev(piece)[1].max() < threshold)
 
@@ -54,16 +54,16 @@ def cut(
 ) -> Iterator[TileSample]:
     """Cut (H, W, 3) uint8 RGB into lossless samples, row by row; an image smaller than a tile is one sample.
 
-    The key is made of the source's hash and the tile's place: unique, free of dots, and the same whatever other
-    images are in the set, so that a sample's random draws never depend on its neighbours.
+    The key is made of the source's hash and the tile's place. It is unique, has no dots, and does not depend on the
+    other images of the set, so neither do a sample's random draws.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         tile: side in pixels.
-        name: of the source.
-        sha256: of the source.
-        drop_flat: tiles that vary less than this many grey levels are left out; 0 keeps all.
-        codec: of the tiles.
+        name: name of the source.
+        sha256: digest of the source.
+        drop_flat: smallest variation of a tile in grey levels, below which it is left out; 0 keeps all.
+        codec: codec of the tiles.
     """
     height, width = image.shape[:2]
     for top in tile_starts(height, tile):
@@ -87,7 +87,7 @@ def tile_count(height: int, width: int, tile: int) -> int:
 
 
 def write_samples(samples: Iterator[TileSample], stream: BinaryIO) -> int:
-    """Write a tar that is byte-identical for equal samples (fixed times, owners and order); returns the count."""
+    """Write a tar that is byte-identical for equal samples (fixed times, owners and order); return their number."""
     count = 0
     with webdataset.TarWriter(stream, user="", group="", encoder=False, mtime=0) as tar:
         for sample in samples:
@@ -97,7 +97,7 @@ def write_samples(samples: Iterator[TileSample], stream: BinaryIO) -> int:
 
 
 def read_samples(tar_bytes: bytes) -> Iterator[TileSample]:
-    """Expand a tar that was read whole. The caller has checked its hash, so its structure can be trusted."""
+    """Yield the samples of a whole tar. The caller has checked its hash, so its structure can be trusted."""
     members: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(tar_bytes), mode="r:") as tar:
         for info in tar:
@@ -106,7 +106,7 @@ def read_samples(tar_bytes: bytes) -> Iterator[TileSample]:
                 continue
             key, _, extension = info.name.partition(".")
             members[extension] = stream.read()
-            if len(members) == 2:  # webdataset writes a sample's members side by side
+            if len(members) == 2:  # webdataset writes a sample's members next to each other
                 place = members.pop("json")
                 ((suffix, image),) = members.items()
                 yield TileSample(key, image, place, _CODEC[suffix])

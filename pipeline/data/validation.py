@@ -1,4 +1,4 @@
-"""The validation samples: one of every held-out tile for every scale, the same in every run, epoch and worker."""
+"""The validation samples: one per held-out tile and scale, the same in every run, epoch and worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.data.tiles import read_samples
 from pipeline.images import BadImageError
 from pipeline.images.decode import decode_tile
 
-# Not the run's: two runs that differ in their seed only are judged on the same images.
+# Not the run's seed: two runs that differ only in their seed are validated on the same images.
 _SEED = 0
 
 
@@ -29,15 +29,15 @@ def validation_batches(
 ) -> list[Batch]:
     """Read the validation samples of one worker, on the CPU, without Ray.
 
-    Tile i goes to worker i modulo `workers`; nothing is dropped to make the shares equal, so sums and counts have to
-    be added up over the workers, not their means averaged.
+    Tile i goes to worker i modulo `workers`. No tile is dropped to make the shares equal, so callers must add up sums
+    and counts over the workers instead of averaging means.
 
     Args:
-        config: of the run; patch, kernels, noise and scales are taken from it.
-        rank: of the worker.
-        workers: that share the samples.
-        limit: use only this many tiles, the first ones (of all workers together).
-        batch_size: largest number of samples of a batch; the last one of each scale is shorter.
+        config: configuration of the run, with patch, kernels, noise and scales.
+        rank: rank of the worker.
+        workers: number of workers that share the samples.
+        limit: number of tiles to use from the front (of all workers together).
+        batch_size: largest number of samples of a batch; the last batch of each scale may be smaller.
 
     Returns:
         Batches of one scale each, in the order of `config.model.scales`; none without a validation split.
@@ -49,14 +49,14 @@ def validation_batches(
     batches = []
     for scale in config.model.scales:
         for first in range(0, len(draws), batch_size):
-            # A copy, because drawing the noise moves a draw's generator on: each scale starts where the others did.
+            # A copy, because drawing the noise advances the generator: every scale starts from the same state.
             chunk = copy.deepcopy(draws[first : first + batch_size])
             batches.append(to_batch(chunk, scale, config.data.lr_quantize))
     return batches
 
 
 def to_batch(draws: list[Draw], scale: int, lr_quantize: str) -> Batch:
-    """Degrade draws to what a training step gets."""
+    """Degrade draws to a training batch."""
     degraded = degrade_draws(draws, scale, lr_quantize)
     return Batch(
         lr=torch.from_numpy(degraded.lr),

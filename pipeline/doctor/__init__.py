@@ -1,1 +1,1 @@
-"""Does this environment carry a run? Looked at from the driver and from every node, with a remedy for what does not."""
+"""Checks that this environment can support a run, from the driver and from every node, with a remedy per problem."""

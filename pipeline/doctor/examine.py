@@ -1,4 +1,4 @@
-"""The examination: the driver looks, every node looks, and what they say is judged."""
+"""The examination: facts from the driver and from every node, which are then judged."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pipeline.doctor import judge, node
 from pipeline.doctor.finding import Finding
 from pipeline.tracking import health, runs
 
-# Brings torch with it, which must be loaded before Ray connects: loaded after that, inside a Ray job, its MKL crashed.
+# Imports torch, which must be loaded before Ray connects: loaded later, inside a Ray job, its MKL crashed.
 from pipeline.training.fit import check_cluster
 
-_PATIENCE_S = 120  # a task's worker process starts and imports first
+_PATIENCE_S = 120  # including the start and the imports of a task's worker process
 _FOLDER = ".doctor"
 Result = TypeVar("Result")
 
 
 def examine(config: RunConfig) -> list[Finding]:
-    """Examine everything a run of `config` stands on. Of `config.data` only what is named is looked at.
+    """Examine everything that a run of `config` depends on. Places of `config.data` are checked only if named.
 
-    Raises nothing of its own: what is wrong is a finding.
+    It raises no errors itself, since every problem is a finding.
     """
     findings = _ray()
     if findings[-1].status == "fail":
@@ -65,7 +65,7 @@ def _ray() -> list[Finding]:
         connect()
     except (BadRequestError, JobFailedError) as error:
         return [Finding("Ray", where, "fail", str(error), "start the cluster, or correct RAY_ADDRESS")]
-    except Exception as error:  # Ray's own: other versions, a wrong token
+    except Exception as error:  # Ray's errors: other versions, a wrong token
         found = " ".join(str(error).split())[:400]
         remedy = "use the cluster's Ray and Python, and its token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH"
         return [Finding("Ray", where, "fail", found, remedy)]
@@ -82,7 +82,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _submit(entry: Mapping[str, Any], task: Callable[..., Any], *arguments: object, **options: float) -> Any:  # noqa: ANN401 - a reference
-    """Start a task on that very node; by default it takes nothing, so that it runs beside whatever is there."""
+    """Start a task on a given node; by default it needs no resources, so that it runs next to other work."""
     here = NodeAffinitySchedulingStrategy(entry["NodeID"], soft=False)
     options = {"num_cpus": 0, "max_retries": 0} | options
     return ray.remote(task).options(scheduling_strategy=here, **options).remote(*arguments)
@@ -91,7 +91,7 @@ def _submit(entry: Mapping[str, Any], task: Callable[..., Any], *arguments: obje
 def _on_all(
     nodes: Mapping[str, Mapping[str, Any]], task: Callable[..., Result], *arguments: object
 ) -> tuple[dict[str, Result], list[Finding]]:
-    """The task's results by node, and findings for the nodes where it failed or did not end in time."""
+    """Return the task's results by node, and findings for nodes where it failed or timed out."""
     references = {where: _submit(entry, task, *arguments) for where, entry in nodes.items()}
     results, findings = {}, []
     deadline = time.monotonic() + _PATIENCE_S
@@ -101,7 +101,7 @@ def _on_all(
         except ray.exceptions.GetTimeoutError:
             found = f"no answer to {task.__name__} within {_PATIENCE_S} s"
             findings.append(Finding("node", where, "fail", found, "look at the node in the dashboard, or remove it"))
-        except Exception as error:  # whatever the task or Ray raised
+        except Exception as error:  # any error of the task or Ray
             cause = getattr(error, "cause", None) or error
             found = f"{task.__name__}: {' '.join(str(cause).split())[:300] or type(cause).__name__}"
             remedy = "submit with `--working-dir .`, and use one image" if "No module" in found else _remedy(task)
@@ -122,14 +122,14 @@ def _remedy(task: Callable[..., Any]) -> str:
 
 
 def _clock(where: str, entry: Mapping[str, Any]) -> list[Finding]:
-    """The node's clock against ours, known to half the shortest round trip of several."""
+    """Compare the node's clock with ours, to within half the shortest of several round trips."""
     best: tuple[float, float] | None = None
     for _ in range(3):
         sent = time.time()
         try:
             theirs = ray.get(_submit(entry, node.clock), timeout=_PATIENCE_S)
         except Exception:
-            return []  # a node that does not answer is a finding already
+            return []  # a node that does not answer is already a finding
         received = time.time()
         half = (received - sent) / 2
         if best is None or half < best[1]:
@@ -139,7 +139,7 @@ def _clock(where: str, entry: Mapping[str, Any]) -> list[Finding]:
 
 
 def _cards(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Enough cards, and torch computes on one of each node that has some."""
+    """Check that there are enough GPUs, and that torch works on one GPU of each node with GPUs."""
     needed = config.train.fewest_workers if config.train.gpu else 0
     findings = judge.enough_cards(needed, ray.cluster_resources().get("GPU", 0))
     for where, entry in nodes.items():
@@ -168,12 +168,12 @@ def _cpus(config: RunConfig) -> list[Finding]:
 
 
 def _output(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Write and read where the run will, from everywhere; all must see the same place."""
+    """Write and read in the run's output from every node; all must see the same place."""
     place = uris.absolute(config.output)
     folder = uris.join(place, f"{_FOLDER}-{uuid.uuid4().hex[:12]}")
     try:
         here = node.probe_storage(folder)
-    except Exception as error:  # OSError, ArtefactError, what the SDK of a store raises
+    except Exception as error:  # OSError, ArtefactError, errors of a store's SDK
         found = " ".join(str(error).split())[:300]
         return [Finding("storage", place, "fail", found, "correct --output, the AWS variables, or the permissions")]
     speeds, findings = _on_all(nodes, node.probe_storage, folder)
@@ -186,7 +186,7 @@ def _output(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[F
 
 
 def _data(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Shards and bank, where they are named: whole here, and every node sees the same manifest."""
+    """Check shards and bank if they are named: complete here, and the same manifest on every node."""
     findings = []
     for name, uri in (*(("shards", one.uri) for one in config.data.shard_sets), ("bank", config.data.bank)):
         if not uri:
@@ -220,7 +220,7 @@ def _describe(name: str, uri: str) -> str:
 
 
 def _tracking(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """The store from here in every detail; from the nodes whether it answers."""
+    """Check the store from here in every detail, and from the nodes that it answers."""
     try:
         uri = runs.tracking_uri(config.output)
         shown = runs.RunRef("", uri).shown

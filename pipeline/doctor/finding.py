@@ -1,4 +1,4 @@
-"""What a check found, and how it is shown."""
+"""Findings of checks, and their output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """Hold one row: `fail` is what would make a run fail, `warn` what would make it slow or fragile."""
+    """Hold one finding: `fail` would make a run fail, `warn` would make it slow or fragile."""
 
     check: str
     where: str
@@ -35,7 +35,7 @@ def failed(findings: Sequence[Finding]) -> int:
 
 
 def show(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """Print a table with remedies, or JSON for machines; no secret is in either."""
+    """Print a table with remedies, or JSON for machines, both without secrets."""
     findings = [_masked(finding) for finding in findings]
     if as_json:
         print(json.dumps({"ok": not failed(findings), "findings": [asdict(finding) for finding in findings]}, indent=1))
@@ -46,7 +46,7 @@ def show(findings: Sequence[Finding], *, as_json: bool) -> None:
     for finding in findings:
         mark = f"[{_COLOURS[finding.status]}]{finding.status}[/]"
         table.add_row(finding.check, escape(finding.where), mark, escape(finding.found), escape(finding.remedy))
-    # Into a job's log, which has no width, whole lines.
+    # A job's log has no width, so lines are not wrapped there.
     Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=True).print(table)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pipeline.doctor.finding import Finding
 from pipeline.doctor.node import Facts, StorageSpeed
 
-# Ray and Python must be the same to talk at all; of the others the results depend.
+# Ray and Python must be the same for any communication; results depend on the others.
 _ESSENTIAL = ("python", "ray")
 _GIB, _MIB = 2**30, 2**20
 
 
 def versions(driver: Facts, nodes: Mapping[str, Facts]) -> list[Finding]:
-    """Compare every node with the process that asks."""
+    """Compare every node with the driver."""
     remedy = "use one image on all nodes, or install with `-c constraints.txt` everywhere"
     findings = []
     for where, node in nodes.items():
@@ -39,7 +39,7 @@ def clock_skew(where: str, offset_s: float, within_s: float) -> Finding:
 
 
 def shared_memory(where: str, facts: Facts, store_bytes: float) -> Finding:
-    """Judge /dev/shm: Ray puts its object store on a disk when it is smaller, and becomes slow."""
+    """Judge /dev/shm: if it is too small, Ray puts its object store on a disk and becomes slow."""
     found = f"{facts.shm_total / _GIB:.1f} GiB for an object store of {store_bytes / _GIB:.1f} GiB"
     if facts.shm_total >= store_bytes:
         return Finding("shared memory", where, "ok", found)
@@ -48,7 +48,7 @@ def shared_memory(where: str, facts: Facts, store_bytes: float) -> Finding:
 
 
 def limits(where: str, facts: Facts) -> Finding:
-    """Open files and processes. Each Ray worker holds dozens of connections and threads."""
+    """Judge the limits of open files and processes. Each Ray worker has dozens of connections and threads."""
     found = f"{_count(facts.open_files)} open files, {_count(facts.max_processes)} processes"
     if facts.open_files < 4096 or facts.max_processes < 1024:
         return Finding("limits", where, "fail", found, "`ulimit -n 65536`, `ulimit -u 65536` before `ray start`")
@@ -58,7 +58,7 @@ def limits(where: str, facts: Facts) -> Finding:
 
 
 def disk(where: str, facts: Facts) -> Finding:
-    """Judge the free disk: Ray stops taking objects on a disk that is 95% full."""
+    """Judge the free disk: Ray accepts no objects on a disk that is 95% full."""
     found = f"{facts.disk_path} {1 - facts.disk_free_share:.0%} full"
     if facts.disk_free_share < 0.05:
         return Finding("disk", where, "fail", found, "free space, or start Ray with --temp-dir on another disk")
@@ -68,7 +68,7 @@ def disk(where: str, facts: Facts) -> Finding:
 
 
 def hidden_cards(where: str, facts: Facts, ray_gpus: float) -> list[Finding]:
-    """Find cards that the machine has and Ray does not know of."""
+    """Find GPUs of the machine that Ray does not know."""
     if facts.nvidia_devices <= ray_gpus:
         return []
     found = f"{facts.nvidia_devices} NVIDIA devices, Ray counts {ray_gpus:g}"
@@ -76,7 +76,7 @@ def hidden_cards(where: str, facts: Facts, ray_gpus: float) -> list[Finding]:
 
 
 def enough_cards(needed: int, available: float) -> list[Finding]:
-    """Compare the cards with what the run asks for; a run without GPUs needs none."""
+    """Compare the number of GPUs with the run's need; a run without GPUs needs none."""
     if needed == 0:
         return []
     found = f"{available:g} of the {needed} that train.workers ask for"
@@ -88,7 +88,7 @@ def enough_cards(needed: int, available: float) -> list[Finding]:
 
 
 def storage_speed(where: str, speed: StorageSpeed) -> Finding:
-    """Judge a storage's speed: a feed reads tens of MiB a second, a full network's checkpoint is 270 MB."""
+    """Judge a storage's speed: a feed reads tens of MiB per second, a full network's checkpoint has 270 MB."""
     found = (
         f"small object {speed.latency_ms:.0f} ms, "
         f"writes {speed.write_mib_s:.0f} MiB/s, reads {speed.read_mib_s:.0f} MiB/s"

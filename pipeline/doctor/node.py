@@ -1,4 +1,4 @@
-"""What a node says about itself. Runs in a Ray task there: plain facts, judged elsewhere."""
+"""Facts of a node, collected in a Ray task there and judged elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kernels_bank.runtime import storage, uris
 
-# A run's processes exchange objects of these, or their results depend on them.
+# Packages whose objects a run's processes exchange, or on which results depend.
 PACKAGES = ("ray", "torch", "numpy", "pyarrow", "mlflow", "webdataset", "opencv-python-headless", "safetensors")
 _PROBE_MIB = 16
 
@@ -31,17 +31,17 @@ class Facts:
     max_processes: int
     disk_free_share: float  # of the disk that Ray spills to
     disk_path: str
-    nvidia_devices: int  # device files, whatever Ray knows of them
+    nvidia_devices: int  # number of device files, known to Ray or not
 
 
 @dataclass(frozen=True)
 class StorageSpeed:
     """Hold the speed of one folder or prefix, seen from one node."""
 
-    latency_ms: float  # a small object written and read, the middle of five
+    latency_ms: float  # write and read of a small object, median of five
     write_mib_s: float
     read_mib_s: float
-    token: str = field(repr=False)  # name of the small object, which stays for the others to look for
+    token: str = field(repr=False)  # name of the small object, which is kept for the other nodes to find
 
 
 def facts() -> Facts:
@@ -61,12 +61,12 @@ def facts() -> Facts:
 
 
 def clock() -> float:
-    """Return the seconds since 1970, as this node believes."""
+    """Return the seconds since 1970 by this node's clock."""
     return time.time()
 
 
 def cuda_device() -> str:
-    """Name of the card Ray gave to this task, used once. Raises RuntimeError when torch cannot."""
+    """Return the name of the GPU that Ray gave to this task, after using it. Raises RuntimeError if torch cannot."""
     import torch
 
     if not torch.cuda.is_available():
@@ -78,7 +78,7 @@ def cuda_device() -> str:
 
 
 def probe_storage(folder: str) -> StorageSpeed:
-    """Write and read back below `folder`; one small object is left there. Raises OSError or ArtefactError."""
+    """Write below `folder` and read back; one small object is left there. Raises OSError or ArtefactError."""
     token, times = uuid.uuid4().hex, []
     for _ in range(5):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How good a model is: metrics, the kernel benchmark and its report."""
+"""The evaluation of a model: metrics, the kernel benchmark and its report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["psnr", "ssim"]
 
 
 def __getattr__(name: str) -> object:
-    # Late: a command's --help imports this package's settings, not OpenCV.
+    # Imported late: a command's --help imports this package's settings, not OpenCV.
     if name in __all__:
         from pipeline.evaluation import metrics
 

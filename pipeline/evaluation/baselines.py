@@ -1,4 +1,4 @@
-"""Upsampling without a model: the floor that every method is compared with."""
+"""Upsampling without a model: the baselines of every comparison."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.model import upsample
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
     """Upsample bicubically, aligned to the decimation phase.
 
-    Decimation keeps the upper-left pixel of every s x s block, so LR pixel i lies on HR pixel s*i and is kept as it
-    is; the s-1 pixels between two of them are interpolated (cubic convolution, Keys 1981; edges replicated).
+    Decimation keeps the upper-left pixel of every s x s block, so LR pixel i is at HR pixel s*i and is kept. The s-1
+    pixels between two LR pixels are interpolated (cubic convolution, Keys 1981; edges replicated).
 
     Args:
         lr: (h, w, 3), uint8 or floating point.
@@ -30,7 +30,7 @@ def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
 def bicubic_unaligned(lr: np.ndarray, scale: int) -> np.ndarray:
     """Upsample by plain `cv2.resize`, whose grid is centred on blocks: (s-1)/2 pixels off after decimation.
 
-    Kept under its own name because published tables have it.
+    It has its own name because published tables use it.
 
     Args:
         lr: (h, w, 3), uint8 or floating point.
@@ -45,7 +45,7 @@ def bicubic_unaligned(lr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def bicubic_centred(lr: np.ndarray, scale: int) -> np.ndarray:
-    """Upsample by MATLAB's bicubic, with LR pixels in the middle of their blocks, as bicubic shrinking leaves them.
+    """Upsample by MATLAB's bicubic, with LR pixels in the middle of their blocks, as after bicubic shrinking.
 
     Args:
         lr: (h, w, 3), uint8 or floating point.

@@ -1,6 +1,6 @@
 """One case of the comparison: an image, a kernel, a scale and a noise level, restored by every method.
 
-Pure functions of their arguments, so the numbers are the same on any worker.
+The functions are pure, so the numbers are the same on any worker.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ BICUBIC, UNALIGNED, NONBLIND, BLIND = "bicubic", "bicubic-unaligned", "nonblind"
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hold what one method made of an LR image."""
+    """Hold the result of one method for an LR image."""
 
     sr: np.ndarray  # (H, W, 3) float32 in [0, 1], not clipped
-    kernel: np.ndarray | None  # (k, k) that it was restored with
-    rounds: list[np.ndarray]  # the image after each kernel estimate; of blind methods only
+    kernel: np.ndarray | None  # (k, k) used for the restoration
+    rounds: list[np.ndarray]  # the image after each kernel estimate, for blind methods
     seconds: float = 0.0
-    memory_mib: float | None = None  # peak above what the process held before
+    memory_mib: float | None = None  # peak above the memory that the process held before
 
 
 def crop_hr(image: np.ndarray, scale: int, protocol: Protocol) -> np.ndarray:
-    """Crop the compared part of an image (H, W, 3): the protocol's crop, then a multiple of its size multiple."""
+    """Crop an image (H, W, 3) to the compared part: the protocol's crop, then a multiple of its size multiple."""
     if protocol.crop is not None:
         top, left = (max(0, (side - protocol.crop) // 2) for side in image.shape[:2])
         image = image[top : top + protocol.crop, left : left + protocol.crop]
@@ -61,14 +61,15 @@ def make_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, protoc
 
     A camera's noise comes before the quantisation, and JPEG last.
 
-    Computed in float64, so that flooring to 8 bit (the published script's) meets the same integers everywhere.
+    The computation is in float64, so that flooring to 8 bit, as in the published script, gives the same integers on
+    every machine.
 
     Args:
         hr: (H, W, 3) uint8.
         kernel: (k, k), in the protocol's own sense.
         scale: s.
         sigma: noise level on the [0, 1] scale.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     if protocol.degradation == "camera":
         return _camera_lr(hr, kernel, scale, sigma, protocol)
@@ -99,12 +100,12 @@ def _camera_lr(hr: np.ndarray, kernel: np.ndarray, scale: int, sigma: float, pro
 
 
 def assumed_sigma(lr: np.ndarray, sigma: float, protocol: Protocol) -> float:
-    """Return the noise level that models are told: the true one, or of a camera's image what its file shows.
+    """Return the noise level for models: the true level, or for a camera's image the one estimated from its file.
 
     Args:
         lr: (h, w, 3) float32.
         sigma: true noise level.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     if protocol.degradation != "camera":
         return sigma
@@ -112,11 +113,11 @@ def assumed_sigma(lr: np.ndarray, sigma: float, protocol: Protocol) -> float:
 
 
 def file_error(lr: np.ndarray, protocol: Protocol) -> float:
-    """Return what a JPEG's tables tell of its error, [0, 1] scale; 0 in a protocol without JPEG.
+    """Return the error of a JPEG according to its tables, [0, 1] scale; 0 in a protocol without JPEG.
 
     Args:
         lr: (h, w, 3) float32.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     if not protocol.jpeg:
         return 0.0
@@ -124,7 +125,7 @@ def file_error(lr: np.ndarray, protocol: Protocol) -> float:
 
 
 def baselines(protocol: Protocol) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
-    """Return the ways to enlarge without a model, by their names: those that fit a protocol's grid."""
+    """Return the upsampling methods without a model that fit a protocol's grid, by name."""
     if protocol.degradation != "usrnet":
         return {BICUBIC: bicubic_centred}
     return {BICUBIC: bicubic, UNALIGNED: bicubic_unaligned}
@@ -137,11 +138,11 @@ def restore_all(
 
     Args:
         lr: float32.
-        kernel: (k, k) true kernel, as `Protocol.assumed_kernel`; only `nonblind` and models that are not blind see it.
-        scale: of the degradation.
-        sigma: true noise level, told to all models by protocols without cameras.
-        models: by the method's name: `blind`, `nonblind`, or a model's URI.
-        protocol: which baselines fit its grid, and whether the image has to be made periodic first.
+        kernel: (k, k) true kernel, as `Protocol.assumed_kernel`; only `nonblind` and non-blind models use it.
+        scale: scale of the degradation.
+        sigma: true noise level, passed to all models by protocols without cameras.
+        models: models by method name: `blind`, `nonblind`, or a model's URI.
+        protocol: protocol, which determines the baselines and whether the image must first be made periodic.
     """
     mirrored = protocol.degradation != "usrnet"
     sigma = assumed_sigma(lr, sigma, protocol)
@@ -170,13 +171,13 @@ def restore_all(
 def _believed(
     model: Restorer, out: BlindOutput, placed: torch.Tensor, lr: np.ndarray, sigma: float, protocol: Protocol
 ) -> np.ndarray:
-    """The blind restoration of an LR image (h, w, 3), as far as the model trusts it; `placed` is what it saw of it."""
+    """Mix the blind restoration of an LR image (h, w, 3) by the model's trust; `placed` is the part that it saw."""
     scale, (height, width) = out.sr.shape[-1] // placed.shape[-1], lr.shape[:2]
     sr, blur = _cut(out.sr, scale * height, scale * width), blur_of(out)
     if model.trust is None or blur is None:
         return sr
     left = (degrade(out.sr.clamp(0, 1), out.kernel, scale) - placed)[0, :, :height, :width]
-    # What was blurred with what lies outside is explained by no picture.
+    # No picture explains the border, which was blurred with pixels outside.
     around = 0 if protocol.degradation == "usrnet" else out.kernel.shape[-1] // (2 * scale) + 1
     rows, columns = (slice(n, -n or None) for n in (min(around, side // 4) for side in (height, width)))
     image = sr.clip(0, 1)
@@ -196,7 +197,7 @@ def _believed(
 
 
 def _measured(device: torch.device, work: Callable[[], Estimate]) -> Estimate:
-    """The estimate with its seconds and memory."""
+    """Return the estimate with its seconds and memory."""
     with PeakMemory(device) as used:
         started = time.perf_counter()
         estimate = work()
@@ -207,15 +208,15 @@ def _measured(device: torch.device, work: Callable[[], Estimate]) -> Estimate:
 def measure(
     estimate: Estimate, hr: np.ndarray, lr: np.ndarray, kernel: np.ndarray, scale: int, protocol: Protocol
 ) -> Measures:
-    """Measure one estimate by all metrics; None where a method has no such thing.
+    """Measure one estimate by all metrics; a metric that does not apply to its method is None.
 
     Args:
-        estimate: of the HR image.
+        estimate: estimate of the HR image.
         hr: (H, W, 3) uint8, the truth.
         lr: (h, w, 3) float32.
         kernel: (k, k) true kernel.
         scale: s.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
     """
     border = protocol.border_pixels(scale)
 
@@ -245,7 +246,7 @@ def measure(
 
 
 def _residual(sr: np.ndarray, kernel: np.ndarray, lr: np.ndarray, scale: int, protocol: Protocol) -> float:
-    """RMS of (sr (*) kernel)down - lr; where the LR image is not circular, without the edges that the blur reaches."""
+    """Return the RMS of (sr (*) kernel)down - lr, without the blurred edges unless the LR image is periodic."""
     image = torch.from_numpy(np.ascontiguousarray(sr.transpose(2, 0, 1)))[None]
     explained = degrade(image, torch.as_tensor(kernel, dtype=torch.float32)[None], scale)[0].permute(1, 2, 0).numpy()
     edge = -(-kernel.shape[0] // (2 * scale)) if protocol.degradation != "usrnet" else 0

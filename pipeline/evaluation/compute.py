@@ -1,6 +1,6 @@
 """The evaluation as a Ray Data job: every case once, in any order, on any number of workers.
 
-Finished cases are kept in a journal beside the results, so that a killed evaluation goes on where it stopped. The
+Finished cases are kept in a journal next to the results, so that a killed evaluation resumes where it stopped. The
 results are written last, `summary.json` after all others.
 """
 
@@ -35,16 +35,16 @@ from pipeline.inference import Restorer
 from pipeline.inference.allocator import keep_freed_memory
 from pipeline.inference.network import default_device
 
-# Ray needs a tenth of a second from the end of a task to the start of the next on the same core.
+# Ray takes a tenth of a second between the end of a task and the start of the next on the same core.
 _CASES_A_TASK = 4
 JOURNAL, RESULTS, SUMMARY = "journal.jsonl", "results.parquet", "summary.json"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold an evaluation that fits together: everything is loaded and checked, nothing computed."""
+    """Hold a prepared evaluation: everything is loaded and checked, nothing is computed."""
 
-    models: dict[str, Restorer]  # by method
+    models: dict[str, Restorer]  # by method name
     kernels: dict[int, np.ndarray]  # by scale, (N, k, k)
     protocol: Protocol
     cases: list[Case]
@@ -52,20 +52,20 @@ class Plan:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Return the names of the methods that every case has a row of, baselines first."""
+        """Return the names of the methods with a row for every case, baselines first."""
         return (*baselines(self.protocol), *self.models)
 
     @property
     def made_from(self) -> str:
-        """Return the digest of all that the numbers depend on."""
+        """Return the digest of everything that affects the numbers."""
         return str(self.about["made_from"])
 
 
 def prepare(settings: EvaluationSettings) -> Plan:
-    """Load the models and look at the images.
+    """Load the models and check the images.
 
     Raises:
-        BadRequestError: no such model, image, kernel or protocol, or they do not fit each other.
+        BadRequestError: there is no such model, image, kernel or protocol, or they do not fit each other.
     """
     protocol = load_protocol(settings.protocol)
     models = load_models(settings)
@@ -80,7 +80,7 @@ def prepare(settings: EvaluationSettings) -> Plan:
             raise BadRequestError(f"protocol '{protocol.name}' has no scale {scale}; it has {list(protocol.sigmas)}")
     kernels = {scale: protocol.kernels(scale) if given is None else given for scale in scales}
     count = len(kernels[scales[0]])
-    # One set for all scales is digested once, as the file that it may have come from.
+    # A set for all scales is digested once, like the file that it may have come from.
     sets = [kernels[scales[0]]] if given is not None or protocol.gaussian_widths is None else list(kernels.values())
     kernels_digest = content_digest(np.concatenate(sets))
     images, skipped = checked_images(settings.images, kernels, protocol)
@@ -94,11 +94,11 @@ def prepare(settings: EvaluationSettings) -> Plan:
         "test_set": _test_set(settings.images, sorted(images.values()), kernels_digest),
         "scales": list(scales),
     }
-    if settings.precision != "float32":  # numbers of one name can be compared
+    if settings.precision != "float32":  # numbers with the same name must be comparable
         about |= {"precision": settings.precision, "test_set": f"{about['test_set']}-{settings.precision}"}
     if any(model.starts_from_edges(scale) for model in models.values() for scale in scales):
         about["kernel_start"] = "edges"
-    # Whole tables first: what a killed evaluation has in its journal is then the tables it finished.
+    # Whole tables first, so that the journal of a killed evaluation has complete tables.
     cases = [
         Case(image, number, scale, sigma)
         for scale in scales
@@ -110,9 +110,9 @@ def prepare(settings: EvaluationSettings) -> Plan:
 
 
 def evaluate(plan: Plan, output: Path) -> tuple[list[Row], bool]:
-    """Compute the rows of the results, one a case and method.
+    """Compute the rows of the results, one per case and method.
 
-    Also say whether an earlier call had finished them in `output`.
+    The second value is whether an earlier call had finished them in `output`.
 
     Raises:
         ArtefactError: `output` holds another evaluation, or damaged results.
@@ -129,20 +129,20 @@ def evaluate(plan: Plan, output: Path) -> tuple[list[Row], bool]:
 
 
 def _test_set(uri: str, images: list[str], kernels: str) -> str:
-    """A name for what is measured on: the folder's, and eight digits of the images' and kernels' digests."""
+    """Name the test set: the folder's name, and eight digits of the images' and kernels' digests."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePosixPath(uris.absolute(uri)).name)[:60]
     return f"{name}-{storage.digest_of([images, kernels])[:8]}"
 
 
 def load_models(settings: EvaluationSettings) -> dict[str, Restorer]:
-    """Load every model by the name of its method; the evaluated one as `blind` (if it is) and as `nonblind`."""
+    """Load every model under its method name; the evaluated model is `blind` (if it is blind) and `nonblind`."""
     model = Restorer.load(settings.model, precision=settings.precision)
     models = ({BLIND: model} if model.is_blind else {}) | {NONBLIND: model}
     return models | {uri: Restorer.load(uri, precision=settings.precision) for uri in settings.compare}
 
 
 def save(rows: list[Row], summary: Mapping[str, Any], output: Path) -> None:
-    """Write the results, the summary last, and drop the journal."""
+    """Write the results, the summary last, and delete the journal."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -154,7 +154,7 @@ def save(rows: list[Row], summary: Mapping[str, Any], output: Path) -> None:
 
 
 def _read_rows(plan: Plan, output: Path) -> list[Row]:
-    """Read the results of a finished evaluation. Raises ArtefactError unless all of its rows are there."""
+    """Read the results of a finished evaluation. Raises ArtefactError unless it has all rows."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -162,7 +162,7 @@ def _read_rows(plan: Plan, output: Path) -> list[Row]:
         raise _damaged_results(output)
     data = storage.read_bytes(output / RESULTS)
     try:
-        # In this thread alone: one of Arrow's that still held `data` while Python ended would abort the process.
+        # Without Arrow's threads: one that still held `data` while Python exits would abort the process.
         file = parquet.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         rows = [Row.from_dict(values) for values in file.read(use_threads=False).to_pylist()]
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
@@ -181,7 +181,7 @@ def _damaged_results(output: Path) -> ArtefactError:
 
 
 def _compute(plan: Plan, output: Path) -> list[Row]:
-    """The rows of all cases; those in the journal are not computed again."""
+    """Return the rows of all cases; cases in the journal are not computed again."""
     from kernels_bank.runtime.rows import rows_of
 
     journal = output / JOURNAL
@@ -209,11 +209,11 @@ def _add(journal: TextIO, line: str) -> None:
 
 
 def _graph(left: list[list[Any]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported late
-    """A few cases a task: they are independent, and one thread each is the best use of cores."""
+    """Build the dataset, a few cases per task: cases are independent, and one thread each uses the cores best."""
     connect()
     import ray
 
-    # The models are put into the object store once; a node fetches them once.
+    # The models are put into the object store once, and each node fetches them once.
     shared = [ray.put((plan.models, plan.kernels, plan.protocol))]
     cards = ray.cluster_resources().get("GPU", 0)
     starts = range(0, len(left), _CASES_A_TASK)
@@ -225,12 +225,12 @@ def _graph(left: list[list[Any]], plan: Plan) -> Any:  # noqa: ANN401 - ray.data
         num_cpus=1,
         num_gpus=1 if cards else None,
     )
-    data.context.target_max_block_size = 1  # each case is handed on as soon as it is finished
+    data.context.target_max_block_size = 1  # each case is yielded as soon as it is finished
     return data
 
 
 def compute_cases(part: dict[str, Any], shared: list[Any]) -> Iterator[dict[str, list[str]]]:
-    """Compute all rows of each of a task's cases, as JSON."""
+    """Compute all rows of a task's cases, as JSON."""
     for key in json.loads(part["cases"][0]):
         rows = compute_case(Case(*key), *_fetched(shared[0]))
         yield {"rows": [json.dumps([row.as_dict() for row in rows])]}
@@ -239,13 +239,13 @@ def compute_cases(part: dict[str, Any], shared: list[Any]) -> Iterator[dict[str,
 def compute_case(
     case: Case, models: Mapping[str, Restorer], kernels: Mapping[int, np.ndarray], protocol: Protocol
 ) -> list[Row]:
-    """Compute the rows of one case, one a method.
+    """Compute the rows of one case, one per method.
 
     Args:
-        case: what is degraded, and how.
-        models: by the method's name.
-        kernels: by scale, (N, k, k).
-        protocol: of the evaluation.
+        case: image and degradation.
+        models: models by method name.
+        kernels: kernels (N, k, k) by scale.
+        protocol: protocol of the evaluation.
     """
     hr = crop_hr(_decoded(case.image), case.scale, protocol)
     kernel = kernels[case.scale][case.kernel - 1]
@@ -259,7 +259,7 @@ def compute_case(
 
 @functools.lru_cache(maxsize=1)
 def _fetched(reference: Any) -> tuple[dict[str, Restorer], dict[int, np.ndarray], Protocol]:  # noqa: ANN401 - ray.ObjectRef
-    """Models on this process's device, kernels and protocol; once a process, whatever number of cases it computes."""
+    """Fetch models to this process's device, kernels and protocol, once per process for any number of cases."""
     import ray
     import torch
 
@@ -273,7 +273,7 @@ def _fetched(reference: Any) -> tuple[dict[str, Restorer], dict[int, np.ndarray]
 
 @functools.lru_cache(maxsize=2)
 def _decoded(uri: str) -> np.ndarray:
-    """Cases of one image follow each other, so each worker decodes it once."""
+    """Decode an image; cases of one image follow each other, so each worker decodes it once."""
     return decode_image(storage.read_bytes(uri))
 
 
@@ -282,7 +282,7 @@ def _key(case: Case) -> list[Any]:
 
 
 def _read_journal(path: Path, plan: Plan) -> dict[tuple[Any, ...], list[Row]]:
-    """Finished cases of an earlier, killed call; a last line that was cut short is cut off, its case done again."""
+    """Return the finished cases of an earlier, killed call. A truncated last line is removed, its case done again."""
     if not path.exists():
         return {}
     content = storage.read_bytes(path)

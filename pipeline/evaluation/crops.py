@@ -1,6 +1,6 @@
-"""Which images are worth a look, and the part of each that shows most: the pictures of the report.
+"""The choice of images for the report's pictures, and of the most informative part of each.
 
-An evaluation keeps numbers, not images; the few that are shown are restored again.
+An evaluation keeps numbers, not images, so the few images that are shown are restored again.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pipeline.inference.texture import textured_crops
 
 @dataclass(frozen=True)
 class Shown:
-    """Hold a case restored again, and its square with most structure."""
+    """Hold a case that was restored again, and its square with the most structure."""
 
     case: Case
     hr: np.ndarray  # (H, W, 3) uint8
     lr: np.ndarray  # (H/s, W/s, 3) float32
     kernel: np.ndarray  # (k, k), true
-    estimates: dict[str, Estimate]  # by method
-    psnr: dict[str, float]  # by method, the protocol's headline metric, dB
-    top: int  # of the square, HR pixels, multiples of the scale
+    estimates: dict[str, Estimate]  # by method name
+    psnr: dict[str, float]  # by method name, the protocol's headline metric, dB
+    top: int  # top of the square, HR pixels, a multiple of the scale
     left: int
     side: int
 
@@ -47,14 +47,14 @@ class Shown:
 
 
 def judged_method(methods: Sequence[str] | Mapping[str, object]) -> str:
-    """Return the method that an evaluation is about: blind where the model is."""
+    """Return the method that an evaluation judges: `blind` if the model is blind."""
     return BLIND if BLIND in methods else NONBLIND
 
 
 def best_median_worst(rows: Sequence[Row], metric: str) -> dict[str, Row]:
-    """Choose three rows by rank from those of one scale, noise level and method, of three images if there are.
+    """Choose three rows by rank from those of one scale, noise level and method, from three images if possible.
 
-    An image's rank is its mean over the kernels, and it is shown with the kernel whose value is the median of its own.
+    An image's rank is its mean over the kernels. It is shown with the kernel that has its median value.
     """
     by_image: dict[str, list[Row]] = {}
     for row in rows:
@@ -76,15 +76,15 @@ def restore_again(
     protocol: Protocol,
     side: int,
 ) -> Shown:
-    """Restore a case again by all methods, and find its square with most structure.
+    """Restore a case again by all methods, and find its square with the most structure.
 
     Args:
-        case: what was degraded.
+        case: image and degradation.
         rows: all results.
-        kernels: by scale, (N, k, k).
-        models: by the method's name.
-        protocol: of the evaluation.
-        side: of the square, pixels at most.
+        kernels: kernels (N, k, k) by scale.
+        models: models by method name.
+        protocol: protocol of the evaluation.
+        side: largest side of the square in pixels.
     """
     scale, sigma = case.scale, case.sigma
     hr = crop_hr(decode_image(storage.read_bytes(case.image)), scale, protocol)

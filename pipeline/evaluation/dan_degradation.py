@@ -1,7 +1,7 @@
-"""DAN's degradation (Luo et al., NeurIPS 2020), and the kernel that says the same in ours.
+"""DAN's degradation (Luo et al., NeurIPS 2020), and the equivalent kernel in our degradation.
 
-DAN blurs by correlation over mirrored edges and then shrinks by MATLAB's antialiased bicubic, whose LR pixels lie in
-the middle of their s x s blocks. For whole factors that bicubic is itself a blur and a decimation, so one larger
+DAN blurs by correlation over mirrored edges and then shrinks by MATLAB's antialiased bicubic, whose LR pixels are in
+the middle of their s x s blocks. For integer factors that bicubic is itself a blur and a decimation, so one larger
 kernel, (s - 1) / 2 pixels off the centre, describes both steps in y = (x (*) k) down_s: `equivalent_kernel`.
 """
 
@@ -37,24 +37,24 @@ def degrade_dan(hr: np.ndarray, kernel: np.ndarray, scale: int) -> np.ndarray:
 def equivalent_kernel(kernel: np.ndarray, scale: int) -> np.ndarray:
     """Return the (k', k') float32 kernel, k' odd, with which circular convolution and decimation do the same.
 
-    Away from the edges, that is, where mirrored and wrapped images differ. It sums to 1 and has the bicubic's
-    negative lobes.
+    This holds away from the edges, where mirrored and wrapped images differ. The kernel sums to 1 and has the
+    bicubic's negative lobes.
     """
     line = reduction_line("bicubic", scale, "centre")
-    # Correlation with k is convolution with k turned by 180 degrees.
+    # Correlation with k is convolution with k rotated by 180 degrees.
     return signal.convolve2d(kernel[::-1, ::-1].astype(np.float64), np.outer(line, line)).astype(np.float32)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (H, W, 3) as MATLAB's `imresize`: bicubic, antialiased where it shrinks, edge pixels mirrored."""
+    """Resize (H, W, 3) like MATLAB's `imresize`: bicubic, antialiased if it shrinks, edge pixels mirrored."""
     rows, columns = _resampling(image.shape[0], height), _resampling(image.shape[1], width)
     return np.einsum("ih,hwc,jw->ijc", rows, image, columns, optimize=True)
 
 
 def _resampling(count: int, to: int) -> np.ndarray:
-    """(to, count) weights of a line's pixels in a resized line."""
+    """Return the (to, count) weights of a line's pixels in a resized line."""
     ratio = to / count
-    sharpness = min(ratio, 1.0)  # a shrinking filter is as much wider
+    sharpness = min(ratio, 1.0)  # a shrinking filter is wider by this ratio
     reach = int(np.ceil(2 / sharpness)) + 1
     centre = (np.arange(to) + 0.5) / ratio - 0.5
     taps = np.floor(centre).astype(int)[:, None] + np.arange(-reach, reach + 1)

@@ -23,25 +23,25 @@ from pipeline.evaluation.summary import Cell, cells, print_tables, summarise
 
 REPORT, BARS, SAMPLES = "report.html", "psnr-by-kernel.png", "samples.png"
 _KIND = "evaluation"
-_SQUARE = 160  # HR pixels of a picture in the report
+_SQUARE = 160  # side of a picture in the report, HR pixels
 
 
 def run_evaluation(settings: EvaluationSettings, output: str | Path) -> dict[str, float]:
     """Evaluate, print the tables, write results and pictures to `output`, record them with a registered model.
 
-    Writes results.parquet (a row a case and method), summary.json, report.html (one self-contained page),
+    The files are results.parquet (a row per case and method), summary.json, report.html (one self-contained page),
     psnr-by-kernel.png and samples.png.
 
     Returns:
         The headline numbers by name, such as `psnr.usrnet-table1.Set5-1a2b3c4d.x2.blind`.
 
     Args:
-        settings: what is compared on what.
+        settings: models, images and protocol.
         output: folder or s3:// prefix; a killed evaluation of the same settings is resumed there.
 
     Raises:
-        BadRequestError: no such model, image, kernel or protocol, they do not fit each other, or the output holds
-            something else.
+        BadRequestError: there is no such model, image, kernel or protocol, they do not fit each other, or the output
+            holds something else.
     """
     place = uris.absolute(output)
     with own_output(place, _KIND, _names(place)) as lease, local_folder(place, check=lease.check) as folder:
@@ -49,13 +49,13 @@ def run_evaluation(settings: EvaluationSettings, output: str | Path) -> dict[str
 
 
 def _names(place: str) -> tuple[str, ...]:
-    """List what may not lie there without a mark: nothing where an earlier version, which made none, has finished."""
+    """List the names that an output without a mark may not have; none if an earlier version without marks finished."""
     where = uris.join(place, SUMMARY)
     try:
         summary = storage.read_json(where, nan=True) if storage.exists(where) else None  # measured values may be NaN
     except UnavailableError:
         raise
-    except ArtefactError:  # no JSON: somebody else's
+    except ArtefactError:  # not JSON: from another program
         summary = None
     ours = isinstance(summary, dict) and "made_from" in summary
     return () if ours else (JOURNAL, RESULTS, SUMMARY, REPORT, BARS, SAMPLES)
@@ -67,7 +67,7 @@ def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, 
 
     version = versions.find(settings.model) if settings.model.startswith(REGISTRY) else None
     if version is not None:
-        # By number: an alias may move while we work.
+        # By number, since an alias may move meanwhile.
         settings = settings.model_copy(update={"model": version.uri})
     plan = prepare(settings)
     rows, reused = evaluate(plan, output)
@@ -85,7 +85,7 @@ def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, 
         lease.check()
         save(rows, summary, output)
     if version is not None:
-        # Also when it was computed before: a kill may have come between the results and this.
+        # Also if the results existed before: a kill may have come between the results and this step.
         uri = versions.store_uri()
         versions.add_metrics(uri, version.name, version.number, headline)
         folder = f"evaluation/{protocol.name}/{plan.about['test_set']}"
@@ -94,7 +94,7 @@ def _run(settings: EvaluationSettings, output: Path, lease: Lease) -> dict[str, 
 
 
 def _write_pictures(plan: Plan, rows: list[Row], table: Sequence[Cell], output: Path) -> None:
-    """The page and the two pictures; a few cases are restored again for them, since no image was kept."""
+    """Write the page and the two pictures; a few cases are restored again for them, since no image was kept."""
     kernels, models, protocol = plan.kernels, plan.models, plan.protocol
     numbers = [n for n in (2, 7, 10) if n <= plan.about["kernel_count"]] or [1]
     storage.write_bytes(output / BARS, figures.bars(table, kernels, protocol))
@@ -110,7 +110,7 @@ def _write_pictures(plan: Plan, rows: list[Row], table: Sequence[Cell], output: 
 
 
 def planned(settings: EvaluationSettings, output: str | Path) -> str:
-    """Describe what an evaluation would compute. Raises what it would raise before it starts."""
+    """Describe what an evaluation would compute. Raises the same errors as the evaluation before it starts."""
     place = uris.absolute(output)
     check_own(place, _KIND, _names(place))
     plan = prepare(settings)

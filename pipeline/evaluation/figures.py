@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLOURS = {BICUBIC: "#9aa5b1", BLIND: "#d1495b", NONBLIND: "#2a6f97"}
 _OTHERS = ("#66a182", "#edae49", "#8d5a97")
 _INK = "#22303c"
-_DETAIL = 112  # HR pixels of a row's cut-out
+_DETAIL = 112  # side of a row's detail, HR pixels
 
 
 def bars(table: Sequence[Cell], kernels: Mapping[int, np.ndarray], protocol: Protocol) -> bytes:
@@ -68,15 +68,15 @@ def samples(
 ) -> bytes:
     """Draw a row for each of the kernels `chosen`: a detail of LR and of every method, and the kernels, as PNG.
 
-    The image shown with a kernel is the one whose PSNR is the median, so that it is typical; the detail is where
-    the HR image has most structure. The rows come from the first scale and noise level of the evaluation.
+    A kernel is shown with the image of median PSNR, which is typical. The detail is where the HR image has the most
+    structure. The rows come from the first scale and noise level of the evaluation.
 
     Args:
         rows: the results.
-        kernels: by scale, (N, k, k).
+        kernels: kernels (N, k, k) by scale.
         chosen: numbers of the kernels, from 1.
-        models: by the method's name.
-        protocol: of the evaluation.
+        models: models by method name.
+        protocol: protocol of the evaluation.
     """
     setting = rows[0].setting
     method = judged_method(models)
@@ -115,7 +115,7 @@ def _show_kernel(axis: Axes, kernel: np.ndarray, title: str | None = None) -> No
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure that needs no display."""
+    """Make a figure that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

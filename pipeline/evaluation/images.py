@@ -1,4 +1,4 @@
-"""Which images an evaluation can use."""
+"""The check of which images an evaluation can use."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pipeline.images.decode import decode_image
 def checked_images(
     uri: str, kernels: Mapping[int, np.ndarray], protocol: Protocol
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the sha256 of every image by its URI, and the reason for each that cannot be read or compared.
+    """Return the sha256 of every image by its URI, and the reason for each image that cannot be read or compared.
 
     Raises:
-        BadRequestError: no image can be used, or one is too small for a case of it to be computed.
+        BadRequestError: no image can be used, or an image is too small for its cases.
     """
     if suffix(uri) != ".txt" and storage.is_file(uris.absolute(uri)):
         raise BadRequestError(
@@ -68,7 +68,7 @@ def _skip(uri: str, reason: str, skipped: dict[str, str]) -> None:
 
 
 def _has_one_colour(image: np.ndarray, scale: int, protocol: Protocol) -> bool:
-    """Tell whether the compared part of an image has no structure: its PSNR is infinite, and with it every mean."""
+    """Return whether the compared part of an image is flat, which would make its PSNR and every mean infinite."""
     border = protocol.border_pixels(scale)
     compared = crop_hr(image, scale, protocol)[border:-border, border:-border]
     return bool((compared == compared[0, 0]).all())

@@ -1,4 +1,4 @@
-"""The peak memory of a restoration, above what its process held before."""
+"""The peak memory of a restoration, above the memory that its process held before."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MIB = 2**20
 
 
 class PeakMemory:
-    """Measure a block's peak memory above what was held before: `with PeakMemory(device) as used`, `used.mib`.
+    """Measure a block's additional peak memory: `with PeakMemory(device) as used`, then `used.mib`.
 
-    On CUDA the peak of tensors (`max_memory_allocated`). On the CPU the growth of the process's resident memory:
-    free memory that the C library kept is given back first, else work done before would make later work look free.
-    `mib` is None where the system does not tell (it is Linux that does).
+    On CUDA it is the peak of tensors (`max_memory_allocated`), on the CPU the growth of the process's resident memory.
+    Free memory kept by the C library is returned first, since otherwise earlier work would make later work look free.
+    `mib` is None on systems that do not report it (only Linux does).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -54,7 +54,7 @@ def _reset_peak() -> bool:
 
 
 def _resident(field: str) -> float | None:
-    """MiB of a field of /proc/self/status."""
+    """Return a field of /proc/self/status in MiB."""
     try:
         found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
     except OSError:

@@ -1,4 +1,4 @@
-"""Image and kernel metrics: pure NumPy, one value an image.
+"""Image and kernel metrics in pure NumPy, one value per image.
 
 Images are (H, W, 3) or (H, W), uint8 (peak 255) or floating point (peak 1), both of one kind. Luma is BT.601 studio
 swing (16..235) without rounding, the convention of the super-resolution literature.
@@ -48,8 +48,8 @@ def psnr(image: np.ndarray, reference: np.ndarray, *, border: int = 0, channel: 
 def ssim(image: np.ndarray, reference: np.ndarray, *, border: int = 0, channel: Channel = "rgb") -> float:
     """Compute structural similarity (Wang et al. 2004), 11 x 11 Gaussian windows of sigma 1.5 inside the image.
 
-    Equals `skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`,
-    averaged over the channels. A stack of images gives the mean of their values.
+    The value equals `skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False)`, averaged over the channels. A stack of images gives the mean of their values.
 
     Args:
         image: the estimate, (H, W, 3), (H, W) or (N, H, W, 3), sides of at least 11.
@@ -78,7 +78,7 @@ def ssim(image: np.ndarray, reference: np.ndarray, *, border: int = 0, channel: 
 
 @dataclass(frozen=True)
 class Shifted:
-    """Hold the PSNR after the translation of the estimate that fits the reference best."""
+    """Hold the PSNR after the best translation of the estimate."""
 
     psnr: float  # dB
     dy: float  # pixels by which the estimate was moved, down
@@ -88,10 +88,10 @@ class Shifted:
 def psnr_shifted(image: np.ndarray, reference: np.ndarray, *, border: int = 0, reach: int = 6) -> Shifted:
     """Compute RGB PSNR after the best circular sub-pixel shift of `image`.
 
-    No blind method can see a translation that its kernel absorbs; this value does not punish it. The whole-pixel
-    shift comes from the cross-correlation of the lumas, the fraction from Gauss-Newton steps on the squared error
-    (resampling by Lanczos-4). The circular shift fits circular data, so the border crop stays that of `psnr`,
-    and the value is never below it.
+    No blind method can detect a translation that its kernel absorbs, and this value does not penalise it. The
+    whole-pixel shift comes from the cross-correlation of the lumas, the fraction from Gauss-Newton steps on the squared
+    error (resampling by Lanczos-4). The circular shift suits periodic data, so the border crop stays that of `psnr`,
+    and the value is never lower.
 
     Args:
         image: the estimate, (H, W, 3).
@@ -112,10 +112,10 @@ def psnr_shifted(image: np.ndarray, reference: np.ndarray, *, border: int = 0, r
         error = (fixed - moved)[inside, inside].ravel()
         slopes = np.stack([-gy[inside, inside].ravel(), -gx[inside, inside].ravel()])
         step = np.linalg.lstsq(slopes @ slopes.T, slopes @ error, rcond=None)[0]
-        # One pixel is the range in which a linearised image can be believed.
+        # A linearised image is valid within a range of about one pixel.
         step = np.clip(step, -0.5, 0.5)
         dy, dx = float(np.clip(dy + step[0], -reach, reach)), float(np.clip(dx + step[1], -reach, reach))
-        if np.abs(step).max() < 1 / 64:  # half a step of the grid that Lanczos moves on
+        if np.abs(step).max() < 1 / 64:  # half a step of the Lanczos grid
             break
     a, b = _scaled(image), _scaled(reference)
     error_squared = np.mean((_translate(a.astype(np.float32), dy, dx) - b)[inside, inside] ** 2)
@@ -125,10 +125,10 @@ def psnr_shifted(image: np.ndarray, reference: np.ndarray, *, border: int = 0, r
 
 @dataclass(frozen=True)
 class KernelError:
-    """Say how well an estimated kernel fits the true one, up to a translation."""
+    """Hold how well an estimated kernel fits the true one, up to a translation."""
 
     psnr: float  # dB, the peak is the true kernel's maximum
-    correlation: float  # cosine of the angle between the two, 1 is perfect
+    correlation: float  # cosine of the angle between the two; 1 is perfect
     dy: float  # pixels by which the estimate was moved, down
     dx: float  # and right
 
@@ -136,8 +136,8 @@ class KernelError:
 def compare_kernels(estimate: np.ndarray, truth: np.ndarray) -> KernelError:
     """Compare two kernels, each (k, k) with its own odd side, after the best sub-pixel shift.
 
-    Both are laid centre on centre on a grid of the larger side plus as much room as they can move. The shift
-    maximises the cross-correlation, refined on a fortieth of a pixel through the Fourier transform.
+    Both are centred on a grid of the larger side plus a margin for the shift. The shift maximises the
+    cross-correlation, refined to a fortieth of a pixel by the Fourier transform.
     """
     side = 2 * max(*estimate.shape, *truth.shape) + 1
     a, b = embed_kernel(estimate, side), embed_kernel(truth, side)
@@ -154,14 +154,14 @@ def compare_kernels(estimate: np.ndarray, truth: np.ndarray) -> KernelError:
     moved = np.fft.ifft2(np.fft.fft2(a) * ramp).real
     energy = float(np.linalg.norm(moved) * np.linalg.norm(b))
     correlation = float(np.sum(moved * b)) / max(energy, 1e-30)
-    # The error is counted on the true kernel's own support, so that the room for moving does not dilute it.
+    # The error is measured on the true kernel's support, so that the margin does not dilute it.
     error = float(np.sum((moved - b) ** 2)) / truth.size
     peak = float(np.max(truth)) ** 2
     return KernelError(10 * float(np.log10(peak / max(error, 1e-20))), correlation, dy, dx)
 
 
 def embed_kernel(kernel: np.ndarray, side: int) -> np.ndarray:
-    """Lay an odd (k, k) kernel centre on centre on a (side, side) grid: zero-padded, or cropped when it is larger."""
+    """Pad an odd (k, k) kernel with zeros around its centre to (side, side), or crop it if it is larger."""
     size = kernel.shape[0]
     if side < size:
         cut = (size - side) // 2
@@ -171,7 +171,7 @@ def embed_kernel(kernel: np.ndarray, side: int) -> np.ndarray:
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Compute (H, W) float64 BT.601 studio-swing luma, 16..235, of (H, W, 3) or (H, W); grey is taken as it is."""
+    """Compute (H, W) float64 BT.601 studio-swing luma, 16..235, of (H, W, 3) or (H, W); grey is unchanged."""
     scaled = _scaled(image)
     return scaled if scaled.ndim == 2 else np.asarray(scaled @ _LUMA + 16.0)
 
@@ -179,7 +179,7 @@ def luma(image: np.ndarray) -> np.ndarray:
 def _comparable(
     image: np.ndarray, reference: np.ndarray, border: int, channel: Channel
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both images on the 0..255 scale in float64, cropped."""
+    """Convert both images to the 0..255 scale in float64, and crop them."""
     if image.shape != reference.shape:
         raise ValueError(f"images of different shape: {image.shape} and {reference.shape}")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
@@ -206,7 +206,7 @@ def _blur(image: np.ndarray) -> np.ndarray:
 
 
 def _whole_shift(moving: np.ndarray, fixed: np.ndarray, reach: int) -> tuple[float, float]:
-    """The circular whole-pixel shift within `reach` with the highest cross-correlation."""
+    """Find the circular whole-pixel shift within `reach` with the highest cross-correlation."""
     # SciPy's transforms stay in float32.
     spectrum = fft.rfft2(fixed - fixed.mean()) * np.conj(fft.rfft2(moving - moving.mean()))
     correlation = fft.irfft2(spectrum, s=fixed.shape)
@@ -217,7 +217,7 @@ def _whole_shift(moving: np.ndarray, fixed: np.ndarray, reach: int) -> tuple[flo
 
 
 def _translate(image: np.ndarray, dy: float, dx: float) -> np.ndarray:
-    """Circular shift by (dy, dx) pixels, Lanczos-4 interpolation on a grid of 1/32 pixel."""
+    """Shift an image circularly by (dy, dx) pixels, with Lanczos-4 interpolation on a grid of 1/32 pixel."""
     whole_y, whole_x = round(dy), round(dx)
     rolled = np.roll(image, (whole_y, whole_x), axis=(0, 1))
     if whole_y == dy and whole_x == dx:

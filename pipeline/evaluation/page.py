@@ -1,6 +1,6 @@
-"""The report as one page that needs nothing else: every style, script and picture is inside it.
+"""The report as one self-contained page, with every style, script and picture inside.
 
-This file turns means and pictures into what the template shows; `template/` says how it looks.
+This file prepares means and pictures for the template; `template/` defines the appearance.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def render(
     """Write the page as HTML.
 
     Args:
-        about: provenance, as `pipeline.evaluation.compute.prepare` makes it.
+        about: provenance from `pipeline.evaluation.compute.prepare`.
         table: means over the images.
-        rows: the results, for one estimate of every kernel.
-        kernels: by scale, (N, k, k).
-        shown: pictures with what is said of them ("best").
-        protocol: of the evaluation.
+        rows: the results, from which one estimate of every kernel is shown.
+        kernels: kernels (N, k, k) by scale.
+        shown: pictures by their caption ("best").
+        protocol: protocol of the evaluation.
     """
     title, version = _title(about["model"])
     metrics = dict.fromkeys((protocol.headline, *_METRICS))
@@ -88,7 +88,7 @@ def render(
 
 
 def _title(model: str) -> tuple[str, str | None]:
-    """The model's name, and its version if it is registered."""
+    """Return the model's name, and its version if it is registered."""
     if model.startswith(REGISTRY):
         name, _, version = model.removeprefix(REGISTRY).rpartition("/")
         return name, version
@@ -96,7 +96,7 @@ def _title(model: str) -> tuple[str, str | None]:
 
 
 def _settings(protocol: Protocol) -> list[tuple[str, str]]:
-    """The protocol's fields as text, without those it does not use."""
+    """Return the protocol's fields as text, without unused ones."""
     found = []
     for name, value in protocol.model_dump(exclude={"name"}, exclude_none=True).items():
         if name == "sigmas":
@@ -114,7 +114,7 @@ _Panels = Mapping[tuple[int, float], Mapping[str, Cell]]
 
 
 def _panel(panel: tuple[int, float], panels: _Panels, metrics: Sequence[str], kernels: np.ndarray) -> dict[str, Any]:
-    """One scale and noise level: its line in the overview, and a table for each metric."""
+    """Prepare one scale and noise level: its line in the overview, and a table for each metric."""
     chosen = panels[panel]
     everything = range(1, len(kernels) + 1)
     headline = metrics[0]
@@ -137,12 +137,12 @@ def _panel(panel: tuple[int, float], panels: _Panels, metrics: Sequence[str], ke
 
 
 def _table(chosen: Mapping[str, Cell], metric: str, kernels: np.ndarray) -> dict[str, Any]:
-    """A row for each kernel and for the mean of each group of kernels."""
+    """Prepare a table with a row for each kernel and for the mean of each group of kernels."""
     groups = kernel_groups(len(kernels))
     lines = [(str(k), [k]) for k in range(1, len(kernels) + 1)]
     lines += [(f"{name} mean" if name != "all" else "mean", members) for name, members in groups.items()]
     values = [{method: cell.mean(metric, members) or 0.0 for method, cell in chosen.items()} for _, members in lines]
-    # Bars begin a little below the smallest value: a PSNR has no meaningful zero.
+    # Bars start a little below the smallest value, since a PSNR has no meaningful zero.
     every = [v for row in values for v in row.values()]
     low, high = min(every) - 1.5, max(every)
     judged = judged_method(chosen)
@@ -168,7 +168,7 @@ def _table(chosen: Mapping[str, Cell], metric: str, kernels: np.ndarray) -> dict
 
 
 def _bar(values: Mapping[str, float], judged: str, low: float, high: float) -> list[dict[str, Any]]:
-    """Bicubic, then what the method gains or loses, then what knowing the kernel would add; widths in percent."""
+    """Return the parts of a bar: bicubic, gain or loss of the method, gain of the known kernel; widths in percent."""
     floor, value = values[BICUBIC], values[judged]
     parts = [("bicubic", low, min(floor, value))]
     parts.append((f"gain {judged}", floor, value) if value >= floor else ("loss", value, floor))
@@ -179,7 +179,7 @@ def _bar(values: Mapping[str, float], judged: str, low: float, high: float) -> l
 
 
 def _gap(difference: float, *, gain: bool) -> dict[str, Any]:
-    """A number with a colour: of a gap to the known kernel by its grade, of a gain by its sign."""
+    """Return a number with a colour, by grade for a gap to the known kernel and by sign for a gain."""
     css: str
     if gain:
         css, strength = ("good" if difference > 0 else "bad"), min(45.0, 10 + 8 * abs(difference))
@@ -190,7 +190,7 @@ def _gap(difference: float, *, gain: bool) -> dict[str, Any]:
 
 
 def _strip(rank: str, shown: Shown, protocol: Protocol) -> dict[str, Any]:
-    """One case as tiles: LR, every method, HR."""
+    """Prepare one case as tiles: LR, every method, HR."""
     case = shown.case
     tiles = [{"name": "LR", "source": _png(shown.lr_part()), "psnr": None}]
     for method, estimate in shown.estimates.items():
@@ -215,7 +215,7 @@ def _kernel_sets(
     by_panel: _Panels,
     kernels: Mapping[int, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """The true kernels, once if nothing was estimated; else true and estimated for each scale and noise level."""
+    """Prepare the kernels: the true ones once, or true and estimated for each scale and noise level."""
     found = []
     for scale, sigma in panels:
         blind = [r for r in rows if r.setting == (scale, sigma) and r.method == BLIND]
@@ -226,7 +226,7 @@ def _kernel_sets(
             if of_kernel:
                 estimate = np.asarray(of_kernel[len(of_kernel) // 2].measures.kernel_estimate, np.float32)
                 side = round(len(estimate) ** 0.5)
-                # At the size of the true one, so that both are drawn to the same scale.
+                # At the size of the true kernel, so that both are drawn to the same scale.
                 pictures.append(_kernel_picture(embed_kernel(estimate.reshape(side, side), kernel.shape[0])))
                 correlation = f"{np.mean([_correlation(r) for r in of_kernel]):.3f}"
             members.append({"number": number, "pictures": pictures, "correlation": correlation})
@@ -240,7 +240,7 @@ def _correlation(row: Row) -> float:
 
 
 def _chart(panel: tuple[int, float], chosen: Mapping[str, Cell]) -> dict[str, Any] | None:
-    """PSNR after each round, in the coordinates of an SVG; nothing for a model without rounds."""
+    """Prepare the PSNR after each round, in the coordinates of an SVG; None for a model without rounds."""
     if BLIND not in chosen or len(chosen[BLIND].psnr_rounds) < 2:
         return None
     values = chosen[BLIND].psnr_rounds
@@ -283,7 +283,7 @@ def _name(method: str) -> str:
 
 
 def _kernel_picture(kernel: np.ndarray) -> str:
-    """White on black, square root of the values so that tails show."""
+    """Draw a kernel white on black, by the square root of its values so that tails are visible."""
     grey = np.sqrt(np.maximum(kernel, 0) / kernel.max())
     return _png(grey_to_rgb((grey * 255).round().astype(np.uint8)))
 

@@ -1,4 +1,4 @@
-"""An evaluation protocol is data: how the LR image is made, what the output is compared on, what the headline is."""
+"""Evaluation protocols as data: how the LR image is made, how the output is compared, and the headline metric."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _Sigmas = Annotated[tuple[Sigma, ...], Field(min_length=1), AfterValidator(disti
 
 
 class Protocol(Frozen):
-    """Define what every number of a table depends on. Noise is the same for every image of one size."""
+    """Define all that affects the numbers of a table. Noise is the same for every image of one size."""
 
-    # Part of the names of metrics and of a folder: what MLflow would refuse after the work is refused here.
+    # Part of the names of metrics and of a folder. Names that MLflow would refuse after the work are refused here.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     multiple: int = Field(8, ge=1, description="images are cropped to multiples of lcm(scale, this)")
     crop: int | None = Field(None, ge=48, description="longest side kept, cut from the middle; none keeps whole images")
@@ -56,22 +56,22 @@ class Protocol(Frozen):
         return scale if self.border == "scale" else scale * scale
 
     def size_multiple(self, scale: int) -> int:
-        """Return what height and width of the HR image are multiples of."""
+        """Return the number of which height and width of the HR image are multiples."""
         return lcm(scale, self.multiple)
 
     def kernels(self, scale: int) -> np.ndarray:
-        """Return the protocol's own kernels (8, 21, 21), else the twelve of the benchmark (12, 25, 25)."""
+        """Return the protocol's own kernels (8, 21, 21), otherwise the twelve of the benchmark (12, 25, 25)."""
         if self.gaussian_widths is None:
             return benchmark_kernels()
         return gaussian8(self.gaussian_widths[scale])
 
     @property
     def grid(self) -> Grid:
-        """Return where LR pixels lie in their blocks: only direct decimation keeps the corner."""
+        """Return the position of LR pixels in their blocks: the corner only for direct decimation."""
         return "corner" if self.degradation == "usrnet" else "centre"
 
     def assumed_kernel(self, kernel: np.ndarray, scale: int) -> np.ndarray:
-        """Convert a kernel to its equivalent in y = (x (*) k) down_s, which restorers assume."""
+        """Convert a kernel to its equivalent in the restorers' model, y = (x (*) k) down_s."""
         match self.degradation:
             case "usrnet":
                 return kernel
@@ -84,14 +84,14 @@ class Protocol(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _refuse_mistakes(cls, given: object) -> object:
-        """Refuse empty texts, and truth values in the place of numbers, as settings of jobs do."""
+        """Refuse empty strings, and booleans in place of numbers, as settings of jobs do."""
         if isinstance(given, Mapping):
             check_given(given, cls)
         return given
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Protocol:
-        """A setting that the degradation does not use is a mistake."""
+        """Refuse a setting that the degradation does not use."""
         for name in ("jpeg", "reduction"):
             if self.degradation != "camera" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect without degradation 'camera'; leave it out")
@@ -109,12 +109,12 @@ _TABLE1: dict[int, tuple[float, ...]] = {1: (0.0,), 2: (0.0,), 3: (0.0, 2.55 / 2
 _CAMERA_REDUCTIONS: tuple[Reduction, ...] = ("area", "bicubic")
 
 PROTOCOLS = {
-    # USRNet (CVPR 2020), Table 1, as its published script computes it: circular blur whose LR image is floored to
-    # 8 bit, upper-left decimation, RGB PSNR with a border of s^2. The table has noise at x3 only.
+    # USRNet (CVPR 2020), Table 1, as computed by its published script: circular blur whose LR image is floored to
+    # 8 bit, upper-left decimation, RGB PSNR with a border of s^2. The table has noise only at x3.
     "usrnet-table1": Protocol(name="usrnet-table1", sigmas=_TABLE1),
-    # The same without any quantisation: what the method does on the model it assumes.
+    # The same without any quantisation, so that the method's model holds exactly.
     "float": Protocol(name="float", sigmas=_TABLE1, lr_quantize="none", round_output=False),
-    # DAN (NeurIPS 2020), setting 1: eight widths a scale, bicubic downsampling, 8-bit LR images, PSNR of the luma.
+    # DAN (NeurIPS 2020), setting 1: eight widths per scale, bicubic downsampling, 8-bit LR images, PSNR of the luma.
     "dan-gaussian8": Protocol(
         name="dan-gaussian8",
         multiple=1,
@@ -125,8 +125,8 @@ PROTOCOLS = {
         border="scale",
         headline="psnr_y",
     ),
-    # Pictures as cameras and web sites make them: seen without what lies beyond their edges, on the grid of every
-    # enlargement, with noise, 8 bit and JPEG; nobody tells the noise level.
+    # Pictures as from cameras and web sites: cropped from a larger scene, on the centred grid of resizing functions,
+    # with noise, 8 bit and JPEG; the noise level is not known.
     **{
         f"camera-{reduction}" + (f"-q{quality}" if quality else ""): Protocol(
             name=f"camera-{reduction}" + (f"-q{quality}" if quality else ""),
@@ -146,8 +146,8 @@ def load_protocol(name_or_path: str) -> Protocol:
     """Load a protocol by its name, or from a YAML file with the fields of `Protocol`.
 
     Raises:
-        BadRequestError: no such name or file, the file's fields do not validate, or it takes the name of another
-            protocol, under which numbers are kept and compared.
+        BadRequestError: there is no such name or file, the file's fields do not validate, or it uses the name of
+            another protocol, whose numbers would then be mixed with its own.
     """
     if name_or_path in PROTOCOLS:
         return PROTOCOLS[name_or_path]

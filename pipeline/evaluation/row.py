@@ -1,4 +1,4 @@
-"""What an evaluation records: the case, the method, and every measure of its result."""
+"""The records of an evaluation: the case, the method, and every measure of its result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True)
 class Case:
-    """Say what is degraded, and how."""
+    """Hold an image and its degradation."""
 
     image: str  # URI
     kernel: int  # 1-based number in the kernel set
@@ -28,7 +28,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measures:
-    """Hold every measure of one result; None where a method has no such thing."""
+    """Hold every measure of one result; None if it does not apply to the method."""
 
     psnr_rgb: float  # dB, like all PSNR here
     psnr_y: float
@@ -41,7 +41,7 @@ class Measures:
     psnr_rounds: list[float]  # RGB PSNR after each kernel estimate
     kernel_estimate: list[float] | None  # k * k values, row by row
     seconds: float
-    memory_mib: float | None  # peak above what the process held before
+    memory_mib: float | None  # peak above the memory that the process held before
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def setting(self) -> tuple[int, float]:
-        """Return scale and noise level: what has a table of its own."""
+        """Return scale and noise level, which determine the table."""
         return self.case.scale, self.case.sigma
 
     def metric(self, name: str) -> float | None:
@@ -67,14 +67,14 @@ class Row:
         return float(getattr(self.measures, name))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row as results.parquet and the journal hold it."""
+        """Return the row in the form of results.parquet and the journal."""
         case = self.case
         key = {"image": case.name, "kernel": case.kernel, "scale": case.scale, "sigma": case.sigma, "uri": case.image}
         return key | {"method": self.method} | dataclasses.asdict(self.measures)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """Make a row of what `as_dict` returned. Raises KeyError or ValueError where it is missing, or no number."""
+        """Make a row from the result of `as_dict`. Raises KeyError for a missing value, ValueError for a wrong one."""
         measures = _MEASURES.validate_python({field.name: values[field.name] for field in dataclasses.fields(Measures)})
         case = Case(values["uri"], values["kernel"], values["scale"], values["sigma"])
         return cls(case, values["method"], measures)

@@ -1,4 +1,4 @@
-"""What an evaluation compares on what: light enough for a command's --help."""
+"""The settings of an evaluation, in a module that is quick to import for a command's --help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the rows of an evaluation to what people read: means over images, the headline numbers, the terminal table."""
+"""Summaries of an evaluation's rows: means over images, the headline numbers, the terminal table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.evaluation.protocol import Protocol
 from pipeline.evaluation.row import Row
 from pipeline.evaluation.wording import grade, noise_text
 
-# The metrics that summary.json holds as means, besides the headline.
+# Metrics whose means are in summary.json, besides the headline.
 _AVERAGED = (
     *("psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y", "psnr_rgb_shifted"),
     *("kernel_psnr", "kernel_correlation", "lr_residual", "seconds", "memory_mib"),
@@ -31,7 +31,7 @@ class Cell:
     scale: int
     sigma: float
     method: str
-    by_kernel: dict[str, list[float | None]]  # metric -> a value for each kernel, None where the method has none
+    by_kernel: dict[str, list[float | None]]  # metric -> a value for each kernel, None if it does not apply
     psnr_rounds: list[float]  # mean PSNR after each kernel estimate; empty for methods without rounds
 
     def mean(self, metric: str, kernels: Sequence[int]) -> float | None:
@@ -41,13 +41,13 @@ class Cell:
 
 
 def kernel_groups(count: int) -> dict[str, list[int]]:
-    """Group the kernels' numbers, from 1: of twelve, as the benchmark's, the Gaussian and the motion ones, and all."""
+    """Group the kernels' numbers, from 1: all, and for twelve, as in the benchmark, also Gaussian and motion."""
     groups = {"gaussian": list(range(1, 9)), "motion": list(range(9, 13))} if count == 12 else {}
     return groups | {"all": list(range(1, count + 1))}
 
 
 def cells(rows: Sequence[Row], kernel_count: int) -> list[Cell]:
-    """Average the rows over images, in their order."""
+    """Average the rows over images, keeping their order."""
     grouped: dict[tuple[int, float, str], list[Row]] = defaultdict(list)
     for row in rows:
         grouped[*row.setting, row.method].append(row)
@@ -66,7 +66,7 @@ def cells(rows: Sequence[Row], kernel_count: int) -> list[Cell]:
 
 
 def summarise(about: dict[str, Any], table: Sequence[Cell], protocol: Protocol) -> dict[str, Any]:
-    """Make what `summary.json` holds: the provenance, every mean, and the headline numbers by name."""
+    """Make the content of `summary.json`: the provenance, every mean, and the headline numbers by name."""
     groups = kernel_groups(about["kernel_count"])
     return {
         **about,
@@ -91,11 +91,11 @@ def headline(
 ) -> dict[str, float]:
     """Name the headline numbers, `psnr.<protocol>.<test set>.x2.blind` and the like: means over kernels.
 
-    The name says what the number was measured on, so that numbers of the same name can be compared.
+    The name includes the test set, so that numbers with the same name can be compared.
 
     Args:
         table: means over the images.
-        protocol: of the evaluation.
+        protocol: protocol of the evaluation.
         groups: kernel numbers by the group's name.
         test_set: name and digest of the images.
     """
@@ -113,13 +113,13 @@ def headline(
 
 
 def print_tables(table: Sequence[Cell], kernel_count: int, protocol: Protocol, console: Console) -> None:
-    """Print a table for each scale and noise level: a row a kernel, PSNR by method, the gap to the known kernel.
+    """Print a table per scale and noise level: a row per kernel, PSNR by method, the gap to the known kernel.
 
     Args:
         table: means over the images.
-        kernel_count: how many kernels there are.
-        protocol: of the evaluation.
-        console: where it is printed.
+        kernel_count: number of kernels.
+        protocol: protocol of the evaluation.
+        console: console to print to.
     """
     groups = kernel_groups(kernel_count)
     for scale, sigma in dict.fromkeys((cell.scale, cell.sigma) for cell in table):
@@ -156,6 +156,6 @@ def _gap(difference: float) -> Text:
 
 
 def _bar(gain: float) -> Text:
-    """A bar of one block for half a decibel, with its number."""
+    """Draw a bar of one block per half decibel, with its number."""
     blocks = min(16, round(abs(gain) * 2))
     return Text(f"{gain:+.2f} " + "█" * blocks, style="green" if gain >= 0 else "red")

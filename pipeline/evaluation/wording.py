@@ -1,10 +1,10 @@
-"""What the terminal, the report and the pictures of an evaluation say alike: noise levels, and how bad a gap is."""
+"""Wording shared by terminal, report and pictures of an evaluation: noise levels, and the grade of a gap."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-_SMALL, _LARGE = 0.3, 1.5  # dB below the known kernel
+_SMALL, _LARGE = 0.3, 1.5  # dB below the result with the known kernel
 
 
 def noise_text(sigma: float) -> str:
@@ -17,7 +17,7 @@ def noise_text(sigma: float) -> str:
 
 
 def grade(difference: float) -> Literal["good", "fair", "bad"]:
-    """Judge how far a result is from that of the known kernel, in dB.
+    """Grade the difference in dB of a result to that with the known kernel.
 
     >>> [grade(value) for value in (0.1, -0.5, -2.0)]
     ['good', 'fair', 'bad']

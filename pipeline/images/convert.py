@@ -1,4 +1,4 @@
-"""Conversions of pixels: depth, grey to RGB, alpha over white, orientation, OpenCV's order of channels."""
+"""Pixel conversions: depth, grey to RGB, alpha over white, orientation, OpenCV's channel order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_grey(pixels: np.ndarray) -> bool:
 
 
 def to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Convert 8 bit to 16 (times 257) or 16 to 8 (rounded); pixels of this type are returned as they are."""
+    """Convert 8 bit to 16 (times 257) or 16 to 8 (rounded); pixels of this type are returned unchanged."""
     if pixels.dtype == dtype:
         return pixels
     if dtype == np.uint16:
@@ -44,7 +44,7 @@ def to_depth(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def straight_alpha(pixels: np.ndarray) -> np.ndarray:
-    """Return grey or RGB pixels that were multiplied by their alpha as they were before; transparent ones are black."""
+    """Undo the multiplication of grey or RGB pixels by their alpha; fully transparent pixels are black."""
     most = np.iinfo(pixels.dtype).max
     colour, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:]
     straight = (colour * most + alpha // 2) // np.maximum(alpha, 1)
@@ -52,7 +52,7 @@ def straight_alpha(pixels: np.ndarray) -> np.ndarray:
 
 
 def over_white(pixels: np.ndarray) -> np.ndarray:
-    """Return uint8 pixels of any channels as (h, w, 3) RGB; transparent ones are laid over white."""
+    """Return uint8 pixels with any channels as (h, w, 3) RGB; transparent pixels are blended over white."""
     rgb = to_rgb(pixels)
     if not has_alpha(pixels):
         return rgb
@@ -64,7 +64,7 @@ def from_opencv(raw: np.ndarray) -> np.ndarray:
     """Return the pixels of OpenCV's decoder as grey, grey with alpha, RGB or RGBA.
 
     Raises:
-        BadImageError: another number of channels.
+        BadImageError: unsupported number of channels.
     """
     if raw.ndim == 2 or raw.shape[2] == 1:
         return raw.reshape(raw.shape[:2])
@@ -76,7 +76,7 @@ def from_opencv(raw: np.ndarray) -> np.ndarray:
 
 
 def to_opencv(pixels: np.ndarray) -> np.ndarray:
-    """Return grey, RGB or RGBA pixels in OpenCV's order of channels; grey with alpha as BGRA."""
+    """Return grey, RGB or RGBA pixels in OpenCV's channel order; grey with alpha as BGRA."""
     if pixels.ndim == 3 and pixels.shape[2] == 2:
         pixels = np.dstack([to_rgb(pixels), pixels[..., 1]])
     pixels = np.ascontiguousarray(pixels)
@@ -86,7 +86,7 @@ def to_opencv(pixels: np.ndarray) -> np.ndarray:
 
 
 def _swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:
-    # Not OpenCV's own: restoring from the registry loads this file, and needs no OpenCV.
+    # OpenCV's own conversion is not used, since restoring from the registry loads this file and needs no OpenCV.
     return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
 
 

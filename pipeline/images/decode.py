@@ -1,4 +1,4 @@
-"""Image bytes to pixels: as they are in the file, or as 8-bit RGB."""
+"""Decoding of image bytes to pixels, either as they are in the file or as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from pipeline.images.quiet import quiet_decoders
 
 _NUMPY = b"\x93NUMPY"
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
-# Of a WebP of quality 85 or so, which tells nothing of it: too much costs some tenths of a decibel, too little several.
+# Error of a WebP of about quality 85, which the file does not state. Too large a value costs some tenths of a decibel,
+# too small a value several.
 _UNTOLD_ERROR = 3 / 255
 
 
@@ -35,9 +36,9 @@ def decode_photograph(data: bytes) -> Photograph:
     1-bit and palette images become 8-bit ones.
 
     Raises:
-        BadImageError: not a supported image, animated, CMYK, damaged, too many pixels, or floating point; whatever
-            else a decoder raises becomes this error too.
-        MemoryError: not enough memory for its pixels.
+        BadImageError: the image is not supported, animated, CMYK, damaged, floating point, or has too many pixels. Any
+            other error of a decoder becomes this error, too.
+        MemoryError: there is not enough memory for its pixels.
     """
     parts = read_header(data)
     stored = _pixels(parts)
@@ -50,7 +51,7 @@ def decode_photograph(data: bytes) -> Photograph:
 
 
 def _coding_error(stored: np.ndarray, coding: JpegCoding | None) -> tuple[float, tuple[str, ...]]:
-    """How far the pixels are off by all that they were stored as, and what is worth telling."""
+    """Return the error of the pixels from this and earlier compressions, and notes for the user."""
     error = jpeg_error(stored, coding.tables, coding.subsampling) if coding else 0.0
     if stored.dtype != np.uint8:
         return error, ()
@@ -62,9 +63,9 @@ def _coding_error(stored: np.ndarray, coding: JpegCoding | None) -> tuple[float,
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decode an image file to (H, W, 3) uint8 RGB, as a person would see it.
+    """Decode an image file to (H, W, 3) uint8 RGB, as displayed.
 
-    16-bit values are rounded to 8 bit, grayscale becomes three equal channels, transparent pixels are laid over
+    16-bit values are rounded to 8 bit, grayscale becomes three equal channels, transparent pixels are blended over
     white, and the EXIF orientation is applied.
 
     Raises:
@@ -76,10 +77,10 @@ def decode_image(data: bytes) -> np.ndarray:
 
 
 def decode_tile(data: bytes) -> np.ndarray:
-    """Decode a tile that this project wrote, the fast way: (H, W, 3) uint8 RGB.
+    """Decode a tile written by this project to (H, W, 3) uint8 RGB, in a fast way.
 
     Args:
-        data: a PNG, a lossless WebP or a NumPy file, told by its first bytes.
+        data: a PNG, a lossless WebP or a NumPy file, recognised by its first bytes.
 
     Raises:
         BadImageError: damaged data.
@@ -100,12 +101,12 @@ def _from_numpy(data: bytes) -> np.ndarray:
 
 
 def picture_digest(image: np.ndarray) -> str:
-    """Return an identity of the pixels of a uint8 image, whatever file they came in."""
+    """Return a digest of the pixels of a uint8 image, which does not depend on its file format."""
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
 def _upright(stored: np.ndarray, parts: Parts) -> np.ndarray:
-    """Return the pixels turned as a person sees them. Raises BadImageError for another size than the header's."""
+    """Return the pixels in their displayed orientation. Raises BadImageError if the size differs from the header's."""
     pixels = np.require(orient(stored, parts.orientation), requirements=["C", "W"])
     if pixels.shape[:2] != (parts.height, parts.width):
         raise BadImageError(
@@ -137,13 +138,13 @@ def _pixels(parts: Parts) -> np.ndarray:
 
 
 def _as_told(pixels: np.ndarray, parts: Parts) -> np.ndarray:
-    """Return a decoder's pixels with the meaning that the file gives them."""
+    """Convert a decoder's pixels to the meaning that the file defines."""
     if parts.grey_alpha and pixels.ndim == 3:
         pixels = pixels[..., [0, -1]]
     if parts.grey_key is not None and pixels.ndim == 2:
         seen = (pixels != parts.grey_key) * np.asarray(np.iinfo(pixels.dtype).max, pixels.dtype)
         pixels = np.dstack([pixels, seen])
-    unset = parts.kind == "BMP" and has_alpha(pixels) and not pixels[..., -1].any()  # as Windows leaves it
+    unset = parts.kind == "BMP" and has_alpha(pixels) and not pixels[..., -1].any()  # as written by Windows
     if has_alpha(pixels) and (parts.alpha == "none" or unset):
         pixels = pixels[..., :-1]
     if has_alpha(pixels) and parts.alpha == "premultiplied":
@@ -155,7 +156,7 @@ def _as_told(pixels: np.ndarray, parts: Parts) -> np.ndarray:
 
 
 def _decode_jpeg(stream: bytes) -> np.ndarray:
-    """Decode by libjpeg, and believe it when it complains: other decoders fill up what is missing with grey."""
+    """Decode by libjpeg and take its warnings for errors, since other decoders fill missing parts with grey."""
     try:
         try:
             grey = simplejpeg.decode_jpeg_header(stream, strict=False)[2] == "Gray"
@@ -201,11 +202,11 @@ def _imdecode(data: bytes, flags: int) -> np.ndarray:
 
 
 def _jpeg_coding(stream: bytes) -> JpegCoding | None:
-    """Return a JPEG's tables and subsampling; None for those that Pillow cannot write again."""
+    """Return a JPEG's tables and subsampling; None if Pillow cannot write them."""
     try:
         with Image.open(io.BytesIO(stream)) as image:
             tables = [list(table) for _, table in sorted(image.quantization.items())]  # type: ignore[attr-defined]
             subsampling = JpegImagePlugin.get_sampling(image)
-    except Exception:  # it was decoded, so this is no reason to refuse it
+    except Exception:  # the image was decoded, so this is no reason to refuse it
         return None
     return JpegCoding(tables, max(subsampling, 0)) if max(map(max, tables)) < 256 else None

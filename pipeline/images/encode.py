@@ -1,4 +1,4 @@
-"""Pixels to image bytes."""
+"""Encoding of pixels to image bytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.images.convert import has_alpha, to_opencv
 from pipeline.images.photograph import SUFFIX, Codec, Format, JpegCoding, Photograph
 from pipeline.images.quiet import quiet_decoders
 
-# Of the lossless codecs measured (docs/data.md), the one that decodes fastest among the PNGs below 0.6 of the raw size.
+# Of the lossless codecs measured (docs/data.md), the fastest to decode among the PNGs below 0.6 of the raw size.
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
 _LOSSLESS_WEBP = [cv2.IMWRITE_WEBP_LOSSLESS_MODE, cv2.IMWRITE_WEBP_LOSSLESS_PRESERVE_COLOR]
-# The longest side that the encoders write.
+# The longest side that the encoders support.
 _MOST_SIDE: dict[Format, int] = {"jpeg": 65_500, "webp": 16_383, "png": 1_000_000}
 
 
@@ -24,10 +24,10 @@ def encode_png(image: np.ndarray) -> bytes:
     """Encode grey, grey with alpha, RGB or RGBA, uint8 or uint16, as PNG; equal pixels give equal bytes.
 
     Raises:
-        BadImageError: other pixels.
+        BadImageError: unsupported pixels.
     """
     if image.ndim == 3 and image.shape[2] == 2:
-        # Written as pixels of the same bytes: PNG is big-endian.
+        # Written as other pixels with the same bytes, since PNG is big-endian.
         wide = np.ascontiguousarray(image)
         if wide.dtype == np.uint8:
             return png.as_grey_alpha(encode_png(wide.view(">u2")[..., 0].astype(np.uint16)))
@@ -40,7 +40,7 @@ def encode_tile(image: np.ndarray, codec: Codec) -> bytes:
 
     Args:
         image: the pixels.
-        codec: `png`; `webp`, smaller and slower; `raw`, the bytes as they are in a NumPy file.
+        codec: `png`; `webp`, smaller and slower; `raw`, uncompressed in a NumPy file.
     """
     match codec:
         case "png":
@@ -54,12 +54,12 @@ def encode_tile(image: np.ndarray, codec: Codec) -> bytes:
 
 
 def encode_photograph(photograph: Photograph, quality: int) -> bytes:
-    """Encode as `photograph.kind`, with the metadata. PNG and TIFF are lossless, WebP at quality 100.
+    """Encode as `photograph.kind`, with the metadata. PNG and TIFF are lossless, and so is WebP at quality 100.
 
     Args:
-        photograph: for JPEG and WebP 8 bit, for JPEG without alpha; its metadata must suit the format
-            (`metadata.carried`). A JPEG with a coding is written with that instead of `quality`.
-        quality: of JPEG and WebP, 1 to 100.
+        photograph: photograph of 8 bit for JPEG and WebP, without alpha for JPEG; its metadata must suit the format
+            (`metadata.carried`). A JPEG with a coding is written with it instead of `quality`.
+        quality: quality of JPEG and WebP, 1 to 100.
 
     Raises:
         BadImageError: the format cannot hold these pixels.
@@ -89,10 +89,10 @@ def refuse_format(kind: Format, size: tuple[int, ...], *, alpha: bool = False, d
         kind: the format.
         size: (h, w).
         alpha: whether there is an alpha channel.
-        dtype: of the pixels, if known.
+        dtype: type of the pixels, if known.
 
     Raises:
-        BadImageError: it cannot.
+        BadImageError: the format cannot hold them.
     """
     if kind == "jpeg" and alpha:
         raise BadImageError("a JPEG has no alpha; choose --format png, webp or tiff")
@@ -104,7 +104,7 @@ def refuse_format(kind: Format, size: tuple[int, ...], *, alpha: bool = False, d
 
 def _imencode(kind: str, pixels: np.ndarray, parameters: list[int]) -> bytes:
     try:
-        with quiet_decoders():  # libtiff warns of each file that its compression has another number now
+        with quiet_decoders():  # libtiff warns for each file that its compression has a new number
             ok, encoded = cv2.imencode(SUFFIX[kind], to_opencv(pixels), parameters)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
@@ -117,7 +117,7 @@ def _imencode(kind: str, pixels: np.ndarray, parameters: list[int]) -> bytes:
 
 
 def _jpeg(pixels: np.ndarray, coding: JpegCoding) -> bytes:
-    """Encode as coarsely as another JPEG."""
+    """Encode with the tables and the subsampling of another JPEG."""
     file = io.BytesIO()
     tables = coding.tables if pixels.ndim == 3 else coding.tables[:1]
     Image.fromarray(pixels).save(file, "JPEG", qtables=tables, subsampling=coding.subsampling)

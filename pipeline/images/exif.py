@@ -1,4 +1,4 @@
-"""EXIF blocks: the orientation they tell, and the block that fits a restored image."""
+"""EXIF blocks: their orientation, and the block for a restored image."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pipeline.images.ifd import (
 
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
-_FURTHEST_NOTE = 2**16  # where a JPEG's EXIF block ends
+_FURTHEST_NOTE = 2**16  # largest EXIF block of a JPEG
 _THUMBNAIL = {0x0201, 0x0202}
-# Of a TIFF's directory, or for it: what describes the photograph and not how its pixels are stored.
+# Tags of a TIFF's directory that describe the photograph and not the storage of its pixels.
 _DESCRIPTIVE = {
     *(0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C),  # document, description, camera, date, artist
     *(0x4746, 0x4749, 0x8298, 0xC614, 0xC62F, 0xC68B),  # rating, copyright, camera and its number, file name
@@ -34,13 +34,13 @@ _DESCRIPTIVE = {
 
 
 def orientation_of(directory: Directory, order: str) -> int:
-    """Return the orientation, 1 to 8; 1 if the tag is missing or makes no sense."""
+    """Return the orientation, 1 to 8; 1 if the tag is missing or invalid."""
     found = as_integer(directory.get(_ORIENTATION), order)
     return found if found is not None and 1 <= found <= 8 else 1
 
 
 def exif_orientation(block: bytes | None) -> int:
-    """Return the orientation that an EXIF block tells, 1 to 8; 1 if it tells none that makes sense."""
+    """Return the orientation in an EXIF block, 1 to 8; 1 if it has no valid one."""
     try:
         return orientation_of(read_directory(block), byte_order(block)) if block else 1
     except BrokenDirectoryError:
@@ -48,7 +48,7 @@ def exif_orientation(block: bytes | None) -> int:
 
 
 def upright(block: bytes, width: int, height: int) -> bytes:
-    """Return an EXIF block for an upright image of this size: no thumbnail, orientation 1, sizes made right.
+    """Return an EXIF block for an upright image of this size: no thumbnail, orientation 1, corrected sizes.
 
     The maker's note stays at its position, since offsets in it count from the block's start.
 
@@ -72,7 +72,7 @@ def upright(block: bytes, width: int, height: int) -> bytes:
 
 
 def from_tiff(data: bytes) -> bytes | None:
-    """Return what the first directory of a TIFF file tells of the photograph, as an EXIF block.
+    """Return the description of the photograph in the first directory of a TIFF file, as an EXIF block.
 
     Raises:
         BrokenDirectoryError: the directory cannot be read.

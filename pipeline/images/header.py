@@ -1,4 +1,4 @@
-"""Image files looked at without decoding their pixels."""
+"""Inspection of image files without decoding their pixels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def read_header(data: bytes) -> Parts:
-    """Take an image file apart by its content, so that a decompression bomb costs nothing.
+    """Parse an image file by its content, without unpacking pixels, so that a decompression bomb does no harm.
 
     Raises:
-        BadImageError: not an image of a supported format, CMYK, animated, or too many pixels; whatever else a reader
-            raises becomes this error too.
+        BadImageError: the format is not supported, or the image is CMYK, animated, or has too many pixels. Any other
+            error of a reader becomes this error, too.
     """
     try:
         parts = _read(data)
@@ -62,13 +62,13 @@ def _read(data: bytes) -> Parts:
 def _read_bmp(data: bytes) -> Parts:
     (header,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
-    # Without a mask of its own, which shorter headers cannot have, the fourth byte of a pixel is no alpha.
+    # Without its own mask, which shorter headers cannot have, the fourth byte of a pixel is not alpha.
     alpha_mask = struct.unpack_from("<I", data, 66)[0] if header >= 56 else 0
     return Parts("BMP", (abs(height), width), data, alpha="straight" if alpha_mask else "none")
 
 
 def _read_with_pillow(data: bytes, *, heif: bool) -> Parts:
-    """Read AVIF, and HEIC where its package is installed."""
+    """Read AVIF, and HEIC if its package is installed."""
     if heif:
         try:
             import pillow_heif
@@ -99,7 +99,7 @@ def _is_deep_avif(data: bytes) -> bool:
 
 
 def _nclx(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the colours of an AVIF or HEIC as a PNG's cICP chunk, unless they are sRGB's or unspecified."""
+    """Return the colour space of an AVIF or HEIC as a PNG's cICP chunk, unless it is sRGB or unspecified."""
     place = data.find(b"colrnclx", 0, 2**16)
     if place < 0 or place + 14 > len(data):
         return ()

@@ -1,4 +1,4 @@
-"""Directories of tags as TIFF and EXIF have them: read with bounds, changed, written anew."""
+"""Tag directories of TIFF and EXIF: bounded reading, changes, and writing."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ EXIF, GPS, INTEROPERABILITY, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
 _POINTERS = {EXIF, GPS, INTEROPERABILITY}
 SHORT, LONG, UNDEFINED, IFD, LONG8, IFD8 = 3, 4, 7, 13, 16, 18
 _SLONG, _SLONG8 = 9, 17
-# Bytes of one value by its type: byte, text, short, long, rational, ... ; then of the number that has an order.
+# Bytes of one value by its type: byte, text, short, long, rational, ... ; then bytes of its unit of byte order.
 _SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _WORD = {**_SIZE, 5: 4, 10: 4}
 _NUMBER = {SHORT: "H", LONG: "I", IFD: "I", LONG8: "Q", IFD8: "Q"}
 _NARROW = {LONG8: (LONG, "u"), _SLONG8: (_SLONG, "i"), IFD8: (IFD, "u")}  # with NumPy's letter
-_MOST_BYTES = 32 * 2**20  # of all values together
-_MOST_TAGS = 2**16 - 1  # of a directory
+_MOST_BYTES = 32 * 2**20  # limit for all values together
+_MOST_TAGS = 2**16 - 1  # limit for a directory
 
 
 class _Layout(NamedTuple):
-    """Say how wide the numbers of a directory are."""
+    """Hold the widths of the numbers in a directory."""
 
-    first: int  # where the position of the first directory stands
-    length: str  # number of entries
-    number: str  # of values, and positions
-    inline: int  # bytes of a value that stands in its entry
-    entry: int  # bytes
+    first: int  # position of the offset of the first directory
+    length: str  # format of the number of entries
+    number: str  # format of the number of values and of positions
+    inline: int  # most bytes of a value that is stored in its entry
+    entry: int  # bytes of an entry
 
 
 _CLASSIC, _BIG = _Layout(4, "H", "I", 4, 12), _Layout(8, "Q", "Q", 8, 20)
@@ -44,11 +44,11 @@ class Value(NamedTuple):
     at: int = -1  # position in the file that it was read from
 
 
-Directory = dict[int, "Value | Directory"]  # a nested directory stands under the tag that points to it
+Directory = dict[int, "Value | Directory"]  # a nested directory is stored under the tag that points to it
 
 
 class BrokenDirectoryError(ValueError):
-    """Report that this is no directory of tags, or lies outside of its file."""
+    """Report that a tag directory is invalid or outside of its file."""
 
 
 def byte_order(data: bytes) -> str:
@@ -84,13 +84,13 @@ def _integer_at(data: bytes, at: int, kind: str) -> int:
 
 
 def read_directory(data: bytes, at: int | None = None) -> Directory:
-    """Read a directory and those that it points to; tags that make no sense are left out.
+    """Read a directory and those that it points to; invalid tags are left out.
 
-    Values may lie over each other, but all together are no longer than the structure: the rest is left out.
+    Values may overlap, but their total length is limited to that of the structure; the rest is left out.
 
     Args:
         data: a TIFF structure: an EXIF block, a TIFF or BigTIFF file.
-        at: position of the directory; that of the first one if not given.
+        at: position of the directory; by default the first.
 
     Raises:
         BrokenDirectoryError: the outermost directory cannot be read.
@@ -105,7 +105,7 @@ def _read(data: bytes, order: str, at: int, budget: list[int], depth: int) -> Di
         budget[0] -= len(value.data)
         if budget[0] < 0:
             break
-        if tag in found:  # also many pointers to one large directory
+        if tag in found:  # prevents also many pointers to one large directory
             continue
         if tag not in _POINTERS:
             found[tag] = value
@@ -132,14 +132,14 @@ def _values(data: bytes, order: str, at: int) -> Iterator[tuple[int, Value]]:
 
 
 def as_integer(value: Value | Directory | None, order: str) -> int | None:
-    """Return the one short, long or position of a tag; None if it is something else."""
+    """Return the single short, long or position of a tag; None if it is something else."""
     if not isinstance(value, Value) or value.number != 1 or value.kind not in _NUMBER:
         return None
     return int(struct.unpack(f"{order}{_NUMBER[value.kind]}", value.data)[0])
 
 
 def integer(value: int, order: str, kind: int = LONG) -> Value:
-    """Return a tag's value that is one short or long."""
+    """Make a tag's value from a single short or long."""
     return Value(kind, 1, struct.pack(f"{order}{'H' if kind == SHORT else 'I'}", value))
 
 
@@ -154,7 +154,7 @@ def swapped(directory: Directory) -> Directory:
 
 
 def narrowed(directory: Directory, order: str) -> Directory:
-    """Return a BigTIFF's directory with numbers of 32 bits for those of 64; larger ones lie outside of any file."""
+    """Convert a BigTIFF's directory from 64-bit to 32-bit numbers; larger positions are outside of any file."""
     return {
         tag: _narrow(value, order) if isinstance(value, Value) else narrowed(value, order)
         for tag, value in directory.items()
@@ -171,18 +171,18 @@ def _narrow(value: Value, order: str) -> Value:
 
 
 def header(order: str, first: int) -> bytes:
-    """Return the beginning of a TIFF structure whose first directory stands at `first`."""
+    """Return the header of a TIFF structure whose first directory is at `first`."""
     return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", first)
 
 
 def write_directory(directory: Directory, at: int, order: str, standing: Value | None = None) -> bytes:
-    """Return the bytes of a directory and of all that belongs to it.
+    """Return the bytes of a directory with its values and nested directories.
 
     Args:
-        directory: its tags.
-        at: even position in the file where the bytes are to stand.
+        directory: tags to write.
+        at: even position in the file for the bytes.
         order: byte order of the file.
-        standing: a value of it whose data is in the file already, at its own position.
+        standing: a value whose data is already in the file, at its own position.
     """
     head = 2 + 12 * len(directory) + 4
     entries, body = [struct.pack(f"{order}H", len(directory))], bytearray()

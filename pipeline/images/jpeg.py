@@ -1,4 +1,4 @@
-"""JPEG files taken apart and put together, segment by segment."""
+"""Parsing and assembly of JPEG files, segment by segment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.images.limits import MOST_SCANS
 from pipeline.images.parts import Metadata, Parts
 
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP2, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
-# Start of frame: all but DHT, JPG and DAC, which stand between them.
+# Start of frame: all codes except DHT, JPG and DAC, which are among them.
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _MOST_BODY = 2**16 - 3
-# In entropy-coded data 0xFF is followed by 0 or a restart marker; anything else (but a filling 0xFF) ends it.
+# In entropy-coded data 0xFF is followed by 0 or a restart marker; anything else (except a padding 0xFF) ends it.
 _END_OF_SCAN = re.compile(rb"\xff(?=[^\x00\xd0-\xd7\xff])", re.DOTALL)
 
 
@@ -24,22 +24,23 @@ class _Frame(NamedTuple):
     height: int
     width: int
     bits: int
-    components: bytes  # their numbers
+    components: bytes  # ids of the components
 
 
 def read_jpeg(data: bytes) -> Parts:
-    """Take a JPEG apart.
+    """Parse a JPEG.
 
-    Metadata, and whatever follows the image, is left out of `stream`; a missing end marker is added, and whether all
-    pixels are there is for the decoder to say.
+    Metadata and any data after the image are left out of `stream`, and a missing end marker is added. The decoder
+    checks whether all pixels exist.
 
     Raises:
-        BadImageError: no frame or no scan, CMYK, more than 8 bits, too many scans, or scans missing at the end.
+        BadImageError: the JPEG has no frame or no scan, is CMYK, has more than 8 bits or too many scans, or lacks scans
+            at the end.
     """
     stream, notes = [b"\xff\xd8"], []
     icc: dict[int, tuple[int, bytes]] = {}
     exif = xmp = frame = None
-    missing: dict[int, set[int]] = {}  # coefficients of each component that are not there to the last bit
+    missing: dict[int, set[int]] = {}  # coefficients of each component that are not yet complete to the last bit
     place, scans, ended = 2, 0, False
     while (segment := _next_segment(data, place)) is not None:
         marker, body, place = segment
@@ -87,7 +88,7 @@ def read_jpeg(data: bytes) -> Parts:
 
 
 def with_metadata(data: bytes, metadata: Metadata) -> bytes:
-    """Return a JPEG with metadata in front, behind its JFIF segment. It must not be `too_large`."""
+    """Return a JPEG with metadata inserted after its JFIF segment. The metadata must not be `too_large`."""
     bodies = []
     if metadata.exif is not None:
         bodies.append((_APP1, _EXIF + metadata.exif))
@@ -111,7 +112,7 @@ def too_large(metadata: Metadata) -> list[str]:
 
 
 def _next_segment(data: bytes, place: int) -> tuple[int, bytes, int] | None:
-    """Return marker, body and the position behind it; None where the file ends, also in the middle of a segment."""
+    """Return marker, body and end position of a segment; None if the file ends, also in the middle of a segment."""
     while True:
         place = data.find(b"\xff", place)
         if place < 0:
@@ -125,7 +126,7 @@ def _next_segment(data: bytes, place: int) -> tuple[int, bytes, int] | None:
         if marker == _EOI:
             return marker, b"", place
         if marker in {0x00, 0x01, _SOI} or 0xD0 <= marker <= 0xD7:
-            continue  # nothing follows these
+            continue  # these markers have no body
         if place + 2 > len(data):
             return None
         (length,) = struct.unpack_from(">H", data, place)
@@ -135,7 +136,7 @@ def _next_segment(data: bytes, place: int) -> tuple[int, bytes, int] | None:
 
 
 def _complete(missing: dict[int, set[int]], scan: bytes) -> None:
-    """Take from `missing` what a scan brings in full. A malformed header brings nothing."""
+    """Remove coefficients from `missing` that a scan completes. A malformed header completes none."""
     count = scan[0] if scan else 0
     if len(scan) != 4 + 2 * count:
         return
@@ -153,7 +154,7 @@ def _refuse(frame: _Frame) -> None:
 
 
 def _joined(parts: dict[int, tuple[int, bytes]]) -> bytes | None:
-    """Return the colour profile of numbered parts; None unless all are there."""
+    """Join the numbered parts of a colour profile; return None unless all exist."""
     count = len(parts)
     if not count or sorted(parts) != list(range(1, count + 1)) or parts[1][0] != count:
         return None

@@ -1,10 +1,9 @@
-"""Whether pixels were a stronger JPEG before they came into their file: messengers and web sites store pictures again.
+"""Detection of an earlier, stronger JPEG compression: messengers and web sites compress pictures again.
 
-A file's own tables tell only of its last coding; a PNG tells of none. But coefficients that were rounded once stay near
-multiples of the steps they were rounded to, on the grid of blocks of then, whatever was cut off since. So for each
-grid that looks like one (its coefficients are sparser than those of the grids beside it) the usual tables of each
-quality are tried: a table that the coefficients were rounded with leaves them nearer its multiples than all other
-tables do.
+A file's own tables only describe its last compression, and a PNG has none. But coefficients that were once rounded stay
+near multiples of their quantisation steps, on the original grid of blocks, even after a crop. So for each likely grid
+(its coefficients are sparser than those of neighbouring grids) the usual tables of each quality are tried. The
+coefficients are nearer to the multiples of the table that they were rounded with than to those of all other tables.
 """
 
 from __future__ import annotations
@@ -17,33 +16,33 @@ import numpy as np
 from pipeline.images.convert import luma
 from pipeline.images.jpeg_level import dct_blocks, jpeg_error, quantisation_tables
 
-_SIDE = 320  # of the middle part that is looked at
+_SIDE = 320  # side of the middle part that is analysed
 _QUALITIES = range(10, 91)
 _NEIGHBOURS = 12  # qualities up and down whose distances a table is compared with
-_NEARER, _MUCH_NEARER = 0.75, 0.5  # than those, and than chance would have it; the second on the last coding's grid
-_STRONGER = 1.3  # than the last coding, by the median step
-_SPARSER = 4.0  # deviations from the median of the like grids
+_NEARER, _MUCH_NEARER = 0.75, 0.5  # ratio to their distances and to chance; the second on the last compression's grid
+_STRONGER = 1.3  # smallest ratio of steps to those of the last compression, by the median
+_SPARSER = 4.0  # deviations below the median of similar grids
 _LEAST_SIDE, _LEAST_COEFFICIENTS = 32, 200
 
 
 class EarlierCoding(NamedTuple):
-    """Hold a coding that a picture went through before."""
+    """Hold an earlier compression of a picture."""
 
-    quality: int  # as libjpeg counts, 10 ... 90; about
-    error: float  # RMS on the [0, 1] scale that it left
+    quality: int  # approximate quality on libjpeg's scale, 10 ... 90
+    error: float  # RMS error that it left, [0, 1] scale
 
 
 def earlier_coding(pixels: np.ndarray, last: np.ndarray | None) -> EarlierCoding | None:
-    """Find the stronger JPEG that a picture was before, if its pixels show one.
+    """Find an earlier, stronger JPEG compression of a picture, if its pixels show one.
 
     Args:
         pixels: (h, w) or (h, w, 3) uint8 as stored in the file, not turned.
-        last: (64,) luma steps of the JPEG that the file is, in natural order; None for another format.
+        last: (64,) luma steps of the file's own JPEG, in natural order; None for another format.
 
     Returns:
-        the coding with the error that it left, which `jpeg_error` reads off the coefficients; None where nothing shows:
-        one of quality above 90, with tables of its own kind, of a picture that was made smaller or turned since, or of
-        nearly the strength of the last one on another grid.
+        The compression with the error that it left, which `jpeg_error` estimates from the coefficients; None if nothing
+        is found. A compression cannot be found if its quality is above 90, if its tables are unusual, if the picture
+        was reduced or turned since, or if it has nearly the strength of the last one on another grid.
     """
     if min(pixels.shape[:2]) < _LEAST_SIDE:
         return None
@@ -58,15 +57,15 @@ def earlier_coding(pixels: np.ndarray, last: np.ndarray | None) -> EarlierCoding
     if not matches:
         return None
     _, quality, row, column = min(matches)
-    # Chroma is stored at half the size by those who store pictures again.
+    # Programs that compress pictures again usually store chroma at half the size.
     error = jpeg_error(pixels[row:, column:], quantisation_tables(quality), 2)
     return EarlierCoding(quality, error)
 
 
 def _likely_grids(grey: np.ndarray) -> list[tuple[int, int]]:
-    """Return offsets whose coefficients are sparser than those of the offsets like them.
+    """Return offsets whose coefficients are sparser than those of similar offsets.
 
-    The last coding's own grid makes all offsets that share its rows or columns sparser than the others.
+    The last compression's own grid makes all offsets that share its rows or columns sparser than the others.
     """
     sparsity = np.empty((8, 8))
     for row in range(8):
@@ -88,11 +87,11 @@ def _deviation(values: np.ndarray) -> float:
 
 
 def _quality(coefficients: np.ndarray, last: np.ndarray | None) -> tuple[float, int] | None:
-    """How near they are to multiples of a table's steps, against chance, and the quality of the nearest table."""
+    """Return the smallest distance of coefficients to multiples of a table's steps, with the table's quality."""
     sizes = np.abs(coefficients.reshape(-1, 64))[:, 1:]
     tables = _luma_tables()
     if last is not None:
-        # Multiples of the last steps are not far from those of many a stronger table. The strongest come first.
+        # Multiples of the last steps are near those of many stronger tables. The strongest tables come first.
         tables = [table for table in tables if np.median(table / np.maximum(last, 1)) >= _STRONGER]
     distance = np.array([_distance(sizes, table[1:]) for table in tables])
     found = []
@@ -106,13 +105,13 @@ def _quality(coefficients: np.ndarray, last: np.ndarray | None) -> tuple[float, 
 
 @functools.cache
 def _luma_tables() -> list[np.ndarray]:
-    """(64,) steps of each of the qualities."""
+    """Return the (64,) steps of each quality."""
     return [np.array(quantisation_tables(quality)[0], np.float64) for quality in _QUALITIES]
 
 
 def _distance(sizes: np.ndarray, steps: np.ndarray) -> float:
-    """Mean square distance from the multiples of the steps: 1 where nothing was rounded to them."""
-    telling = (sizes > steps / 2) & (steps > 3)  # the others are nearest zero, whatever made them
+    """Return the mean squared distance to the multiples of the steps: 1 if nothing was rounded to them."""
+    telling = (sizes > steps / 2) & (steps > 3)  # the others are nearest to zero in any case
     if telling.sum() < _LEAST_COEFFICIENTS:
         return np.inf
     ratio = (sizes / steps)[telling]

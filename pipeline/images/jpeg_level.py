@@ -1,10 +1,10 @@
-"""How far a JPEG's pixels are off, from its quantisation tables and its own coefficients.
+"""The error of a JPEG's pixels, estimated from its quantisation tables and its own coefficients.
 
-The step of a table alone says little: most coefficients are rounded to zero, and their error is then their own small
-size, which differs from picture to picture. So the coefficients' law is read off the picture. At each of the 63 AC
-frequencies they follow a Laplace law, and the share of them that is zero tells its width. Where nearly all or nearly
-none are zero, the width is read off a line through the others, on logarithmic axes. The mean squared error follows in
-closed form.
+The steps of a table alone say little: most coefficients are rounded to zero, and their error is then their own small
+size, which differs from picture to picture. So the distribution of coefficients is estimated from the picture. At each
+of the 63 AC frequencies they follow a Laplace distribution, whose width follows from the share of zeros. If nearly all
+or nearly none are zero, the width comes from a line through the other frequencies, on logarithmic axes. The mean
+squared error then has a closed form.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import cv2
 import numpy as np
 from PIL import Image
 
-_MOST_PIXELS = 1 << 20  # that are looked at, in bands across the picture
-_BAND = 16  # rows: blocks of subsampled chroma
-_TELLING = (0.02, 0.97)  # shares of zeros that tell a width
-_LAPLACE_EXCESS = 1.32  # by which the law overstates the error, as measured: real coefficients are peakier
-_ENOUGH = 6  # widths that give a slope of their own
-_USUAL_SLOPE, _FLATTEST = -1.5, -0.7  # of log width over log frequency
-_NARROWEST = 1e-3  # of a frequency's width, grey levels
+_MOST_PIXELS = 1 << 20  # pixels analysed, in bands across the picture
+_BAND = 16  # rows of a band, a block of subsampled chroma
+_TELLING = (0.02, 0.97)  # shares of zeros from which a width can be estimated
+_LAPLACE_EXCESS = 1.32  # measured factor by which the law overstates the error, as real coefficients are peakier
+_ENOUGH = 6  # number of widths from which a slope can be fitted
+_USUAL_SLOPE, _FLATTEST = -1.5, -0.7  # slopes of log width over log frequency
+_NARROWEST = 1e-3  # smallest width of a frequency, grey levels
 
 
 def jpeg_error(pixels: np.ndarray, tables: Sequence[Sequence[int]], subsampling: int) -> float:
-    """Estimate the RMS difference between a JPEG's pixels and what was stored as it.
+    """Estimate the RMS difference between a JPEG's pixels and the original picture.
 
     Args:
-        pixels: (h, w) or (h, w, 3) uint8 as decoded, not turned: its blocks begin in the upper-left corner.
-        tables: 64 quantisation steps each in natural order, of the luma and of the chroma; grey pictures have one.
-        subsampling: of the chroma, Pillow's number: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0.
+        pixels: (h, w) or (h, w, 3) uint8 as decoded, not turned: blocks begin in the upper-left corner.
+        tables: 64 quantisation steps each in natural order, for luma and chroma; grey pictures have one table.
+        subsampling: Pillow's number of the chroma subsampling: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0.
 
     Returns:
-        on the [0, 1] scale, over all channels.
+        The RMS difference on the [0, 1] scale, over all channels.
     """
     pixels = _bands(pixels)
     if pixels.ndim == 2:
@@ -61,7 +61,7 @@ def quantisation_tables(quality: int) -> list[list[int]]:
 
 
 def _channel_error(channel: np.ndarray, table: Sequence[int]) -> float:
-    """Mean squared error of one channel, grey levels."""
+    """Return the mean squared error of one channel, grey levels."""
     coefficients = dct_blocks(channel)
     if not len(coefficients):
         return 0.0
@@ -73,7 +73,7 @@ def _channel_error(channel: np.ndarray, table: Sequence[int]) -> float:
     rate = np.full((8, 8), np.inf)
     rate[told] = -2 * np.log1p(-zero[told]) / steps[told]
     rest = ~told & (frequency > 0)
-    # So many zeros tell at least how wide the law cannot be.
+    # Even with nearly all zeros, their share gives an upper bound of the width.
     few = np.maximum(1 - zero, 0.5 / len(coefficients)).clip(None, _TELLING[1])
     widest = np.sqrt(2) * steps / (-2 * np.log(few))
     line = _line(frequency, np.where(told, np.sqrt(2) / rate, widest / 2), told)
@@ -85,9 +85,9 @@ def _channel_error(channel: np.ndarray, table: Sequence[int]) -> float:
 
 
 def _line(frequency: np.ndarray, width: np.ndarray, told: np.ndarray) -> np.ndarray:
-    """(8, 8) standard deviations on the line through those that are told, with the usual slope where they are few."""
+    """Return (8, 8) standard deviations on the line through the `told` ones, with the usual slope if those are few."""
     if not told.any():
-        told = frequency == 1  # from half of what the zeros allow there
+        told = frequency == 1  # uses half of the upper bounds there
     logs = np.log(frequency[told]), np.log(width[told])
     slope = np.polyfit(*logs, 1)[0] if told.sum() >= _ENOUGH else _USUAL_SLOPE
     slope = min(slope, _FLATTEST)
@@ -96,7 +96,7 @@ def _line(frequency: np.ndarray, width: np.ndarray, told: np.ndarray) -> np.ndar
 
 
 def _laplace_error(rate: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Mean squared error of rounding a Laplace variable of this rate to multiples of the steps."""
+    """Return the mean squared error of rounding a Laplace variable of this rate to multiples of the steps."""
     half = rate * steps / 2
     rate = np.where(np.isfinite(rate), rate, 1.0)
     half = np.where(np.isfinite(half), half, 1.0)
@@ -109,7 +109,7 @@ def _laplace_error(rate: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def _bands(pixels: np.ndarray) -> np.ndarray:
-    """The picture, or where it is large as many of its bands, evenly spread, one below the other."""
+    """Return the picture; if it is large, a limited number of evenly spread bands of it, one below the other."""
     count = pixels.shape[0] // _BAND
     step = -(-pixels.shape[0] * pixels.shape[1] // _MOST_PIXELS)
     if step < 2 or count < 2:
@@ -127,13 +127,13 @@ def dct_blocks(channel: np.ndarray) -> np.ndarray:
 
 
 def _shrunk(channel: np.ndarray, down: int, right: int) -> np.ndarray:
-    """The means of its `down` x `right` cells, as chroma is stored."""
+    """Return the means of `down` x `right` cells, as chroma is stored."""
     height, width = channel.shape[0] // down, channel.shape[1] // right
     return np.asarray(channel[: height * down, : width * right].reshape(height, down, width, right).mean((1, 3)))
 
 
 def _dct_basis() -> np.ndarray:
-    """(8, 8) orthonormal DCT-II: rows are frequencies."""
+    """Return the (8, 8) orthonormal DCT-II; rows are frequencies."""
     place, frequency = np.arange(8), np.arange(8)[:, None]
     basis = np.cos((2 * place + 1) * frequency * np.pi / 16) / 2
     basis[0] /= np.sqrt(2)

@@ -1,4 +1,4 @@
-"""What of a photograph's metadata a result of another size, depth or format holds, and what it cannot."""
+"""Transfer of a photograph's metadata to a result of another size, depth or format."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from pipeline.images.ifd import BrokenDirectoryError
 from pipeline.images.parts import Metadata
 from pipeline.images.photograph import Format
 
-_SRGB_GAMMA = (45000, 46000)  # gAMA counts in 1/100000; what sRGB is written as, and near it
+_SRGB_GAMMA = (45000, 46000)  # values of gAMA, in 1/100000, that stand for sRGB
 _SRGB_CHROMA = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
-# An XMP property as an attribute or as an element. A pattern that begins with plain text is searched for the fastest.
+# An XMP property as an attribute or as an element. Patterns that begin with plain text are the fastest to search for.
 _PROPERTY = r'({name}(?<![\w/]{name})(?:\s*=\s*["\']|>\s*))\d+'
 _EXTENDED_XMP = re.compile(rb"xmpNote:HasExtendedXMP\s*=\s*(\"[^\"]*\"|'[^']*')")
-# To the packet's end where none closes: looked for again from every later start, it costs the square of the length.
+# Up to the packet's end if no end tag follows, since repeating the search from every later start would be quadratic.
 _THUMBNAILS = re.compile(rb"(?s)<xmp:Thumbnails\b.*?(</xmp:Thumbnails>|\Z)")
 
 
 def carried(found: Metadata, pixels: np.ndarray, kind: Format, *, strip: bool = False) -> tuple[Metadata, list[str]]:
-    """Return the metadata for a result, and what of it is lost, a phrase each.
+    """Return the metadata for a result, and a phrase for each lost part.
 
-    EXIF and XMP are made to fit: orientation 1, the result's sizes, no thumbnail. The colour profile, and a PNG's
-    chunks that say how pixels look, are kept where they fit the result's kind of colour and its format; a damaged
-    profile is not.
+    EXIF and XMP are adapted: orientation 1, the result's sizes, no thumbnail. The colour profile, and a PNG's colour
+    chunks, are kept if they fit the result's colour type and format; a damaged profile is dropped.
 
     Args:
-        found: the input's.
-        pixels: the result's.
-        kind: the result's format.
-        strip: leave EXIF and XMP out.
+        found: metadata of the input.
+        pixels: pixels of the result.
+        kind: format of the result.
+        strip: whether to leave EXIF and XMP out.
     """
     lost: list[str] = []
     icc = found.icc
@@ -69,7 +68,7 @@ def _holds_grey(pixels: np.ndarray, kind: Format) -> bool:
 
 
 def _misfit(icc: bytes, *, grey: bool) -> str | None:
-    """Say why a profile is of no use for grey or coloured pixels; None if it is, or says nothing of its colours."""
+    """Return why a profile does not fit grey or coloured pixels; None if it fits or does not state its colour space."""
     if icc[:4] != struct.pack(">I", len(icc)) or icc[36:40] != b"acsp":
         return "damaged colour profile left out"
     space = icc[16:20]
@@ -80,7 +79,7 @@ def _misfit(icc: bytes, *, grey: bool) -> str | None:
 
 
 def _telling(colour: tuple[tuple[bytes, bytes], ...]) -> list[str]:
-    """Name the chunks by which an image looks other than plain sRGB."""
+    """Name the chunks that make an image look different from plain sRGB."""
     chunks = dict(colour)
     if b"sRGB" in chunks and b"cICP" not in chunks:
         return []

@@ -1,4 +1,4 @@
-"""An image file taken apart, its pixels not yet decoded."""
+"""The parts of an image file whose pixels are not yet decoded."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metadata:
-    """Hold what an image file holds beside its pixels."""
+    """Hold the content of an image file besides its pixels."""
 
     icc: bytes | None = None  # colour profile
-    exif: bytes | None = None  # a TIFF structure, without the "Exif" before it
+    exif: bytes | None = None  # a TIFF structure, without the "Exif" prefix
     xmp: bytes | None = None  # an XML packet
-    colour: tuple[tuple[bytes, bytes], ...] = ()  # PNG chunks that say how pixels look: type and content
+    colour: tuple[tuple[bytes, bytes], ...] = ()  # PNG chunks that affect how pixels look: type and content
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Hold what an image file says of itself, and the file for a decoder."""
+    """Hold the properties of an image file, and the file for a decoder."""
 
     kind: str  # PNG, JPEG, WEBP, BMP, TIFF, AVIF or HEIF
     stored: tuple[int, int]  # height and width as stored
-    stream: bytes  # the file, without metadata where the format allows
+    stream: bytes  # the file, without metadata if the format allows
     metadata: Metadata = field(default_factory=Metadata)
-    orientation: int = 1  # EXIF 1..8: what the decoded pixels still need
-    grey_alpha: bool = False  # grey with alpha; OpenCV gives it as RGBA, of a TIFF without alpha
-    grey_key: int | None = None  # the grey value that stands for transparent pixels
-    negative: bool = False  # grey that counts from white, also in the decoder's pixels
-    few_bits: bool = False  # grey of 2 or 4 bits, or a palette of fewer: OpenCV gives none, or other colours
-    alpha: Literal["straight", "premultiplied", "none"] = "straight"  # what the last of 2 or 4 channels is
-    lossy: bool = False  # its pixels are off by an error that it does not tell: a WebP of that kind, AVIF, HEIF
-    notes: tuple[str, ...] = ()  # what is wrong with the file and can be borne, a phrase each
+    orientation: int = 1  # EXIF 1..8, still to be applied to the decoded pixels
+    grey_alpha: bool = False  # grey with alpha, which OpenCV decodes as RGBA, or for a TIFF without alpha
+    grey_key: int | None = None  # the grey value of transparent pixels
+    negative: bool = False  # grey with 0 as white, also in the decoder's pixels
+    few_bits: bool = False  # grey of 2 or 4 bits, or a small palette, which OpenCV cannot decode correctly
+    alpha: Literal["straight", "premultiplied", "none"] = "straight"  # meaning of the last of 2 or 4 channels
+    lossy: bool = False  # compressed with an unknown error: a lossy WebP, AVIF, HEIF
+    notes: tuple[str, ...] = ()  # a phrase for each tolerable defect of the file
 
     @property
     def height(self) -> int:

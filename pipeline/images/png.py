@@ -1,4 +1,4 @@
-"""PNG files taken apart and put together, chunk by chunk."""
+"""Parsing and assembly of PNG files, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from pipeline.images.parts import Metadata, Parts
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _XMP = b"XML:com.adobe.xmp\0"
 _UNPACKED_AT_ONCE = 1 << 20  # bytes
-_MOST_NAMED = 3  # kinds of damaged chunks
-# Chunks that say how the pixels look, with their lengths.
+_MOST_NAMED = 3  # most kinds of damaged chunks in a message
+# Chunks that affect how the pixels look, with their lengths.
 _COLOUR = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32}
 
 
 def read_png(data: bytes) -> Parts:
-    """Take a PNG apart.
+    """Parse a PNG.
 
-    What is no part of the pixels never decides whether they are read: it is left out of `stream`, a missing end
-    is added.
+    Chunks other than pixels never prevent decoding: they are left out of `stream`, and a missing end is added.
 
     Raises:
-        BadImageError: no header, or animated.
+        BadImageError: the header is missing, or the PNG is animated.
     """
     stream, end = [SIGNATURE], b""
-    first: dict[bytes, bytes] = {}  # chunk of metadata of each kind, whatever it is worth: later ones are not unpacked
+    first: dict[bytes, bytes] = {}  # first chunk of metadata of each kind, valid or not; later ones are not unpacked
     colour: dict[bytes, bytes] = {}
-    damaged: dict[bytes, None] = {}  # kinds, in their order
+    damaged: dict[bytes, None] = {}  # kinds, in order
     for kind, body, check in _chunks(data):
         intact = zlib.crc32(kind + body) == check
         if kind == b"IEND":
@@ -71,9 +70,9 @@ def read_png(data: bytes) -> Parts:
 
 
 def with_check_sum(data: bytes) -> bytes:
-    """Return a PNG with the end of the check sum behind its pixels, if a file that was cut short lacks that alone.
+    """Return a PNG with a complete checksum after its pixels, if only that was cut off from the file.
 
-    Pixels that are not all there stay so, and the decoder says it. Takes as long as unpacking does, and little memory.
+    Missing pixels remain missing, and the decoder reports them. This takes as long as unpacking, and little memory.
     """
     chunks = list(_chunks(data))
     packed = b"".join(body for kind, body, _ in chunks if kind == b"IDAT")
@@ -88,9 +87,9 @@ def with_check_sum(data: bytes) -> bytes:
 
 
 def _missing_check_sum(deflated: bytes, most: int) -> bytes:
-    """Return what lacks of the four bytes of a check sum behind deflated data.
+    """Return the missing bytes of the four-byte checksum after deflated data.
 
-    Nothing where the data lack, too, or are more than `most` bytes.
+    The result is empty if data are missing, too, or are more than `most` bytes.
     """
     unpacker, check, length = zlib.decompressobj(wbits=-15), 1, 0
     try:
@@ -104,17 +103,17 @@ def _missing_check_sum(deflated: bytes, most: int) -> bytes:
 
 
 def with_text(data: bytes, text: bytes) -> bytes:
-    """Return a PNG with a tEXt chunk, `keyword NUL text`, behind its header."""
+    """Return a PNG with a tEXt chunk, `keyword NUL text`, after its header."""
     return data[:33] + _chunk(b"tEXt", text) + data[33:]
 
 
 def has_text(data: bytes, text: bytes) -> bool:
-    """Check whether these bytes are a PNG that `with_text` gave this text."""
+    """Check whether the bytes are a PNG to which `with_text` added this text."""
     return data.startswith(SIGNATURE) and data[33:].startswith(_chunk(b"tEXt", text))
 
 
 def with_metadata(data: bytes, metadata: Metadata) -> bytes:
-    """Return a PNG with metadata behind its header. libpng itself refuses profiles with the smallest flaw."""
+    """Return a PNG with metadata after its header. libpng itself would refuse profiles with the smallest flaw."""
     chunks = []
     if metadata.icc is not None:
         chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
@@ -127,16 +126,16 @@ def with_metadata(data: bytes, metadata: Metadata) -> bytes:
 
 
 def as_grey_alpha(data: bytes) -> bytes:
-    """Return a PNG of the same bytes, read as grey with alpha.
+    """Return a PNG with the same bytes, declared as grey with alpha.
 
-    A row of 8-bit grey with alpha has the bytes of 16-bit grey, one of 16-bit grey with alpha those of 8-bit RGBA.
+    A row of 8-bit grey with alpha has the bytes of 16-bit grey, and 16-bit grey with alpha those of 8-bit RGBA.
     """
     depth = {(16, 0): 8, (8, 6): 16}[data[24], data[25]]
     return data[:8] + _chunk(b"IHDR", data[16:24] + bytes([depth, 4]) + data[26:29]) + data[33:]
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-    """Yield type, body and check sum of each chunk; of a body cut short what is there, its sum as if it were whole."""
+    """Yield type, body and checksum of each chunk; a truncated body is yielded as it is, with a matching checksum."""
     place = len(SIGNATURE)
     while place + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
@@ -152,7 +151,7 @@ def _chunk(kind: bytes, body: bytes, check: int | None = None) -> bytes:
 
 
 def _left_out(kinds: list[bytes]) -> str:
-    """Say that chunks are damaged; a kind is no text, and there may be thousands of them."""
+    """Describe damaged chunks; a kind may not be text, and there may be thousands of kinds."""
     names = [kind.decode("latin-1").encode("unicode_escape").decode("ascii") for kind in kinds[:_MOST_NAMED]]
     more = f" and {len(kinds) - len(names)} more" if len(kinds) > len(names) else ""
     return f"damaged chunk{'s' * (len(kinds) > 1)} {', '.join(names)}{more} left out"
@@ -173,7 +172,7 @@ def _inflated(packed: bytes, most: int, what: str, notes: list[str]) -> bytes | 
 
 
 def _xmp(body: bytes, notes: list[str]) -> bytes | None:
-    """Return the text of an iTXt chunk behind its keyword."""
+    """Return the text of an iTXt chunk after its keyword."""
     packed, text = body[:1] == b"\1", body[2:].split(b"\0", 2)[-1]
     if packed:
         return _inflated(text, MOST_XMP, "XMP packet", notes)
@@ -181,7 +180,7 @@ def _xmp(body: bytes, notes: list[str]) -> bytes | None:
 
 
 def _grey_key(stream: list[bytes], depth: int) -> int | None:
-    """Return the transparent value of a grey PNG, as its pixels have it once they are widened to 8 bit."""
+    """Return the transparent value of a grey PNG, scaled to 8 bit like its pixels."""
     for chunk in stream:
         if chunk[4:8] == b"tRNS" and len(chunk) == 14:
             value = struct.unpack(">H", chunk[8:10])[0] & (2**depth - 1)

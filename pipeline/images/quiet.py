@@ -1,4 +1,4 @@
-"""Keep what decoders and encoders print off standard error, where a user reads one line of ours for a bad file."""
+"""Silence decoders and encoders on standard error, where a bad file is reported by one line of ours."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from cv2.utils import logging
 
 _lock = threading.Lock()
-_inside = 0  # threads that decode
+_inside = 0  # number of decoding threads
 _before = (0, 0)  # C's stderr and OpenCV's log level outside
 
 
 def _c_stderr() -> tuple[ctypes.c_void_p, int] | None:
-    """C's variable `stderr`, through which libpng and libjpeg print, and a stream to nowhere."""
+    """Return C's variable `stderr`, to which libpng and libjpeg print, and a stream to the null device."""
     try:
         libc = ctypes.CDLL(None)
         variable = ctypes.c_void_p.in_dll(libc, "stderr")
         libc.fopen.restype = ctypes.c_void_p
         nowhere = libc.fopen(b"/dev/null", b"w")
-    except (OSError, ValueError, AttributeError):  # another C library: its lines stay
+    except (OSError, ValueError, AttributeError):  # another C library, which cannot be silenced
         return None
     return (variable, nowhere) if nowhere else None
 
@@ -31,7 +31,7 @@ _stream = _c_stderr()
 
 @contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Let no decoder or encoder print in the block, in whatever thread; Python's own standard error stays as it is."""
+    """Suppress prints of decoders and encoders of all threads in the block, but not Python's own standard error."""
     global _inside, _before
     with _lock:
         if not _inside:

@@ -1,4 +1,4 @@
-"""TIFF files: their pages, what they tell of the photograph, and a page with more tags."""
+"""Parsing of TIFF files, and insertion of tags."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE = 0, 1, 3  # photometric
 _UNSPECIFIED, _PREMULTIPLIED, _STRAIGHT = 0, 1, 2  # extra channel
 _UNREAD_COLOURS = {5: "CMYK", 8: "Lab", 9: "Lab", 10: "Lab"}
 _BYTE = 1
-_READ_BITS = {8, 10, 12, 14, 16, 32, 64}  # of a value; the last two for the decoder to say what they are
-_READ_BITS_OF_ONE = _READ_BITS | {1, 2, 4}  # where a pixel is one value, grey or of a palette
-# What a decoder needs: size, bits, compression, colours, strips, tiles, predictor, palette, JPEG tables, YCbCr. It
-# keeps a copy of the values of every other tag, as often as one large value is pointed to.
+_READ_BITS = {8, 10, 12, 14, 16, 32, 64}  # bits of a value; the decoder decides about the last two
+_READ_BITS_OF_ONE = _READ_BITS | {1, 2, 4}  # for pixels of one value, grey or palette
+# Tags for the decoder: size, bits, compression, colours, strips, tiles, predictor, palette, JPEG tables, YCbCr. It
+# would copy the values of all other tags, even if many tags point to one large value.
 _PIXEL_TAGS = {
     *(0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x010A, 0x0111, 0x0112, 0x0115, 0x0116, 0x0117, 0x011C, 0x0124, 0x0125),
     *(0x013D, 0x0140, 0x0142, 0x0143, 0x0144, 0x0145, 0x014C, 0x0152, 0x0153, 0x0154, 0x0155, 0x015B),
@@ -44,21 +44,21 @@ _PIXEL_TAGS = {
 
 
 class _Channels(NamedTuple):
-    """Say what the channels of a page are."""
+    """Describe the channels of a page."""
 
     grey_alpha: bool
     negative: bool
     few_bits: bool
     alpha: Literal["straight", "premultiplied", "none"]
-    told: Directory  # tags by which a decoder leaves their values as they are
+    told: Directory  # tags that make a decoder keep their values unchanged
 
 
 def read_tiff(data: bytes) -> Parts:
-    """Take a TIFF apart. Its decoder turns pixels upright by itself.
+    """Parse a TIFF. Its decoder applies the orientation itself.
 
     Raises:
-        BadImageError: no page, more than one page, page directories that lead outside of the file, or channels that no
-            decoder here gives as they are.
+        BadImageError: the TIFF has no page or more than one, page directories outside of the file, or unsupported
+            channels.
     """
     try:
         order, at = byte_order(data), first_directory(data)
@@ -90,10 +90,10 @@ def read_tiff(data: bytes) -> Parts:
 
 
 def _channels(page: Directory, order: str) -> _Channels:
-    """Say how the decoders' values become the page's: OpenCV multiplies 8-bit RGB by its alpha, and drops grey's.
+    """Describe how decoded values relate to the page: OpenCV multiplies 8-bit RGB by alpha, and drops grey's alpha.
 
     Raises:
-        BadImageError: what no decoder gives as it is.
+        BadImageError: no decoder supports the channels.
     """
     photometric = as_integer(page.get(_PHOTOMETRIC), order)
     count = as_integer(page.get(_CHANNELS), order) or 1
@@ -126,7 +126,7 @@ def _channels(page: Directory, order: str) -> _Channels:
 
 
 def _first(page: Directory, tag: int, order: str) -> int | None:
-    """Return the first number of a tag, the same for all channels that can be read."""
+    """Return the first number of a tag, which is the same for all channels in supported files."""
     value = page.get(tag)
     if not isinstance(value, Value) or value.kind != SHORT:
         return None
@@ -134,7 +134,7 @@ def _first(page: Directory, tag: int, order: str) -> int | None:
 
 
 def with_metadata(data: bytes, metadata: Metadata) -> bytes:
-    """Return a little-endian TIFF of one page with more tags: its directory is written anew behind everything else."""
+    """Return a little-endian TIFF of one page with more tags; a new directory is written at the end."""
     if metadata == Metadata():
         return data
     page: Directory = for_tiff(metadata.exif) if metadata.exif is not None else {}
@@ -147,14 +147,14 @@ def with_metadata(data: bytes, metadata: Metadata) -> bytes:
 
 
 def _with_directory(data: bytes, page: Directory, order: str) -> bytes:
-    """Return a TIFF of one page, also of a BigTIFF, whose directory is written anew behind everything else."""
+    """Return a TIFF of one page, possibly from a BigTIFF, with a new directory at the end."""
     data += b"\0" * (len(data) % 2)  # offsets are even
     directory = write_directory(narrowed(page, order), len(data), order)
     return b"".join([header(order, len(data)), memoryview(data)[8:], directory])
 
 
 def _pages(data: bytes, at: int) -> int:
-    """Count the pages, no further than one sees that it is more than one file can hold."""
+    """Count the pages, up to the most that one file can hold."""
     seen: set[int] = set()
     while at and at not in seen and len(seen) < 1000:
         seen.add(at)

@@ -1,4 +1,4 @@
-"""WebP files taken apart and put together, chunk by chunk."""
+"""Parsing and assembly of WebP files, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ICC, _ALPHA, _EXIF, _XMP = 0x20, 0x10, 0x08, 0x04
 
 
 def read_webp(data: bytes) -> Parts:
-    """Take a WebP file apart. Metadata is left out of `stream`.
+    """Parse a WebP file. Metadata is left out of `stream`.
 
     Raises:
-        BadImageError: no picture in it, or animated.
+        BadImageError: the file has no picture, or is animated.
     """
     found: dict[bytes, bytes] = {}
     frames = 0
@@ -81,7 +81,7 @@ def _extended(flags: int, size: tuple[int, int]) -> tuple[bytes, bytes]:
 
 
 def _size(picture: bytes, body: bytes) -> tuple[int, int] | None:
-    """Return height and width as the compressed picture itself tells them."""
+    """Return height and width from the compressed picture itself."""
     if picture == b"VP8L" and len(body) >= 5 and body[0] == 0x2F:
         bits = int.from_bytes(body[1:5], "little")
         return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1

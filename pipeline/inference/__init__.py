@@ -11,7 +11,7 @@ __all__ = ["Restored", "Restorer"]
 
 
 def __getattr__(name: str) -> object:
-    # Late: a command's --help imports this package's settings, not torch.
+    # Imported late: a command's --help imports this package's settings, not torch.
     if name in __all__:
         from pipeline.inference import restorer
 

@@ -1,4 +1,4 @@
-"""Many images: one after another in this process, or on an actor pool of a Ray cluster; both go on after a kill."""
+"""Many images: one after another in this process, or on an actor pool of a Ray cluster; both resume after a kill."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from pipeline.model import restorer_of
 
 
 def restore_files(settings: RestoreSettings) -> list[RestoreResult]:
-    """Restore every image of the input; what is finished already is left as it is.
+    """Restore every image of the input; finished results are kept.
 
     Raises:
-        BadRequestError: no such model, image or kernel, they do not fit, a result exists and `overwrite` is off, or
-            another process writes to the output.
-        JobFailedError: another process has taken the output over, because this one stood still for long.
+        BadRequestError: there is no such model, image or kernel, they do not fit, a result exists and `overwrite` is
+            off, or another process writes to the output.
+        JobFailedError: another process has taken over the output, because this one was suspended for too long.
     """
     check_writable(settings.output)
     with only_writer(uris.absolute(settings.output)) as lease:
@@ -58,7 +58,7 @@ def _restore(settings: RestoreSettings, lease: Lease) -> list[RestoreResult]:
 
 
 def checked(outcomes: list[RestoreResult]) -> list[RestoreResult]:
-    """Return the results if every image was restored. Raises JobFailedError that names the others."""
+    """Return the results if every image was restored. Raises JobFailedError, which names the failed images."""
     _refuse([outcome.name for outcome in outcomes if not outcome.output], len(outcomes), "were not restored")
     return outcomes
 
@@ -70,19 +70,19 @@ def _refuse(failed: list[str], of: int, what: str) -> None:
 
 
 class Plan(NamedTuple):
-    """Say what a command would do."""
+    """Hold a description of what a command would do."""
 
     text: str
-    images: int  # of the input
-    broken: list[str]  # names of those that it could not restore
+    images: int  # number of images in the input
+    broken: list[str]  # names of images that it could not restore
 
     def checked(self) -> None:
-        """Raise JobFailedError, as the command itself would, when it could not restore every image."""
+        """Raise JobFailedError, as the command itself would, if it could not restore every image."""
         _refuse(self.broken, self.images, "would not be restored")
 
 
 def planned(settings: RestoreSettings) -> Plan:
-    """Describe what `restore_files` would do: everything reachable is looked at, nothing written. Raises as it does."""
+    """Describe what `restore_files` would do; all inputs are checked, nothing is written. Raises the same errors."""
     check_writable(settings.output)
     refuse_second_writer(uris.absolute(settings.output))
     context = load_context(settings)
@@ -101,7 +101,7 @@ def planned(settings: RestoreSettings) -> Plan:
             state = "not possible"
             refuse_result(job, held, settings)
             sizes.append((header.height * header.width, f"{header.width} x {header.height}"))
-        except (BadImageError, BadRequestError, MemoryError) as error:  # as the restoration itself does
+        except (BadImageError, BadRequestError, MemoryError) as error:  # as in the restoration itself
             broken.append(job.source.name)
             problems.append(f"\n  {state}   {job.source.name}: {str(error) or 'out of memory'}")
     kernel = f"estimated{' for every place' if settings.kernel_field else ''}"
@@ -126,7 +126,7 @@ def planned(settings: RestoreSettings) -> Plan:
 
 
 def _pixels(job: RestoreJob, header: Parts, data: bytes) -> np.ndarray:
-    """Return what a job's format has to hold, decoded only where its channels or their depth may be too much for it."""
+    """Return pixels for the check of a job's format; decode them only if their channels or depth may not fit it."""
     if job.kind in {"png", "tiff"} or header.kind == "JPEG":
         return np.broadcast_to(np.uint8(0), (header.height, header.width, 3))  # takes no memory
     return decode_photograph(data).pixels
@@ -144,7 +144,7 @@ def _shown(name: str, bar: Progress) -> Listener:
 
 
 def _on_cluster(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[RestoreResult]:
-    """A Ray Data job: each image is a block, so a free worker takes the next one."""
+    """Restore with a Ray Data job: each image is a block, so a free worker takes the next one."""
     from kernels_bank.runtime.cluster import connect
     from kernels_bank.runtime.rows import rows_of
 
@@ -163,7 +163,7 @@ def _on_cluster(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[Res
     threads = max(1, min(cpus, usable_cpus()) // workers)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Worker,  # type: ignore[arg-type] # Ray makes an actor of a class
-        # In a list: Ray would resolve a bare reference in the driver's stead.
+        # In a list, because Ray would resolve a bare reference in the driver.
         fn_constructor_kwargs={"shared": [ray.put(context)], "threads": threads},
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         num_cpus=1,
@@ -174,7 +174,7 @@ def _on_cluster(jobs: list[RestoreJob], context: RestoreContext) -> Iterator[Res
 
 
 class Worker:
-    """Restore one image after another in an actor of the pool, with the context on its own device."""
+    """Restore images one after another in an actor of the pool, with the context on the actor's device."""
 
     def __init__(self, shared: list[Any], threads: int) -> None:
         import ray
@@ -184,7 +184,7 @@ class Worker:
         keep_freed_memory(self.context.settings.max_memory)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        """Restore one image; columns of an RestoreResult."""
+        """Restore one image; return the columns of a RestoreResult."""
         source = Source(**row["source"])
         with os_errors.told():
             outcome = restore_job(RestoreJob(source, row["target"], row["kind"]), self.context)

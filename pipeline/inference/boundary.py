@@ -1,4 +1,4 @@
-"""Real images are not periodic, the network's Fourier operator is: extend first, crop after."""
+"""Periodic extension: real images are not periodic but the network's operator is, so extend first and crop after."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from scipy.fft import next_fast_len
 
-_MULTIPLE = 8  # the prior's three 2x2 strides; as LR pixels it holds at every scale
+_MULTIPLE = 8  # from the prior's three 2x2 strides; in LR pixels it is enough at every scale
 
 
 def periodic_extension(lr: np.ndarray, margin: int) -> np.ndarray:
@@ -19,7 +19,7 @@ def periodic_extension(lr: np.ndarray, margin: int) -> np.ndarray:
 
     Args:
         lr: (h, w, 3) floating point.
-        margin: pixels to add at least, about the kernel's side on the LR grid.
+        margin: smallest number of pixels to add, about the kernel's side on the LR grid.
 
     Returns:
         (h', w', 3) float32 with `lr` as its upper-left part; h' and w' are FFT-friendly multiples of 8.
@@ -29,7 +29,7 @@ def periodic_extension(lr: np.ndarray, margin: int) -> np.ndarray:
 
 
 def extend_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Extend (h, w, 3) likewise to (height, width, 3) float32; a side that is as long already stays."""
+    """Extend (h, w, 3) in the same way to (height, width, 3) float32; a side of that length is unchanged."""
     tall = _extend_rows(image.astype(np.float32, copy=False), height)
     return _extend_rows(tall.swapaxes(0, 1), width).swapaxes(0, 1)
 
@@ -37,7 +37,8 @@ def extend_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def friendly_length(least: int) -> int:
     """Return the next length >= `least` that is a multiple of 8 and whose FFT is fast.
 
-    Factors 7 and 11 are as fast as 2, 3 and 5 here, and most of the time goes into convolutions: fewer pixels win.
+    Factors 7 and 11 are as fast as 2, 3 and 5 here. Most of the time goes into convolutions, so fewer pixels are
+    faster.
 
     >>> friendly_length(97)
     112

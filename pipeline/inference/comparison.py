@@ -13,7 +13,7 @@ from pipeline.inference.texture import textured_crops
 from pipeline.model import upsample
 
 _GAP = 6
-_SHOWN = 640  # HR pixels a side at most: the best-textured part of a larger image
+_SHOWN = 640  # largest side in HR pixels; of a larger image the best-textured part is shown
 
 
 def comparison(image: np.ndarray, restored: Restored) -> np.ndarray:
@@ -21,7 +21,7 @@ def comparison(image: np.ndarray, restored: Restored) -> np.ndarray:
 
     Args:
         image: (h, w), (h, w, 3) or (h, w, 4), uint8 or uint16: the input.
-        restored: what was made of it.
+        restored: its restoration.
     """
     scale, side = restored.scale, _SHOWN // restored.scale
     ((top, left),) = textured_crops(_rgb(image).astype(np.float32) / 255, side, 1)
@@ -42,5 +42,5 @@ def comparison(image: np.ndarray, restored: Restored) -> np.ndarray:
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 of a grey or colour image; alpha is left out."""
+    """Convert a grey or colour image to (h, w, 3) uint8 without alpha."""
     return to_rgb(to_depth(image, np.dtype(np.uint8)))

@@ -1,8 +1,8 @@
-"""The eight flips and quarter turns of the square, under which a restoration should not change.
+"""The eight symmetries of the square (flips and quarter turns), with which a restoration should commute.
 
 Decimation keeps the upper-left pixel of every s x s block, so turning an LR image around is not quite turning the HR
-image around: LR row i lies on HR row s*i, and row h-1-i must lie on s*(h-1-i) again. So an axis of the HR image is
-turned about its row 0 (n -> -n modulo its length), then moved on to s*(h-1): a flip and a cyclic shift by s-1.
+image around: LR row i is HR row s*i, and row h-1-i must be HR row s*(h-1-i) again. So an axis of the HR image is
+turned about its row 0 (n -> -n modulo its length), then shifted by s*(h-1): a flip and a cyclic shift by s-1.
 With the kernel flipped about its own centre, degradation then commutes exactly with each of the eight.
 """
 

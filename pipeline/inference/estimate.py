@@ -1,4 +1,4 @@
-"""One kernel for a whole photograph, from the places that show it best."""
+"""Estimation of one kernel for a whole photograph, from the places that show it best."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from pipeline.inference.texture import textured_crops
 from pipeline.model import BlindOutput
 from pipeline.model.initial import Initial
 
-_CROP, _LEAST = 192, 96  # LR pixels a side: what an estimate is made from
+_CROP, _LEAST = 192, 96  # largest and smallest side in LR pixels of a place
 _ALONE = 288  # an image no larger than this is one place
 _PLACES = 3
 
 
 class Blur(NamedTuple):
-    """Hold what an estimated kernel is made of."""
+    """Hold the parts of an estimated kernel."""
 
     width: float  # variance of the blur alone, HR pixels, mean of both axes
     shares: np.ndarray  # (4,) of `REDUCTIONS`
 
 
 class Estimate(NamedTuple):
-    """Hold a kernel, and how it was found."""
+    """Hold a kernel and how it was estimated."""
 
     kernel: np.ndarray  # (k, k)
-    kernel_round: int | None  # the round that made it; 0 is the initial kernel, None a given one
+    kernel_round: int | None  # the round that estimated it; 0: the initial kernel, None: a given kernel
     spread: float | None  # mean sum of |k - k'| between the initial kernels of its place and the others, 0 to 2
-    blur: Blur | None = None  # of models that tell blur and reduction apart
+    blur: Blur | None = None  # from models that separate blur and reduction
 
 
 def estimate_kernel(
@@ -43,17 +43,17 @@ def estimate_kernel(
 ) -> Estimate:
     """Estimate the kernel of a photograph.
 
-    Each of up to three well-textured places gives an initial kernel, which costs next to nothing. The place whose
-    kernel is nearest to the others is refined, so that a single place with a texture of its own does not decide. Where
-    the model sees nothing to refine, nothing is restored.
+    Each of up to three well-textured places gives an initial kernel at little cost. The place whose kernel is nearest
+    to the others is refined, so that one place with an unusual texture does not decide. If the model finds nothing to
+    refine, nothing is restored.
 
     Args:
         network: the model.
         lr: (h, w, 3) float32 in [0, 1].
         scale: s.
         sigma: noise level.
-        grid: where the picture restored with the kernel will lie.
-        piece: what counts the work.
+        grid: grid of the picture restored with the kernel.
+        piece: counter of the work.
     """
     alone = max(lr.shape[:2]) <= _ALONE
     side = max(lr.shape[:2]) if alone else min(_CROP, max(_LEAST, min(lr.shape[:2]) // 2))
@@ -97,7 +97,7 @@ def _guarded(
 
 
 def blur_of(out: BlindOutput) -> Blur | None:
-    """Return what the kernel of a blind restoration of one image is made of, if the model tells."""
+    """Return the parts of the kernel of one image's blind restoration, if the model separates them."""
     return _blur(out.rounds[int(out.kernel_round[0])].blur, out.reductions)
 
 

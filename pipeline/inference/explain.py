@@ -1,4 +1,4 @@
-"""Whether the model y = (x * k)down + n explains a photograph, and what speaks against it."""
+"""Checks of whether the model y = (x * k)down + n explains a photograph."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import numpy as np
 from pipeline.images.convert import to_rgb
 from pipeline.inference.restorer import Restored
 
-# Where warnings start; docs/restore.md has the measurement on images inside and outside the model.
-UNEXPLAINED = 2 / 255  # of the residual beyond the noise
+# Thresholds of warnings; docs/restore.md has the measurement on images inside and outside the model.
+UNEXPLAINED = 2 / 255  # residual beyond the noise
 APART = 0.4  # sum of |k - k'| between places
-CLIPPED = 0.01  # share of pixels with a channel at its upper end
+CLIPPED = 0.01  # share of pixels with a channel at its upper limit
 
 
 def diagnose(image: np.ndarray, restored: Restored) -> list[str]:
-    """Write one line for each sign that the image was not made by one blur and white noise.
+    """Return one line for each sign that the image was not made by one blur and white noise.
 
     Args:
         image: the input, integers.
-        restored: what was made of it.
+        restored: its restoration.
     """
     found = []
     excess = (max(restored.residual**2 - restored.sigma**2, 0)) ** 0.5
-    if excess > UNEXPLAINED and restored.strength == 1:  # what is smoothed on purpose says nothing of the kernel
+    if excess > UNEXPLAINED and restored.strength == 1:  # a reduced strength leaves a residual with any kernel
         found.append(
             f"the model does not explain this image: {excess * 255:.1f}/255 remain beyond the noise; "
             "its blur may not be uniform, or the kernel is wrong"

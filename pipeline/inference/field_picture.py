@@ -1,4 +1,4 @@
-"""A picture of a kernel field: the restored photograph, dimmed, and over it the kernel of every place."""
+"""A picture of a kernel field: the kernel of every place, drawn over the dimmed restored photograph."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TINT = np.array([255, 214, 120], np.float32)
 
 
 def mosaic(restored: Restored) -> np.ndarray:
-    """Draw (H, W, 3) uint8, at most 1280 pixels a side: kernels on the restored photograph, each at its place.
+    """Draw (H, W, 3) uint8 of at most 1280 pixels a side: kernels on the restored photograph, each at its place.
 
     Args:
-        restored: with a kernel field.
+        restored: a restoration with a kernel field.
     """
     assert restored.field is not None
     picture = to_rgb(to_depth(restored.image, np.dtype(np.uint8)))
@@ -45,6 +45,6 @@ def mosaic(restored: Restored) -> np.ndarray:
 
 
 def described(field: KernelField) -> dict[str, Any]:
-    """Describe a field for the report: windows estimated, and the share of the picture of every kernel that is used."""
+    """Describe a field for the report: windows estimated, and each used kernel's share of the picture."""
     shares = field.weights.mean((1, 2), dtype=np.float64)
     return {"windows": field.windows, "shares": [round(float(share), 4) for share in shares if share > 0]}

@@ -1,4 +1,4 @@
-"""Image files to restored image files, each with what was assumed to make it."""
+"""Restoration of image files to image files, each with a report of the assumptions made."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ from pipeline.inference.restorer import Restored, Restorer
 from pipeline.inference.settings import DEFAULT_QUALITY, RestoreSettings
 
 _BANK = "bank:"
-# Settings that a result depends on, beside model, kernel and start.
+# Settings that affect a result, besides model, kernel and start.
 _DECIDING = {"scale", "sigma", "self_ensemble", "format", "depth", "quality", "strip_metadata"}
-# Likewise, but where they have their defaults, results of versions without them are the same.
+# Settings that affect a result only if changed from their defaults, as versions before them did not have them.
 _DECIDING_IF_SET = {"strength", "kernel_field", "trust", "precision"}
 
-# Errors of the system that concern the name of one result: others may have names that can be written.
+# System errors about the name of one result, which may not affect other results.
 _OF_NAMES = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """Say what became of one input file."""
+    """Hold the outcome for one input file."""
 
     name: str
-    output: str  # URI of the restored image; empty when there is none
-    note: str  # one line for people
+    output: str  # URI of the restored image; empty if there is none
+    note: str  # one line for the user
 
 
 @dataclass(frozen=True)
 class RestoreContext:
-    """Hold all that a worker needs, loaded and checked."""
+    """Hold the loaded and checked models and settings for a worker."""
 
     settings: RestoreSettings
     restorer: Restorer
     kernel: np.ndarray | None
     x0: Restorer | Literal["nearest", "bicubic"] | None
-    request: str  # digest of everything but the image that the result depends on
+    request: str  # digest of all that affects a result except the image
 
     def on(self, device: torch.device) -> RestoreContext:
-        """Return the same with its networks on a device."""
+        """Return a copy with the networks on a device."""
         x0 = self.x0.on(device) if isinstance(self.x0, Restorer) else self.x0
         restorer = self.restorer.on(device)
         return RestoreContext(self.settings, restorer, self.kernel, x0, self.request)
@@ -72,9 +72,9 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
     """Load models and kernel.
 
     Raises:
-        BadRequestError: no such model or kernel, or they do not fit the scale.
+        BadRequestError: there is no such model or kernel, or they do not fit the scale.
     """
-    # An alias is followed once, so that the report names the version that was used.
+    # An alias is resolved once, so that the report names the version that was used.
     restorer = Restorer.load(locate(settings.model), device, settings.precision)
     kernel = load_kernel(settings.kernel) if settings.kernel else None
     restorer.check(settings.scale, kernel_given=kernel is not None)
@@ -101,7 +101,7 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
 
 
 def load_kernel(given: str) -> np.ndarray:
-    """Load the one kernel of a file, or of a bank by `bank:URI#INDEX`. Raises BadRequestError."""
+    """Load the only kernel of a file, or one of a bank by `bank:URI#INDEX`. Raises BadRequestError."""
     if given.startswith(_BANK):
         uri, _, index = given.removeprefix(_BANK).rpartition("#")
         if not uri or not (index.isascii() and index.isdecimal()):
@@ -117,7 +117,7 @@ def load_kernel(given: str) -> np.ndarray:
 
 
 def restore_job(job: RestoreJob, context: RestoreContext, on_step: Listener | None = None) -> RestoreResult:
-    """Restore one file and write what belongs to it; what is wrong with the file is its outcome."""
+    """Restore one file and write its outputs; an error in the file becomes its outcome."""
     try:
         if (problem := job.name_problem()) is not None:
             return RestoreResult(job.source.name, "", problem)
@@ -171,7 +171,7 @@ def restore_job(job: RestoreJob, context: RestoreContext, on_step: Listener | No
 
 
 def refuse_result(job: RestoreJob, pixels: np.ndarray, settings: RestoreSettings) -> np.dtype:
-    """Check that a job's format can hold the restored image; return the type of its pixels. Raises BadImageError."""
+    """Check that a job's format can hold the restored image; return its pixel type. Raises BadImageError."""
     bits = {"same": pixels.dtype, "8": np.dtype(np.uint8), "16": np.dtype(np.uint16)}[settings.depth]
     height, width = (side * settings.scale for side in pixels.shape[:2])
     refuse_format(job.kind, (height, width), alpha=has_alpha(pixels), dtype=bits)
@@ -200,9 +200,9 @@ def _about(
 
 
 def _write(job: RestoreJob, photograph: Photograph, restored: Restored, encoded: bytes, about: dict[str, Any]) -> None:
-    """Write the report first, which marks all the rest as ours, and the restored image last.
+    """Write the report first, which marks the other files as ours, and the restored image last.
 
-    A result that is there goes first, so that it is never beside another one's report.
+    An old result is deleted before, so that it never exists next to the report of another.
     """
     if storage.exists(job.result):
         storage.remove_file(job.result)

@@ -1,14 +1,13 @@
-"""The band that makes a photograph periodic, made such that a sharp image explains it.
+"""The band that makes a photograph periodic, filled so that a blurred sharp image explains it.
 
 `periodic_extension` joins the edges smoothly, but no sharp image blurred with the kernel looks like its band, and a
-restorer that trusts the data (little noise, small alpha) answers with ringing from every edge. The band is not data:
-it is missing. So it is filled as missing data are in expectation maximisation: restore by the data step alone, degrade
-again, keep what the camera saw and take the band from the prediction. Each round begins a little beyond the last
-estimate, by the momentum n / (n + 3) of Nesterov's method, for plain rounds settle far too slowly where the kernel is
-wide.
+restorer that trusts the data (little noise, small alpha) answers with ringing from every edge. The band is missing
+data. So it is filled as in expectation maximisation: restore by the data step alone, degrade again, keep the pixels
+that the camera saw, and take the band from the prediction. Each round starts a little beyond the last estimate, with
+the momentum n / (n + 3) of Nesterov's method, since plain rounds converge far too slowly for a wide kernel.
 
-But for the first estimate x, a bicubic one, nothing here has the size of the sharp image. Degraded, the data step of
-`pipeline.model.fourier` reads
+Except for the first estimate x, a bicubic one, nothing here has the size of the sharp image. After degradation, the
+data step of `pipeline.model.fourier` is
 
     S B x' = S B x + D / (D + alpha) (y - S B x),        D = S B B^H S^T,
 
@@ -24,15 +23,15 @@ from pipeline.model import BlurOperator, upsample
 from pipeline.model.fourier import spectrum
 
 _ROUNDS = 80
-_ALPHA = 0.08  # weight of the previous estimate: the larger, the smoother the band and the slower it settles
+_ALPHA = 0.08  # weight of the previous estimate: a larger one makes the band smoother and the convergence slower
 
 
 def explained_band(image: np.ndarray, known: np.ndarray, kernel: torch.Tensor, scale: int) -> np.ndarray:
-    """Fill what no camera saw of a periodic LR image.
+    """Fill the pixels of a periodic LR image that no camera saw.
 
     Args:
         image: (h, w, 3) float32, smoothly periodic.
-        known: (h, w) bool, the pixels that a camera saw; they come back unchanged.
+        known: (h, w) bool, the pixels that a camera saw; they are returned unchanged.
         kernel: (1, k, k) on the device that computes.
         scale: s.
 
@@ -46,7 +45,7 @@ def explained_band(image: np.ndarray, known: np.ndarray, kernel: torch.Tensor, s
         photograph = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(kernel.device)
         operator = BlurOperator.of(kernel, scale, photograph)
         gain = operator.power / (operator.power + _ALPHA)
-        # One channel at a time: the sharp image may be large.
+        # One channel at a time, because the sharp image may be large.
         sharp = (upsample(channel, scale, "bicubic") for channel in photograph.split(1, 1))
         degraded = spectrum(torch.cat([operator.apply(x) for x in sharp], 1))  # of the estimate: S B x
         ahead, y = degraded, photograph

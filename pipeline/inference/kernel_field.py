@@ -1,14 +1,14 @@
-"""A kernel for every place of a photograph whose blur varies: defocus that grows, a rotated camera, a sharp subject.
+"""A kernel for every place of a photograph whose blur varies: growing defocus, a rotated camera, a sharp subject.
 
-Kernels are estimated window by window, each from a crop of its own. A wrong kernel costs far more than a right one
-gains, so none is believed because it was estimated. Around its window each is a candidate beside the kernel of the
-whole image, and all of them restore the neighbourhood. Cell by cell the sharpest of those restorations wins that still
-explain the LR image. The LR residual tells a kernel that is too wide, or of another shape: it cannot be explained away.
-It does not tell one that is too narrow, which explains everything and sharpens little. So an outlier loses against its
-neighbours' kernels in its own window, and where none can be trusted a narrow kernel does no harm.
+Kernels are estimated window by window, each from its own crop. A wrong kernel costs far more than a right one gains, so
+no estimate is accepted unchecked. Around its window each estimate is a candidate besides the kernel of the whole image,
+and all candidates restore the neighbourhood. In each cell the sharpest restoration that still explains the LR image
+wins. A kernel that is too wide or has a wrong shape leaves a large LR residual. A kernel that is too narrow does not:
+it explains everything and sharpens little. So an outlier loses against its neighbours' kernels in its own window, and
+where none can be trusted a narrow kernel does no harm.
 
 The winners' cells are smoothed to weights that sum to one everywhere, and the restorations are blended with them.
-Every restoration is a whole one with one kernel, so its data steps are exact and no seam shows.
+Every restoration uses one kernel throughout, so its data steps are exact and no seam shows.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from pipeline.reduction import place
 
 _SIDES = 64, 192  # LR pixels of a window that a kernel is estimated from, in small and in large images
 _ALONG = 5  # windows along the longer side of a large image, before they overlap
-_SAME = 0.15  # sum of |k - k'|: no other kernel than the whole image's
-# How far, as variances, a residual may lie above the least one: a share of it, and never more than an absolute level.
+_SAME = 0.15  # sum of |k - k'| below which a kernel counts as the whole image's
+# How far, as variances, a residual may be above the smallest: a ratio to it, and never more than an absolute level.
 _RATIO, _MOST = 1.5, 0.8 / 255
-_UNSEEN = 0.5 / 255  # beside the noise: what the right kernel leaves unexplained at most
-_LEAD = 1.05  # by how much another restoration has to be sharper than the whole image's kernel
-_SEEN, _SEAM = 0.7, 1.0  # cells: standard deviations of what a score looks at, and of the weights
-_LEAST = 1e-3  # a smaller weight is none
-_FLAT = 1 / 255  # mean of |gradients| that shows no kernel, beside noise
+_UNSEEN = 0.5 / 255  # largest residual of the right kernel besides noise
+_LEAD = 1.05  # how many times as sharp as with the whole image's kernel another restoration has to be
+_SEEN, _SEAM = 0.7, 1.0  # standard deviations in cells of the scores' neighbourhood and of the weights
+_LEAST = 1e-3  # smaller weights count as zero
+_FLAT = 1 / 255  # mean of |gradients| besides noise below which a place shows no kernel
 
 
 class KernelField(NamedTuple):
-    """Hold the kernels of an image, and how much each counts where."""
+    """Hold the kernels of an image and their weights at every place."""
 
     kernels: np.ndarray  # (n, k, k) float32, the first is that of the whole image
     weights: np.ndarray  # (n, rows, columns) float32 of cells of 8 x 8 LR pixels, of sum 1 over n
-    windows: int  # that a kernel was estimated from
+    windows: int  # number of windows that kernels were estimated from
 
     def at(self, row: int, column: int) -> np.ndarray:
-        """Return the kernel of a cell, (k, k): the winners' mean by weight."""
+        """Return the kernel of a cell, (k, k): the weighted mean of the winners."""
         return np.tensordot(self.weights[:, row, column], self.kernels, 1).astype(np.float32)
 
     def weakened(self, strength: float) -> KernelField:
-        """Return the kernels that a restoration of this strength is made with, at the same places."""
+        """Return the kernels for a restoration of this strength, at the same places."""
         return self._replace(kernels=np.stack([assumed_kernel(kernel, strength) for kernel in self.kernels]))
 
 
@@ -72,11 +72,11 @@ def estimate_field(
     Args:
         network: the model.
         lr: (h, w, 3) float32 in [0, 1].
-        settings: of the whole image's restoration, at full strength.
-        grid: where the restored picture lies.
+        settings: settings of the whole image's restoration, at full strength.
+        grid: grid of the restored picture.
         item: bytes of a value of the file's image.
-        channels: of the file's image.
-        piece: what counts the work.
+        channels: number of channels of the file's image.
+        piece: counter of the work.
 
     Raises:
         BadRequestError: the memory limit is too small for any window.
@@ -113,7 +113,7 @@ def estimate_field(
 
 
 def field_work(network: LoadedNetwork, size: tuple[int, ...], scale: int) -> float:
-    """Foretell what `estimate_field` costs, if half of the places have a kernel of their own.
+    """Predict the work of `estimate_field`, assuming that half of the places have their own kernel.
 
     Args:
         network: the model.
@@ -141,11 +141,11 @@ def restore_field(
     Args:
         network: the model.
         lr: the image; three equal planes for a grey one.
-        settings: what else is known; its kernel is not used.
-        field: the kernels, as the network is to be told them.
+        settings: all other settings; its kernel is not used.
+        field: the kernels to restore with.
         item: bytes of a value of the file's image.
-        channels: of the file's image.
-        piece: what counts the work.
+        channels: number of channels of the file's image.
+        piece: counter of the work.
 
     Raises:
         BadRequestError: the memory limit is too small for any window.
@@ -163,7 +163,7 @@ def restore_field(
     for number, part_piece in zip(used, each, strict=True):
         weight, kernel = field.weights[number], field.kernels[number]
         rows, columns = (np.flatnonzero(weight.any(axis)) for axis in (1, 0))
-        # One cell more: weights are interpolated between the middles of cells.
+        # One cell more, since weights are interpolated between the middles of cells.
         part = Box(*(CELL * int(i) for i in (rows[0] - 1, columns[0] - 1, rows[-1] + 2, columns[-1] + 2)))
         part = part.grown(0, height, width)
         box = part.grown(context(network, settings._replace(kernel=kernel)), height, width)
@@ -178,11 +178,11 @@ def restore_field(
 
 
 def windows(height: int, width: int) -> list[Box]:
-    """Place the windows that kernels are estimated from: of one size, a third of it shared with the next.
+    """Place the windows that kernels are estimated from: all of one size, a third of it shared with the next.
 
     Args:
-        height: of the image, LR pixels.
-        width: likewise.
+        height: height of the image, LR pixels.
+        width: width of the image, LR pixels.
     """
     side = _side(height, width)
     lines = []
@@ -193,11 +193,11 @@ def windows(height: int, width: int) -> list[Box]:
 
 
 def winners(residual: np.ndarray, sharpness: np.ndarray, sigma: float) -> np.ndarray:
-    """Choose a kernel for every cell, (rows, columns): the number of the sharpest one that explains it.
+    """Choose a kernel for every cell, (rows, columns): the index of the sharpest one that explains the cell.
 
     Args:
-        residual: (n, rows, columns) mean square of what each leaves unexplained; infinite where it was not tried.
-        sharpness: (n, rows, columns) total variation of what each made.
+        residual: (n, rows, columns) mean squared residual of each kernel; infinite where it was not tried.
+        sharpness: (n, rows, columns) total variation of each kernel's restoration.
         sigma: noise level.
     """
     least = np.minimum(residual.min(0), sigma**2 + _UNSEEN**2)
@@ -210,12 +210,12 @@ def winners(residual: np.ndarray, sharpness: np.ndarray, sigma: float) -> np.nda
 
 
 def enlarged(weight: np.ndarray, height: int, width: int, scale: int) -> np.ndarray:
-    """Return the weights of cells for every HR pixel, (s*h, s*w); weights of sum 1 keep it.
+    """Interpolate the weights of cells to every HR pixel, (s*h, s*w); weights of sum 1 keep that sum.
 
     Args:
-        weight: (rows, columns) of cells.
-        height: of the LR image.
-        width: likewise.
+        weight: (rows, columns) weights of cells.
+        height: height of the LR image.
+        width: width of the LR image.
         scale: s.
     """
     import cv2  # a registered model restores without it
@@ -229,30 +229,30 @@ def _estimate_work(network: LoadedNetwork, box: Box, scale: int) -> float:
 
 
 def _side(height: int, width: int) -> int:
-    """LR pixels of a window's side."""
+    """Return the side of a window in LR pixels."""
     return min(max(_SIDES[0], max(height, width) // _ALONG), _SIDES[1])
 
 
 def _spacing(length: int, side: int) -> int:
-    """LR pixels from one window to the next: a third overlaps, unless the image is so large that they lie apart."""
+    """Return the LR pixels from one window to the next: a third overlaps, unless a large image spreads them apart."""
     return max(side * 2 // 3, -(-length // (2 * _ALONG)))
 
 
 def _of_side(kernel: np.ndarray, side: int) -> np.ndarray:
-    """(side, side) of sum 1: cut or padded around its middle."""
+    """Cut or pad a kernel around its middle to (side, side), of sum 1."""
     more = (side - kernel.shape[0]) // 2
     kernel = np.pad(kernel, more) if more > 0 else kernel[-more : more or None, -more : more or None]
     return (kernel / kernel.sum()).astype(np.float32)
 
 
 def _cut(settings: Settings, box: Box) -> Settings:
-    """The same for a part of the image: where a first estimate is given, its part."""
+    """Return the settings for a part of the image, with that part of a given first estimate."""
     x0 = settings.x0
     return settings._replace(x0=box.of(x0, settings.scale)) if isinstance(x0, np.ndarray) else settings
 
 
 def _seen(result: Result, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Mean squared LR residual and mean total variation around every cell, without the border."""
+    """Return mean squared LR residual and mean total variation around every cell, without the border."""
     import cv2  # a registered model restores without it
 
     height, width = result.unexplained.shape
@@ -268,7 +268,7 @@ def _seen(result: Result, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _around(values: np.ndarray) -> np.ndarray:
-    """Sum over cells, and smooth: (h, w) -> (rows, columns) of cells."""
+    """Sum over cells and smooth: (h, w) -> (rows, columns) of cells."""
     padded = np.pad(values, [(0, -length % CELL) for length in values.shape])
     rows, columns = (length // CELL for length in padded.shape)
     cells = padded.reshape(rows, CELL, columns, CELL).sum((1, 3), dtype=np.float64)
@@ -277,7 +277,7 @@ def _around(values: np.ndarray) -> np.ndarray:
 
 
 def _weights(winner: np.ndarray, count: int) -> np.ndarray:
-    """(count, rows, columns) of sum 1: 1 where a kernel won, smoothed."""
+    """Return (count, rows, columns) of sum 1: 1 where a kernel won, smoothed."""
     weights = np.stack([gaussian_filter((winner == i).astype(np.float32), _SEAM, mode="nearest") for i in range(count)])
     weights[weights < _LEAST] = 0
     return np.asarray(weights / weights.sum(0), np.float32)

@@ -1,12 +1,12 @@
-"""How an image is cut into windows that together give what the whole image would.
+"""The layout of an image in windows whose results together equal that of the whole image.
 
-The image is extended to a torus once (`boundary.py`), and every window is a cyclic cut of that torus: so the windows
-at the image's edges see the same extension that the whole image has. A window holds its own part of the result, half
-a seam on each side where it fades into its neighbour, and around that the context which the result depends on. Its
-outer edges are closed by a band of their own, since a window is no torus.
+The image is extended to a torus once (`boundary.py`), and every window is a cyclic cut of that torus, so the windows
+at the image's edges see the same extension as the whole image. A window contains its own part of the result, half a
+seam on each side where it fades into its neighbour, and around that the context on which the result depends. A window
+is not periodic, so its outer edges are closed by its own band.
 
-How much context: the data step is an inverse filter, whose reach depends on the kernel and on alpha; the prior
-reaches further by a fixed number of HR pixels. Both were measured (docs/restore.md).
+The context has two parts: the data step is an inverse filter, whose reach depends on the kernel and on alpha, and the
+prior reaches further by a fixed number of HR pixels. Both were measured (docs/restore.md).
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from torch import Tensor
 from pipeline.inference.boundary import extend_to, friendly_length
 from pipeline.model.fourier import BlurOperator, spectrum
 
-ALIGNED = 8  # windows start at multiples of it: the prior's strided convolutions meet the same pixels in each
+ALIGNED = 8  # windows start at multiples of it, so that the prior's strided convolutions see the same pixels in each
 _SEAM = 16  # LR pixels over which neighbours fade into each other
-_BAND = 16  # LR pixels at least that close a window
+_BAND = 16  # smallest closing band of a window, LR pixels
 _PRIOR_HR = 64  # HR pixels that a result depends on beyond the inverse filter
-_INFLUENCE = 1.0  # of a pixel, summed over all further away: 1e-3 of it is left after the prior's reach
-_GRID, _LONGEST = 256, 128  # LR pixels: where the inverse filter is looked at, and the longest reach believed
+_INFLUENCE = 1.0  # of a pixel, summed over all pixels further away; 1e-3 of it is left beyond the prior's reach
+_GRID, _LONGEST = 256, 128  # LR pixels: grid for the inverse filter, and the longest reach assumed
 
 
 @dataclass(frozen=True)
 class Span:
-    """Place one window along one axis, in LR pixels from the image's first."""
+    """Hold the place of a window along one axis, in LR pixels from the image's first."""
 
-    start: int  # of the window, a multiple of 8; negative in the band before the image
-    length: int  # of the cut of the torus
-    padded: int  # of the window with its own closing band
-    first: int  # the result this window contributes to: first <= i < last, seams included
+    start: int  # first pixel of the window, a multiple of 8; negative in the band before the image
+    length: int  # length of the cut of the torus
+    padded: int  # length of the window with its own closing band
+    first: int  # the window contributes to results first <= i < last, including seams
     last: int
-    fade_in: int  # pixels of the seam at `first`, 0 at the image's edge
+    fade_in: int  # width of the seam at `first` in pixels, 0 at the image's edge
     fade_out: int
 
     def enlarged(self, scale: int) -> Span:
@@ -51,7 +51,7 @@ class Span:
         return Span(start, length, padded, first, last, 0, 0)
 
     def weight(self, scale: int) -> np.ndarray:
-        """Return (scale * (last - first),) float32: 1, with straight ramps over the seams.
+        """Return (scale * (last - first),) float32: 1, with linear ramps over the seams.
 
         Overlapping windows add up to 1.
         """
@@ -85,16 +85,16 @@ class Layout:
 
 
 def torus_margin(scale: int, kernel_side: int) -> int:
-    """Return the LR pixels that a torus has beyond its image: the kernel must fit, and the prior not see its cut."""
+    """Return the LR pixels of a torus beyond its image: the kernel must fit, and the prior must not see the cut."""
     return max(-(-kernel_side // scale) + 8, 2 * -(-_PRIOR_HR * 3 // (4 * scale * ALIGNED)) * ALIGNED)
 
 
 def context(kernel: np.ndarray, alpha: float, scale: int) -> int:
-    """Return the LR pixels around a window's part that its result depends on by more than about 1e-3, a multiple of 8.
+    """Return the context of a window in LR pixels, a multiple of 8: pixels beyond it change the result by under 1e-3.
 
     Args:
         kernel: (k, k), sum 1.
-        alpha: the smallest of the network's data weights at the noise level.
+        alpha: smallest of the network's data weights at the noise level.
         scale: s.
     """
     reach = inverse_reach(kernel, alpha, scale) + -(-_PRIOR_HR // scale)
@@ -117,19 +117,19 @@ def inverse_reach(kernel: np.ndarray, alpha: float, scale: int) -> int:
 
 
 def whole(height: int, width: int, around: int) -> Layout:
-    """Make one window: the image and its whole torus, `around` LR pixels longer or more; the cut lies mid-band."""
+    """Make a single window: the whole torus, at least `around` LR pixels longer than the image, cut in mid-band."""
     return Layout((_torus_span(height, around),), (_torus_span(width, around),))
 
 
 def layout(height: int, width: int, around: int, reach: int, most: float) -> Layout | None:
-    """Find the windows of at most `most` LR pixels that cost least; None when none are small enough.
+    """Find the cheapest layout with windows of at most `most` LR pixels; None if no layout is that small.
 
     Args:
-        height: of the image, LR pixels.
-        width: likewise.
-        around: what the torus is longer than the image.
+        height: height of the image, LR pixels.
+        width: width of the image, LR pixels.
+        around: margin of the torus, LR pixels.
         reach: context of a window, a multiple of 8.
-        most: LR pixels of a window with all that surrounds its part.
+        most: largest window in LR pixels, including seams, context and band.
     """
     found = whole(height, width, around)
     if found.largest <= most:
@@ -138,7 +138,7 @@ def layout(height: int, width: int, around: int, reach: int, most: float) -> Lay
     fitting = []
     for rows in axes[0]:
         tallest = max(span.padded for span in rows)
-        # Of one axis' cuts only the coarsest that fits is of use.
+        # For each cut of one axis, only the coarsest fitting cut of the other is useful.
         columns = next((c for c in axes[1] if tallest * max(span.padded for span in c) <= most), None)
         if columns is not None:
             fitting.append(Layout(rows, columns))
@@ -146,7 +146,7 @@ def layout(height: int, width: int, around: int, reach: int, most: float) -> Lay
 
 
 def cut(torus: np.ndarray, row: Span, column: Span) -> np.ndarray:
-    """Cut a window (row.padded, column.padded, C) out of a torus (H, W, C), closed by a band where it is not all."""
+    """Cut a window (row.padded, column.padded, C) out of a torus (H, W, C); a part of the torus is closed by a band."""
     rows, columns = (
         np.arange(span.start, span.start + span.length) % length
         for span, length in zip((row, column), torus.shape[:2], strict=True)
@@ -155,14 +155,14 @@ def cut(torus: np.ndarray, row: Span, column: Span) -> np.ndarray:
 
 
 def known(row: Span, column: Span, image: Sequence[int], torus: Sequence[int]) -> np.ndarray:
-    """Tell what of a window lies in the image and not in a band, (row.padded, column.padded) bool.
+    """Return which pixels of a window are in the image and not in a band, (row.padded, column.padded) bool.
 
-    A window without a part of the torus' band is taken for known as a whole: its own closing band is further from
-    its result than anything reaches.
+    A window without a part of the torus' band counts as known everywhere, since its closing band is too far away to
+    affect its result.
 
     Args:
-        row: of the window.
-        column: of the window.
+        row: rows of the window.
+        column: columns of the window.
         image: (h, w) of the image.
         torus: (H, W) of the torus.
     """
@@ -178,12 +178,12 @@ def known(row: Span, column: Span, image: Sequence[int], torus: Sequence[int]) -
 
 
 def inner(window: Tensor, row: Span, column: Span, scale: int) -> Tensor:
-    """Return the part of a window that it contributes to the result.
+    """Return the part of a window that contributes to the result.
 
     Args:
         window: (..., s * row.padded, s * column.padded).
-        row: of the window.
-        column: of the window.
+        row: rows of the window.
+        column: columns of the window.
         scale: s.
     """
     parts = [slice(scale * (s.first - s.start), scale * (s.last - s.start)) for s in (row, column)]
@@ -191,7 +191,7 @@ def inner(window: Tensor, row: Span, column: Span, scale: int) -> Tensor:
 
 
 def torus_length(length: int, around: int) -> int:
-    """Return the LR pixels of one axis of the torus: a multiple of 8 whose FFT is fast."""
+    """Return the length of one axis of the torus in LR pixels: a multiple of 8 whose FFT is fast."""
     return friendly_length(length + around)
 
 
@@ -202,12 +202,12 @@ def _torus_span(length: int, around: int) -> Span:
 
 
 def _split(length: int, parts: int, around: int, reach: int) -> tuple[Span, ...]:
-    """One axis in `parts` nearly equal ones; as a whole torus when a window would be as long."""
+    """Split an axis in `parts` nearly equal spans; return the whole torus if a window would be as long."""
     torus = _torus_span(length, around)
     step = math.ceil(length / parts / ALIGNED) * ALIGNED
     edges = [*range(0, length, step), length]
     if edges[-1] - edges[-2] < _SEAM and len(edges) > 2:
-        del edges[-2]  # too short for a seam of its own
+        del edges[-2]  # too short to have a seam
     spans = []
     for first, last in itertools.pairwise(edges):
         fade_in, fade_out = (_SEAM if first > 0 else 0), (_SEAM if last < length else 0)

@@ -1,4 +1,4 @@
-"""A trained network on a device, run on periodic images as it was trained: what every restoration stands on."""
+"""A trained network on a device, run on periodic images as in training: the basis of every restoration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DEFAULT_REACH = 25
 
 
 def default_device() -> torch.device:
-    """Return the CUDA card of this process if it has one, else the CPU."""
+    """Return the GPU of this process if it has one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -32,11 +32,11 @@ class LoadedNetwork:
     """Run a network of known identity, on one device, in eval mode.
 
     Args:
-        network: with its weights.
-        uri: what people call it.
+        network: network with its weights.
+        uri: name of the model.
         digest: sha256 of its weights.
-        device: that it is moved to.
-        trust: says how far a blind restoration is right; None: it is taken as it is.
+        device: device that it is moved to.
+        trust: net that estimates how far a blind restoration is right; None leaves restorations as they are.
         precision: number format of the convolutions, or `auto`.
     """
 
@@ -63,16 +63,16 @@ class LoadedNetwork:
 
         Args:
             uri: `shipped:blind-sr`, `models:/name@alias`, `models:/name/3`, a model or checkpoint directory (local
-                or s3://), or the `.pth` of a published USRNet, which restores with given kernels only; or what
-                `pipeline.catalogue.locate` found.
-            device: where it runs; the CUDA card of this process if it has one, else the CPU.
+                or s3://), or the `.pth` of a published USRNet, which only restores with given kernels; or a result of
+                `pipeline.catalogue.locate`.
+            device: device to run on; by default the GPU of this process if it has one, otherwise the CPU.
             precision: number format of the convolutions. `float32` gives the same picture on every machine to within
-                rounding. `bf16` moves pixels by 0.2 to 0.35/255 (RMS), which costs about 0.01 dB, and is 1.9 times as
-                fast on processors with units for it. `auto` takes bf16 on a CPU that is at least 1.4 times as fast at
-                it, measured once a process, else float32; on a card float32.
+                rounding. `bf16` changes pixels by 0.2 to 0.35/255 (RMS), which costs about 0.01 dB, and is 1.9 times as
+                fast on processors with units for it. `auto` takes bf16 on a CPU that is at least 1.4 times as fast with
+                it, measured once per process, otherwise float32; on a GPU float32.
 
         Raises:
-            BadRequestError: no such model.
+            BadRequestError: there is no such model.
             ArtefactError: its files are missing, damaged or of another program version.
         """
         location = uri if isinstance(uri, ModelLocation) else locate(str(uri))
@@ -88,31 +88,31 @@ class LoadedNetwork:
 
     @property
     def precision(self) -> Format:
-        """Return the number format that its convolutions are computed in here."""
+        """Return the number format of the convolutions on this device."""
         return chosen(self._precision, self.device)
 
     @property
     def is_blind(self) -> bool:
-        """Tell whether it can estimate the kernel."""
+        """Return whether the network can estimate the kernel."""
         return isinstance(self.network, BlindUSRNet)
 
     @property
     def kernel_side(self) -> int:
-        """Return the side of the kernels it estimates; of a model that does not say, of the widest expected."""
+        """Return the side of the kernels that it estimates; for a non-blind model, of the widest expected kernels."""
         return self.network.kernel_size if isinstance(self.network, BlindUSRNet) else _DEFAULT_REACH
 
     @property
     def kernel_steps(self) -> int:
-        """Return how many kernel steps an estimate takes."""
+        """Return the number of kernel steps of an estimate."""
         return self.network.config.kernel.steps if isinstance(self.network, BlindUSRNet) else 0
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Return the scale factors it was made for."""
+        """Return the supported scale factors."""
         return self.network.scales
 
     def check(self, scale: int, *, kernel_given: bool) -> None:
-        """Refuse what the model cannot do. Raises BadRequestError that says what it can."""
+        """Refuse a request that the model does not support. Raises BadRequestError, which names what it supports."""
         if scale not in self.scales:
             raise BadRequestError(
                 f"{self.uri} was not made for scale {scale}; it restores {', '.join(map(str, self.scales))}"
@@ -134,19 +134,19 @@ class LoadedNetwork:
         tick: Tick | None = None,
         first: Initial | None = None,
     ) -> BlindOutput:
-        """Estimate the kernel of a periodic image and restore it; nothing is extended or clipped.
+        """Estimate the kernel of a periodic image and restore it, without extension or clipping.
 
-        A kernel estimate stands only where it scores no worse than the one before (`pipeline/model/guard.py`).
+        A kernel estimate is accepted only if it scores no worse than the one before (`pipeline/model/guard.py`).
 
         Args:
             lr: the image, made periodic, (1, 3, h, w) in [0, 1] on `device`.
             scale: one of `scales`.
             sigma: noise level.
-            observed: its upper-left part that a camera saw, if not all. The initial kernel is read off that part, and
-                the guard judges that part: the smooth band of an extension has a spectrum of its own, and rings.
-            grid: where the LR pixels lie in their blocks.
+            observed: upper-left part of `lr` that a camera saw, if not all. Only that part is used for the initial
+                kernel and by the guard, since the smooth band of an extension has another spectrum, and rings.
+            grid: position of the LR pixels in their blocks.
             tick: called after each unfolding and each kernel step.
-            first: the initial kernel, if it is there already.
+            first: the initial kernel, if it is already known.
 
         Raises:
             BadRequestError: the model is not blind.
@@ -158,7 +158,7 @@ class LoadedNetwork:
             return network.infer(lr, scale, sigma, initial=first, observed_size=part, grid=grid, tick=tick)
 
     def initial(self, image: np.ndarray, scale: int, sigma: float) -> Initial:
-        """Return what the alternation starts from.
+        """Return the start of the alternation.
 
         Args:
             image: (h, w, 3) float32 in [0, 1].
@@ -172,13 +172,13 @@ class LoadedNetwork:
             return self._blind().initial(self.tensor(image), scale, sigma)
 
     def is_final(self, first: Initial, size: tuple[int, int]) -> bool:
-        """Tell whether the initial kernel of a picture of (h, w) is the estimate, since nothing would better it."""
+        """Return whether the initial kernel of a picture of (h, w) is final, as kernel steps would not improve it."""
         network = self._blind()
         kernel = network.config.kernel
         return not kernel.rounds and (not kernel.steps or bool(network.settled(first, size)))
 
     def starts_from_edges(self, scale: int) -> bool:
-        """Tell whether kernel steps at this scale start from the kernel that edges show."""
+        """Return whether kernel steps at this scale start from the kernel estimated from edges."""
         return isinstance(self.network, BlindUSRNet) and self.network.starts_from_edges(scale)
 
     def _blind(self) -> BlindUSRNet:
@@ -212,7 +212,7 @@ class LoadedNetwork:
             return sr
 
     def smallest_alpha(self, scale: int, sigma: float) -> float:
-        """Return the smallest of the network's K data weights: the smaller, the further the inverse filter reaches.
+        """Return the smallest of the network's K data weights; smaller ones give the inverse filter a longer reach.
 
         Args:
             scale: one of `scales`.

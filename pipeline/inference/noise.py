@@ -1,4 +1,4 @@
-"""The noise level of an image, from the image alone."""
+"""Estimation of the noise level of an image from the image alone."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from scipy import ndimage
 # High-pass filter of Daubechies' wavelet with two vanishing moments (db2): blind to constants and ramps.
 _HIGH_PASS = np.array([1 - 3**0.5, 3**0.5 - 3, 3 + 3**0.5, -1 - 3**0.5]) / (4 * 2**0.5)
 _QUARTILE = 0.6744897501960817  # median of |N(0, 1)|
-_LEAST = 0.25  # share of the details that must tell something
-_SIDE, _QUIET = 4, 0.1  # details a side of a place; the share of the places that counts as the quiet ones
-_QUIET_OF_NOISE = 0.602  # what the mean absolute value is in the quiet places of N(0, 1)
-_TELLING_COLOURS = 0.4  # of what all details show: colours that show as much are not smoothed
-_LEAST_QUIET = 0.3  # of the quiet places' variance is noise at least, for noise can be uneven too
+_LEAST = 0.25  # smallest share of informative details
+_SIDE, _QUIET = 4, 0.1  # side of a place in details; quantile of the places that count as quiet
+_QUIET_OF_NOISE = 0.602  # mean absolute value in the quiet places of N(0, 1)
+_TELLING_COLOURS = 0.4  # colour noise relative to all details at which colours count as not smoothed
+_LEAST_QUIET = 0.3  # smallest share of noise in the quiet places' variance, since noise can be uneven too
 
 
 def noise_level(image: np.ndarray, file_error: float) -> float:
-    """Return the noise level that a restorer is told of an image.
+    """Return the noise level of an image to pass to a restorer.
 
-    The details of a photograph are noise and, where the picture is sharp, texture. Texture is grey and uneven. So what
-    differs between colours is noise, and so is what even the quiet places have, once it is told from what texture adds
-    there. How far that is believed depends on the colours: where they show little beside the whole, a file may have
-    smoothed them and the noise, or the error of an unknown compression, may be grey. A JPEG's errors are as uneven as
-    texture: there all details count, beside what the file tells.
+    The details of a photograph are noise and, where the picture is sharp, texture. Texture is grey and uneven. So
+    differences between colours are noise, and so are details in quiet places, after subtracting what texture adds
+    there. The weight of this estimate depends on the colours: if they show little of the whole, a file may have
+    smoothed them, and the noise, or the error of an unknown compression, may be grey. A JPEG's errors are as uneven as
+    texture: there all details count, in addition to the file's own error.
 
     Args:
         image: (H, W, C), integers over their whole range or floating point in [0, 1].
-        file_error: RMS error that the image's file is known to have, [0, 1] scale; 0: none that is known.
+        file_error: known RMS error of the image's file, [0, 1] scale; 0 if none is known.
 
     Returns:
         sigma >= 0 on the [0, 1] scale.
@@ -39,7 +39,7 @@ def noise_level(image: np.ndarray, file_error: float) -> float:
         return math.hypot(usual, file_error)
     planes = _planes(image)
     quiet = min(usual, float(np.mean([_quiet_sigma(plane, usual) for plane in planes])))
-    # Texture adds to the quiet places about what it adds to the usual place beyond that, as variance.
+    # In variance, texture adds to quiet places about as much as the usual place has beyond the quiet ones.
     even = math.sqrt(max(2 * quiet**2 - usual**2, _LEAST_QUIET * quiet**2))
     differences = [_median_sigma(_diagonal(a - b) / 2**0.5) for a, b in pairwise(planes)]
     colours = min(usual, float(np.mean(differences))) if differences else 0.0
@@ -50,18 +50,18 @@ def noise_level(image: np.ndarray, file_error: float) -> float:
 def estimate_sigma(image: np.ndarray) -> float:
     """Estimate the standard deviation of white Gaussian noise in an image, on the [0, 1] scale.
 
-    Donoho and Johnstone (Biometrika 1994): the diagonal details of the finest wavelet level are noise but for a few
-    edges, so their median absolute value is that of the noise. What scikit-image's `estimate_sigma` computes, without
-    its optional dependency, but for flat places. One colour at a limit of the range says nothing, since clipping hides
-    noise; one colour between the limits says that there is none. Where nearly all is at a limit (lamps on black, a
-    line on white) what remains is edges, and the answer is 0. Chosen over patch eigenvalues and colour differences by
-    measurement (docs/network.md).
+    Donoho and Johnstone (Biometrika 1994): except for a few edges, the diagonal details of the finest wavelet level are
+    noise, so their median absolute value is that of the noise. The result equals scikit-image's `estimate_sigma`, but
+    needs no optional dependency and treats flat places differently. A flat place at a limit of the range is ignored,
+    since clipping hides noise; a flat place between the limits shows that there is no noise. If nearly everything is at
+    a limit (lamps on black, a line on white) only edges remain, and the result is 0. The method was chosen over patch
+    eigenvalues and colour differences by measurement (docs/network.md).
 
     Args:
         image: (H, W, C), integers over their whole range or floating point in [0, 1].
 
     Returns:
-        sigma >= 0, the mean over the channels; 0 for images of fewer than 16 x 16 pixels, which are too few to tell.
+        sigma >= 0, the mean over the channels; 0 for images of fewer than 16 x 16 pixels, which are too small.
     """
     if min(image.shape[:2]) < 16:
         return 0.0
@@ -76,7 +76,7 @@ def _planes(image: np.ndarray) -> list[np.ndarray]:
 def _channel_sigma(channel: np.ndarray) -> float:
     details = _diagonal(channel)
     low, high = _windows(channel, np.minimum), _windows(channel, np.maximum)
-    details[low == high] = 0  # but for rounding it is
+    details[low == high] = 0  # zero except for rounding
     telling = (low < high) | ((low > 0) & (high < 1))
     if telling.mean() < _LEAST:
         return 0.0
@@ -84,7 +84,7 @@ def _channel_sigma(channel: np.ndarray) -> float:
 
 
 def _diagonal(channel: np.ndarray) -> np.ndarray:
-    """Absolute diagonal details of the finest wavelet level."""
+    """Return the absolute diagonal details of the finest wavelet level."""
     return np.abs(_details(_details(channel).T)).T
 
 
@@ -93,7 +93,7 @@ def _median_sigma(details: np.ndarray) -> float:
 
 
 def _quiet_sigma(channel: np.ndarray, usual: float) -> float:
-    """What the quiet places show; `usual` where flat ones are nearly everywhere."""
+    """Return the noise level in the quiet places, or `usual` if nearly all places are flat."""
     details = _diagonal(channel)
     varied = _windows(channel, np.minimum) < _windows(channel, np.maximum)
     varied = ndimage.minimum_filter(varied, _SIDE)
@@ -103,7 +103,7 @@ def _quiet_sigma(channel: np.ndarray, usual: float) -> float:
 
 
 def _windows(channel: np.ndarray, lowest: np.ufunc) -> np.ndarray:
-    """Lowest or highest of the 4 x 4 pixels that each detail is made of."""
+    """Return the minimum or maximum of the 4 x 4 pixels of each detail."""
     for _ in range(2):
         count = (channel.shape[0] + 3) // 2
         padded = np.pad(channel, ((2, 3), (0, 0)), mode="symmetric")[: 2 * count + 2]
@@ -113,7 +113,7 @@ def _windows(channel: np.ndarray, lowest: np.ufunc) -> np.ndarray:
 
 
 def _details(rows: np.ndarray) -> np.ndarray:
-    """Every second sample of the high-passed columns, mirrored at the ends: (h, w) -> (h // 2 + 1 or so, w)."""
+    """High-pass the columns, mirrored at the ends, and keep every second sample: (h, w) -> (about h // 2 + 1, w)."""
     padded = np.pad(rows, ((2, 3), (0, 0)), mode="symmetric")
     count = (rows.shape[0] + 3) // 2
     return sum(tap * padded[i : i + 2 * count : 2][:count] for i, tap in enumerate(_HIGH_PASS))

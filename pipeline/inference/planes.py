@@ -7,15 +7,15 @@ import numpy as np
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.images.convert import grey_to_rgb, has_alpha, is_grey
 
-_LARGEST = 2.0  # of a float image: ringing goes somewhat beyond 1, the values of a scale to 255 far beyond
+_LARGEST = 2.0  # largest value of a float image: ringing slightly exceeds 1, a [0, 255] scale greatly
 
 
 def split_alpha(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the colour (h, w, 3) of an image and its alpha (h, w), or None; grey becomes three equal planes.
 
     Raises:
-        BadRequestError: neither grey nor RGB, of another type than uint8, uint16 or float32, or a float image that is
-            not on the [0, 1] scale.
+        BadRequestError: the image is neither grey nor RGB, has a type other than uint8, uint16 or float32, or is a
+            float image that is not on the [0, 1] scale.
     """
     if image.dtype not in (np.uint8, np.uint16, np.float32):
         raise BadRequestError(f"image: uint8, uint16 or float32 is expected, got {image.dtype}")
@@ -50,7 +50,7 @@ def to_float(values: np.ndarray) -> np.ndarray:
 def to_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Convert float32 in [0, 1] to uint8 or uint16, rounded; float32 is returned as it is.
 
-    It works strip by strip, since the image may fill most of the memory.
+    The conversion works strip by strip, since the image may fill most of the memory.
     """
     if dtype == np.float32:
         return values

@@ -1,4 +1,4 @@
-"""Choose the number format of a restoration's convolutions: bf16 where the processor is clearly faster at it."""
+"""Choose the number format of a restoration's convolutions: bf16 if the processor is clearly faster with it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import torch.nn.functional as F
 
 from pipeline.config import Format, Precision
 
-# Where bfloat16 is worth its rounding: processors with fast units for it reach 2, others 0.5 to 0.7.
+# Speed-up from which bfloat16 is worth its rounding: processors with fast units for it reach 2, others 0.5 to 0.7.
 _WORTH = 1.4
 _measuring = threading.Lock()
-_CHANNELS, _SIDE, _TIMES = 32, 96, 6  # of a layer: 2 ms in float32
+_CHANNELS, _SIDE, _TIMES = 32, 96, 6  # size of the measured layer, 2 ms in float32
 
 
 def chosen(precision: Precision, device: torch.device) -> Format:
-    """Resolve `auto`: bf16 where this processor is clearly faster at it, measured once a process in 20 ms.
+    """Resolve `auto`: bf16 if this processor is clearly faster with it, measured once per process in 20 ms.
 
-    On a card `auto` is float32: bf16 has not been measured there.
+    On a GPU `auto` is float32, since bf16 has not been measured there.
 
     Args:
-        precision: what was asked for.
-        device: where the network runs.
+        precision: requested precision.
+        device: device on which the network runs.
     """
     if precision != "auto":
         return precision
     if device.type != "cpu":
         return "float32"
-    with _measuring:  # it changes the number of threads of the whole process for a moment
+    with _measuring:  # the measurement changes the number of threads of the whole process for a moment
         return "bf16" if gain_of_bf16() > _WORTH else "float32"
 
 
@@ -41,14 +41,14 @@ def convolving(precision: Precision, device: torch.device) -> torch.autocast:
 
 @cache
 def gain_of_bf16() -> float:
-    """Measure how many times as fast this processor convolves in bf16 as in float32: one layer, on one thread."""
+    """Measure the speed-up of bf16 over float32 on this processor: one convolution layer, on one thread."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine several would wait for each other
+    torch.set_num_threads(1)  # on a busy machine, several threads would wait for each other
     try:
         pairs = [(_seconds(torch.float32), _seconds(torch.bfloat16)) for _ in range(_TIMES)]
     finally:
         torch.set_num_threads(threads)
-    # The first of each chooses its program. Of the others the least: a busy machine disturbed it least.
+    # The first run of each selects its algorithm. The minimum of the others is the least disturbed by other work.
     single, half = (min(times) for times in zip(*pairs[1:], strict=True))
     return single / half
 

@@ -1,9 +1,8 @@
-"""What a restoration is doing, how much of its work is done, and how long the rest will take.
+"""The progress of a restoration: its current step, the share of its work that is done, and the remaining time.
 
-A restoration is cut into pieces of known work (`work.py`), and each piece counts what it has done of it. What a piece
-will cost may become clearer later (the number of windows depends on the kernel): then its expectation is replaced, and
-the share of the whole that is done never falls. A listener that raises ends the restoration: that is how it is
-cancelled. Nothing is kept between two restorations.
+A restoration is split into pieces of known work (`work.py`), and each piece counts its finished work. The cost of a
+piece may become clearer later (the number of windows depends on the kernel). Then its expectation is replaced, but the
+reported share never falls. A listener can cancel the restoration by raising. Nothing is kept between two restorations.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_UNFINISHED = 0.999  # at most, until the end is said
-_FIRST_SHARE = 0.05  # of the work that is done before a remaining time is said
+_UNFINISHED = 0.999  # largest share before the end is reported
+_FIRST_SHARE = 0.05  # share of the work after which a remaining time is reported
 
 
 class Part(NamedTuple):
@@ -27,16 +26,16 @@ class Part(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Say how far a restoration is."""
+    """Hold the progress of a restoration."""
 
-    stage: str  # what is counted: place, kernel step, window, ...
-    done: int  # of them
+    stage: str  # the unit of the count: place, kernel step, window, ...
+    done: int  # number of finished units
     total: int
-    share: float  # of the whole work, never falling, 1 at the end
-    part: Part | None = None  # that has just been finished, where the image has several windows
+    share: float  # share of the whole work, never falling, 1 at the end
+    part: Part | None = None  # the window that was just finished, if the image has several
 
     def text(self) -> str:
-        """Return it for people.
+        """Return the step as text for the user.
 
         >>> Step("window", 3, 9, 0.5).text()
         'window 4 of 9'
@@ -48,7 +47,7 @@ Listener = Callable[[Step], None]
 
 
 class Meter:
-    """Add up the pieces of one restoration and tell a listener; without one, nothing is counted."""
+    """Add up the pieces of one restoration and notify a listener; without a listener, nothing is counted."""
 
     def __init__(self, listener: Listener | None = None) -> None:
         self._listener, self._pieces = listener, list[Piece]()
@@ -64,8 +63,8 @@ class Meter:
         """Add a piece of work.
 
         Args:
-            work: that is expected of it, in the unit of the others.
-            label: stage, done and total that are said of all of it; None: it says them itself.
+            work: expected work, in the unit of all pieces.
+            label: stage, done and total to report for the whole piece; None if the piece reports them itself.
         """
         made = Piece(self, work, label)
         if self._listener is not None:
@@ -73,7 +72,7 @@ class Meter:
         return made
 
     def finish(self) -> None:
-        """Say that all is done."""
+        """Report that all work is done."""
         stage, _, total = self._now
         if self._listener is not None:
             self._listener(Step(stage, total, total, 1.0))
@@ -99,37 +98,37 @@ class Piece:
         return self._meter.listens
 
     def expect(self, work: float) -> None:
-        """Replace what is still expected of it."""
+        """Replace the work that is still expected."""
         if self.listens:
             self.left = work
 
     def at(self, stage: str, done: int, total: int, part: Part | None = None) -> None:
-        """Say what it is doing.
+        """Report the current step.
 
         Args:
-            stage: what is counted.
-            done: how many of them are.
-            total: how many there are.
-            part: of the image, that has just been finished.
+            stage: unit of the count.
+            done: number of finished units.
+            total: number of all units.
+            part: part of the image that was just finished.
         """
         if self.listens:
             self._meter._now = self._label or (stage, done, total)
             self._meter._tell(None if self._label else part)
 
     def add(self, work: float) -> None:
-        """Count work that was done."""
+        """Count finished work."""
         if self.listens:
             self._meter._done += work
             self.left = max(0.0, self.left - work)
             self._meter._tell()
 
     def split(self, stage: str, count: int, work: Callable[[int], float]) -> list[Piece]:
-        """Cut it into pieces that are called `stage` 1 of `count`, 2 of `count`, ...
+        """Split the piece into pieces named `stage` 1 of `count`, 2 of `count`, ...
 
         Args:
-            stage: what each of them is.
-            count: how many.
-            work: that is expected of each, by its number from 0.
+            stage: unit of the count.
+            count: number of pieces.
+            work: function from a piece's index, from 0, to its expected work.
         """
         if not self.listens:
             return [self] * count
@@ -138,25 +137,25 @@ class Piece:
         return [self._meter.piece(expected, (stage, number, count)) for number, expected in enumerate(works)]
 
     def end(self) -> None:
-        """Drop what was expected and turned out not to be needed."""
+        """Drop expected work that turned out to be unnecessary."""
         if self.listens:
             self.left = 0.0
 
 
-NOBODY = Meter().piece()  # listens
+NOBODY = Meter().piece()  # has no listener
 
 
 class RemainingTime:
-    """Foretell how long the rest takes, from how long what is done took."""
+    """Estimate the remaining time from the time of the finished work."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._started = clock, clock()
 
     def seconds(self, share: float) -> float | None:
-        """Return the seconds that are left; None while too little is done to say.
+        """Return the remaining seconds; None while too little work is done.
 
         Args:
-            share: of the work, that is done.
+            share: share of the work that is done.
         """
         if share < _FIRST_SHARE:
             return None

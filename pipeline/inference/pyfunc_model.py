@@ -1,6 +1,6 @@
-"""What MLflow runs for a registered model: a file of code beside safetensors and JSON, so nothing is unpickled.
+"""The pyfunc that MLflow runs for a registered model: code next to safetensors and JSON, so nothing is unpickled.
 
-A copy of this file travels with every version; it stays small and leaves all work to the installed package.
+Every version includes a copy of this file, so it is small and leaves all work to the installed package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class BlindSuperResolution(PythonModel):
         """Load the model folder of the version.
 
         Raises:
-            ArtefactError: a file is missing, or not the one that was registered.
+            ArtefactError: a file is missing, or differs from the registered one.
         """
         from pipeline.inference import Restorer
         from pipeline.registry.package import check_version
@@ -37,11 +37,11 @@ class BlindSuperResolution(PythonModel):
         Args:
             context: unused; `load_context` has loaded the model.
             model_input: (N, h, w, 3) uint8 RGB.
-            params: `scale`; `sigma`, the noise level in [0, 1], estimated when negative; `kernel`, the k*k values of
-                a known blur kernel row by row, estimated when empty.
+            params: `scale`; `sigma`, the noise level in [0, 1], estimated if negative; `kernel`, the k*k values of
+                a known blur kernel row by row, estimated if empty.
 
         Raises:
-            BadRequestError: a scale or kernel that the model does not take.
+            BadRequestError: the model does not support the scale or the kernel.
         """
         given = params or {}
         scale, sigma = int(given.get("scale", self.restorer.scales[0])), float(given.get("sigma", -1.0))

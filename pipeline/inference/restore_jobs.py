@@ -1,8 +1,8 @@
-"""Which files are restored, what each result is called, and which are done already.
+"""The list of files to restore, the names of their results, and the results that already exist.
 
-For each `NAME.EXT` in the input: `NAME-x2.png`, and beside it `NAME-x2.json`, `NAME-x2-kernel.png` and `.npy`,
-`NAME-x2-compare.png`, and with `--kernel-field` `NAME-x2-field.png`. The JSON marks them as ours: without it, a file of
-one of these names is somebody's own.
+For each `NAME.EXT` in the input: `NAME-x2.png`, and next to it `NAME-x2.json`, `NAME-x2-kernel.png` and `.npy`,
+`NAME-x2-compare.png`, and with `--kernel-field` `NAME-x2-field.png`. The JSON marks these files as ours; without it, a
+file with one of these names is the user's own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RestoreJob(NamedTuple):
 
     @property
     def report(self) -> str:
-        """Return the URI of the JSON that says how the result was made."""
+        """Return the URI of the JSON report of how the result was made."""
         return f"{self.target}.json"
 
     @property
@@ -49,7 +49,7 @@ class RestoreJob(NamedTuple):
         return [self.result, *(f"{self.target}{end}" for end in _BESIDE)]
 
     def name_problem(self) -> str | None:
-        """Say why a local disk does not take outputs of these names: one is too long, or a folder's name is taken."""
+        """Return why a local disk refuses the outputs' names: one is too long, or a folder's name is taken."""
         if uris.is_s3(self.target):
             return None
         paths = [PurePosixPath(output) for output in self.outputs]
@@ -58,7 +58,7 @@ class RestoreJob(NamedTuple):
             return f"the names of its results have up to {longest} bytes, {most} are possible; use --name"
         if (longest := max(len(os.fsencode(part)) for part in paths[0].parent.parts)) > most:
             return f"a folder of its results has a name of {longest} bytes, {most} are possible; rename it"
-        # Each is written under a temporary name first.
+        # Each file is first written under a temporary name.
         longest = max(len(os.fsencode(path.with_name(storage.temporary_name(path.name)))) for path in paths)
         if longest > storage.LONGEST_PATH:
             return f"the paths of its results have {longest} bytes, {storage.LONGEST_PATH} are possible; rename it"
@@ -69,13 +69,13 @@ class RestoreJob(NamedTuple):
 
 
 def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
-    """List every image of the input with the place of its result; results of earlier calls are no inputs.
+    """List every image of the input with the place of its result; results of earlier calls are not inputs.
 
-    Two images of one name, `a.jpg` beside `a.png`, keep their suffix in the names of their results: `a.jpg-x2.png`.
-    Those that even then have one name, as members of a zip can, are numbered.
+    Two images with the same stem, `a.jpg` and `a.png`, keep their suffix in the names of their results: `a.jpg-x2.png`.
+    If the names are still equal, as members of a zip can be, they are numbered.
 
     Raises:
-        BadRequestError: there are none, two jobs would write the same file, or one would write outside the output.
+        BadRequestError: there are no images, two jobs would write the same file, or one would write outside the output.
     """
     root, output = uris.absolute(settings.input), uris.absolute(settings.output)
     if storage.is_file(root) and not holds_images(root):
@@ -92,7 +92,7 @@ def list_jobs(settings: RestoreSettings) -> list[RestoreJob]:
 
 
 def _stems(sources: list[Source]) -> list[str]:
-    """What the result of each is called by: its name without suffix, with it, or with a number, until all differ."""
+    """Return a stem for each result: the name without suffix, with suffix, or with a number, until all differ."""
     paths = [PurePosixPath(plain(source.name)) for source in sources]
     stems = [path.stem for path in paths]
     while True:
@@ -121,7 +121,7 @@ def _job(source: Source, stem: str, settings: RestoreSettings, output: str) -> R
 
 
 def _refuse_collisions(jobs: list[RestoreJob]) -> None:
-    """Look at the names of all files before the first is written. Raises BadRequestError."""
+    """Check the names of all files before the first is written. Raises BadRequestError."""
     inputs = {job.source.uri for job in jobs if job.source.member < 0}
     writer: dict[str, RestoreJob] = {}
     for job in jobs:
@@ -147,15 +147,16 @@ def _refuse_collisions(jobs: list[RestoreJob]) -> None:
 def split_done(
     jobs: list[RestoreJob], settings: RestoreSettings, request: str
 ) -> tuple[list[RestoreJob], list[RestoreJob]]:
-    """Split the jobs into those still to be done and those that the same command has finished before.
+    """Split the jobs into pending jobs and those that the same command has finished before.
 
     Args:
-        jobs: of the input.
-        settings: of the command.
-        request: digest of everything but the image that a result depends on.
+        jobs: jobs of the input.
+        settings: settings of the command.
+        request: digest of all that affects a result except the image.
 
     Raises:
-        BadRequestError: a file is in the way: it was made otherwise and `overwrite` is off, or not by this program.
+        BadRequestError: a file is in the way: it was made with other settings and `overwrite` is off, or not by this
+            program.
     """
     output = uris.absolute(settings.output)
     present = {uris.join(output, name) for name, _ in storage.list_files(output, recursive=True)}
@@ -180,7 +181,7 @@ def split_done(
 
 
 def _read_report(job: RestoreJob) -> dict[str, Any] | None:
-    """Return what lies in the place of the report, if a restoration wrote it."""
+    """Return the existing report, if a restoration wrote it."""
     try:
         about = storage.read_json(job.report, nan=True)
     except ArtefactError:
@@ -189,7 +190,7 @@ def _read_report(job: RestoreJob) -> dict[str, Any] | None:
 
 
 def _made_by(report: dict[str, Any], job: RestoreJob, request: str) -> bool:
-    """Check whether a result was made by this request from this very image."""
+    """Check whether a result was made by this request from exactly this image."""
     try:
         digest = hashlib.sha256(read_source(job.source)).hexdigest()
     except (ArtefactError, BadImageError):

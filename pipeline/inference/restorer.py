@@ -1,4 +1,4 @@
-"""A trained model as something to use: `Restorer.load("models:/blind-sr-x2@champion").restore(image, scale=2)`."""
+"""The public interface of a trained model: `Restorer.load("models:/blind-sr-x2@champion").restore(image, scale=2)`."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from pipeline.inference.windows import Result, Settings, expected_work, restore_
 from pipeline.reduction import place
 
 MAX_MEMORY = 2 * 2**30
-_TYPICAL = 0.6  # standard deviation of a photograph's blur, as a multiple of the scale
+_TYPICAL = 0.6  # standard deviation of a typical photograph's blur, as a multiple of the scale
 
 FirstEstimate = Literal["nearest", "bicubic"] | np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Restored:
-    """Hold one restored image and what was assumed to make it."""
+    """Hold a restored image and the assumptions made for it."""
 
     image: np.ndarray  # (s*h, s*w) or (s*h, s*w, C), of the input's kind and type
-    kernel: np.ndarray  # (k, k) float32, sum 1, on the grid of the image: estimated, or the one given
+    kernel: np.ndarray  # (k, k) float32, sum 1, on the grid of the image: estimated or given
     sigma: float  # noise level, estimated or given, [0, 1] scale
     residual: float  # RMS of |(restored * kernel)down - input|, [0, 1] scale; far above sigma: not explained
     scale: int
     seconds: float
-    kernel_round: int | None = None  # the round whose kernel the guard let stand; None for a given kernel
-    spread: float | None = None  # how far kernels of different places are apart, 0 to 2; None with one place or given
-    windows: int = 1  # that the image was cut into
+    kernel_round: int | None = None  # the round whose kernel the guard accepted; None for a given kernel
+    spread: float | None = None  # distance between kernels of different places, 0 to 2; None for one place or given
+    windows: int = 1  # number of windows of the image
     estimate_seconds: float = 0.0
-    field: KernelField | None = None  # the kernels of all places, where one for each was asked for
-    strength: float = 1.0  # below 1, kernel and noise level were told weaker than they are said here
-    trust: float | None = None  # share of the restoration in the image, the rest is bicubic; None: not asked for
+    field: KernelField | None = None  # the kernels of all places, if requested
+    strength: float = 1.0  # below 1, the network was given a weaker kernel and another noise level than stated here
+    trust: float | None = None  # share of the restoration in the image, the rest is bicubic; None: not estimated
 
     def facts(self) -> dict[str, int | float | None]:
-        """Return what reports and answers say of it, by the names that they use."""
+        """Return the facts for reports and answers, by the names used there."""
         return {
             "scale": self.scale,
             "sigma": self.sigma,
@@ -82,36 +82,36 @@ class Restorer(LoadedNetwork):
         trust: float | Literal["auto"] = "auto",
         on_step: Listener | None = None,
     ) -> Restored:
-        """Restore a real photograph: estimate its kernel unless given, then restore it, in windows where it is large.
+        """Restore a real photograph: estimate its kernel unless given, then restore it, in windows if it is large.
 
-        The kernel is one for the whole image, estimated at up to three well-textured places, unless a field of them is
-        asked for. The guard keeps an estimate only where the image restored with it is more plausible
+        One kernel is used for the whole image, estimated at up to three well-textured places, unless a kernel field is
+        requested. The guard accepts an estimate only if the image restored with it is more plausible
         (`pipeline/model/guard.py`).
 
         Args:
             image: uint8, uint16, or float32 in [0, 1]; (h, w) grey, (h, w, 2) grey with alpha, (h, w, 3) RGB or
-                (h, w, 4) RGBA; alpha is restored apart, with the same kernel.
+                (h, w, 4) RGBA; alpha is restored separately, with the same kernel.
             scale: one of `scales`.
             sigma: noise level on the [0, 1] scale, or `auto` to estimate it.
             kernel: (k, k), k odd, sum 1, if it is known.
-            x0: where the unfoldings start, instead of what the model was made with: another model's restoration with
-                the same kernel, an image (s*h, s*w, 3) of the input's type, or an interpolation.
-            self_ensemble: the mean over the eight flips and quarter turns; eight times the work.
-            max_memory: bytes that this process (or the card's memory in it) may grow to.
-            strength: how much of the blur is undone, from 0, close to a plain enlargement, to 1.
-            kernel_field: whether every place has a kernel of its own, for blur that varies; many times the work.
-            file_error: RMS error on the [0, 1] scale that the image's file is known to have, as a JPEG has; `auto` adds
-                it to the noise that the pixels show.
-            grid: `centre` puts the restored picture where a bicubic enlargement lies, whatever the kernel; `corner`
-                puts LR pixel (i, j) on HR pixel (s*i, s*j) of a centred kernel, as the article does.
-            trust: how far the restoration is trusted, from 0, the bicubic enlargement, to 1; `auto` lets the model say,
-                where the kernel is estimated and there is one for all places.
-            on_step: told after each place, kernel step, unfolding and window; one that raises ends the restoration.
+            x0: start of the unfoldings instead of the model's own: another model, which restores with the same kernel,
+                an image (s*h, s*w, 3) of the input's type, or an interpolation.
+            self_ensemble: whether to average over the eight flips and quarter turns, at eight times the work.
+            max_memory: bytes that this process (or its GPU memory) may grow to.
+            strength: share of the blur to undo, from 0, close to a plain enlargement, to 1.
+            kernel_field: whether every place has its own kernel, for blur that varies, at many times the work.
+            file_error: known RMS error of the image's file, on the [0, 1] scale, as for a JPEG; `auto` adds it to the
+                noise level of the pixels.
+            grid: `centre` aligns the restored picture with a bicubic enlargement, whatever the kernel; `corner` puts LR
+                pixel (i, j) on HR pixel (s*i, s*j) of a centred kernel, as in the article.
+            trust: weight of the restoration, from 0, the bicubic enlargement, to 1; `auto` lets the model decide if the
+                kernel is estimated and is the same for all places.
+            on_step: called after each place, kernel step, unfolding and window; raising ends the restoration.
 
         Raises:
-            BadRequestError: a scale the model was not made for, an image, kernel or x0 of the wrong shape, a
-                non-blind model without a kernel, a kernel and a field of them, a float image not on the [0, 1] scale, a
-                sigma below 0, a strength or trust outside [0, 1], a memory limit that no window fits into.
+            BadRequestError: an unsupported scale, an image, kernel or x0 of the wrong shape, a non-blind model without
+                a kernel, both a kernel and a kernel field, a float image not on the [0, 1] scale, a sigma below 0, a
+                strength or trust outside [0, 1], or a memory limit too small for any window.
         """
         started = time.perf_counter()
         self.check(scale, kernel_given=kernel is not None)
@@ -187,7 +187,7 @@ class Restorer(LoadedNetwork):
     def _alpha(
         self, alpha: np.ndarray, settings: Settings, field: KernelField | None, image: np.ndarray, piece: Piece
     ) -> np.ndarray:
-        """(h, w) -> (s*h, s*w, 1) of the image's type; an alpha that is the same everywhere stays exactly that."""
+        """Restore alpha (h, w) to (s*h, s*w, 1) of the image's type; a constant alpha stays exactly constant."""
         height, width = (settings.scale * side for side in alpha.shape)
         if _is_constant(alpha):
             return np.full((height, width, 1), alpha.flat[0])
@@ -197,7 +197,7 @@ class Restorer(LoadedNetwork):
 
 
 class _Pieces(NamedTuple):
-    """The work of a restoration, in its order."""
+    """Hold the pieces of a restoration's work, in order."""
 
     estimate: Piece
     field: Piece
@@ -218,7 +218,7 @@ def _pieces(
     item: int,
     channels: int,
 ) -> _Pieces:
-    """What each part will cost, as far as it can be foretold; those that begin say it better."""
+    """Predict the work of each part; a part replaces the prediction when it starts."""
     if not meter.listens:
         return _Pieces(*(meter.piece() for _ in _Pieces._fields))
     size = lr.shape[:2]
@@ -233,7 +233,7 @@ def _pieces(
 
 
 def _typical_kernel(side: int, scale: int) -> np.ndarray:
-    """(side, side) of sum 1: a Gaussian whose windows need about as much context as those of most photographs."""
+    """Make a Gaussian (side, side) of sum 1 whose windows need about as much context as those of most photographs."""
     line = np.exp(-0.5 * ((np.arange(side) - side // 2) / (_TYPICAL * scale)) ** 2)
     return np.outer(line, line) / line.sum() ** 2
 
@@ -252,7 +252,7 @@ def _restored(
     channels: int,
     piece: Piece,
 ) -> Result:
-    """Restore with the settings' kernel, or with a field of them."""
+    """Restore with the settings' kernel or with a kernel field."""
     if field is None:
         return restore_planes(network, lr, settings, item=item, channels=channels, piece=piece)
     return restore_field(network, lr, settings, field, item=item, channels=channels, piece=piece)
@@ -261,7 +261,7 @@ def _restored(
 def _start(
     x0: FirstEstimate | LoadedNetwork, scale: int, lr: np.ndarray
 ) -> tuple[np.ndarray | Literal["nearest", "bicubic"] | None, LoadedNetwork | None]:
-    """x0 as an image or interpolation, or as a model."""
+    """Return x0 as an image or interpolation, or as a model."""
     if isinstance(x0, LoadedNetwork):
         x0.check(scale, kernel_given=True)
         return None, x0

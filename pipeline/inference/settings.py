@@ -1,4 +1,4 @@
-"""What `jobs/restore.py` is asked for. Importing it costs no torch, ray or mlflow."""
+"""The settings of `jobs/restore.py`. Importing this module does not import torch, ray or mlflow."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How much of the blur is undone: a kernel and a noise level between those of a photograph and those of nothing.
+"""The strength of a restoration: a kernel and a noise level between the estimated ones and those of no blur.
 
-At full strength the network is told what was estimated. Towards 0 the kernel becomes a single point at its own
-centroid, so that the picture stays where it is: with that kernel the plain enlargement that the unfoldings start from
-explains the photograph already, and only the prior has a say. The told noise level rises on the way. It calms what
-a half-shrunken kernel whose transfer function has negative parts would make ring (docs/restore.md).
+At full strength the network gets the estimated kernel and noise level. Towards 0 the kernel becomes a single point at
+its own centroid, so that the picture does not shift. With that kernel the plain enlargement that the unfoldings start
+from already explains the photograph, and only the prior acts. The noise level passed to the network rises on the way,
+which damps the ringing of a half-shrunken kernel whose transfer function has negative parts (docs/restore.md).
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ import numpy as np
 
 from kernels_bank.runtime.errors import BadRequestError
 
-_CALM = 8 / 255  # noise level that is added at strength 0; measured in docs/restore.md
-_LOBES = 3  # of the interpolation of a point between pixels: fewer than a shift has, so that they fit into a kernel
+_CALM = 8 / 255  # noise level added at strength 0; measured in docs/restore.md
+_LOBES = 3  # lobes in the interpolation of a point between pixels: fewer than for a shift, to fit into a kernel
 
 
 def check_strength(strength: float) -> None:
-    """Refuse what is not between 0 and 1. Raises BadRequestError."""
+    """Refuse a strength outside [0, 1]. Raises BadRequestError."""
     if not 0 <= strength <= 1:
         raise BadRequestError(f"strength: a number from 0 (plain enlargement) to 1 (full) is expected, got {strength}")
 
 
 def assumed_kernel(kernel: np.ndarray, strength: float) -> np.ndarray:
-    """Return the kernel that a restoration of this strength is made with, (k, k) of sum 1.
+    """Return the kernel for a restoration of this strength, (k, k) of sum 1.
 
-    Its transfer function lies on the straight line between that of the kernel and that of a point. For a transfer
-    function that is nowhere negative the inverse filter's gain then rises steadily with the strength.
+    Its transfer function is a linear interpolation between that of the kernel and that of a point. For a transfer
+    function that is nowhere negative, the inverse filter's gain then rises steadily with the strength.
 
     Args:
         kernel: (k, k), k odd, sum 1.
-        strength: 0 to 1; at 1 the kernel itself comes back.
+        strength: 0 to 1; 1 returns the kernel itself.
     """
     if strength == 1:
         return kernel
-    share = strength * (2 - strength)  # half of a kernel undoes far less than half of its blur
+    share = strength * (2 - strength)  # half of a kernel undoes far less than half of the blur
     return (share * kernel + (1 - share) * _point(kernel)).astype(np.float32)
 
 
 def assumed_sigma(sigma: float, strength: float) -> float:
-    """Return the noise level that the network is told of, on the [0, 1] scale: at full strength the photograph's own.
+    """Return the noise level for the network, on the [0, 1] scale: at full strength the photograph's own.
 
     Args:
         sigma: noise level of the photograph.
@@ -53,7 +53,7 @@ def assumed_sigma(sigma: float, strength: float) -> float:
 
 
 def _point(kernel: np.ndarray) -> np.ndarray:
-    """(k, k) of sum 1 with all of the kernel at its centroid; between pixels by Lanczos' interpolation."""
+    """Return (k, k) of sum 1 with all weight at the kernel's centroid, interpolated between pixels by Lanczos."""
     place = np.arange(kernel.shape[0], dtype=np.float64)
     lines = []
     for axis in (1, 0):

@@ -1,4 +1,4 @@
-"""Where an image shows its blur: places with much structure that no sensor has clipped."""
+"""Find the places where an image shows its blur: much structure, and no clipping by a sensor."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _STEPS = 4  # places tried along one side of a crop
 def textured_crops(image: np.ndarray, side: int, count: int) -> list[tuple[int, int]]:
     """Find the upper-left corners of the best-textured crops, half a side apart or more, the best first.
 
-    The score is the sum of the gradients' absolute values, of pixels that are neither black nor white to the limit:
-    there the blur is not linear, and a clipped edge looks sharper than it is.
+    The score is the sum of the gradients' absolute values over pixels that are not clipped to black or white: where
+    they are, the blur is not linear, and an edge looks sharper than it is.
 
     Args:
         image: (h, w, 3) float32 in [0, 1].
-        side: of the crops; they are cut where the image is smaller.
-        count: at most so many.
+        side: side of the crops; they are smaller if the image is smaller.
+        count: largest number of crops.
     """
     height, width = (min(side, length) for length in image.shape[:2])
     totals = _integral(structure(image))
@@ -42,7 +42,7 @@ def textured_crops(image: np.ndarray, side: int, count: int) -> list[tuple[int, 
 
 
 def structure(image: np.ndarray) -> np.ndarray:
-    """Return the sum of the gradients' absolute values of every pixel (h, w); of clipped pixels 0."""
+    """Return the sum of the gradients' absolute values of every pixel (h, w); 0 for clipped pixels."""
     grey = luma(image)
     clipped = ((image <= _CLIPPED[0]) | (image >= _CLIPPED[1])).any(-1)
     rows = np.abs(np.diff(grey, axis=0, append=grey[-1:]))
@@ -51,7 +51,7 @@ def structure(image: np.ndarray) -> np.ndarray:
 
 
 def _integral(values: np.ndarray) -> np.ndarray:
-    """Sums over all upper-left rectangles: (h, w) -> (h + 1, w + 1)."""
+    """Return the sums over all upper-left rectangles: (h, w) -> (h + 1, w + 1)."""
     return np.pad(values.cumsum(0, dtype=np.float64).cumsum(1), ((1, 0), (1, 0)))
 
 

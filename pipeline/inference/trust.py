@@ -1,10 +1,10 @@
-"""How far a blind restoration is to be trusted: where it would do harm, it is mixed with a plain enlargement.
+"""The trust in a blind restoration: where the restoration would do harm, it is mixed with a plain enlargement.
 
-A wrong kernel can cost more than a right one gains, and what a net has never seen (lamps on black, patterns, pictures
-that never were sharp) it may take for blur. Of two pictures u, enlarged, and r, restored, the best mixture
-u + w (r - u) has w = 1/2 + (MSE(u) - MSE(r)) / (2 MSE(u, r)): 1 where all that was changed is right, 0 where all is
-wrong. A small net reads w off what can be seen without the truth. It was trained to gain decibels, and to pay twice for
-those it loses (`tools/fit_trust.py`).
+A wrong kernel can cost more than a right one gains, and a net may take unfamiliar content (lamps on black, patterns,
+pictures that were never sharp) for blur. For an enlarged picture u and a restored picture r, the best mixture
+u + w (r - u) has w = 1/2 + (MSE(u) - MSE(r)) / (2 MSE(u, r)): 1 if every change is right, 0 if every change is wrong. A
+small net estimates w without the truth. It was trained to gain decibels, with lost ones counted twice
+(`tools/fit_trust.py`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pipeline.model.upsample import upsample
 from pipeline.model_folder import read_file, read_manifest
 
 TRUST = "trust.safetensors"  # in a model folder
-_ROWS = 128  # LR rows looked at a time: the enlargement of a large picture is never held as a whole
-_HALO = 4  # LR rows around them that their enlargement depends on
-_CLEAR, _NONE = 0.93, 0.07  # beyond these the picture is not mixed
+_ROWS = 128  # LR rows processed at a time, so that the enlargement of a large picture is never held as a whole
+_HALO = 4  # further LR rows around them that affect their enlargement
+_CLEAR, _NONE = 0.93, 0.07  # a weight above or below is set to 1 or 0
 _MOST_BYTES = 1 << 20
 _TINY = 1e-6
 
@@ -43,27 +43,27 @@ _REFINED = FEATURES.index("refined")
 
 
 class Evidence(NamedTuple):
-    """Hold what is known of a blind restoration beside its pixels."""
+    """Hold what is known about a blind restoration besides its pixels."""
 
     scale: int
-    level: float  # noise level told to the restorer, [0, 1] scale
-    file_error: float  # the part of it that the file's coding has, [0, 1] scale
-    residual: float  # RMS that the restored picture leaves unexplained, [0, 1] scale
+    level: float  # noise level passed to the restorer, [0, 1] scale
+    file_error: float  # the part of it that is from the file's compression, [0, 1] scale
+    residual: float  # RMS residual of the restored picture, [0, 1] scale
     width: float  # variance of the blur without the reduction, HR pixels, mean of both axes
     shares: np.ndarray  # (4,) of `REDUCTIONS`
     refined: bool  # whether kernel steps made the kernel
-    grid: Grid = "centre"  # where the restored picture lies
+    grid: Grid = "centre"  # grid of the restored picture
 
 
 @dataclass(frozen=True)
 class TrustNet:
-    """Read the trust off evidence: the mean over a few nets of one hidden layer.
+    """Estimate the trust from evidence: the mean over a few nets with one hidden layer.
 
-    There are two such sets, the second for kernels that kernel steps made: they are rare, right or wrong by much, and
-    what tells so is no guide for the others.
+    There are two sets of nets, the second for kernels from kernel steps. Those kernels are rare, either right or far
+    off, and the evidence for them does not help with other kernels.
     """
 
-    mean: np.ndarray  # (2, n) of the features they were fitted on
+    mean: np.ndarray  # (2, n) over the features used for the fit
     std: np.ndarray  # (2, n)
     hidden: np.ndarray  # (2, nets, n, h)
     hidden_bias: np.ndarray  # (2, nets, h)
@@ -72,7 +72,7 @@ class TrustNet:
     digest: str  # sha256 of the file
 
     def __call__(self, features: np.ndarray) -> float:
-        """Return w in [0, 1] of features (n,); 1 and 0 exactly where it is nearly that."""
+        """Return w in [0, 1] for features (n,); values near 1 and 0 become exactly 1 and 0."""
         part = int(features[_REFINED] > 0.5)
         x = np.clip((features - self.mean[part]) / self.std[part], -3, 3)
         before = np.einsum("n,knh->kh", x, self.hidden[part]) + self.hidden_bias[part]
@@ -83,13 +83,13 @@ class TrustNet:
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> TrustNet:
-        """Read a `trust.safetensors`. Raises ArtefactError for one that is damaged or of other features."""
+        """Parse a `trust.safetensors`. Raises ArtefactError if it is damaged or made for other features."""
         try:
             tensors = load(data)
             length = int.from_bytes(data[:8], "little")
             listed = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("features", "")
             values = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
-            if values["mean"].ndim == 1:  # written when one set judged both
+            if values["mean"].ndim == 1:  # from a version with one set for both
                 values = {name: np.stack((value, value)) for name, value in values.items()}
             net = cls(**values, digest=hashlib.sha256(data).hexdigest())
         except (SafetensorError, ValueError, TypeError, KeyError) as error:
@@ -100,7 +100,7 @@ class TrustNet:
 
 
 def open_trust(location: ModelLocation) -> TrustNet | None:
-    """Return the trust net of a model, if it has one. Raises ArtefactError for one that is damaged."""
+    """Return the trust net of a model, if it has one. Raises ArtefactError if it is damaged."""
     if location.folder.endswith(".pth"):
         return None
     listed = read_manifest(location.folder).sha256
@@ -111,12 +111,12 @@ def open_trust(location: ModelLocation) -> TrustNet | None:
 
 
 def features(lr: np.ndarray, restored: np.ndarray, seen: Evidence) -> np.ndarray:
-    """Compute what the net looks at, (n,) float64.
+    """Compute the features for the net, (n,) float64.
 
     Args:
         lr: (h, w, 3) float32 in [0, 1].
         restored: (s*h, s*w, 3) float32 in [0, 1].
-        seen: what else is known.
+        seen: evidence besides the pixels.
     """
     scale, total = seen.scale, _Sums()
     for rows, enlarged in _enlarged(lr, scale, seen.grid):
@@ -161,14 +161,14 @@ def features(lr: np.ndarray, restored: np.ndarray, seen: Evidence) -> np.ndarray
 
 
 def mix(lr: np.ndarray, restored: np.ndarray, trust: float, scale: int, grid: Grid = "centre") -> None:
-    """Turn a restored picture into u + w (r - u), in place; u is the bicubic enlargement.
+    """Replace a restored picture r by u + w (r - u), in place; u is the bicubic enlargement.
 
     Args:
         lr: (h, w, 3) float32 in [0, 1].
         restored: (s*h, s*w, 3) float32 in [0, 1].
         trust: w, in [0, 1].
         scale: s.
-        grid: where the restored picture lies.
+        grid: grid of the restored picture.
     """
     if trust < 1:
         for rows, enlarged in _enlarged(lr, scale, grid):
@@ -176,11 +176,11 @@ def mix(lr: np.ndarray, restored: np.ndarray, trust: float, scale: int, grid: Gr
 
 
 class _Sums:
-    """Add up a picture's figures strip by strip; what lies across the few seams does not count."""
+    """Add up a picture's statistics strip by strip; differences across the few seams are left out."""
 
     def __init__(self) -> None:
         self.changed = self.overshoot = self.limits = 0.0
-        self._steps = np.zeros((2, 2, 2))  # of restored and enlarged, down and across: sum of |step| and of step^2
+        self._steps = np.zeros((2, 2, 2))  # restored and enlarged, down and across: sum of |step| and of step^2
         self._counts = np.zeros((2,))
 
     def add(self, restored: np.ndarray, enlarged: np.ndarray, scale: int) -> None:
@@ -198,7 +198,7 @@ class _Sums:
         self._counts += (restored.shape[0] - 1) * restored[0].size, restored[:, 1:].size
 
     def gradients(self, number: int) -> tuple[float, float]:
-        """Return total variation a pixel and how evenly it is spread, of the restored picture (0) or the other (1)."""
+        """Return total variation per pixel and its spread for the restored picture (0) or the enlarged one (1)."""
         sums, squares = self._steps[number, :, 0], self._steps[number, :, 1]
         count = max(self._counts.sum(), 1)
         mean, power = sums.sum() / count, squares.sum() / count
@@ -206,7 +206,7 @@ class _Sums:
 
 
 def _enlarged(lr: np.ndarray, scale: int, grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
-    """The bicubic enlargement in strips: which HR rows, and they."""
+    """Yield the bicubic enlargement in strips: the slice of HR rows, and their pixels."""
     height = lr.shape[0]
     for first in range(0, height, _ROWS):
         last = min(first + _ROWS, height)

@@ -1,4 +1,4 @@
-"""The restoration of an image whose kernel is known, window by window, within a memory limit."""
+"""Restoration of an image with a known kernel, window by window, within a memory limit."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pipeline.inference.progress import NOBODY, Part, Piece
 from pipeline.model import restorer_of, upsample
 from pipeline.model.usrnet import Tick
 
-_SMALLER = 0.7  # windows after memory ran out: half would jump over the smallest that are possible
+_SMALLER = 0.7  # factor for windows after memory ran out; a half could skip the smallest possible windows
 
 
 class Settings(NamedTuple):
-    """Say what is restored, and how."""
+    """Hold the settings of a restoration."""
 
     scale: int
     sigma: float
@@ -34,16 +34,16 @@ class Settings(NamedTuple):
     self_ensemble: bool
     max_memory: int
     x0: np.ndarray | str | None  # (s*h, s*w, 3) float32 in [0, 1], or an interpolation
-    x0_model: LoadedNetwork | None  # whose restoration is x0; with neither, x0 is the model's own
+    x0_model: LoadedNetwork | None  # model whose restoration is x0; with neither, x0 is the model's own
 
 
 class Result(NamedTuple):
-    """Hold what came out."""
+    """Hold the result of a restoration."""
 
     image: np.ndarray  # (s*h, s*w, 3) float32 in [0, 1]
-    residual: float  # RMS of what it leaves unexplained of the LR image
+    residual: float  # RMS residual on the LR image
     windows: int
-    unexplained: np.ndarray  # (h, w) float32: what is left of each LR pixel, squared, mean over the channels
+    unexplained: np.ndarray  # (h, w) float32: squared residual of each LR pixel, mean over the channels
 
 
 def restore_planes(
@@ -51,19 +51,18 @@ def restore_planes(
 ) -> Result:
     """Restore (h, w, 3) float32 in [0, 1] with a known kernel.
 
-    A card that has less memory left than `settings.max_memory` allows is answered by smaller windows, as often as
-    needed.
+    If a GPU has less memory left than `settings.max_memory` allows, windows are made smaller as often as needed.
 
     Args:
         network: the model.
         lr: the image; three equal planes for a grey one.
-        settings: what else is known.
-        item: bytes of a value of the file's image, and
-        channels: how many it has: they count for the memory limit.
-        piece: what counts the work.
+        settings: all other settings.
+        item: bytes of a value of the file's image, for the memory limit.
+        channels: number of channels of the file's image, for the memory limit.
+        piece: counter of the work.
 
     Raises:
-        BadRequestError: the limit, or what is left of the card's memory, is too small for any window.
+        BadRequestError: the limit, or the free memory of the GPU, is too small for any window.
     """
     most, reason = math.inf, ""
     while True:
@@ -77,7 +76,7 @@ def restore_planes(
             return _restore_windows(network, lr, settings, plan, piece)
         except torch.OutOfMemoryError as error:
             reason = str(error).split(". ")[0]
-        # Out of the handler, which holds on to what its frames had.
+        # Outside the handler, which keeps references to the tensors of its frames.
         memory.give_back(network.device)
         most = _SMALLER * plan.largest
 
@@ -92,14 +91,14 @@ def _no_room(network: LoadedNetwork, lr: np.ndarray, reason: str) -> str:
 def expected_work(
     network: LoadedNetwork, size: tuple[int, ...], settings: Settings, *, item: int, channels: int
 ) -> float:
-    """Foretell what `restore_planes` costs (`work.py`), without restoring; 0 where no window fits.
+    """Predict the work of `restore_planes` (`work.py`), without restoring; 0 if no window fits.
 
     Args:
         network: the model.
         size: (h, w) of the image, LR pixels.
-        settings: with a kernel that reaches about as far as the one that will be used.
+        settings: settings with a kernel of about the same reach as the one that will be used.
         item: bytes of a value of the file's image.
-        channels: how many it has.
+        channels: number of channels of the file's image.
     """
     try:
         plan = plan_windows(network, size[0], size[1], settings, item=item, channels=channels)
@@ -125,7 +124,7 @@ def _restore_windows(
     squares = 0.0
     for number, (row, column) in enumerate(itertools.product(plan.rows, plan.columns)):
         piece.at("window", number, plan.count)
-        # Filled window by window: over the whole torus at once it would take more memory than a window may.
+        # Filled window by window: filling the whole torus at once would take more memory than allowed for a window.
         known = layout.known(row, column, lr.shape[:2], (height, width))
         window = network.tensor(explained_band(layout.cut(torus, row, column), known, kernel, scale))
         piece.add(work.band(row, column, lr.shape))
@@ -160,16 +159,16 @@ def plan_windows(
     channels: int,
     largest: float = math.inf,
 ) -> layout.Layout:
-    """Place the windows of an LR image of this size. Raises BadRequestError when not even the smallest fits.
+    """Place the windows of an LR image of this size. Raises BadRequestError if not even the smallest fits.
 
     Args:
         network: the model.
-        height: of the image, LR pixels.
-        width: of the image, LR pixels.
-        settings: scale, kernel and memory limit among them.
+        height: height of the image, LR pixels.
+        width: width of the image, LR pixels.
+        settings: settings, including scale, kernel and memory limit.
         item: bytes of a value of the file's image.
-        channels: of the file's image.
-        largest: LR pixels that a window may have, whatever the memory limit says.
+        channels: number of channels of the file's image.
+        largest: largest number of LR pixels of a window, besides the memory limit.
     """
     scale, kernel = settings.scale, settings.kernel
     around = layout.torus_margin(scale, kernel.shape[0])
@@ -196,11 +195,11 @@ def plan_windows(
 def context(network: LoadedNetwork, settings: Settings) -> int:
     """Return the LR pixels around a part of an image on which the restoration of that part depends.
 
-    With another model's x0, what that depends on lies further out by as much again.
+    With another model's x0, the context is twice as large.
 
     Args:
         network: the model.
-        settings: scale, noise level, kernel and x0 among them.
+        settings: settings, including scale, noise level, kernel and x0.
     """
     scale, kernel = settings.scale, settings.kernel
     alphas = [net.smallest_alpha(scale, settings.sigma) for net in _networks(network, settings)]
@@ -208,19 +207,19 @@ def context(network: LoadedNetwork, settings: Settings) -> int:
 
 
 def _networks(network: LoadedNetwork, settings: Settings) -> list[LoadedNetwork]:
-    """The models that restore a window, one after the other."""
+    """Return the models that restore a window, one after the other."""
     return [network, *([settings.x0_model] if settings.x0_model else [])]
 
 
 def border(length: int, settings: Settings) -> int:
-    """Return the LR pixels along an edge that were blurred with what lies outside: no image explains them."""
+    """Return the width in LR pixels of the border, whose blur includes pixels outside that no image explains."""
     return min(settings.kernel.shape[0] // (2 * settings.scale) + 1, length // 4)
 
 
 def _mean_squares(
     unexplained: Tensor, row: layout.Span, column: layout.Span, weights: list[Tensor], scale: int
 ) -> np.ndarray:
-    """(last - first) of rows and columns: by LR pixel what a window's part leaves unexplained, seams by weight."""
+    """Return squared residuals by LR pixel of a window's part, (last - first) rows and columns; seams are weighted."""
     part = layout.inner(unexplained, row, column, 1)[0].square().mean(0)
     weighted: np.ndarray = (part * weights[0][::scale, None] * weights[1][::scale]).cpu().numpy()
     return weighted
@@ -234,7 +233,7 @@ def _sum_of_squares(
     settings: Settings,
     size: Sequence[int],
 ) -> float:
-    """Of what a window's part leaves unexplained; each LR pixel inside the border counts once, seams by weight."""
+    """Return the sum of squared residuals of a window's part; by weighted seams each LR pixel inside counts once."""
     part = layout.inner(unexplained, row, column, 1).square()
     shares = []
     for span, weight, length in zip((row, column), weights, size[:2], strict=True):
@@ -254,7 +253,7 @@ def _first_estimate(
     settings: Settings,
     piece: Piece,
 ) -> Tensor | None:
-    """x0 of one window, or None for the model's own."""
+    """Return x0 of one window, or None for the model's own."""
     scale, other = settings.scale, settings.x0_model
     if other is not None:
         tick = _tick(other, window, scale, piece)

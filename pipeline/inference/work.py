@@ -1,8 +1,8 @@
-"""What the parts of a restoration cost: how much of the whole each is, for progress and remaining time.
+"""The cost of the parts of a restoration, for progress and remaining time.
 
-The unit is a nanosecond of one core that multiplies 51 pairs in it, as the machine did on which all of them were
-measured (x2 and x4, crops of 96 to 400 LR pixels, shipped network). Only their ratios count: they say how far a
-restoration is, and a clock says how fast this machine is.
+The unit is a nanosecond of one core that multiplies 51 pairs in it, as on the machine where all costs were measured (x2
+and x4, crops of 96 to 400 LR pixels, shipped network). Only the ratios matter: they give the progress of a restoration,
+and a clock gives the speed of this machine.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pipeline.inference.network import LoadedNetwork
 from pipeline.model import restorer_of
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 
-_MULTIPLICATIONS = 51.0  # a nanosecond
-_DATA_STEP = 35.0  # an HR pixel and unfolding
-_BAND = 2100.0  # an LR pixel of a window that has a part of the torus' band
-_INITIAL, _INITIAL_ALONE = 350.0, 8e6  # an LR pixel of a crop; and a crop
-_KERNEL_STEP, _SIDE = 55e6, 25  # a step, for kernels of this side: their equations have side^2 unknowns
-_JUDGE = 300.0  # an HR pixel
+_MULTIPLICATIONS = 51.0  # per nanosecond
+_DATA_STEP = 35.0  # per HR pixel and unfolding
+_BAND = 2100.0  # per LR pixel of a window that has a part of the torus' band
+_INITIAL, _INITIAL_ALONE = 350.0, 8e6  # per LR pixel of a crop; per crop
+_KERNEL_STEP, _SIDE = 55e6, 25  # per step, for kernels of this side: their equations have side^2 unknowns
+_JUDGE = 300.0  # per HR pixel
 
 
 def unfolding(config: RestorerConfig) -> float:
-    """Return what one unfolding costs for each HR pixel."""
+    """Return the cost of one unfolding per HR pixel."""
     pairs = float(7 * 9 * config.widths[0])  # first and last convolution
     for level, (width, deeper) in enumerate(zip(config.widths, [*config.widths[1:], 0], strict=True)):
         sides = 1 if deeper == 0 else 2  # on the way down and on the way up
@@ -32,13 +32,13 @@ def unfolding(config: RestorerConfig) -> float:
 
 
 def estimate(network: LoadedNetwork, side: tuple[int, int], scale: int, places: int) -> float:
-    """Return what estimating a kernel costs.
+    """Return the cost of estimating a kernel.
 
     Args:
-        network: a blind one.
+        network: a blind network.
         side: (h, w) of a place, LR pixels.
         scale: s.
-        places: how many there are; at one of them the kernel is refined.
+        places: number of places; at one of them the kernel is refined.
     """
     config = network.network.config
     if not isinstance(config, ModelConfig):
@@ -48,19 +48,19 @@ def estimate(network: LoadedNetwork, side: tuple[int, int], scale: int, places: 
 
 
 def initial(side: tuple[int, int]) -> float:
-    """Return what the initial kernel of a crop of (h, w) LR pixels costs."""
+    """Return the cost of the initial kernel of a crop of (h, w) LR pixels."""
     return _INITIAL_ALONE + _INITIAL * side[0] * side[1]
 
 
 def crop_pass(network: LoadedNetwork, side: tuple[int, int], scale: int) -> float:
-    """Return what one unfolding of a crop of (h, w) LR pixels and its band costs."""
+    """Return the cost of one unfolding of a crop of (h, w) LR pixels and its band."""
     around = torus_margin(scale, network.kernel_side)
     pixels = friendly_length(side[0] + around) * friendly_length(side[1] + around) * scale**2
     return pixels * unfolding(restorer_of(network.network).config)
 
 
 def passes(network: LoadedNetwork, size: tuple[int, int], scale: int) -> float:
-    """Return what restoring (h, w) LR pixels with a known kernel costs, without what lies around them.
+    """Return the cost of restoring (h, w) LR pixels with a known kernel, without their surroundings.
 
     Args:
         network: the model.
@@ -72,16 +72,16 @@ def passes(network: LoadedNetwork, size: tuple[int, int], scale: int) -> float:
 
 
 def kernel_step(network: LoadedNetwork) -> float:
-    """Return what one closed-form kernel step costs."""
+    """Return the cost of one closed-form kernel step."""
     return _KERNEL_STEP * (network.kernel_side / _SIDE) ** 4
 
 
 def band(row: Span, column: Span, size: tuple[int, ...]) -> float:
-    """Return what filling the band of a window costs: nothing where it lies inside the image.
+    """Return the cost of filling the band of a window: zero if the window is inside the image.
 
     Args:
-        row: of the window.
-        column: of the window.
+        row: rows of the window.
+        column: columns of the window.
         size: (h, w) of the image, LR pixels.
     """
     spans = zip((row, column), size[:2], strict=True)
@@ -90,13 +90,13 @@ def band(row: Span, column: Span, size: tuple[int, ...]) -> float:
 
 
 def layout(plan: Layout, networks: list[LoadedNetwork], scale: int, turns: int, size: tuple[int, ...]) -> float:
-    """Return what restoring all windows costs.
+    """Return the cost of restoring all windows.
 
     Args:
         plan: the windows.
-        networks: that restore them, one after the other.
+        networks: networks that restore them, one after the other.
         scale: s.
-        turns: how many restorations are averaged.
+        turns: number of restorations that are averaged.
         size: (h, w) of the image, LR pixels.
     """
     configs = [restorer_of(network.network).config for network in networks]
@@ -105,12 +105,12 @@ def layout(plan: Layout, networks: list[LoadedNetwork], scale: int, turns: int, 
 
 
 def judging(size: tuple[int, ...], scale: int) -> float:
-    """Return what judging and mixing a restored image of (h, w) LR pixels cost."""
+    """Return the cost of judging and mixing a restored image of (h, w) LR pixels."""
     return _JUDGE * size[0] * size[1] * scale**2
 
 
 def _passes(kernel: KernelConfig, unfoldings: int) -> int:
-    """Unfoldings of a guarded blind restoration (`BlindUSRNet.infer`)."""
+    """Count the unfoldings of a guarded blind restoration (`BlindUSRNet.infer`)."""
     if kernel.schedule == "rounds":
         passes = unfoldings * (1 + kernel.rounds * (2 if kernel.warm_start else 1))
     else:

@@ -1,14 +1,13 @@
 """The blind network: restorer and kernel estimator in alternation, from an initial kernel.
 
 With T = `config.kernel.rounds` kernel estimates there are T + 1 kernels k_0 ... k_T, k_0 the initial one, and T + 1
-images, image i made with k_i. `rounds` (DAN's schedule) runs all K unfoldings for each of them. `interleaved` cuts the
-K unfoldings into T + 1 nearly equal parts and estimates between them, so that a whole blind restoration costs one
-unfolding and T estimates.
+images; image i is restored with k_i. `rounds` (DAN's schedule) runs all K unfoldings for each image. `interleaved` cuts
+the K unfoldings into T + 1 nearly equal parts and estimates between them, so that a whole blind restoration costs K
+unfoldings and T estimates.
 
-A wrong kernel can cost far more than a right one gains. So at inference, where asked, a guard lets an estimate stand
-only if the image restored with it scores no worse than with the kernel that stood before (`guard.py`), and the last
-word is given to closed-form kernel steps (`kernel_step.py`), whose kernels a small net corrects where there is one
-(`kernel_prior.py`).
+A wrong kernel can cost far more than a right one gains. So at inference a guard accepts an estimate only if the image
+restored with it scores no worse than with the kernel accepted before (`guard.py`). Closed-form kernel steps come last
+(`kernel_step.py`); in models with a kernel prior a small net corrects their kernels (`kernel_prior.py`).
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, Tick, USRNet, check_inputs
 from pipeline.model_config import ModelConfig
 
-_LEAST_PIXELS = 6  # LR pixels for each of the kernel's, for kernel steps where a net errs on the harmless side
+_LEAST_PIXELS = 6  # LR pixels per kernel pixel that kernel steps need where the net errs on the harmless side
 
 
 class BlindUSRNet(nn.Module):
     """Restore with USRNet and estimate the kernel with DAN's estimator, in alternation.
 
-    The codec gives the kernel's size and code; it is not trained.
+    The codec determines the kernel's size and code; it is not trained.
     """
 
     def __init__(self, config: ModelConfig, codec: KernelCodec) -> None:
@@ -53,7 +52,7 @@ class BlindUSRNet(nn.Module):
         self.config, self.codec, self.kernel_size = config, codec, codec.size
         self.scales = config.scales
         for name, value in (("mean", codec.mean), ("basis", codec.basis), ("std", codec.std)):
-            # Saved beside the weights as codec.safetensors, so not in the state dict.
+            # Saved next to the weights as codec.safetensors, so it is not in the state dict.
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).clone(), persistent=False)
         self.restorer, kernel = USRNet(config.restorer), config.kernel
         shape = (config.scales, kernel.estimator.channels, kernel.estimator.blocks, codec.components)
@@ -69,15 +68,16 @@ class BlindUSRNet(nn.Module):
     def forward(
         self, lr: Tensor, scale: int, sigma: float | Tensor, *, image_rounds: Literal["none", "last", "all"] = "all"
     ) -> BlindOutput:
-        """Run the alternation for training: every kernel estimate is used, better or worse than the one before.
+        """Run the alternation for training. Every kernel estimate is used, better or worse than the one before.
 
         Args:
             lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
             scale: one of `config.scales`, the same for the whole batch.
             sigma: noise level on the [0, 1] scale, a number or (B,).
-            image_rounds: whose images the loss looks at. With `last` and `none`, detached rounds of schedule 'rounds'
-                before the last are restored without a graph, which no gradient could enter: same gradients, far less
-                memory. With `none` nothing is restored with the last kernel, which spares one of T + 1 restorations.
+            image_rounds: rounds whose images enter the loss. With `last` and `none`, detached rounds of schedule
+                `rounds` before the last are restored without a graph, since no gradient could enter it: same
+                gradients, far less memory. With `none` nothing is restored with the last kernel, which saves one of
+                T + 1 restorations.
 
         Raises:
             ValueError: non-finite or mis-shaped inputs, a scale this model was not made for.
@@ -109,21 +109,21 @@ class BlindUSRNet(nn.Module):
         grid: Grid = "corner",
         tick: Tick | None = None,
     ) -> BlindOutput:
-        """Restore guarded: a kernel is accepted, image by image, only where what it makes of the image is plausible.
+        """Restore with the guard: a kernel is accepted for an image only if the image restored with it is plausible.
 
         The rounds of the alternation are followed by `config.kernel.steps` closed-form kernel steps as one more
-        round, which has to win clearly. They are left out where they cannot (`settled`). An initial kernel that stands
-        is narrowed for as long as its image rings (`narrowing.py`), unless the net errs on the narrow side or there
-        are rounds. Where a round does not start from x0 it runs that round's unfoldings twice.
+        round, which has to win clearly. They are left out where they cannot win (`settled`). An initial kernel that is
+        kept is narrowed for as long as its image rings (`narrowing.py`), unless the net errs on the narrow side or
+        there are rounds. For a round that does not start from x0, the round's unfoldings run twice.
 
         Args:
             lr: (B, 3, h, w) in [0, 1], any h and w with kernel side <= s * min(h, w).
             scale: one of `config.scales`, the same for the whole batch.
             sigma: noise level on the [0, 1] scale, a number or (B,).
-            initial: what the alternation starts from, when it is known better than from `lr`; None for
-                `self.initial(lr, scale, sigma)`.
-            observed_size: (h', w') upper-left part of `lr` that a camera saw, if not all. Only that part is judged.
-            grid: where the LR pixels lie in their blocks, and with them the restored image.
+            initial: start of the alternation, if a better one than `self.initial(lr, scale, sigma)` is known; None for
+                that one.
+            observed_size: (h', w') upper-left part of `lr` that a camera saw, if not all. Only that part is scored.
+            grid: position of the LR pixels in their blocks, and so of the restored image.
             tick: called after each unfolding and each kernel step.
 
         Raises:
@@ -139,7 +139,7 @@ class BlindUSRNet(nn.Module):
             estimate = self._estimate(state, accepted)
             start = self._next_start(state, accepted.sr)
             new = self._round(number, start, *estimate, reducer)
-            # A fair comparison is between images of the same start and as many unfoldings.
+            # Only images with the same start and as many unfoldings compare fairly.
             old = accepted if start is state else self._round(number, start, accepted.blur, accepted.code, reducer)
             better = self._wins(new, old, start, observed_size)
             accepted, kernel_round = choose(better, new, old), kernel_round.where(~better, number)
@@ -152,7 +152,7 @@ class BlindUSRNet(nn.Module):
             begin = self._steps_start(lr, accepted.blur, first, scale, levels)
             *_, blur = self.refine(lr, begin, scale, levels, reducer, tick)
             new = self._whole(origin, blur, self.encode(blur), reducer)
-            # Without rounds between, what was accepted is a whole restoration from x0 already.
+            # Without rounds in between, the accepted round is already a whole restoration from x0.
             old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted
             terms = acceptance(scale, accepted.blur, sure=first.start is not None, prior=self.prior is not None)
             better = self._wins(new, old, origin, observed_size, terms) & ~settled
@@ -200,7 +200,7 @@ class BlindUSRNet(nn.Module):
     ) -> list[Tensor]:
         """Return the blur (B, k, k) after each of `config.kernel.steps` kernel steps.
 
-        Half of the unfoldings show enough of the image, and no worse: measured in docs/training-log.md.
+        Half of the unfoldings restore the image well enough, with no loss (measured in docs/training-log.md).
 
         Args:
             lr: (B, 3, h, w) in [0, 1], periodic.
@@ -209,8 +209,8 @@ class BlindUSRNet(nn.Module):
             sigma: (B,) noise level.
             reducer: the reduction behind the blur; None for direct decimation.
             tick: called after each unfolding and each kernel step.
-            prior: corrects kernels; None for the model's own, if it has one.
-            corrected: numbers of the steps whose kernels it corrects, from 0.
+            prior: prior that corrects kernels; None for the model's own, if it has one.
+            corrected: indices of the steps whose kernels the prior corrects, from 0.
         """
         reducer = reducer or Reducer(None, scale, "corner")
         glance = -(-self.config.restorer.unfoldings // 2)
@@ -224,10 +224,10 @@ class BlindUSRNet(nn.Module):
         return refine_kernel(restore, lr, blur, scale, sigma, steps, tick, prior, corrected)
 
     def initial(self, lr: Tensor, scale: int, sigma: float | Tensor) -> Initial:
-        """Estimate what the alternation starts from.
+        """Estimate the start of the alternation.
 
-        The spectral one is made in training from the image as it is; else it is the mean over the image's mirror
-        images, and a Gaussian if it is nearly one (`gaussian_fit.py`).
+        In training, a spectral start is estimated from the image as it is. Otherwise it is the mean over the image's
+        turns and mirror images, replaced by a Gaussian if it is nearly one (`gaussian_fit.py`).
         """
         batch = lr.shape[0]
         if self.spectral is not None:
@@ -243,15 +243,15 @@ class BlindUSRNet(nn.Module):
             return Initial(self.decode(code), code, None)
         kernel = torch.zeros(batch, self.kernel_size, self.kernel_size, dtype=torch.float32, device=lr.device)
         kernel[:, self.kernel_size // 2, self.kernel_size // 2] = 1
-        # A delta lies some 50 standard deviations away from a bank, and what an image shows is lost in the way back:
-        # only the image starts from it, the code from the mean.
+        # A delta is some 50 standard deviations away from a bank, and an image's evidence would be lost on the way
+        # back. So only the image starts from the delta; the code starts from the mean.
         return Initial(kernel, code if self.config.kernel.estimator.normalised else self.encode(kernel), None)
 
     def starts_from_edges(self, scale: int) -> bool:
-        """Tell whether kernel steps at this scale start from the kernel that edges show.
+        """Return whether kernel steps at this scale start from the kernel estimated from edges.
 
-        With a kernel prior they always do, for it takes away what edges get wrong. Without one, a model that tells blur
-        and reduction apart starts from its own second answer, since edges show both together.
+        With a kernel prior they always do, since it removes the errors of that kernel. Without one, a model that
+        separates blur and reduction starts from its own second answer, since edges show both together.
         """
         kernel = self.config.kernel
         if not kernel.steps or kernel.rounds:
@@ -259,14 +259,14 @@ class BlindUSRNet(nn.Module):
         return kernel.prior or (not kernel.reductions and scale in EDGE_SCALES)
 
     def settled(self, first: Initial, size: tuple[int, int]) -> Tensor:
-        """Tell (B,) whose initial kernel kernel steps would not better.
+        """Return (B,) bool: whether kernel steps would not improve the initial kernel.
 
-        Where even the net's second answer is nearly a Gaussian, the picture shows no other blur: of 34 such pictures
-        the guard let what they made stand once, and there it was 0.8 dB worse (docs/training-log.md). A picture with
-        few pixels for each of the kernel's shows no kernel: what a kernel prior finds in it are its lines.
+        If even the net's second answer is nearly a Gaussian, the picture shows no other blur. Of 34 such pictures the
+        guard accepted the kernel steps' result for one, which was 0.8 dB worse (docs/training-log.md). A picture with
+        few pixels per kernel pixel shows no kernel: a kernel prior would find the picture's own lines in it.
 
         Args:
-            first: of `initial`.
+            first: result of `initial`.
             size: (h, w) of the picture that a camera saw, LR pixels.
         """
         shape = (len(first.blur),)
@@ -277,7 +277,7 @@ class BlindUSRNet(nn.Module):
         return is_nearly_gaussian(first.start)
 
     def _steps_start(self, lr: Tensor, accepted: Tensor, first: Initial, scale: int, sigma: Tensor) -> Tensor:
-        """Return what kernel steps start from, (B, k, k); after rounds of the estimator that is what they found."""
+        """Return the kernel (B, k, k) that kernel steps start from: after rounds of the estimator, the accepted one."""
         if self.config.kernel.rounds:
             return accepted
         if self.starts_from_edges(scale):
@@ -298,7 +298,7 @@ class BlindUSRNet(nn.Module):
         return decode_codes(code, mean, basis, std, self.kernel_size)
 
     def _parts(self) -> list[tuple[int, int]]:
-        """The unfoldings that each of the T + 1 kernels is used for."""
+        """Return the range of unfoldings that each of the T + 1 kernels is used for."""
         unfoldings, parts = self.config.restorer.unfoldings, self.config.kernel.rounds + 1
         if self.config.kernel.schedule == "rounds":
             return [(0, unfoldings)] * parts
@@ -308,7 +308,7 @@ class BlindUSRNet(nn.Module):
     def _round(
         self, number: int, state: State, blur: Tensor, code: Tensor, reducer: Reducer, *, graph: bool = True
     ) -> Round:
-        """The unfoldings of one round from `state.x`; `graph`: also of a round before the last."""
+        """Run the unfoldings of one round from `state.x`. `graph` keeps the graph of a round before the last, too."""
         final = number == self.config.kernel.rounds
         with torch.set_grad_enabled(torch.is_grad_enabled() and (graph or final)):
             kernel = reducer.compose(blur)
@@ -328,7 +328,7 @@ class BlindUSRNet(nn.Module):
         observed_size: tuple[int, int] | None,
         terms: tuple[Acceptance, ...] = (EQUAL,),
     ) -> Tensor:
-        """(B,) bool: whether the new image scores no worse than the old one, or as much better as all `terms` say."""
+        """Return (B,) bool: whether the new image scores no worse than the old, or as much better as `terms` ask."""
         reach, scores, spreads = self.kernel_size // state.scale + 1, [], []
         for sr, kernel, *_ in (new, old):
             scores.append(restoration_score(sr, state.lr, self._operator(kernel, state), observed_size, reach))
@@ -352,7 +352,7 @@ class BlindUSRNet(nn.Module):
         )
 
     def _whole(self, state: State, blur: Tensor, code: Tensor, reducer: Reducer) -> Round:
-        """All unfoldings from `state.x`."""
+        """Run all unfoldings from `state.x`."""
         kernel = reducer.compose(blur)
         sr = self.restorer.unfold(state, self.restorer.operator(kernel, state), 0, self.config.restorer.unfoldings)
         return Round(sr, kernel, code, blur)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 @functools.cache
 def compiler_works(device_type: str) -> bool:
-    """Check whether torch.compile can build code for this kind of device. It compiles something, once a process.
+    """Check whether torch.compile can build code for this kind of device, by a trial compilation once per process.
 
-    CPU code needs a C++ compiler, CUDA code Triton and a C compiler; a machine may lack them, and would otherwise
-    stop with a traceback in the middle of the first training step.
+    CPU code needs a C++ compiler; CUDA code needs Triton and a C compiler. On a machine that lacks them, a run would
+    otherwise fail with a traceback in the middle of the first training step.
     """
     try:
         torch.compile(_probe)(torch.ones(16, device=device_type))

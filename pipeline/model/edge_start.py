@@ -1,10 +1,9 @@
-"""A first kernel from the edges of the LR image, without any training: where kernel steps start on camera shake.
+"""A first kernel from the edges of the LR image, without any training: the start of kernel steps on camera shake.
 
-A power spectrum cannot tell a kernel from its mirror image, and the spectral net answers with something between the
-two. Edges can. At the LR image's own scale two steps alternate, from coarse to fine. The first restores the image with
-as few gradients as explain it (an L0 prior), which leaves only sharp edges. The second finds the kernel that blurs
-these into the LR image. What decimation folds into the LR image counts as noise. The answer is rough; kernel steps
-refine it.
+A power spectrum cannot distinguish a kernel from its mirror image, and the spectral net answers with something between
+the two. Edges can. At the LR image's own scale two steps alternate, from coarse to fine. The first restores the image
+with as few gradients as explain it (an L0 prior), which leaves only sharp edges. The second finds the kernel that blurs
+these edges into the LR image. Aliasing counts as noise. The estimate is rough; kernel steps refine it.
 
 Xu, Zheng, Jia: Unnatural L0 Sparse Representation for Natural Image Deblurring, CVPR 2013; the pyramid and its
 constants follow Anger, Facciolo, Delbracio: Blind Image Deblurring using the l0 Gradient Prior, IPOL 2019.
@@ -19,17 +18,17 @@ from torch import Tensor
 from pipeline.model.fourier import transfer_function
 from pipeline.model.upsample import upsample
 
-# Where kernel steps without a kernel prior start from it: on camera shake they end 1.2 dB higher at x2. At x3 they gain
-# nothing or little, for decimation folds too much of the edges (docs/training-log.md).
+# Scales at which kernel steps without a kernel prior start from edges. On camera shake this gains 1.2 dB at x2. At x3
+# it gains little or nothing, since too much of the edges is aliased (docs/training-log.md).
 EDGE_SCALES = (2,)
 
-_RATIO = 0.5  # of two levels of the pyramid
-_TURNS = 5  # image and kernel in turn, a level
-_WEIGHT, _LEAST_WEIGHT, _FADE = 4e-3, 1e-4, 1.1  # of the L0 prior: first, last, and what it is divided by each turn
-_DOUBLINGS = 24  # of the coupling, from twice the weight: in the end the image's gradients are those that were kept
-_RIDGE = 20.0  # of the kernel, for images in [0, 1]
-_FAINT = 0.05  # of a kernel's largest value: less is noise
-_SMALLEST, _SMALLEST_SIDE = 3, 8  # pixels of a kernel and of an image
+_RATIO = 0.5  # size ratio of neighbouring pyramid levels
+_TURNS = 5  # alternations of image and kernel per level
+_WEIGHT, _LEAST_WEIGHT, _FADE = 4e-3, 1e-4, 1.1  # weight of the L0 prior: first, smallest, and divisor per turn
+_DOUBLINGS = 24  # of the coupling, from twice the weight; at the end the image has exactly the gradients that were kept
+_RIDGE = 20.0  # regularisation of the kernel, for images in [0, 1]
+_FAINT = 0.05  # smaller values, relative to a kernel's largest, are noise
+_SMALLEST, _SMALLEST_SIDE = 3, 8  # smallest sides of a kernel and of an image, pixels
 
 
 def edge_kernel(lr: Tensor, size: int, scale: int, sigma: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ def _level(grey: Tensor, kernel: Tensor, least: Tensor) -> Tensor:
 
 
 def _few_gradients(grey: Tensor, spectrum: Tensor, kernel: Tensor, weight: Tensor) -> Tensor:
-    """Restore (B, h, w), whose spectrum is known, with as few gradients as explain it: half-quadratic splitting."""
+    """Restore images (B, h, w) with few gradients by half-quadratic splitting; `spectrum` is that of `grey`."""
     size, weight = grey.shape[-2:], weight[:, None, None]
     transfer = transfer_function(kernel, *size)[:, 0]
     slopes = _differences(size[0], size[1], grey)
@@ -108,7 +107,7 @@ def _gradients(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _differences(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Transfer functions of `_gradients`, (height, 1) and (1, width // 2 + 1)."""
+    """Return the transfer functions of `_gradients`, (height, 1) and (1, width // 2 + 1)."""
     rows = torch.fft.fftfreq(height, dtype=like.dtype, device=like.device)[:, None]
     columns = torch.fft.rfftfreq(width, dtype=like.dtype, device=like.device)[None]
     down, right = (torch.polar(torch.ones_like(f), 2 * torch.pi * f) - 1 for f in (rows, columns))
@@ -120,7 +119,7 @@ def _power(spectrum: Tensor) -> Tensor:
 
 
 def _unit(kernel: Tensor) -> Tensor:
-    """Scale kernels to sum 1; an empty one becomes a point."""
+    """Scale kernels to sum 1; an empty kernel becomes a delta."""
     kernel = kernel.clamp_min(0)
     total, half = kernel.sum((-2, -1), keepdim=True), kernel.shape[-1] // 2
     point = torch.zeros_like(kernel)
@@ -129,7 +128,7 @@ def _unit(kernel: Tensor) -> Tensor:
 
 
 def _beginning(like: Tensor, side: int) -> Tensor:
-    """Start from two pixels beside each other: a point would leave the image as it is."""
+    """Return a first kernel of two adjacent pixels; a delta would leave the image unchanged."""
     if side == 1:
         return torch.ones(len(like), 1, 1, device=like.device)
     kernel = torch.zeros(len(like), side, side, device=like.device)
@@ -138,7 +137,7 @@ def _beginning(like: Tensor, side: int) -> Tensor:
 
 
 def _centred(kernel: Tensor) -> Tensor:
-    """Move each kernel by whole pixels to where its mean is in the middle; what leaves the frame is lost."""
+    """Shift each kernel by whole pixels so that its mean is in the middle; pixels outside the frame are lost."""
     side = kernel.shape[-1]
     place = torch.arange(side, dtype=kernel.dtype, device=kernel.device) - side // 2
     shifts = torch.stack(((kernel.sum(-1) * place).sum(-1), (kernel.sum(-2) * place).sum(-1)), -1).round().int()
@@ -154,7 +153,7 @@ def _resized(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _enlarged(kernel: Tensor, size: int, scale: int) -> Tensor:
-    """Enlarge a kernel from LR to HR pixels, its middle on the middle."""
+    """Enlarge a kernel from LR to HR pixels about its middle."""
     whole = upsample(kernel[:, None], scale, "bicubic")[:, 0]
     first = scale * (kernel.shape[-1] // 2) - size // 2
     before, after = max(0, -first), max(0, first + size - whole.shape[-1])

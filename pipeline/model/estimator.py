@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_LEAST_DEVIATION = 0.02  # of an LR image; below it noise would be taken for content
+_LEAST_DEVIATION = 0.02  # smallest standard deviation to divide an LR image by, so that noise is not amplified
 
 
 class ChannelAttention(nn.Module):
@@ -48,13 +48,13 @@ class ConditionalResBlock(nn.Module):
 class Estimator(nn.Module):
     """Estimate the change of the standardised kernel code (B, components) from LR (B, 3, h, w) and SR (B, 3, s*h, s*w).
 
-    DAN estimates the code itself; here the loop starts from an estimate, and what the SR image shows is how wrong
-    that one is (ringing or remaining blur), so the net predicts the correction and starts near zero.
-    One strided head for the SR image per scale; all else is shared.
+    DAN estimates the code itself. Here the loop starts from an estimate, and the SR image shows how wrong that estimate
+    is (ringing or remaining blur), so the net predicts the correction and starts near zero.
+    Each scale has its own strided head for the SR image; all other layers are shared.
 
     A blur is the same in a dark or flat picture, so both images are shifted and scaled to the LR image's mean 0 and
-    standard deviation 1: the code does not depend on a photograph's brightness or contrast. A net that has to learn
-    that itself knew no more than the mean code after 700 steps; a normalised one told the width after 300.
+    standard deviation 1: the code does not depend on a photograph's brightness or contrast. A net without this
+    normalisation had learned only the mean code after 700 steps; a normalised net found the width after 300.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Write a part of a network as a file that runs without this program, and check the file in its own runtime.
+"""Export a part of a network to a file that runs without this program, and check the file in its own runtime.
 
-restorer-x<scale>.pt2    a program for `torch.export.load`, which needs torch alone
+restorer-x<scale>.pt2    a program for `torch.export.load`, which needs only torch
 restorer-x<scale>.onnx   a graph for ONNX Runtime and others
-initial-kernel-x<scale>  likewise: from the LR image to the kernel that a blind restoration starts from
+initial-kernel-x<scale>  likewise: maps the LR image to the kernel that a blind restoration starts from
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from pipeline.model.usrnet import USRNet
 
 Format = Literal["torch-export", "onnx"]
 SUFFIX: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx"}
-TOLERANCE = 1e-4  # of the greatest difference from this program's own answer, on [0, 1]
+TOLERANCE = 1e-4  # largest allowed difference from this program's own result, on [0, 1]
 CHECKED_SIZES = ((33, 47), (64, 56), (40, 90))  # (h, w) of LR images
 _CHECKED_KERNELS = (21, 15, 31)
-_SIDES = (16, 8192)  # of LR images that the restorer takes
+_SIDES = (16, 8192)  # smallest and largest side of LR images that the restorer accepts
 _KERNEL_HALVES = (1, 49)  # k = 2 half + 1
 _SIGMA = 0.01
-_TWO_WINDOWS = 3 * WINDOW // 2  # LR pixels: with one, exporters take the number of windows for a constant
+_TWO_WINDOWS = 3 * WINDOW // 2  # LR pixels; exporters would take a single window's count for a constant
 
 Part = Literal["restorer", "initial-kernel"]
-Answer = Callable[..., np.ndarray]  # of an exported file to its inputs
+Answer = Callable[..., np.ndarray]  # maps inputs to the result of an exported file
 Example = tuple[Tensor, ...]
 
 
 class _Exported(NamedTuple):
-    """Say how a part of a network is exported."""
+    """Describe how a part of a network is exported."""
 
-    module: nn.Module  # in operations that every runtime has
-    ours: Callable[..., Tensor]  # what this program answers to the same inputs
+    module: nn.Module  # built from operations that every runtime has
+    ours: Callable[..., Tensor]  # this program's result for the same inputs
     inputs: tuple[str, ...]
     output: str
     examples: list[Example]  # the first one is traced
-    shapes: tuple[dict[int, object], ...]  # of the inputs: what stays open
+    shapes: tuple[dict[int, object], ...]  # dynamic dimensions of the inputs
 
 
 def export_part(
@@ -60,17 +60,17 @@ def export_part(
 
     Args:
         network: in eval mode, on the CPU.
-        folder: exists; a file of the same name is overwritten.
-        form: of the file.
-        scale: one of those that the network restores.
+        folder: existing folder; a file of the same name is overwritten.
+        form: format of the file.
+        scale: a scale that the network supports.
         part: the restorer with a known kernel, or the net of the initial kernel.
 
     Returns:
         The file's name, and the greatest difference between its answers and the network's at three sizes.
 
     Raises:
-        BadRequestError: another scale, a network that has no such part, or a package is missing.
-        JobFailedError: the exporter cannot express the network, or the file answers differently; it is not kept.
+        BadRequestError: an unsupported scale, a network that lacks the part, or a package is missing.
+        JobFailedError: the exporter cannot express the network, or the file's results differ; it is not kept.
     """
     if scale not in network.scales:
         known = ", ".join(map(str, network.scales))
@@ -85,7 +85,7 @@ def export_part(
                 exported.module.eval(), exported.examples[0], dynamic_shapes=exported.shapes, strict=False
             )
         run = _write_program(program, file) if form == "torch-export" else _write_onnx(program, file, exported)
-    except Exception as error:  # the exporters raise errors of many kinds, some of them pages long
+    except Exception as error:  # the exporters raise many kinds of errors, some of them pages long
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise JobFailedError(f"{file.name}: the exporter cannot express it ({reason:.300})") from error
     difference = 0.0
@@ -102,7 +102,7 @@ def export_part(
 
 
 def _restorer(network: BlindUSRNet | USRNet, scale: int) -> _Exported:
-    """The restorer, the sizes of image and kernel left open."""
+    """Describe the export of the restorer, with dynamic sizes of image and kernel."""
     restorer = restorer_of(network)
     height, width = (torch.export.Dim(name, min=_SIDES[0], max=_SIDES[1]) for name in ("height", "width"))
     side = 2 * torch.export.Dim("kernel_half", min=_KERNEL_HALVES[0], max=_KERNEL_HALVES[1]) + 1
@@ -117,11 +117,11 @@ def _restorer(network: BlindUSRNet | USRNet, scale: int) -> _Exported:
 
 
 def _initial_kernel(network: BlindUSRNet | USRNet, scale: int) -> _Exported:
-    """The net of the initial kernel, the size of the image left open."""
+    """Describe the export of the net of the initial kernel, with a dynamic image size."""
     if not isinstance(network, BlindUSRNet) or network.spectral is None:
         raise BadRequestError("--part initial-kernel: this model has no net that reads a kernel off a picture")
-    # The first is traced, and must have more than one window each way. Stored in 8 bit, as pictures are: without the
-    # rounding's noise floor the logarithm of a blurred image's spectrum would be that of float32's own errors.
+    # The first is traced, and must have more than one window each way. Examples are rounded to 8 bit, as pictures are:
+    # without that noise floor, the log spectrum of a blurred image would show float32's own errors.
     examples = [_example(size, 5) for size in ((64, 90), (48, 57), (80, 49))]
     height, width = (torch.export.Dim(name, min=_TWO_WINDOWS, max=_SIDES[1]) for name in ("height", "width"))
     return _Exported(
@@ -144,7 +144,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, exported: _Ex
     import onnxruntime
     from onnxscript import optimizer
 
-    # It reports its stages on stdout, and that it does without torchvision as a warning.
+    # The exporter prints its stages to stdout, and warns that torchvision is missing.
     with contextlib.redirect_stdout(sys.stderr), _warnings_off("torch.onnx"):
         graph = torch.onnx.export(
             program,
@@ -153,7 +153,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, exported: _Ex
             output_names=[exported.output],
             dynamo=True,
             verbose=False,
-            # Its rewriting rules take a summand of 1e-9 for zero; the logarithm of a faint spectrum then is another.
+            # Its rewriting rules replace a summand of 1e-9 by zero, which changes the logarithm of a faint spectrum.
             optimize=False,
         )
     assert graph is not None
@@ -166,7 +166,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, exported: _Ex
 
 @contextlib.contextmanager
 def _warnings_off(logger: str) -> Iterator[None]:
-    """Keep a package's warnings off standard error; its errors stay."""
+    """Keep a package's warnings off standard error; its errors still appear."""
     log = logging.getLogger(logger)
     before = log.level
     log.setLevel(logging.ERROR)
@@ -178,7 +178,7 @@ def _warnings_off(logger: str) -> Iterator[None]:
 
 
 def _example(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """An image of blurred noise, a lopsided kernel, a noise level."""
+    """Make an image of blurred noise, an asymmetric kernel, and a noise level."""
     rng = np.random.default_rng(side)
     noise = torch.from_numpy(rng.random((1, 3, size[0] + 4, size[1] + 4), np.float32))
     kernel = torch.from_numpy(rng.random((1, side, side), np.float32) ** 8)

@@ -1,7 +1,7 @@
-"""Find a USRNet in the checkpoint files of other programs, and say what of a file is read and what is left.
+"""Find a USRNet in the checkpoint files of other programs, and report which part of a file is read.
 
-KAIR writes plain state dicts: `<step>_G.pth` holds the network, `<step>_E.pth` its moving average. BasicSR and its
-kin keep several in one file: `params`, and the moving average as `params_ema`.
+KAIR writes plain state dicts: `<step>_G.pth` holds the network, `<step>_E.pth` its moving average. BasicSR and related
+programs keep several state dicts in one file: `params`, and the moving average as `params_ema`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from kernels_bank.runtime.errors import ArtefactError
 
 _LAYOUTS = ("params_ema", "params")  # by preference: averaged weights restore better
-_WRAPPED = "module."  # of a network saved from inside DataParallel
+_WRAPPED = "module."  # prefix of the names in a network saved from inside DataParallel
 
 
 @dataclass(frozen=True)
 class Found:
-    """Hold the state dict that is used of a file, where in the file it was, and what else the file holds."""
+    """Hold the state dict chosen from a file, its place in the file, and what else the file holds."""
 
     state: dict[str, Tensor]
     read: str
@@ -28,10 +28,10 @@ class Found:
 
 
 def find_state(content: Any, where: str) -> Found:  # noqa: ANN401 - whatever was saved
-    """Choose the state dict of a checkpoint's content.
+    """Choose the state dict in a checkpoint's content.
 
     Raises:
-        ArtefactError: there is none, or it is one of DAN, whose estimator means something else.
+        ArtefactError: there is none, or it is a checkpoint of DAN, whose estimator has another meaning.
     """
     read = "all tensors"
     left: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ def find_state(content: Any, where: str) -> Found:  # noqa: ANN401 - whatever wa
 
 
 def beside(uri: str) -> tuple[str, str] | None:
-    """Return the network and the moving average that KAIR writes beside each other, if `uri` is spelled as either.
+    """Return the paths of KAIR's network and its moving average if `uri` follows the naming of either.
 
     >>> beside("kair/5000_E.pth")
     ('kair/5000_G.pth', 'kair/5000_E.pth')

@@ -48,12 +48,12 @@ def data_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, scale: int) -
 
 @dataclass(frozen=True)
 class BlurOperator:
-    """Hold what depends on kernel, scale and size alone. It is made once per kernel and used by every unfolding."""
+    """Hold what depends only on kernel, scale and size. It is computed once per kernel and used by every unfolding."""
 
     transfer: Tensor  # (B, 1, H, Wh) complex: F(k), the kernel's centre at the origin
     power: Tensor  # (B, 1, h, wh) real: the mean of |F(k)|^2 over aliases, the diagonal of S B B^H S^T
     scale: int
-    width: int  # of the LR image: a half spectrum does not tell odd from even
+    width: int  # width of the LR image; a half spectrum does not show whether it is odd or even
 
     @classmethod
     def of(cls, kernel: Tensor, scale: int, y: Tensor) -> BlurOperator:
@@ -68,7 +68,7 @@ class BlurOperator:
         return cls(transfer, _fold(power, scale, scale * width), scale, width)
 
     def step(self, x: Tensor, y_spectrum: Tensor, alpha: Tensor) -> Tensor:
-        """Take the data step from `x` (B, C, H, W), given `spectrum(y)` and alpha (B, 1, 1, 1)."""
+        """Return the result of the data step from `x` (B, C, H, W), given `spectrum(y)` and alpha (B, 1, 1, 1)."""
         residual = y_spectrum - _fold(self.transfer * spectrum(x), self.scale, self.scale * self.width)
         correction = self._adjoint(residual / (self.power + alpha.to(self.power.dtype)))
         return x.to(correction.dtype) + correction
@@ -83,7 +83,7 @@ class BlurOperator:
         return self._adjoint(spectrum(y))
 
     def _adjoint(self, y_spectrum: Tensor) -> Tensor:
-        """B^H S^T of a half LR spectrum: tile it over the aliases, multiply by conj F(k), transform back."""
+        """Apply B^H S^T to a half LR spectrum: tile it over the aliases, multiply by conj F(k), transform back."""
         scale, width = self.scale, self.scale * self.width
         batch, channels, height, _ = y_spectrum.shape
         columns = self.transfer.shape[-1]
@@ -109,7 +109,7 @@ def transfer_function(kernel: Tensor, height: int, width: int) -> Tensor:
 
 
 def _fold(half: Tensor, scale: int, width: int) -> Tensor:
-    """Mean over the s x s aliases: half spectrum of an H x W image -> that of its decimated h x w image."""
+    """Average over the s x s aliases: half spectrum of an H x W image -> that of its decimated h x w image."""
     if scale == 1:
         return half
     *lead, height, columns = half.shape
@@ -119,7 +119,7 @@ def _fold(half: Tensor, scale: int, width: int) -> Tensor:
 
 
 def _complete(half: Tensor, width: int) -> Tensor:
-    """All `width` columns of a half spectrum, by the symmetry F(-u, -v) = conj F(u, v) of real images."""
+    """Return all `width` columns of a half spectrum, by the symmetry F(-u, -v) = conj F(u, v) of real images."""
     mirrored = half[..., 1 : width - half.shape[-1] + 1].flip(-2, -1).roll(1, -2)
     return torch.cat((half, mirrored.conj() if half.is_complex() else mirrored), -1)
 

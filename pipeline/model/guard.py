@@ -1,4 +1,4 @@
-"""Which of two kernels is better for an image: judged by what the restorer makes of it."""
+"""The choice between two kernels for an image, judged by the images restored with them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.model.fourier import BlurOperator
 
 
 class Acceptance(NamedTuple):
-    """Say how clearly a new kernel has to win: a^score b^spread <= ratio a'^score b'^spread.
+    """Hold how clearly a new kernel has to win: a^score b^spread <= ratio a'^score b'^spread.
 
-    a is its `restoration_score`, b its `gradient_spread`; a' and b' are the old kernel's.
+    a is the new kernel's `restoration_score`, b its `gradient_spread`; a' and b' are the old kernel's.
     """
 
-    ratio: float | Tensor  # a tensor: (B,), one for each image
+    ratio: float | Tensor  # a number, or (B,) with one for each image
     score: float = 1.0
     spread: float = 0.0
 
@@ -29,21 +29,21 @@ def restoration_score(
 ) -> Tensor:
     """Score how implausible a restored image is: LR residual times total variation, lower is better.
 
-    A kernel that is too wide or turned around makes the restorer ring: the variation rises, and not all of it is
-    taken back by the blur, so the residual rises as well. Of a kernel that is too narrow the image stays smooth,
-    but it explains the LR image less well. Either factor alone errs far more often, and the product has no weight
-    to tune (docs/network.md has the measurement).
+    A kernel that is too wide or turned around makes the restorer ring. The variation rises, and since the blur does not
+    remove all of it, the residual rises as well. With a kernel that is too narrow the image stays smooth, but explains
+    the LR image less well. Either factor alone errs far more often, and the product has no weight to tune
+    (docs/network.md has the measurement).
 
     Args:
         sr: (B, C, s*h, s*w) restored with the operator's kernel.
         lr: (B, C, h, w).
         operator: blur and decimation with the kernel in question.
-        observed_size: (h', w') upper-left part of `lr` that a camera saw, if not all. No kernel explains what was added
-            to make the image periodic, and it rings the more the better the kernel inverts the blur.
-        border: LR pixels inside the edge of that part which the added pixels reach.
+        observed_size: (h', w') upper-left part of `lr` that a camera saw, if not all. No kernel explains the pixels
+            added to make the image periodic, and they ring more the better the kernel inverts the blur.
+        border: LR pixels inside the edge of the observed part that the added pixels affect.
 
     Returns:
-        (B,), comparable between kernels of one image at one stage of the restoration only.
+        (B,), comparable only between kernels of one image at one stage of the restoration.
     """
     residual = _inside(operator.apply(sr) - lr, 1, observed_size, border).square().mean((1, 2, 3)).sqrt()
     sr = _inside(sr, operator.scale, observed_size, border)
@@ -55,13 +55,13 @@ def gradient_spread(sr: Tensor, scale: int, observed_size: tuple[int, int] | Non
     """Return how evenly a restored image's gradients are spread: their l1 norm over their l2 norm; lower is sharper.
 
     A blurred image has its variation in broad slopes, a ringing one everywhere, a sharp one in few edges (Krishnan et
-    al., CVPR 2011). Unlike the residual it does not suffer from what lies around a part of an image.
+    al., CVPR 2011). Unlike the residual it is not affected by what surrounds a part of an image.
 
     Args:
         sr: (B, C, s*h, s*w).
         scale: s.
         observed_size: (h', w') upper-left part of the LR image that a camera saw, if not all.
-        border: LR pixels inside the edge of that part that are left out.
+        border: LR pixels inside the edge of the observed part that are left out.
 
     Returns:
         (B,) in (0, 1]: 1 for gradients that are all alike.
@@ -85,7 +85,7 @@ def overshoot(sr: Tensor, scale: int, observed_size: tuple[int, int] | None = No
 
 
 def _inside(image: Tensor, scale: int, observed_size: tuple[int, int] | None, border: int) -> Tensor:
-    """The observed part of an image `scale` times the LR one's size, without its border where that leaves some."""
+    """Return the observed part of an image at `scale` times the LR size, without its border if anything remains."""
     if observed_size is None or min(observed_size) <= 2 * border:
         return image
     (top, bottom), (left, right) = ((scale * border, scale * (side - border)) for side in observed_size)

@@ -1,4 +1,4 @@
-"""The kernel that a blind restoration starts from, as the spectral net reads it off an image."""
+"""The kernel that a blind restoration starts from, as the spectral net estimates it from an image."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.model.spectral import SpectralInit
 
 
 class Initial(NamedTuple):
-    """Hold what the alternation starts from."""
+    """Hold the start of the alternation."""
 
-    blur: Tensor  # (B, k, k), >= 0, sum 1: the kernel but for the reduction
-    code: Tensor  # (B, c) of the blur; beside a delta the mean's
+    blur: Tensor  # (B, k, k), >= 0, sum 1: the kernel without the reduction
+    code: Tensor  # (B, c) code of the blur; for a delta, the code of the mean kernel
     shares: Tensor | None  # (B, 4) of `REDUCTIONS`; None: direct decimation
-    start: Tensor | None = None  # (B, k, k), where the kernel steps start; None: from the blur
+    start: Tensor | None = None  # (B, k, k) start of the kernel steps; None: the blur
 
     def kernel(self, scale: int, grid: Grid) -> Tensor:
         """Return the kernel (B, k, k): the blur with the reduction at this scale, on this grid."""
@@ -29,7 +29,7 @@ class Initial(NamedTuple):
 
 
 class Views(NamedTuple):
-    """Hold what the net sees on the average over an image's eight turns and mirror images."""
+    """Hold the net's average answer over the eight turns and mirror images of an image."""
 
     blur: Tensor  # (B, k, k), a Gaussian where it is nearly one
     shares: Tensor | None  # (B, 4)
@@ -39,13 +39,13 @@ class Views(NamedTuple):
 def over_views(
     spectral: SpectralInit, decode: Callable[[Tensor], Tensor], lr: Tensor, scale: int, sigma: Tensor
 ) -> Views:
-    """Average what the net answers for each of the eight turns and mirror images, each turned back.
+    """Average the net's answers for the eight turns and mirror images of an image, each turned back.
 
-    So a turned image has the turned kernel exactly.
+    So the kernel of a turned image is exactly the turned kernel.
 
     Args:
         spectral: the net.
-        decode: of codes (B, c) to kernels (B, k, k).
+        decode: function from codes (B, c) to kernels (B, k, k).
         lr: (B, 3, h, w) in [0, 1].
         scale: s.
         sigma: (B,) noise levels.

@@ -1,8 +1,8 @@
-"""Matrices in a file as 8 bit integers, each column with a step of its own: half of float16's bytes.
+"""Matrices in a file as 8 bit integers, each column with its own step: half of float16's bytes.
 
-A column is what one feature of the input is multiplied by, and features differ more than what is made of them: steps
-of the columns leave half the error that steps of the rows leave. The file has the integers under the matrix's name, and
-the steps under that name and `.step`.
+A column belongs to one input feature, and input features differ more than output features: steps per column leave half
+the error of steps per row. The file has the integers under the matrix's name, and the steps under that name with the
+suffix `.step`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _MOST = 127
 
 
 def packed(name: str, matrix: Tensor) -> dict[str, Tensor]:
-    """Return a matrix as a file keeps it: integers and steps by their names.
+    """Return a matrix in the file's format: integers and steps by their names.
 
     Args:
-        name: of the matrix.
-        matrix: (rows, columns), finite. Of a column no value changes by more than half its step, which is its
-            largest value / 127.
+        name: name of the matrix.
+        matrix: (rows, columns), finite. No value changes by more than half the step of its column, which is the
+            column's largest magnitude / 127.
     """
     matrix = matrix.float()
     step = (matrix.abs().amax(0, keepdim=True) / _MOST).clamp_min(torch.finfo(torch.float32).tiny)
@@ -30,7 +30,7 @@ def packed(name: str, matrix: Tensor) -> dict[str, Tensor]:
 
 
 def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with its packed matrices as float32. What is not packed as here stays as it is."""
+    """Return a state dict with its packed matrices as float32. All other entries are unchanged."""
     whole = {name: state[name].float() * state[name + _STEP] for name in state if _is_packed(state, name)}
     return {name: value for name, value in state.items() if name.removesuffix(_STEP) not in whole} | whole
 

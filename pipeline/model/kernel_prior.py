@@ -1,12 +1,11 @@
-"""A learned prior of blur kernels, the kernel prior: a small net corrects what kernel steps find.
+"""The kernel prior: a small net that corrects the kernels of kernel steps.
 
-A kernel step explains the LR image by an image that is not right yet, so its kernels are too short, and speckled at
-every second pixel, which LR pixels hardly see. No penalty on the kernel takes that away without harm
-(docs/training-log.md). The net has learned it: from kernels that such steps found, by how much worse the image gets
-that is restored with the answer.
+A kernel step uses an image that is not right yet, so its kernels are too short and have speckles at every second pixel,
+which LR pixels hardly show. No penalty on the kernel removes these errors without harm (docs/training-log.md). The net
+is trained on kernels from such steps; its loss is how much worse an image restored with its answer gets.
 
-It looks at small maps alone, never at the image. Others have such nets too: Zheng, Yong, Zhang, Unfolded Deep Kernel
-Estimation for Blind Image Super-resolution, ECCV 2022; Laroche, Almansa, Coupete, Fast Diffusion EM, WACV 2024.
+It sees only small maps, never the image. Similar nets: Zheng, Yong, Zhang, Unfolded Deep Kernel Estimation for Blind
+Image Super-resolution, ECCV 2022; Laroche, Almansa, Coupete, Fast Diffusion EM, WACV 2024.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAPS = 4  # what `kernel_maps` gives
-_SCALES = (2, 3, 4)  # what it was fitted on
+MAPS = 4  # number of maps from `kernel_maps`
+_SCALES = (2, 3, 4)  # scales that it was fitted on
 _WIDTH = 32
 _DILATIONS = (1, 1, 2, 2, 3, 1)  # with the first and the last convolution each value sees 25 x 25
-_USUAL = 1 / 40  # of a camera shake's values: inputs are divided by it
+_USUAL = 1 / 40  # typical value of a camera-shake kernel; inputs are divided by it
 _USUAL_SIGMA = 1 / 30
 
 
@@ -39,9 +38,9 @@ class KernelPrior(nn.Module):
         """Return the corrected kernels (B, k, k), >= 0, of sum 1.
 
         Args:
-            maps: (B, 4, k, k) of `kernel_maps`; the first are the kernels.
+            maps: (B, 4, k, k) of `kernel_maps`; the first map is the kernel.
             sigma: (B,) noise level on the [0, 1] scale.
-            progress: share of the kernel steps that are done before this one, in [0, 1], a number or (B,).
+            progress: share of the kernel steps done before this one, in [0, 1], a number or (B,).
             scale: s, a number or (B,).
         """
         with torch.autocast(maps.device.type, enabled=False):

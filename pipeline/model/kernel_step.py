@@ -1,9 +1,9 @@
-"""The kernel's data step: given a sharp image, the kernel that explains the LR image best, in closed form.
+"""The kernel's data step: given a sharp image, solve for the kernel that explains the LR image best, in closed form.
 
 USRNet's data step solves y = (x * k) down_s for x with k known. With x known the same equation is linear in k, and a
-kernel has so few pixels that its normal equations fit a small matrix. Compared are differences between neighbouring
-LR pixels, not grey values (as in Cho & Lee, Fast Motion Deblurring, 2009): flat regions and a wrong brightness then
-say nothing about the kernel.
+kernel has so few pixels that its normal equations fit a small matrix. The equations compare differences between
+neighbouring LR pixels, not grey values (as in Cho & Lee, Fast Motion Deblurring, 2009), so that flat regions and a
+wrong brightness have no effect on the kernel.
 
 No shifted copies of x are made. Column u of the equations is x[s*p - u]; with u = s*a + r it is the polyphase
 component P_r[p] = x[s*p - r] shifted by a, so every entry of the normal matrix is one value of a cross-correlation
@@ -21,34 +21,34 @@ from pipeline.model.gaussian_fit import is_nearly_gaussian
 from pipeline.model.guard import Acceptance
 from pipeline.model.usrnet import Tick
 
-RIDGE = 1e-3  # of the normal matrix's mean diagonal; measured in docs/network.md
-_HINT_RIDGES = (1e-2, 1e-1)  # of the unconstrained solutions that the prior sees
+RIDGE = 1e-3  # relative to the normal matrix's mean diagonal; measured in docs/network.md
+_HINT_RIDGES = (1e-2, 1e-1)  # ridges of the unconstrained solutions that the prior sees
 _ITERATIONS = 100
-# Steps whose kernels the prior corrects: what a step finds after the last of them has the picture's own say.
+# Steps whose kernels the prior corrects. The steps after them fit the kernel to the picture itself.
 CORRECTED = (1, 3)
 Prior = Callable[[Tensor, Tensor, float, int], Tensor]  # maps (B, 4, k, k), sigma (B,), progress, s -> (B, k, k)
 _ALMOST_GAUSSIAN = 0.3  # sum |k - g|
-# Noise levels that the restorer is told while the kernel is still wrong, first and last: told of little noise it would
-# invert the wrong kernel faithfully, and the ringing then explains the LR image as well as the truth does.
+# Noise levels assumed by the restorer while the kernel is still wrong, first and last. With a low noise level it would
+# invert the wrong kernel faithfully, and the ringing would explain the LR image as well as the true image does.
 _ASSUMED_SIGMA = (0.1, 0.01)
 
 
 def acceptance(scale: int, old: Tensor, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]:
-    """Return when refined kernels are accepted: all of this must hold.
+    """Return the conditions for accepting refined kernels; all must hold.
 
-    One was made to explain the LR image, so it explains it well also where it is wrong: it has to win clearly. Measured
-    (docs/training-log.md), without a prior: the smallest share of the old score of a Gaussian kernel that was right
-    before is 0.67, 0.94 and 1.26 at x2, x3 and x4. Nearly all motion kernels lie below the ratio at x2, two in three at
-    x3, one in four at x4.
+    A refined kernel was fitted to explain the LR image, so it explains it well even where it is wrong: it has to win
+    clearly. Measured without a prior (docs/training-log.md): where a Gaussian kernel was right before, the smallest
+    ratio of the new score to the old is 0.67, 0.94 and 1.26 at x2, x3 and x4. Nearly all motion kernels are below the
+    ratio at x2, two in three at x3, one in four at x4.
 
     Args:
         scale: s.
         old: (B, k, k) old kernels, without the reduction.
-        sure: whether the old kernel is of a net that errs on the harmless side. Its image is no worse than bicubic, and
-            what a refined kernel wins on it shows in the gradients.
-        prior: whether a prior corrects kernels on the way. What is left of their errors does not ring, so of a harmless
-            old kernel the gradients tell, unless the new one explains the LR image far worse (where the old one is
-            almost a Gaussian, which such a net finds well, twice as bad is far worse); of another one both.
+        sure: whether the old kernel is from a net that errs on the harmless side. Its image is no worse than bicubic,
+            and the gain of a refined kernel shows in the gradients.
+        prior: whether a prior corrects kernels on the way. The errors that remain do not ring. So against a harmless
+            old kernel the gradients decide, unless the new one explains the LR image far worse (twice as bad where
+            the old one is almost a Gaussian, which such a net finds well); against any other both decide.
     """
     if prior and sure:
         most = torch.where(is_nearly_gaussian(old, _ALMOST_GAUSSIAN), 2.0, 6.0)
@@ -74,16 +74,16 @@ def refine_kernel(
     """Restore and estimate the kernel in turn; return the kernel (B, k, k) after each step.
 
     Args:
-        restore: kernel (B, k, k) and noise level (B,), up to 0.1, to the image (B, 3, s*h, s*w), within [0, 1] but for
-            what a reduction's lobes do at edges.
+        restore: function from kernel (B, k, k) and noise level (B,), up to 0.1, to the image (B, 3, s*h, s*w), within
+            [0, 1] except for overshoot by a reduction's lobes at edges.
         lr: (B, 3, h, w) in [0, 1], periodic.
         kernel: (B, k, k) first estimate.
         scale: s.
         sigma: (B,) noise level.
-        steps: how many kernel steps, each after a restoration.
-        tick: called after each of them.
-        prior: corrects kernels, as `KernelPrior` does; None: they stand as they are.
-        corrected: numbers of the steps whose kernels it corrects, from 0.
+        steps: number of kernel steps, each after a restoration.
+        tick: called after each step.
+        prior: function that corrects kernels, as `KernelPrior` does; None leaves them as they are.
+        corrected: indices of the steps whose kernels the prior corrects, from 0.
     """
     first, last = _ASSUMED_SIGMA
     found = []
@@ -104,30 +104,30 @@ def kernel_step(x: Tensor, y: Tensor, kernel: Tensor, scale: int, ridge: float =
     """Solve for the kernel that minimises |grad(y - (x * k) down_s)|^2 + ridge |k|^2, >= 0 and of sum 1.
 
     Args:
-        x: (B, C, s*h, s*w) the image as it is believed to be sharp, periodic.
+        x: (B, C, s*h, s*w) estimate of the sharp image, periodic.
         y: (B, C, h, w) LR image.
-        kernel: (B, k, k), k odd: where the search starts.
+        kernel: (B, k, k), k odd: start of the search.
         scale: s.
-        ridge: as a share of the normal matrix's mean diagonal.
+        ridge: share of the normal matrix's mean diagonal.
 
     Returns:
-        (B, k, k) float32 (float64 for float64 inputs). Nothing is differentiated.
+        (B, k, k) float32 (float64 for float64 inputs), without a graph.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return _solved(*_scaled_equations(x, y, kernel.shape[-1], scale), kernel, ridge)
 
 
 def kernel_maps(x: Tensor, y: Tensor, kernel: Tensor, scale: int) -> Tensor:
-    """Return all that a kernel step says, for `KernelPrior`.
+    """Return the maps of a kernel step, the inputs of `KernelPrior`.
 
     Args:
-        x: (B, C, s*h, s*w) the image as it is believed to be sharp, periodic.
+        x: (B, C, s*h, s*w) estimate of the sharp image, periodic.
         y: (B, C, h, w) LR image.
-        kernel: (B, k, k), k odd: what x was restored with.
+        kernel: (B, k, k), k odd: the kernel that x was restored with.
         scale: s.
 
     Returns:
-        (B, 4, k, k): the kernel of `kernel_step`, the least squares without constraints at two ridges, and `kernel`.
+        (B, 4, k, k): the kernel of `kernel_step`, the unconstrained least-squares solutions at two ridges, `kernel`.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         normal, right = _scaled_equations(x, y, kernel.shape[-1], scale)
@@ -137,14 +137,14 @@ def kernel_maps(x: Tensor, y: Tensor, kernel: Tensor, scale: int) -> Tensor:
 
 
 def _scaled_equations(x: Tensor, y: Tensor, size: int, scale: int) -> tuple[Tensor, Tensor]:
-    """The normal equations, divided by the mean diagonal of their matrix."""
+    """Return the normal equations divided by the mean diagonal of their matrix."""
     normal, right = normal_equations(x, y, size, scale)
     level = normal.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None].clamp_min(torch.finfo(normal.dtype).tiny)
     return normal / level[..., None], right / level
 
 
 def _solved(normal: Tensor, right: Tensor, start: Tensor, ridge: float) -> Tensor:
-    """The kernel (B, k, k) of scaled equations, >= 0 and of sum 1."""
+    """Solve scaled equations for the kernel (B, k, k), >= 0 and of sum 1."""
     unit = torch.eye(normal.shape[-1], dtype=normal.dtype, device=normal.device)
     return _on_simplex(normal + ridge * unit, right, start.to(normal.dtype).flatten(1)).reshape(start.shape)
 
@@ -181,14 +181,14 @@ def normal_equations(x: Tensor, y: Tensor, size: int, scale: int) -> tuple[Tenso
 
 
 def _gradient_power(height: int, width: int, like: Tensor) -> Tensor:
-    """(height, width // 2 + 1): |1 - e^iw|^2 summed over both directions, of differences between neighbours."""
+    """Return (height, width // 2 + 1): |1 - e^iw|^2 of neighbour differences, summed over both directions."""
     rows = 2 - 2 * (2 * torch.pi * torch.fft.fftfreq(height, dtype=like.dtype, device=like.device)).cos()
     columns = 2 - 2 * (2 * torch.pi * torch.fft.rfftfreq(width, dtype=like.dtype, device=like.device)).cos()
     return rows[:, None] + columns
 
 
 def _on_simplex(matrix: Tensor, right: Tensor, start: Tensor) -> Tensor:
-    """Argmin of k^T M k / 2 - r^T k over k >= 0, sum k = 1, by accelerated projected gradient (FISTA)."""
+    """Minimise k^T M k / 2 - r^T k over k >= 0, sum k = 1, by accelerated projected gradient (FISTA)."""
     step = 1 / torch.linalg.eigvalsh(matrix)[:, -1:]
     now = ahead = start
     pace = 1.0

@@ -1,10 +1,10 @@
 """The restorer in operations that every runtime has: real numbers, no FFT, any image size.
 
-The data step of `fourier.py` is complex FFTs of any length, which exchange formats lack. Here blur and adjoint are
-convolutions, and the one step that needs frequencies, (D + alpha)^-1 on the LR grid, is products with matrices of
-cosines and sines. It is the same function: `export.py` compares the two in the other runtime.
+The data step of `fourier.py` uses complex FFTs of any length, which exchange formats lack. Here blur and adjoint are
+convolutions, and the only step in frequencies, (D + alpha)^-1 on the LR grid, consists of products with matrices of
+cosines and sines. Both compute the same function: `export.py` compares them in the other runtime.
 
-Sizes stay symbols while a module is traced: no branch and no cut may depend on them, so edges are taken by index.
+Sizes stay symbolic while a module is traced. No branch and no slice may depend on them, so edges are gathered by index.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PortableRestorer(nn.Module):
         half, weight = kernel.shape[-1] // 2, kernel[:, None]
         x = upsample(lr, scale, config.x0)
         for i in range(config.unfoldings):
-            # conv2d correlates: with the kernel turned it convolves, as it is it applies the adjoint.
+            # conv2d correlates: with the flipped kernel it convolves; with the kernel as it is, it applies the adjoint.
             blurred = F.conv2d(_wrapped(x, half), weight.flip(-2, -1), stride=scale).transpose(0, 1)
             solved = _solved(lr - blurred, power + alphas[:, i, None, None, None], rows, columns)
             spread = F.pad(solved[:, :, :, None, :, None], (0, scale - 1, 0, 0, 0, scale - 1))
@@ -50,24 +50,24 @@ class PortableRestorer(nn.Module):
 
 
 def _wrapped(x: Tensor, half: int) -> Tensor:
-    """(1, C, H, W) -> (C, 1, H + 2 half, W + 2 half), periodic; each channel an image of its own for one kernel."""
+    """Pad (1, C, H, W) periodically to (C, 1, H + 2 half, W + 2 half); each channel becomes an image of the batch."""
     x = torch.cat((x[..., x.shape[-1] - half :], x, x[..., :half]), -1)
     x = torch.cat((x[..., x.shape[-2] - half :, :], x, x[..., :half, :]), -2)
     return x.transpose(0, 1)
 
 
 def _waves(length: int, places: int, first: int, like: Tensor) -> Waves:
-    """Cosines and sines of a DFT of this length at the places `first`, `first` + 1, ...: (length, places) each."""
+    """Return cosines and sines of a DFT of this length at places `first`, `first` + 1, ...: (length, places) each."""
     frequency = torch.arange(length, device=like.device)
-    count = frequency[-1] + 1  # the length as a tensor: exporters know no remainder by a size
-    # Whole turns are taken off in integers: in float32 the product itself would be rounded.
+    count = frequency[-1] + 1  # the length as a tensor: exporters cannot express a remainder by a size
+    # Whole periods are removed in integers, since float32 would round the product.
     turns = frequency[:, None] * (torch.arange(places, device=like.device) + first) % count
     angle = turns.to(like.dtype) * (2 * math.pi) / count.to(like.dtype)
     return angle.cos(), angle.sin()
 
 
 def _folded_power(kernel: Tensor, height: int, width: int, scale: int) -> Tensor:
-    """D of `fourier.py`, (1, 1, h, w): the mean over aliases of |F(k)|^2, on the whole spectrum."""
+    """Compute D of `fourier.py`, (1, 1, h, w): the mean over aliases of |F(k)|^2, on the whole spectrum."""
     size = kernel.shape[-1]
     cosines, sines = _waves(scale * height, size, -(size // 2), kernel)
     across = _waves(scale * width, size, -(size // 2), kernel)
@@ -86,7 +86,7 @@ def _solved(residual: Tensor, denominator: Tensor, rows: Waves, columns: Waves) 
 
 
 def _denoised(prior: ResUNet, x: Tensor, beta: Tensor) -> Tensor:
-    """What `ResUNet.forward` computes."""
+    """Compute the function of `ResUNet.forward`."""
     height, width = x.shape[-2:]
     image = torch.cat((x, beta[:, None, None, None].expand(-1, 1, height, width)), 1)
     for axis, side in ((2, height), (3, width)):

@@ -1,4 +1,4 @@
-"""The initial kernel in operations that every runtime has: the spectra as products with matrices, no eigenvalues.
+"""The initial kernel in operations that every runtime has: spectra as matrix products, no eigenvalue routines.
 
 It is the same function as `BlindUSRNet.initial_kernel` in eval mode; `export.py` compares the two in the other runtime.
 """
@@ -20,7 +20,7 @@ _BANDS = WINDOW // 2 + 1
 
 
 class PortableInitialKernel(nn.Module):
-    """Estimate the kernel that a blind restoration starts from, of one image at one scale."""
+    """Estimate the kernel that the blind restoration of one image at one scale starts from."""
 
     def __init__(self, network: BlindUSRNet, scale: int) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class PortableInitialKernel(nn.Module):
         blur = _snapped(torch.stack(blurs).mean(0))
         if not shares:
             return blur
-        # As `pipeline.reduction.compose`, whose table of filters is none of the traced program.
+        # As in `pipeline.reduction.compose`, whose table of filters is not part of the traced program.
         filters = torch.einsum("br,rij->bij", torch.stack(shares).mean(0), self.get_buffer("reductions"))
         whole = F.conv2d(blur[None], filters.flip(-2, -1)[:, None], padding=filters.shape[-1] // 2)[0]
         return whole / whole.sum((-2, -1), keepdim=True)
 
     def _features(self, lr: Tensor) -> Tensor:
-        """What `SpectralInit.features` computes; in float64, so that a flat window has no power in any runtime."""
+        """Compute `SpectralInit.features` in float64, so that a flat window has no power in any runtime."""
         window, cosines, sines = (self.get_buffer(name) for name in ("window", "cosines", "sines"))
         windows = _windows(luma(lr.double())[0])
         windows = (windows - windows.mean((-2, -1), keepdim=True)) * window
@@ -64,14 +64,14 @@ class PortableInitialKernel(nn.Module):
 
 
 def _windows(grey: Tensor) -> Tensor:
-    """The windows (N, 32, 32) of (h, w), which overlap by half."""
+    """Cut (h, w) into windows (N, 32, 32) that overlap by half."""
     half, inside = WINDOW // 2, torch.arange(WINDOW)
     down, across = (torch.arange(side // half - 1)[:, None] * half + inside for side in (grey.shape[0], grey.shape[1]))
     return grey[down][:, :, across].transpose(1, 2).flatten(0, 1)
 
 
 def _turned(image: Tensor, quarters: int) -> Tensor:
-    """`rot90` of the last two axes."""
+    """Apply `rot90` to the last two axes."""
     match quarters % 4:
         case 1:
             return image.transpose(-2, -1).flip(-2)
@@ -83,14 +83,14 @@ def _turned(image: Tensor, quarters: int) -> Tensor:
 
 
 def _snapped(kernel: Tensor) -> Tensor:
-    """What `snap_to_gaussian` computes, the eigenvalues of two rows and columns in closed form."""
+    """Compute `snap_to_gaussian` with the eigenvalues of 2 x 2 matrices in closed form."""
     gaussian = matched(kernel, _possible, _inverse)
     distance = (kernel - gaussian).abs().sum((-2, -1), keepdim=True)
     return torch.where(distance <= NEAR, gaussian, kernel)
 
 
 def _possible(covariance: Tensor) -> Tensor:
-    """(B, 2, 2) with both variances in range."""
+    """Bring both variances of covariances (B, 2, 2) into range."""
     a, b, d = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
     middle, half = (a + d) / 2, (a - d) / 2
     radius = (half.square() + b.square()).sqrt()

@@ -1,7 +1,7 @@
 """The prior step of USRNet: a small U-Net denoiser steered by a noise-level plane (Zhang et al., CVPR 2020).
 
 Parameter names are those of the published checkpoints (`m_head`, `m_down1.0.res.0`, ...), so their files load as
-they are. No convolution has a bias, as there.
+they are. As in those, no convolution has a bias.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, c, h, w) to (B, c, h, w)."""
         out: Tensor = self.res(x)
-        return out.add_(x)  # in place: one feature map less to be written
+        return out.add_(x)  # in place: one feature map less to write
 
 
 class ResUNet(nn.Module):
     """Denoise a (B, 3, H, W) image of noise level beta (B,), for any H, W >= 1.
 
-    `global_skip` adds the input to the output and starts the network as the identity: training from scratch
-    then begins at what the data steps alone achieve. Published weights have none.
+    `global_skip` adds the input to the output and initialises the network as the identity, so training from scratch
+    begins at the quality of the data steps alone. Published weights have no global skip.
     """
 
     def __init__(self, widths: tuple[int, int, int, int], blocks: int, *, global_skip: bool) -> None:
@@ -64,7 +64,7 @@ class ResUNet(nn.Module):
 
     def unet(self, image: Tensor) -> Tensor:
         """Map image and noise level (B, 4, H, W), H and W multiples of `SIDE_MULTIPLE`, to (B, 3, H, W)."""
-        # Channels last: the layout in which convolutions are fastest, on CPUs and for CUDA's tensor cores alike.
+        # Convolutions are fastest in the channels-last layout, on CPUs as well as on CUDA's tensor cores.
         level1 = self.m_head(image.contiguous(memory_format=torch.channels_last))
         level2 = self.m_down1(level1)
         level3 = self.m_down2(level2)
@@ -74,12 +74,12 @@ class ResUNet(nn.Module):
         out = self.m_up2(out.add_(level3))
         out = self.m_up1(out.add_(level2))
         with torch.autocast(image.device.type, enabled=False):
-            # In bf16 the image itself would be rounded to steps of one grey level.
+            # bf16 would round the image itself to steps of one grey level.
             restored: Tensor = self.m_tail(out.add_(level1).to(self.m_tail.weight.dtype))
         return restored
 
     def _initialise(self) -> None:
-        """Orthogonal filters, as KAIR; residual branches and the tail small, so that depth starts out harmless."""
+        """Initialise filters orthogonally, as KAIR does; small residual branches and tail make depth harmless."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.orthogonal_(module.weight)

@@ -1,4 +1,4 @@
-"""How the images of a batch were reduced, as far as it is known: what turns a blur into the composite kernel."""
+"""The known or estimated reduction of a batch of images, which turns a blur into the composite kernel."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pipeline.reduction import compose, mixed_reductions
 class Reducer:
     """Join blurs with the reduction that followed them."""
 
-    shares: Tensor | None  # (B, 4) of `REDUCTIONS`, how much each is believed; None: direct decimation
+    shares: Tensor | None  # (B, 4) probability of each of `REDUCTIONS`; None: direct decimation
     scale: int
     grid: Grid
 
     def compose(self, blur: Tensor) -> Tensor:
-        """Return composite kernels (B, k, k) of blurs (B, k, k); the blurs themselves where there is nothing to add."""
+        """Return composite kernels (B, k, k) of blurs (B, k, k); the blurs themselves for direct decimation."""
         if self._is_plain:
             return blur
         return compose(blur, self._shares(blur), self.scale, self.grid)
 
     def reduce(self, x: Tensor) -> Tensor:
-        """Apply the reductions alone to periodic HR images (B, C, H, W), so that only the blur is left to explain."""
+        """Apply the reductions alone to periodic HR images (B, C, H, W); only the blur is then left to estimate."""
         if self._is_plain:
             return x
         filters = mixed_reductions(self._shares(x), self.scale, self.grid)

@@ -1,18 +1,18 @@
-"""The spectral initial kernel: the LR image's own log power spectrum -> kernel code, and how it was reduced.
+"""The spectral initial kernel: the LR image's own log power spectrum -> kernel code and reduction.
 
 Natural images share a power spectrum that falls as 1/f^2, so the averaged periodogram of the LR image shows the
 kernel's |F(k)|^2 through the decimation. It is blind to phase: k(x) and k(-x) look the same, so motion kernels are
 left to the estimator.
 
-A picture that was reduced with antialiasing shows no aliasing, which a net that never saw one takes for blur. So the
-net may also say how the picture was reduced, as shares of the known reductions, and is told how large the picture is:
-a small one shows little of its spectrum, and what it does not show is better taken for sharp than for blurred. Such a
-net has two answers for the blur. The one to restore with errs on the harmless side, which is too narrow. Kernel steps
-do not find the way from there to a motion kernel, so they start from the other, which errs on neither side.
+A picture that was reduced with antialiasing shows no aliasing, which a net trained without such pictures takes for
+blur. So the net may also estimate the reduction, as shares of the known reductions. It is then given the picture's
+size: a small picture shows little of its spectrum, and the rest is better taken for sharp than for blurred. This kind
+of net has two answers for the blur. The first is used to restore and errs on the harmless side: it is too narrow.
+Kernel steps do not converge from there to a motion kernel, so they start from the second, which errs on neither side.
 
-The same decimation folds the same spectrum differently at each scale, so the scale must turn the whole first layer:
-every hidden unit has a gain and an offset per scale (FiLM: Perez et al., AAAI 2018). One more input does not do it, and
-nets of their own are no better (docs/training-log.md).
+Decimation folds the same spectrum differently at each scale, so the scale must modulate the whole first layer: every
+hidden unit has a gain and an offset per scale (FiLM: Perez et al., AAAI 2018). The scale as one more input is not
+enough, and a separate net for each scale is no better (docs/training-log.md).
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from torch import Tensor, nn
 from kernels_bank.reduction import REDUCTIONS
 
 WINDOW, FEATURES = 32, 3
-FLOOR = 1e-7  # power of about 0.02 grey levels a pixel: below it a spectrum is rounding
-_USUAL = 64  # LR pixels a side of a picture that is neither large nor small
+FLOOR = 1e-7  # power of about 0.02 grey levels per pixel; below it a spectrum is rounding error
+_USUAL = 64  # side in LR pixels of a picture that is neither large nor small
 
 
 class Answer(NamedTuple):
-    """Hold what the net says of B images."""
+    """Hold the net's answer for B images."""
 
     code: Tensor  # (B, c), standardised, of the blur to restore with
-    shares: Tensor | None  # (B, 4) of `REDUCTIONS`; None: of a net that knows direct decimation alone
-    start: Tensor | None  # (B, c), of the blur to start kernel steps from; None: from the same
+    shares: Tensor | None  # (B, 4) of `REDUCTIONS`; None from a net that knows only direct decimation
+    start: Tensor | None  # (B, c), of the blur that kernel steps start from; None: the same as `code`
 
 
 class SpectralInit(nn.Module):
     """Estimate the kernel's standardised code, and the reduction, from the power spectrum of LR images (B, 3, h, w).
 
     Args:
-        scales: that it is for.
-        components: of the kernel code.
-        reductions: whether it estimates the reduction; without, pictures are taken as decimated directly.
+        scales: supported scales.
+        components: number of components of the kernel code.
+        reductions: whether it estimates the reduction; otherwise direct decimation is assumed.
         hidden: widths of its two hidden layers.
     """
 
@@ -70,7 +70,7 @@ class SpectralInit(nn.Module):
             nn.GELU(),
             nn.Linear(hidden[1], components + (len(REDUCTIONS) + components if reductions else 0)),
         )
-        # On the CPU first: for a model on the meta device torch would import its compiler, two seconds.
+        # Created on the CPU first: on the meta device, torch would import its compiler, which takes two seconds.
         device, cpu = self.by_scale.device, torch.device("cpu")
         window = torch.hann_window(WINDOW, periodic=False, device=cpu)
         rows, columns = torch.fft.fftfreq(WINDOW, device=cpu), torch.fft.rfftfreq(WINDOW, device=cpu)
@@ -79,19 +79,19 @@ class SpectralInit(nn.Module):
         self.register_buffer("whitening", (frequency + WINDOW**-2.0).log().to(device), persistent=False)
 
     def forward(self, lr: Tensor, scale: int, sigma: Tensor) -> Answer:
-        """Read LR images (B, 3, h, w), of noise levels (B,); in float32 also under autocast."""
+        """Estimate from LR images (B, 3, h, w) of noise levels (B,), in float32 also under autocast."""
         side = torch.full((len(lr),), math.sqrt(lr.shape[-2] * lr.shape[-1]), device=lr.device)
         with torch.autocast(lr.device.type, enabled=False):
             return self.answer(self.features(lr), scale, sigma, side)
 
     def answer(self, features: Tensor, scale: int, sigma: Tensor, side: Tensor) -> Answer:
-        """Answer for features that are there already.
+        """Answer for precomputed features.
 
         Args:
-            features: (B, 3 * 32 * 17), of `features`.
-            scale: of all of them.
+            features: (B, 3 * 32 * 17), from `features`.
+            scale: scale of all images.
             sigma: (B,) noise levels on the [0, 1] scale.
-            side: (B,) LR pixels a side, for which a square would have the picture's area.
+            side: (B,) side in LR pixels of a square with the picture's area.
         """
         features = self.norm(features.to(self.norm.weight.dtype))
         level = (10 * sigma)[:, None].to(features.dtype)
@@ -105,7 +105,7 @@ class SpectralInit(nn.Module):
         return Answer(code, shares.softmax(1), start)
 
     def features(self, lr: Tensor) -> Tensor:
-        """Compute (B, 3 * 32 * 17): log mean power, plain and per window, and mean log power, without 1/f^2."""
+        """Compute (B, 3 * 32 * 17): log mean power, plain and per window, and mean log power, with 1/f^2 removed."""
         window = self.get_buffer("window")
         grey = luma(lr.to(window.dtype))
         short = [max(WINDOW - side, 0) for side in grey.shape[-2:]]

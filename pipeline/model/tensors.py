@@ -1,4 +1,4 @@
-"""Named tensors from bytes that nobody vouches for: safetensors, and `.pth` files with `weights_only=True`."""
+"""Named tensors from untrusted bytes: safetensors, and `.pth` files with `weights_only=True`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.model.foreign import Found, find_state
 from pipeline.model.int8 import unpacked
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_HEADER_BYTES = 4 << 20  # of a safetensors file; the full model's has 60 KB
+_HEADER_BYTES = 4 << 20  # limit for a safetensors header; the full model's has 60 KB
 
 
 def read_tensors(data: bytes, where: str) -> dict[str, Tensor]:
-    """Parse a state dict, by the ending of its name: safetensors, else a `.pth` in one of the layouts of `foreign.py`.
+    """Parse a state dict: safetensors by the suffix of its name, otherwise `.pth` in a layout of `foreign.py`.
 
     Raises:
         ArtefactError: not a state dict, one that claims more than its file holds, or a value that is not finite.
@@ -29,7 +29,7 @@ def read_tensors(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 def read_checkpoint(data: bytes, where: str) -> Found:
-    """Parse a state dict as `read_tensors` does, and say what of the file it was. Raises ArtefactError."""
+    """Parse a state dict as `read_tensors` does, with its place in the file. Raises ArtefactError."""
     try:
         if where.endswith(".safetensors"):
             if int.from_bytes(data[:8], "little") > _HEADER_BYTES:
@@ -38,7 +38,7 @@ def read_checkpoint(data: bytes, where: str) -> Found:
         else:
             state = unpickle_tensors(data)
     except Exception as error:
-        # Bytes that are no checkpoint fail in torch's reader in any way: IndexError, KeyError ...
+        # Torch's reader fails in many ways on bytes that are not a checkpoint: IndexError, KeyError ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtefactError(f"{where}: not a checkpoint of tensors ({reason})") from error
     found = find_state(state, where)
@@ -47,11 +47,11 @@ def read_checkpoint(data: bytes, where: str) -> Found:
 
 
 def unpickle_tensors(data: bytes) -> Any:  # noqa: ANN401 - what was saved
-    """Load what `torch.save` wrote, tensors and plain values only, on the CPU.
+    """Load a file of `torch.save` on the CPU, tensors and plain values only.
 
     Raises:
-        ValueError: compressed parts, or tensors that are larger than the file: both grow to any size when used.
-        Exception: whatever torch's reader raises for other bytes.
+        ValueError: compressed parts, or tensors that are larger than the file; both could grow to any size in memory.
+        Exception: any error of torch's reader for other bytes.
     """
     if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -67,9 +67,9 @@ def unpickle_tensors(data: bytes) -> Any:  # noqa: ANN401 - what was saved
 
 
 def check_finite(value: Any, where: str) -> None:  # noqa: ANN401 - tensors, in mappings and lists
-    """Look for NaN and infinity in all tensors of a nested value. Raises ArtefactError that names the first."""
+    """Check all tensors of a nested value for NaN and infinity. Raises ArtefactError that names the first."""
     for name, tensor in _tensors(value):
-        # As they are used: float64 has values that float32 has not, and not every type can be asked.
+        # Checked in float32, as they are used: large float64 values overflow there, and not every dtype has isfinite.
         numbers = tensor.float() if tensor.is_floating_point() else tensor
         if (numbers.is_floating_point() or numbers.is_complex()) and not bool(torch.isfinite(numbers).all()):
             raise ArtefactError(
@@ -78,7 +78,7 @@ def check_finite(value: Any, where: str) -> None:  # noqa: ANN401 - tensors, in 
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load exactly: every tensor of the model, and no other. Raises ArtefactError that lists what does not fit."""
+    """Load a state dict strictly. Raises ArtefactError that lists missing, unexpected and misfitting tensors."""
     check_fit(model, state, where)
     model.load_state_dict(dict(state))
 
@@ -100,7 +100,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
 
 
 def _takes(own: torch.dtype, given: torch.dtype) -> bool:
-    """Tell whether a model's tensor takes values of this type; others would be rounded without a word."""
+    """Return whether a model's tensor accepts values of this dtype; others would be rounded silently."""
     return given in _FLOATS if own.is_floating_point else given == own
 
 

@@ -1,4 +1,4 @@
-"""Plain enlargements: first estimates for the unfoldings, and what a restored picture is compared with."""
+"""Plain enlargements: first estimates for the unfoldings, and baselines for restored pictures."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def upsample(lr: Tensor, scale: int, mode: str, grid: Grid = "corner") -> Tensor
     """Upsample (B, C, h, w) to (B, C, s*h, s*w).
 
     `nearest` repeats pixels, as the published USRNet does. `bicubic` interpolates by the cubic convolution kernel
-    (Keys 1981, a = -0.75 as in OpenCV; edges replicated). On the `corner` grid LR pixel (i, j) lies exactly at HR
-    pixel (s*i, s*j), where the decimation took it from. On the `centre` grid it lies (s - 1) / 2 further, in the middle
-    of its block, as all resizing functions have it.
+    (Keys 1981, a = -0.75 as in OpenCV; edges replicated). On the `corner` grid LR pixel (i, j) is exactly at HR pixel
+    (s*i, s*j), from which the decimation took it. On the `centre` grid it is (s - 1) / 2 further, in the middle of its
+    block, as in all resizing functions.
 
     Args:
         lr: (B, C, h, w) floating point.
         scale: s.
         mode: `nearest` or `bicubic`.
-        grid: where LR pixels lie.
+        grid: position of LR pixels in their blocks.
 
     Raises:
-        ValueError: another mode.
+        ValueError: unknown mode.
     """
     match mode:
         case "nearest":

@@ -21,13 +21,13 @@ from pipeline.model.prior import ResUNet
 from pipeline.model.upsample import upsample
 from pipeline.model_config import EVERY_SCALE, RestorerConfig
 
-# Called after each unfolding and each kernel step of an inference: for progress, and to end it by raising.
+# Called after each unfolding and each kernel step of an inference, to show progress; it may raise to end the inference.
 Tick = Callable[[Literal["unfolding", "kernel step"]], None]
 
 
 @dataclass(frozen=True)
 class State:
-    """Hold a restoration under way: the current estimate, and what does not change with the kernel."""
+    """Hold the state of a restoration: the current estimate, and what does not depend on the kernel."""
 
     x: Tensor  # (B, 3, s*h, s*w)
     lr: Tensor  # (B, 3, h, w)
@@ -65,12 +65,12 @@ class HyperNet(nn.Module):
     def _initialise(self, unfoldings: int) -> None:
         """Start as a regularised inverse filter that already deblurs: alpha ~ alpha_0 + 1000 sigma^2.
 
-        A few hidden units of both layers are set to hinges over sigma, through which the last layer interpolates
-        the logarithm of that alpha (softplus(z) = exp(z) where alphas live); the other units start small.
+        A few hidden units of both layers are set to hinges over sigma, from which the last layer interpolates the
+        logarithm of that alpha (softplus(z) ~ exp(z) for such small alphas). The other units start small.
         """
         first, second, last = (module for module in self.mlp if isinstance(module, nn.Conv2d))
         if last.weight.is_meta:
-            return  # only shapes are asked for; torch would import its compiler for the calls below, two seconds
+            return  # only shapes are needed, and the calls below would import torch's compiler, two seconds
         hinges = min(len(_HINGES), first.out_channels)
         knots = torch.tensor([*_HINGES[:hinges], 2 * _HINGES[hinges - 1]])
         rising = torch.logspace(math.log10(_ALPHA[0]), math.log10(_ALPHA[1]), unfoldings)[:, None]
@@ -90,18 +90,18 @@ class HyperNet(nn.Module):
             last.bias.copy_(torch.cat((alphas[:, 0], betas.expm1().log())))  # type: ignore[union-attr]
 
 
-# Where the hyper-parameter net starts; measured with the identity for a prior (docs/network.md).
-_ALPHA = (1e-2, 1e-2)  # without noise, first and last unfolding
+# Initial values of the hyper-parameter net, measured with the identity as the prior (docs/network.md).
+_ALPHA = (1e-2, 1e-2)  # without noise, at the first and the last unfolding
 _NOISE = 1000.0  # alpha grows by this times sigma^2
 _BETA = (0.5, 0.05)
 _HINGES = (0.0, 0.005, 0.01, 0.02, 0.04)  # knots over sigma
-_GAIN = 30.0  # of the hinge units, so that they learn as fast as the others
+_GAIN = 30.0  # gain of the hinge units, so that they learn as fast as the others
 
 
 class USRNet(nn.Module):
-    """Restore without estimating: LR image, kernel, scale and noise level -> HR image."""
+    """Restore with a known kernel: LR image, kernel, scale and noise level -> HR image."""
 
-    scales = EVERY_SCALE  # neither the data step nor the prior is made for one
+    scales = EVERY_SCALE  # neither the data step nor the prior depends on the scale
 
     def __init__(self, config: RestorerConfig) -> None:
         super().__init__()
@@ -122,10 +122,10 @@ class USRNet(nn.Module):
 
         Args:
             lr: (B, 3, h, w) in [0, 1], any h and w.
-            kernel: (B, k, k), k odd, sum 1; one an image.
+            kernel: (B, k, k), k odd, sum 1; one per image.
             scale: an integer >= 1, the same for the whole batch.
             sigma: noise level on the [0, 1] scale, a number or (B,).
-            x0: (B, 3, s*h, s*w) first estimate, for instance of another restorer; None for `config.x0`.
+            x0: (B, 3, s*h, s*w) first estimate, for instance from another restorer; None for `config.x0`.
             tick: called after each unfolding.
 
         Returns:
@@ -143,7 +143,7 @@ class USRNet(nn.Module):
     ) -> State:
         """Check the inputs and make the state before the first unfolding.
 
-        Raises ValueError for what cannot be restored.
+        Raises ValueError for invalid inputs.
 
         Args:
             lr: (B, 3, h, w) in [0, 1].
@@ -161,24 +161,24 @@ class USRNet(nn.Module):
         return State(x0, lr, spectrum(lr), alphas, betas, scale, tick)
 
     def operator(self, kernel: Tensor, state: State) -> BlurOperator:
-        """Make the Fourier form of (B, k, k) kernels for this state's images. It serves any number of unfoldings."""
+        """Make the Fourier form of (B, k, k) kernels for this state's images, for any number of unfoldings."""
         if not self.training:
-            # A kernel estimated in training may be NaN: the loop finds that in the loss, on all ranks alike.
+            # A kernel estimated in training may be NaN. The training loop detects it in the loss, on all ranks alike.
             check_finite("kernel", kernel, training=False)
         return BlurOperator.of(kernel.to(state.y_spectrum.real.dtype), state.scale, state.lr)
 
     def unfold(self, state: State, operator: BlurOperator, first: int, last: int, *, final: bool = True) -> Tensor:
         """Run the unfoldings `first` <= i < `last` from `state.x`, to (B, 3, s*h, s*w).
 
-        Of the `final` ones the last keeps its activations even with `checkpoint_activations`: the backward pass
-        starts with it, so computing it again would save no memory at the peak.
+        If `final`, the last unfolding keeps its activations even with `checkpoint_activations`: the backward pass
+        starts with it, so recomputing it would not reduce the memory peak.
 
         Args:
             state: the restoration so far.
-            operator: of the kernel.
-            first: unfolding to begin with.
-            last: unfolding to stop before.
-            final: whether the restoration ends with them.
+            operator: operator of the kernel.
+            first: index of the first unfolding.
+            last: index after the last unfolding.
+            final: whether the restoration ends with these unfoldings.
         """
         x = state.x
         if self.config.compile_prior and torch.is_grad_enabled():
@@ -195,7 +195,7 @@ class USRNet(nn.Module):
         return x
 
     def _compile_prior(self, device: torch.device) -> None:
-        """In place, so that names in the state dict stay; copies of the network are uncompiled until they train."""
+        """Compile in place, which keeps the names in the state dict; copies of the network compile when they train."""
         if self.p._compiled_call_impl is None and compiler_works(device.type):
             self.p.compile()
 
@@ -205,7 +205,7 @@ class USRNet(nn.Module):
 
 
 def check_inputs(lr: Tensor, scale: int, sigma: float | Tensor, *, training: bool) -> Tensor:
-    """Check what the network is given, and return the noise level as (B,).
+    """Check the network's inputs, and return the noise level as (B,).
 
     Args:
         lr: (B, 3, h, w) floating point.
@@ -231,6 +231,6 @@ def check_inputs(lr: Tensor, scale: int, sigma: float | Tensor, *, training: boo
 
 
 def check_finite(name: str, value: Tensor, *, training: bool) -> None:
-    """Refuse NaN and infinity. On an accelerator in training the loop's check of the loss does it, without a sync."""
+    """Refuse NaN and infinity. In training on an accelerator the loop's check of the loss does this, without a sync."""
     if (value.device.type == "cpu" or not training) and not bool(torch.isfinite(value).all()):
         raise ValueError(f"the {name} {tuple(value.shape)} holds values that are not finite")

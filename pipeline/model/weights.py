@@ -1,7 +1,7 @@
 """Networks on disk: the published USRNet checkpoints, and our own folders of safetensors + JSON.
 
-What a model folder holds is said in `pipeline/model_folder.py`. Every file is checked against its digest, and every
-tensor for being finite. Nothing is unpickled but published .pth files, and those with `weights_only=True`.
+`pipeline/model_folder.py` describes the model folder. Every file is checked against its digest, and every tensor for
+NaN and infinity. Only published .pth files are unpickled, with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from pipeline.model_folder import (
     write_manifest,
 )
 
-# The full model has 70 MB. A file of a folder of ours may have what its configuration needs, and no more.
+# The full model has 70 MB. A file of our own folders may have the size that its configuration needs, and no more.
 _PUBLISHED_BYTES = 2 << 30
 _SLACK_BYTES = 8 << 20  # names and shapes in the header
 
 
 def load_usrnet(path: str | Path) -> USRNet:
-    """Load a published (or own) USRNet checkpoint as a network in eval mode, its architecture read off the tensors.
+    """Load a published or own USRNet checkpoint as a network in eval mode; tensor shapes determine its architecture.
 
     Reads `.pth` state dicts in the layouts of `foreign.py`, and `.safetensors`.
 
@@ -55,7 +55,7 @@ def load_usrnet(path: str | Path) -> USRNet:
 
 
 def read_usrnet(path: str | Path) -> tuple[USRNet, Found]:
-    """Load a USRNet checkpoint as `load_usrnet` does, and return what of the file it was. Raises ArtefactError."""
+    """Load a USRNet checkpoint as `load_usrnet` does, with its place in the file. Raises ArtefactError."""
     found = read_checkpoint(read_bytes(path, limit=_PUBLISHED_BYTES), str(path))
     net = USRNet(usrnet_config(found.state, str(path)))
     fill(net, found.state, str(path))
@@ -63,7 +63,7 @@ def read_usrnet(path: str | Path) -> tuple[USRNet, Found]:
 
 
 def usrnet_config(state: Mapping[str, Tensor], where: str) -> RestorerConfig:
-    """Read off the architecture that a USRNet state dict was made for.
+    """Infer the architecture of a USRNet from its state dict.
 
     Raises ArtefactError that names a missing tensor.
     """
@@ -100,11 +100,11 @@ def save_model(
     """Write a model folder, its manifest last.
 
     Args:
-        model: what is used.
-        directory: local or s3://.
-        provenance: what the model came from (bank and shard digests, run id, ...).
-        raw: the same network with the weights that `model` averages, kept beside.
-        averaged: of a checkpoint: the averages of `model`'s weights, which are used instead of them.
+        model: network to save.
+        directory: local folder or s3:// URI.
+        provenance: origin of the model (bank and shard digests, run id, ...).
+        raw: the same network with the weights that `model` averages, saved next to it.
+        averaged: for a checkpoint: the averages of `model`'s weights, which are used instead of them.
 
     Raises:
         ArtefactError: a weight is not finite; nothing is written.
@@ -138,11 +138,11 @@ def _write(directory: str | Path, name: str, data: bytes) -> str:
 
 
 def load_model(directory: str | Path, weights: str | None = None) -> BlindUSRNet | USRNet:
-    """Load the network of a model folder in eval mode, every file's digest checked.
+    """Load the network of a model folder in eval mode; every file's digest is checked.
 
     Args:
-        directory: what `save_model` wrote.
-        weights: a weights file of the folder; by default the averages of a checkpoint, else `weights.safetensors`.
+        directory: folder written by `save_model`.
+        weights: a weights file of the folder; by default a checkpoint's averages, otherwise `weights.safetensors`.
 
     Raises:
         ArtefactError: a file is missing or changed, a newer schema, tensors or a codec that do not fit the config, or
@@ -167,7 +167,7 @@ def load_model(directory: str | Path, weights: str | None = None) -> BlindUSRNet
             f"{join(directory, MANIFEST)}: kernel_size {manifest.kernel_size}, but {kernels}; "
             "the file was changed, copy the folder again"
         )
-    # Without memory first: a configuration can ask for any amount, and its file is read only if it has that size.
+    # On the meta device first: a configuration can ask for any size, and the file is read only if it has that size.
     with torch.device("meta"):
         shell = _build(manifest.config, codec)
     limit = 2 * sum(t.numel() * t.element_size() for t in shell.state_dict().values()) + _SLACK_BYTES
@@ -186,7 +186,7 @@ def _build(config: ModelConfig | RestorerConfig, codec: KernelCodec | None) -> B
 
 
 def _listed(directory: str | Path, manifest: ModelManifest) -> ModelManifest:
-    """The manifest, with the averages of a checkpoint of schema version 1, whose digest was not recorded."""
+    """Add a checkpoint's averages to a manifest of schema version 1, which did not record their digest."""
     state = join(directory, "state.json")
     if AVERAGED in manifest.sha256 or not exists(join(directory, AVERAGED)) or not exists(state):
         return manifest

@@ -1,6 +1,6 @@
-"""The registry's commands: each class is what one takes, its `answer` what it does, as plain data for JSON or a table.
+"""The registry's commands: each class holds the arguments; its `answer` runs the command and returns plain data.
 
-Importing this costs no mlflow.
+Importing this module does not import mlflow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Request(Frozen):
     as_json: bool = Field(False, alias="json", description="print JSON instead of a table")
 
     def store(self) -> str:
-        """Return the tracking URI to use. Raises BadRequestError when there is no store."""
+        """Return the tracking URI to use. Raises BadRequestError if there is no store."""
         return versions.store_uri(self.tracking_uri)
 
 
@@ -91,7 +91,7 @@ class Promote(Request):
     force: str | None = Field(None, description="promote in spite of that; the reason is stored with the version")
 
     def answer(self) -> Answer:
-        """Return the recorded move, or that there was nothing to do."""
+        """Promote the version; return the recorded move, or that there was nothing to do."""
         from pipeline.registry.promotion import promote
 
         move = promote(self.store(), self.name, self.version, self.alias, tolerance=self.tolerance, force=self.force)
@@ -106,7 +106,7 @@ class Rollback(Request):
     alias: Alias = "champion"
 
     def answer(self) -> Answer:
-        """Return the recorded move."""
+        """Roll the alias back; return the recorded move."""
         from pipeline.registry.promotion import rollback
 
         return {"name": self.name, "alias": self.alias} | asdict(rollback(self.store(), self.name, self.alias))
@@ -126,7 +126,7 @@ class Export(Request):
     )
 
     def answer(self) -> Answer:
-        """Say where it is, and how far the file of another runtime is from the network."""
+        """Export the version; return its place, and the largest difference of an exported file from the network."""
         store = self.store()
         if self.form != "folder":
             from pipeline.registry.exchange import export_as
@@ -149,13 +149,13 @@ class ImportWeights(Request):
     alias: Alias = "candidate"
 
     def store(self) -> str:
-        """Return the store, made when it is not there."""
+        """Return the store, which is created if it does not exist."""
         store = checked_uri(self.tracking_uri) if self.tracking_uri else tracking_uri("runs")
         prepare_store(store)
         return store
 
     def answer(self) -> Answer:
-        """Return the version, and whether it is new."""
+        """Register the weights; return the version, and whether it is new."""
         from pipeline.registry.imports import import_weights
 
         store = self.store()
@@ -170,7 +170,7 @@ class Compare(Request):
     other: CliPositionalArg[str] = Field(description="the same, also of another model")
 
     def answer(self) -> Answer:
-        """Compare both versions: all metrics with differences, and what else differs."""
+        """Compare both versions: all metrics with differences, and all other differences."""
         store = self.store()
         one, other = described(versions.find(self.one, store)), described(versions.find(self.other, store))
         metrics = {}
@@ -198,7 +198,7 @@ class Gc(Request):
     delete: bool = Field(False, description="delete them; by default they are only listed")
 
     def answer(self) -> Answer:
-        """Return the versions found and whether they are gone."""
+        """Return the versions found and whether they were deleted."""
         from pipeline.registry.retention import delete_spare, spare
 
         store, find = self.store(), delete_spare if self.delete else spare
@@ -211,7 +211,7 @@ class Gc(Request):
 
 
 def described(version: Version) -> dict[str, Any]:
-    """Describe all that the registry knows of a version, without fetching a file."""
+    """Describe a version with all data of the registry, without downloading files."""
     tags = version.tags
     moves = [json.loads(tags[key]) | {"alias": key.split(".")[1]} for key in sorted(tags) if key.startswith(PROMOTED)]
     return {

@@ -1,4 +1,4 @@
-"""Write a registered model as a file that other runtimes read, with a note of what it was made from."""
+"""Export of a registered model as a file for other runtimes, with a note of its origin."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def export_as(
     Args:
         uri: NAME@ALIAS or NAME/VERSION, with or without `models:/`.
         output: directory to make.
-        form: of the files.
-        scale: that they restore; None for the only one that the model has.
-        tracking_uri: of the store; None for the one of the environment.
+        form: format of the files.
+        scale: scale to export; None for the model's only one.
+        tracking_uri: URI of the store; None for that of the environment.
         part: the restorer with a known kernel, or the net of the initial kernel.
 
     Returns:
-        What `origin.json` says: the version, its digest, the file, its scale and greatest difference from the network.
+        The content of `origin.json`: version, digest, file, scale, and greatest difference from the network.
 
     Raises:
-        BadRequestError: `output` is not empty, no such version or scale, or a package is missing.
-        ArtefactError: the stored files are not those that were registered.
-        JobFailedError: the exporter cannot express the network, or a file answers differently; nothing is written.
+        BadRequestError: `output` is not empty, there is no such version or scale, or a package is missing.
+        ArtefactError: the stored files differ from those that were registered.
+        JobFailedError: the exporter cannot express the network, or a file's results differ; nothing is written.
     """
     from pipeline.model.export import export_part
     from pipeline.model.weights import load_model

@@ -1,4 +1,4 @@
-"""Fetch the files of a registered version to this machine, each checked against the digest that was registered."""
+"""Download the files of a registered version to this machine and check them against the registered digests."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from pipeline.tracking.store import client, plain_errors
 
 
 def download(uri: str, tracking_uri: str | None = None) -> Path:
-    """Fetch the model folder that a `models:/` URI names.
+    """Download the model folder that a `models:/` URI names.
 
     Args:
         uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        tracking_uri: of the store; None for the one of the environment.
+        tracking_uri: URI of the store; None for that of the environment.
 
     Raises:
-        BadRequestError: no such model, alias or version, or the store cannot be reached.
-        ArtefactError: the stored files are not those that were registered.
+        BadRequestError: there is no such model, alias or version, or the store cannot be reached.
+        ArtefactError: the stored files differ from those that were registered.
     """
     where = store_uri(tracking_uri)
     return fetch(find(uri, where), where)
 
 
 def fetch(version: Version, tracking_uri: str) -> Path:
-    """Fetch the model folder of a version, every file's digest checked.
+    """Download the model folder of a version; every file's digest is checked.
 
-    Folders are kept under `$XDG_CACHE_HOME/blind-sr/models/<digest>` and taken from there the next time.
+    Folders are cached under `$XDG_CACHE_HOME/blind-sr/models/<digest>`.
 
     Raises:
         BadRequestError: the store cannot be reached.
-        ArtefactError: the stored files are not those that were registered.
+        ArtefactError: the stored files differ from those that were registered.
     """
     digest = _registered_digest(version)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blind-sr" / "models"
@@ -59,7 +59,7 @@ def fetch(version: Version, tracking_uri: str) -> Path:
         try:
             folder.rename(kept)
         except OSError:
-            if not kept.exists():  # else another process fetched the same just now
+            if not kept.exists():  # otherwise another process has just downloaded it
                 raise
     storage.sync_folder(cache)
     return kept
@@ -69,8 +69,8 @@ def export(uri: str, output: Path, tracking_uri: str | None = None) -> None:
     """Write the model folder of a version, its model card and its picture to `output`; digests are checked.
 
     Raises:
-        BadRequestError: `output` exists and is not empty, no such version, or the store cannot be reached.
-        ArtefactError: the stored files are not those that were registered.
+        BadRequestError: `output` exists and is not empty, there is no such version, or the store cannot be reached.
+        ArtefactError: the stored files differ from those that were registered.
     """
     where = store_uri(tracking_uri)
     version = find(uri, where)
@@ -84,17 +84,17 @@ def export(uri: str, output: Path, tracking_uri: str | None = None) -> None:
 
 
 def check_new(output: Path) -> None:
-    """Check that a directory can be made without losing anything. Raises BadRequestError."""
+    """Check that a directory can be created without overwriting anything. Raises BadRequestError."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadRequestError(f"{output} is there already; nothing is overwritten, choose another --output")
 
 
 @contextlib.contextmanager
 def new_directory(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside a new directory, whose content becomes it by a rename.
+    """Yield a temporary folder that is renamed to the new directory at the end of the block.
 
     Raises:
-        BadRequestError: in place of an OSError of the block.
+        BadRequestError: instead of an OSError in the block.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -111,13 +111,13 @@ def _registered_digest(version: Version) -> str:
 
 
 def _fetch(version: Version, tracking_uri: str, target: Path) -> Path:
-    """Everything stored with a version, under `target`, the model folder in it checked."""
+    """Download everything stored with a version to `target`, and check the model folder in it."""
     from mlflow.artifacts import download_artifacts
 
     digest = _registered_digest(version)
     try:
         with plain_errors(tracking_uri, f"cannot fetch {version.uri}"):
-            # Not by its models:/ URI: MLflow would look that up in its global store, not in this one.
+            # Not by its models:/ URI, which MLflow would look up in its global store instead of this one.
             source = client(tracking_uri).get_model_version_download_uri(version.name, str(version.number))
             stored = Path(download_artifacts(source, dst_path=str(target), tracking_uri=without_login(tracking_uri)))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Weights from elsewhere as a registered model: published USRNet checkpoints, and model folders of other machines."""
+"""Import of weights as a registered model: published USRNet checkpoints, and model folders of other machines."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _EXPERIMENT = "imported-weights"
 
 
 def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, bool]:
-    """Register weights that were not trained in this store; the same weights a second time are found, not doubled.
+    """Register weights that were not trained in this store; weights that are already registered are not duplicated.
 
     Args:
         source: `.pth` or `.safetensors` of a USRNet, or a model or checkpoint folder of ours; local or s3://.
-        name: of the registered model.
+        name: name of the registered model.
         alias: such as `candidate`.
         uri: tracking URI.
 
@@ -31,8 +31,8 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
         The version, and whether it is new.
 
     Raises:
-        ArtefactError: the file is missing, damaged, or holds no USRNet; nothing is unpickled but tensors.
-        BadRequestError: the store cannot be reached or refuses.
+        ArtefactError: the file is missing, damaged, or holds no USRNet; only tensors are unpickled.
+        BadRequestError: the store cannot be reached or refuses the request.
     """
     from pipeline.model.weights import load_model, save_model
 
@@ -67,7 +67,7 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
 
 
 def _read_foreign(source: str) -> tuple[USRNet, USRNet | None, dict[str, str]]:
-    """The network of another program's file, of a moving average also the network that it averages; what was read."""
+    """Read a network from another program's file, and for a moving average the averaged one, with their source."""
     from pipeline.model.foreign import beside
     from pipeline.model.weights import read_usrnet
 
@@ -85,7 +85,7 @@ def _read_foreign(source: str) -> tuple[USRNet, USRNet | None, dict[str, str]]:
 
 
 def _known(uri: str, name: str, digest: str) -> int | None:
-    """The version that holds the same model folder."""
+    """Return the version with the same model folder, if there is one."""
     if name not in versions.list_models(uri):
         return None
     return next((v.number for v in versions.list_versions(name, uri) if v.tags.get(DIGEST) == digest), None)

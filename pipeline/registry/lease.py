@@ -1,7 +1,7 @@
-"""One at a time, over any store: an entry of the registry that serves as a lock.
+"""A lock over any store, kept as an entry of the registry.
 
-MLflow has no compare-and-set, but a registered model's name is a primary key: of several that create
-`NAME.promotion` at once, one succeeds, on SQLite, on PostgreSQL and over HTTP.
+MLflow has no compare-and-set, but a registered model's name is a primary key: if several processes create
+`NAME.promotion` at once, exactly one succeeds, on SQLite, on PostgreSQL and over HTTP.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from pipeline.tracking.store import client, plain_errors
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_PATIENCE_S = 3.0  # a wait longer than this is said
+_PATIENCE_S = 3.0  # longer waits are reported
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Hold the right to change a model's aliases, for `hold_s` from when it was asked for."""
+    """Hold the right to change a model's aliases, for `hold_s` from the time of the request."""
 
-    name: str  # of the model
+    name: str  # name of the model
     hold_s: float
     since: float = field(default_factory=time.monotonic)
 
     def check(self) -> None:
-        """Call before each write. Raises BadRequestError when so much time is gone that others may take over."""
+        """Check the lease before each write. Raises BadRequestError if it is so old that others may take over."""
         if time.monotonic() - self.since > self.hold_s / 2:
             raise BadRequestError(
                 f"the store answered too slowly: after {self.hold_s / 2:g} s another process may be changing "
@@ -49,20 +49,20 @@ class Lease:
 
 @contextlib.contextmanager
 def exclusive(uri: str, name: str, *, hold_s: float = 30.0, wait_s: float = 120.0) -> Iterator[Lease]:
-    """Wait for all others that change model `name`, then keep them out until the block ends.
+    """Wait for the lock of model `name`, then hold it until the block ends.
 
-    A holder that died is noticed by its entry standing unchanged for `hold_s`: a time that every waiter measures for
-    itself, so that clocks need not agree. It is taken over by renaming the entry to a name that only that holder's
-    entry can get, which again one waiter alone succeeds in.
+    A holder counts as dead if its entry does not change for `hold_s`, which every waiter measures itself, so that
+    clocks need not agree. The lock is taken over by renaming the entry to a name that only that holder's entry can get,
+    so exactly one waiter succeeds.
 
     Args:
         uri: tracking URI.
-        name: of a registered model.
-        hold_s: how long a holder may take; half of it until its last write, the rest is for the write itself.
-        wait_s: how long to wait for the others.
+        name: name of a registered model.
+        hold_s: seconds that a holder may take; half of it until its last write, the rest for the write itself.
+        wait_s: longest wait for other holders in seconds.
 
     Raises:
-        BadRequestError: the others take longer than `wait_s`, or the store cannot be reached.
+        BadRequestError: others hold the lock for longer than `wait_s`, or the store cannot be reached.
     """
     api, token = client(uri), uuid.uuid4().hex
     with plain_errors(uri, f"cannot lock model '{name}'"):
@@ -70,7 +70,7 @@ def exclusive(uri: str, name: str, *, hold_s: float = 30.0, wait_s: float = 120.
     try:
         yield lease
     finally:
-        # After that time the entry may be somebody else's.
+        # After that time the entry may belong to another process.
         if time.monotonic() - lease.since < hold_s:
             try:
                 api.delete_registered_model(name + LEASE)
@@ -96,7 +96,7 @@ def _acquire(api: MlflowClient, name: str, token: str, hold_s: float, wait_s: fl
             return lease
         found = _holder(api, name)
         if found.startswith(token):
-            return lease  # made by the request above, whose answer was lost on the way
+            return lease  # created by the request above, whose answer was lost
         now = time.monotonic()
         if found != holder:
             holder, holder_since = found, now
@@ -111,7 +111,7 @@ def _acquire(api: MlflowClient, name: str, token: str, hold_s: float, wait_s: fl
 
 
 def _holder(api: MlflowClient, name: str) -> str:
-    """What the present holder wrote about itself; empty when it has just gone."""
+    """Return the present holder's description of itself; empty if it has just released the lock."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -123,19 +123,19 @@ def _holder(api: MlflowClient, name: str) -> str:
 
 
 def _bury(api: MlflowClient, name: str, holder: str) -> None:
-    """Take a dead holder's entry out of the way. Its new name stays for ever, so no second try hits a live entry."""
+    """Rename a dead holder's entry. Its new name is never freed, so a second attempt cannot affect a live entry."""
     from mlflow.exceptions import MlflowException
 
     try:
         api.rename_registered_model(name + LEASE, f"{name}.{holder.split()[0]}{LEASE}")
     except MlflowException as error:
-        # BAD_REQUEST: another waiter renamed it between the server's reading and its writing.
+        # BAD_REQUEST: another waiter renamed it between the server's read and its write.
         if not _passes(error) and error.error_code != "BAD_REQUEST":
             raise
 
 
 def _passes(error: Exception) -> bool:
-    """Whether the error only says that another process was faster, or that SQLite was busy."""
+    """Return whether the error only means that another process was faster, or that SQLite was busy."""
     codes = ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "TEMPORARILY_UNAVAILABLE")
-    # MLflow calls every error of a database a temporary one, of a read-only file too.
+    # MLflow calls every error of a database temporary, even that of a read-only file.
     return getattr(error, "error_code", None) in codes and disk_errno(error) is None

@@ -1,4 +1,4 @@
-"""What a version consists of: the pyfunc around a model folder, and its model card."""
+"""The content of a version: the pyfunc around a model folder, and its model card."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 # Tags of a version.
-DIGEST = "model.sha256"  # sha256 of the manifest, and so of everything
-FILES = "model.id"  # the logged model that holds the files; MLflow's registry does not keep it
+DIGEST = "model.sha256"  # sha256 of the manifest, which covers all files
+FILES = "model.id"  # the logged model that holds the files, which MLflow's registry does not record
 CONFIG = "model.config"  # the network's configuration, as in the manifest
-INPUT = "input"  # what the model accepts
+INPUT = "input"  # accepted inputs
 METRIC = "metric."  # prefix: a version's evaluation
-PROMOTED = "promoted."  # prefix: when an alias was moved to it, by whom and why
-PICTURE = "picture.png"  # of the model card, when the model folder has one
-MODEL = "artifacts/model"  # where the model folder lies in a version
+PROMOTED = "promoted."  # prefix: time, author and reason of an alias's move to the version
+PICTURE = "picture.png"  # picture of the model card, if the model folder has one
+MODEL = "artifacts/model"  # place of the model folder in a version
 _WRAPPER = Path(__file__).parents[1] / "inference" / "pyfunc_model.py"
-# What the wrapper needs, said here: MLflow would find out by loading the model in a child process.
+# The wrapper's requirements. Without them, MLflow would load the model in a child process to infer them.
 _REQUIREMENTS = ["blind-sr", "mlflow>=3.17.2,<4", "numpy>=2.0", "torch>=2.6", "safetensors>=0.5"]
 
 
 def write(work: Path, stored: LoggedModel, origin: Run, folder: Path, name: str, tags: Mapping[str, str]) -> Path:
-    """Make the pyfunc in the empty folder `work`; returns the folder to upload.
+    """Make the pyfunc in the empty folder `work`; return the folder to upload.
 
     Args:
         work: scratch folder.
         stored: the logged model that the files will belong to.
         origin: the run that made the model.
         folder: the model folder.
-        name: of the registered model.
-        tags: of the version, `input` and the digest among them.
+        name: name of the registered model.
+        tags: tags of the version, including `input` and the digest.
     """
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
@@ -47,11 +47,11 @@ def write(work: Path, stored: LoggedModel, origin: Run, folder: Path, name: str,
     manifest = read_manifest(folder)
     model = work / "model"  # MLflow stores it under this name
     model.mkdir()
-    for file in (MANIFEST, *manifest.sha256):  # and nothing else that lies there, such as an optimizer's state
+    for file in (MANIFEST, *manifest.sha256):  # and no other files, such as an optimizer's state
         shutil.copy2(folder / file, model / file)
     target = work / "version"
     with warnings.catch_warnings():
-        # Advice about type hints and an input example; the signature below says both.
+        # Suppresses advice about type hints and an input example, which the signature below replaces.
         warnings.simplefilter("ignore", UserWarning)
         save_model(
             target,
@@ -103,11 +103,11 @@ def signature(manifest: ModelManifest) -> ModelSignature:
 
 
 def requirements(manifest: ModelManifest, params: Mapping[str, str]) -> dict[str, Any]:
-    """Describe what the model accepts, as data: scales, sides, kernel size, and the noise it was trained for.
+    """Describe the accepted inputs as data: scales, sides, kernel size, and the noise it was trained for.
 
     Args:
         manifest: `model.json` of the model folder.
-        params: of the run that trained it (`data.sigma`); empty for imported weights.
+        params: parameters of the run that trained it (`data.sigma`); empty for imported weights.
     """
     return {
         "images": "uint8 RGB (N, H, W, 3)",
@@ -120,7 +120,7 @@ def requirements(manifest: ModelManifest, params: Mapping[str, str]) -> dict[str
 
 
 def summary(manifest: ModelManifest, tags: Mapping[str, str]) -> str:
-    """Write one line for the registry's own page."""
+    """Write one line about the version for the registry's own page."""
     needs = json.loads(tags[INPUT])
     kind = "blind: estimates the blur kernel" if needs["blind"] else "non-blind: needs the blur kernel"
     scales = ", ".join(f"x{scale}" for scale in needs["scales"])
@@ -128,14 +128,14 @@ def summary(manifest: ModelManifest, tags: Mapping[str, str]) -> str:
 
 
 def card(name: str, manifest: ModelManifest, tags: Mapping[str, str], origin: Run, *, picture: bool) -> str:
-    """Write the model card in Markdown: what the version is, what it accepts, how good it is, where it came from.
+    """Write the model card in Markdown: description, accepted inputs, evaluation and origin.
 
     Args:
-        name: of the model.
+        name: name of the model.
         manifest: its `model.json`.
-        tags: of the version.
+        tags: tags of the version.
         origin: the run it came from.
-        picture: whether one lies beside.
+        picture: whether there is a picture next to the card.
     """
     needs = json.loads(tags[INPUT])
     sigma = needs["sigma_range"]
@@ -194,5 +194,5 @@ def card(name: str, manifest: ModelManifest, tags: Mapping[str, str], origin: Ru
 
 
 def is_origin(tag: str) -> bool:
-    """Check whether a version's tag says where it came from: digests of its data, code revision."""
+    """Check whether a version's tag describes its origin: digests of its data, code revision."""
     return not tag.startswith((METRIC, PROMOTED, "model.", "mlflow.")) and tag != INPUT

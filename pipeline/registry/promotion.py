@@ -1,7 +1,7 @@
-"""Moving an alias through a gate, and back: `promote` compares stored evaluations, `rollback` reads the record.
+"""Moves of an alias through a gate, and back: `promote` compares stored evaluations, `rollback` reads the record.
 
-Each move is recorded as a tag of the version that got the alias, before the alias moves; the record is what
-`rollback` goes back along.
+Each move is recorded as a tag of the version that gets the alias, before the alias moves. `rollback` follows this
+record back.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ _ROUNDING = 1e-9  # dB; decimal tolerances are not exact in binary
 
 @dataclass(frozen=True)
 class Move:
-    """Record that an alias was given to a version."""
+    """Record a move of an alias to a version."""
 
-    number: int  # counts the moves of one alias
+    number: int  # number of the move among those of the alias
     action: Literal["promote", "rollback"]
     version: int
-    previous: int | None  # which version had the alias before
+    previous: int | None  # the version that had the alias before
     at: str  # ISO 8601, UTC
     by: str
-    objections: tuple[str, ...]  # of the gate
-    reason: str | None  # why they were overruled
+    objections: tuple[str, ...]  # objections of the gate
+    reason: str | None  # reason for overruling them
 
 
 def promote(
     uri: str, name: str, version: int, alias: str = "champion", *, tolerance: float = 0.05, force: str | None = None
 ) -> Move | None:
-    """Give `alias` to a version that is not worse than the one that has it.
+    """Give `alias` to a version that is not worse than its present holder.
 
-    The files of the version are fetched and checked first. Concurrent promotions take turns.
+    The files of the version are downloaded and checked first. Concurrent promotions take turns.
 
     Args:
         uri: tracking URI.
-        name: of the registered model.
-        version: to promote.
+        name: name of the registered model.
+        version: version to promote.
         alias: usually `champion`.
-        tolerance: dB of PSNR by which it may be worse on any protocol.
-        force: a reason to promote it in spite of the gate; stored with the version.
+        tolerance: dB of PSNR by which the version may be worse on any protocol.
+        force: reason to promote it despite the gate, stored with the version.
 
     Returns:
-        What was recorded; nothing when the version has the alias already.
+        The recorded move; None if the version already has the alias.
 
     Raises:
-        BadRequestError: the gate objects, no such version, or the store cannot be reached.
-        ArtefactError: the version's files are not those that were registered.
+        BadRequestError: the gate objects, there is no such version, or the store cannot be reached.
+        ArtefactError: the version's files differ from those that were registered.
     """
     if force is not None and not force.strip():
         raise BadRequestError("--force needs a reason; it is stored with the version")
@@ -86,10 +86,11 @@ def promote(
 
 
 def rollback(uri: str, name: str, alias: str = "champion") -> Move:
-    """Give `alias` back to the version that had it before; a second time, to the one before that.
+    """Give `alias` back to the version that had it before; a second call goes back one version further.
 
     Raises:
-        BadRequestError: nothing has the alias, no earlier version is recorded or left, or the store cannot be reached.
+        BadRequestError: no version has the alias, no earlier version is recorded or left, or the store cannot be
+            reached.
     """
     with exclusive(uri, name) as lease:
         by_number = {v.number: v for v in versions.list_versions(name, uri)}
@@ -105,15 +106,15 @@ def rollback(uri: str, name: str, alias: str = "champion") -> Move:
 
 
 def objections_to(candidate: Mapping[str, float], champion: Mapping[str, float], tolerance: float) -> tuple[str, ...]:
-    """List why a candidate should not replace a champion; nothing when it may.
+    """List the reasons why a candidate should not replace a champion; empty if it may.
 
-    Compared is the mean PSNR over the kernels, `psnr.<protocol>...<method>`, of every evaluation that the champion
-    has: of its blind restoration, or of the non-blind one when it does no other.
+    The comparison uses the mean PSNR over the kernels, `psnr.<protocol>...<method>`, of every evaluation of the
+    champion: that of its blind restoration, or of the non-blind one if there is no other.
 
     Args:
         candidate: metrics of the new version.
-        champion: of the version in its place.
-        tolerance: dB by which it may be worse.
+        champion: metrics of the present version.
+        tolerance: dB by which the candidate may be worse.
     """
     scores = {key: value for key, value in champion.items() if key.startswith("psnr.") and not math.isnan(value)}
     decisive = [key for key in scores if key.endswith(".blind")] or [key for key in scores if key.endswith(".nonblind")]
@@ -121,14 +122,14 @@ def objections_to(candidate: Mapping[str, float], champion: Mapping[str, float],
     for key in sorted(decisive):
         if key not in candidate:
             found.append(f"{key} is {scores[key]:.2f} dB and not evaluated for the candidate")
-        # Written so that a candidate's NaN is an objection.
+        # In this form, a candidate's NaN is an objection.
         elif not candidate[key] >= scores[key] - tolerance - _ROUNDING:
             found.append(f"{key} falls from {scores[key]:.2f} to {candidate[key]:.2f} dB")
     return tuple(found)
 
 
 def history(versions: Iterable[Version], alias: str) -> list[Move]:
-    """List the recorded moves of an alias, oldest first; those to deleted versions are gone with them."""
+    """List the recorded moves of an alias, oldest first; moves to deleted versions are lost."""
     prefix = f"{PROMOTED}{alias}."
     texts = [text for version in versions for key, text in version.tags.items() if key.startswith(prefix)]
     moves = [json.loads(text) for text in texts]
@@ -138,8 +139,8 @@ def history(versions: Iterable[Version], alias: str) -> list[Move]:
 def earlier_holder(moves: Sequence[Move], current: int, existing: Iterable[int]) -> int | None:
     """Find the version to roll back to from `current`.
 
-    The moves are replayed as a stack: a promotion pushes, a rollback pops. Where the record and the alias disagree
-    (a move that a kill cut off after its record, or an alias moved by hand), the alias is right.
+    The moves are replayed as a stack: a promotion pushes, a rollback pops. If the record and the alias disagree (a move
+    was killed after its record, or the alias was moved by hand), the alias is right.
     """
     stack: list[int] = []
     for move in moves:
@@ -156,7 +157,7 @@ def earlier_holder(moves: Sequence[Move], current: int, existing: Iterable[int])
 
 
 def _settle(stack: list[int], holder: int) -> None:
-    """Make the true holder the top: as recorded, one step back (the last move never happened), or moved by hand."""
+    """Make the true holder the top: as recorded, one step back (the last move did not happen), or moved by hand."""
     if len(stack) > 1 and stack[-1] != holder and stack[-2] == holder:
         stack.pop()
     elif not stack or stack[-1] != holder:
@@ -175,7 +176,7 @@ def _record(
 
 
 def _move(lease: Lease, uri: str, alias: str, versions: Iterable[Version], move: Move) -> Move:
-    """Record the move, then make it: the other order could lose the way back."""
+    """Record the move, then make it; the reverse order could lose the way back."""
     number = max((m.number for m in history(versions, alias)), default=0) + 1
     move = Move(**{**asdict(move), "number": number})
     api = client(uri)

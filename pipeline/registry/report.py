@@ -1,4 +1,4 @@
-"""Answers of the registry's commands on a terminal."""
+"""Output of the registry's commands on a terminal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.registry import commands
 
 
 def render(request: commands.Request, answer: Any) -> None:  # noqa: ANN401 - plain data, of a shape for each command
-    """Print an answer as JSON or as what a person reads."""
+    """Print an answer as JSON or as readable text."""
     if request.as_json:
         print(json.dumps(answer, indent=1))
         return
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=140)  # into a file or a pipe: wide enough not to break names
+        console = Console(highlight=False, width=140)  # for a file or a pipe: wide enough not to break names
     match request:
         case commands.ListModels():
             _models(console, answer)

@@ -1,4 +1,4 @@
-"""Which versions nobody needs any more, and how they are deleted."""
+"""Selection and deletion of versions that are no longer needed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _DAY_MS = 86_400_000
 
 
 def spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Version]:
-    """Find versions of a model that may go: no alias, not what a rollback would take, neither new nor recent.
+    """Find versions of a model that may be deleted: without alias, not the target of a rollback, and old enough.
 
     Args:
         uri: tracking URI.
-        name: of the registered model.
-        keep: the newest so many always stay.
-        older_than_days: younger ones always stay.
+        name: name of the registered model.
+        keep: number of newest versions that are always kept.
+        older_than_days: age in days below which versions are always kept.
 
     Raises:
-        BadRequestError: no such model, or the store cannot be reached.
+        BadRequestError: there is no such model, or the store cannot be reached.
     """
     listed, aliases = versions.list_versions(name, uri), versions.aliases_of(name, uri)
     numbers = [v.number for v in listed]
@@ -35,25 +35,25 @@ def spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Ver
 
 
 def outdated(listed: Sequence[Version], wanted: Collection[int | None], keep: int, before: float) -> list[Version]:
-    """Find versions behind the first `keep`, made before a time, and not wanted.
+    """Find versions after the first `keep` that were made before a time and are not wanted.
 
     Args:
-        listed: newest first.
-        wanted: numbers that stay.
-        keep: how many of the newest stay.
+        listed: versions, newest first.
+        wanted: numbers of versions to keep.
+        keep: number of newest versions to keep.
         before: ms since 1970.
     """
     return [v for v in listed[keep:] if v.created < before and v.number not in wanted]
 
 
 def delete_spare(uri: str, name: str, *, keep: int, older_than_days: float) -> list[Version]:
-    """Delete what `spare` finds while no alias can move; return it. Raises BadRequestError as `spare` does.
+    """Delete the versions from `spare` while no alias can move; return them. Raises BadRequestError as `spare` does.
 
     The files are marked as deleted; `mlflow gc` then frees the disk.
 
     Args:
         uri: tracking URI.
-        name: of the registered model.
+        name: name of the registered model.
         keep: the newest so many always stay.
         older_than_days: younger ones always stay.
     """

@@ -1,4 +1,4 @@
-"""The model registry: a version is made of a model folder, found by name and alias, and checked when it comes back.
+"""The model registry: a version is made of a model folder, found by name and alias, and checked after download.
 
 A version is a models-from-code pyfunc: `MLmodel`, the wrapper's source, `README.md` and the model folder's own files
 (safetensors and JSON) under `artifacts/model/`. Nothing in it is pickled.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _DEFAULT_STORE = "runs/mlflow.db"
-_DIGITS = 9  # of a version; databases and the server's protocol take 32 bits
+_DIGITS = 9  # most digits of a version; databases and the server's protocol use 32 bits
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Version:
 
     @property
     def uri(self) -> str:
-        """Return how others refer to it."""
+        """Return the URI of the version."""
         return f"models:/{self.name}/{self.number}"
 
     @property
@@ -57,10 +57,10 @@ class Version:
 
 
 def store_uri(given: str | None = None) -> str:
-    """Return the store to look models up in: the given one, `MLFLOW_TRACKING_URI`, or `runs/mlflow.db`.
+    """Return the store for look-ups of models: the given one, `MLFLOW_TRACKING_URI`, or `runs/mlflow.db`.
 
     Raises:
-        BadRequestError: the SQLite file is not there, or neither a server nor an SQLite file is named.
+        BadRequestError: the SQLite file does not exist, or neither a server nor an SQLite file is named.
     """
     uri = checked_uri(given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_DEFAULT_STORE}")
     database = sqlite_path(uri)
@@ -73,7 +73,7 @@ def store_uri(given: str | None = None) -> str:
 
 
 def check_names(name: str, alias: str) -> None:
-    """Raise BadRequestError when the registry would refuse a model's name or an alias."""
+    """Raise BadRequestError if the registry would refuse a model's name or an alias."""
     try:
         check_model_name(name)
         check_alias(alias)
@@ -86,13 +86,13 @@ def register(
 ) -> int:
     """Make a model folder the newest version of `name` and point `alias` at it.
 
-    The same folder registered again from the same run is found, not doubled.
+    A folder that is registered again from the same run is not duplicated.
 
     Args:
         run: the run that made it; the version links to it.
-        model_dir: what `pipeline.model.weights.save_model` wrote, on this machine; checked before it is taken.
-            A `picture.png` in it is shown on the model card.
-        name: of the registered model, made when it is not there.
+        model_dir: local folder written by `pipeline.model.weights.save_model`, which is checked first. A `picture.png`
+            in it is shown on the model card.
+        name: name of the registered model, which is created if it does not exist.
         alias: such as `candidate`.
         metrics: evaluation by protocol, `psnr.<protocol>...`; more can be added with `add_metrics`.
         tags: digests of shards and bank, code revision and the like.
@@ -101,9 +101,9 @@ def register(
         The version's number.
 
     Raises:
-        ArtefactError: a file of the folder is missing or does not have the digest that `model.json` gives, the
-            tensors do not fit the network, or a weight is not finite.
-        BadRequestError: no model or no alias can be called so, or the store cannot be reached or refuses.
+        ArtefactError: a file of the folder is missing or differs from its digest in `model.json`, the tensors do not
+            fit the network, or a weight is not finite.
+        BadRequestError: the name or the alias is invalid, or the store cannot be reached or refuses the request.
     """
     from pipeline.model.weights import load_model
 
@@ -132,16 +132,16 @@ def register(
 
 
 def add_metrics(uri: str, name: str, version: int, metrics: Mapping[str, float]) -> None:
-    """Store an evaluation with a version: what `promote` and `compare` read.
+    """Store an evaluation with a version, for `promote` and `compare`.
 
     Args:
         uri: tracking URI.
-        name: of the model.
-        version: its number.
-        metrics: by name.
+        name: name of the model.
+        version: number of the version.
+        metrics: metrics by name.
 
     Raises:
-        BadRequestError: no such version, or the store cannot be reached.
+        BadRequestError: there is no such version, or the store cannot be reached.
     """
     api = client(uri)
     with plain_errors(uri, f"cannot store metrics of {name} version {version}"):
@@ -150,7 +150,7 @@ def add_metrics(uri: str, name: str, version: int, metrics: Mapping[str, float])
 
 
 def find(uri: str, tracking_uri: str | None = None) -> Version:
-    """Find the version that a `models:/` URI names. Raises BadRequestError when there is none."""
+    """Find the version that a `models:/` URI names. Raises BadRequestError if there is none."""
     form = re.fullmatch(r"(?:models:/)?([^/@:]+)(?:@([^/@]+)|/(\d+))", uri)
     if form is None:
         raise BadRequestError(f"model '{uri}': write models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -165,7 +165,7 @@ def find(uri: str, tracking_uri: str | None = None) -> Version:
     except BadRequestError as error:
         if not is_final(error.__cause__):
             raise
-        aliases = aliases_of(name, where)  # says which models there are, if not this one
+        aliases = aliases_of(name, where)  # lists the existing models if this one does not exist
         if alias is not None:
             known = ", ".join(f"{a} (version {n})" for a, n in sorted(aliases.items())) or "none"
             raise BadRequestError(f"model '{name}' has no alias '{alias}'; it has: {known}") from error
@@ -182,7 +182,7 @@ def list_models(tracking_uri: str) -> list[str]:
 
 
 def list_versions(name: str, tracking_uri: str) -> list[Version]:
-    """List all versions of a model, newest first. Raises BadRequestError when the model is not there."""
+    """List all versions of a model, newest first. Raises BadRequestError if the model does not exist."""
     aliases = aliases_of(name, tracking_uri)
     api = client(tracking_uri)
     with plain_errors(tracking_uri, f"cannot list versions of '{name}'"):
@@ -191,7 +191,7 @@ def list_versions(name: str, tracking_uri: str) -> list[Version]:
 
 
 def aliases_of(name: str, tracking_uri: str) -> dict[str, int]:
-    """Return alias -> version of a model. Raises BadRequestError that lists the known models when it is not there."""
+    """Return alias -> version of a model. Raises BadRequestError, which lists the known models, if it is missing."""
     from mlflow.exceptions import MlflowException
 
     api = client(tracking_uri)
@@ -207,7 +207,7 @@ def aliases_of(name: str, tracking_uri: str) -> dict[str, int]:
 
 
 def pages(search: Any) -> list[Any]:  # noqa: ANN401 - MLflow's searches share no type
-    """Collect all results of a search that answers page by page."""
+    """Collect all results of a paginated search."""
     found, token = [], None
     while True:
         page = search(page_token=token)
@@ -217,13 +217,13 @@ def pages(search: Any) -> list[Any]:  # noqa: ANN401 - MLflow's searches share n
 
 
 def _versions(api: MlflowClient, name: str) -> list[ModelVersion]:
-    """All versions of a model, in MLflow's order."""
+    """Return all versions of a model, in MLflow's order."""
     found = pages(lambda page_token: api.search_model_versions(clause("name", name), page_token=page_token))
     return [version for version in found if version.name == name]
 
 
 def _already(api: MlflowClient, name: str, run_id: str, digest: str) -> int | None:
-    """The version that this run registered from this folder before a kill."""
+    """Return the version that this run registered from this folder before a kill, if there is one."""
     numbers = [int(v.version) for v in _versions(api, name) if v.run_id == run_id and v.tags.get(DIGEST) == digest]
     return max(numbers, default=None)
 
@@ -234,7 +234,7 @@ def _create_version(api: MlflowClient, origin: Run, folder: Path, name: str, tag
     from mlflow.exceptions import MlflowException
 
     run_id = origin.info.run_id
-    # A logged model's name takes fewer characters than a registered one's; it is found by its id.
+    # A logged model's name is limited to fewer characters than a registered model's, but is found by its id.
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     stored = api.create_logged_model(origin.info.experiment_id, name=plain, source_run_id=run_id, model_type="blind-sr")
     with scratch.temporary("model") as temporary:
@@ -250,7 +250,7 @@ def _create_version(api: MlflowClient, origin: Run, folder: Path, name: str, tag
             raise
         is_new = False
     try:
-        # The location itself: `models:/<id>` would be looked up in MLflow's global store, not in this one.
+        # The location itself, since MLflow would look `models:/<id>` up in its global store instead of this one.
         made = api.create_model_version(
             name,
             stored.artifact_location,
@@ -261,7 +261,7 @@ def _create_version(api: MlflowClient, origin: Run, folder: Path, name: str, tag
         )
     except MlflowException as error:
         if is_new and is_final(error):
-            api.delete_registered_model(name)  # a refusal leaves no model without a version
+            api.delete_registered_model(name)  # a refusal must not leave a model without versions
         raise
     return int(made.version)
 

@@ -1,1 +1,1 @@
-"""Restoring photographs over HTTP: a Ray Serve deployment around one Restorer, and its page."""
+"""Restoration of photographs over HTTP: a Ray Serve deployment around one Restorer, and its page."""

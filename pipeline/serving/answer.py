@@ -1,4 +1,4 @@
-"""A request carried out, as a PNG with headers or as JSON."""
+"""Execution of a request; the answer is a PNG with headers or JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PLAIN = "".join(map(chr, range(32, 127)))
 
 @dataclass(frozen=True)
 class Answer:
-    """Hold what goes back."""
+    """Hold the answer to a request."""
 
     body: bytes
     media_type: str
@@ -44,15 +44,15 @@ def carry_out(request: RestoreRequest, served: Served, max_memory: int, on_step:
     """Restore the image of a request.
 
     Args:
-        request: what was asked for.
+        request: the request.
         served: the model.
         max_memory: bytes that this process may grow to.
-        on_step: told after each step of the restoration; one that raises ends it.
+        on_step: called after each step of the restoration; raising ends it.
 
     Raises:
-        BadImageError: it cannot be decoded, or its result not be written.
-        RequestError: a scale that the model was not made for.
-        TooLargeError: no window of it fits into the memory.
+        BadImageError: the image cannot be decoded, or its result cannot be encoded.
+        RequestError: the model does not support the scale.
+        TooLargeError: no window of the image fits into the memory.
     """
     scales = served.restorer.scales
     scale = request.options.scale or scales[0]
@@ -116,7 +116,7 @@ def _about(restored: Restored, served: Served, photograph: Photograph, lost: lis
 
 
 def _headers(about: dict[str, Any], kernel: np.ndarray, seconds: dict[str, float]) -> dict[str, str]:
-    """`X-Model`, `X-Sigma` and so on; `X-Kernel` is a .npy file in base64; times as browsers show them."""
+    """Return `X-Model`, `X-Sigma` and so on; `X-Kernel` is a .npy file in base64; times are in browsers' format."""
     values = io.BytesIO()
     np.save(values, kernel)
     headers = {f"X-{name.replace('_', '-').title()}": str(value) for name, value in about.items() if name != "warnings"}
@@ -124,12 +124,12 @@ def _headers(about: dict[str, Any], kernel: np.ndarray, seconds: dict[str, float
     headers["X-Kernel"] = _base64(values.getvalue())
     headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * value:.0f}" for name, value in seconds.items())
     headers["Content-Disposition"] = f'inline; filename="restored-x{about["scale"]}.png"'
-    # A folder's name, which is the model's, may hold what no header can.
+    # The model's name may be that of a folder, with characters that are invalid in headers.
     return {name: quote(value, safe=_PLAIN) for name, value in headers.items() if value not in {"", "None"}}
 
 
 def _pictures(pixels: np.ndarray, scale: int) -> dict[str, bytes]:
-    """The input and its bicubic enlargement, aligned with the restored image, as 8-bit PNGs that a browser shows."""
+    """Return the input and its bicubic enlargement, aligned with the restored image, as 8-bit PNGs for browsers."""
     shown = to_rgb(to_depth(pixels, np.dtype(np.uint8)))
     planes = torch.from_numpy(shown).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
@@ -138,7 +138,7 @@ def _pictures(pixels: np.ndarray, scale: int) -> dict[str, bytes]:
 
 
 def _visible(kernel: np.ndarray) -> np.ndarray:
-    """(k, k) uint16, its largest value white: what `jobs/restore.py --kernel` reads as well."""
+    """Return a kernel as (k, k) uint16 with its largest value white, which `jobs/restore.py --kernel` can read."""
     return np.round(kernel.clip(0) / kernel.max() * 65535).astype(np.uint16)
 
 

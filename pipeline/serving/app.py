@@ -1,4 +1,4 @@
-"""The HTTP interface, without Ray: what a replica serves and what tests call."""
+"""The HTTP interface, without Ray, for replicas and tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("pipeline.serving")
 
 def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
     """Build the application around a loaded model."""
-    # What is wrong with a form is in the answer: else each such request is a line of the log.
+    # Errors in a form are in the answer; otherwise each such request would add a line to the log.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     queue, started = WorkQueue(settings.queue, settings.timeout), time.monotonic()
 
@@ -44,7 +44,7 @@ def build_app(settings: ServeSettings, live: LiveModel) -> FastAPI:
             with suppress(asyncio.CancelledError):
                 await following
 
-    # FastAPI's own pages load scripts from elsewhere; /docs below needs no network.
+    # FastAPI's own pages load scripts from other servers; /docs below needs no network.
     app = FastAPI(title="blind-sr", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
 
     @app.post("/restore", summary="Restore a photograph", openapi_extra=RESTORE, response_class=Response)
@@ -107,7 +107,7 @@ async def _failed(_: Request, error: Exception) -> Response:
 
 
 def _said(error: Exception) -> tuple[int, str]:
-    """Status and text of an error; the traceback of an unexpected one goes to the log, its number to the client."""
+    """Return status and text of an error; the log gets the traceback of an unexpected one, the client its number."""
     if isinstance(error, TOLD):
         return status_of(error), str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -118,7 +118,7 @@ def _said(error: Exception) -> tuple[int, str]:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Answer what is asked for where it is not: no such page, or a method that it does not take."""
+    """Answer a request for an unknown page or with an unsupported method."""
     assert isinstance(error, HTTPException)
     if error.status_code != 405:
         return _error(error.status_code, f"{request.method}: {error.detail}; the interface is described at docs")

@@ -1,4 +1,4 @@
-"""What the OpenAPI description says of `POST /restore`, which reads its request itself."""
+"""The OpenAPI description of `POST /restore`, which parses its request itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a request, the HTTP status of each, and the one line that leaves the server."""
+"""The errors of a request, their HTTP status, and the one line that the client gets."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from pipeline.images import BadImageError
 
-# An absolute path or a URI with something behind it: what lies there is the operator's to know, not the client's.
-# Names of models (`models:/NAME/3`) have one slash after the colon and stay.
+# An absolute path or a URI with a path, which is not for clients to know. Names of models (`models:/NAME/3`) have one
+# slash after the colon and are kept.
 _PLACE = re.compile(r"(?<![\w.~:/<-])(?:[a-z][a-z0-9+.-]*:/)?/[^\s'\"`<>(),;]*[^\s'\"`<>(),;:.]", re.I)
 _LONGEST = 500  # characters of an error
 
 
 class RequestError(ValueError):
-    """Report that the request asks for what it cannot have; the text is written for the client."""
+    """Report an invalid request; the text is written for the client."""
 
 
 class TooLargeError(Exception):
-    """Report that the request has more bytes or pixels than the server takes."""
+    """Report that the request has more bytes or pixels than the server accepts."""
 
 
 class SlowError(Exception):
@@ -27,7 +27,7 @@ class SlowError(Exception):
 
 
 class BusyError(Exception):
-    """Report that the server has no place for the request. `retry_after`: seconds after which there may be one."""
+    """Report that the server has no place for the request. `retry_after` is the seconds until there may be one."""
 
     def __init__(self, text: str, retry_after: int) -> None:
         super().__init__(f"{text}; try again in {retry_after} s")
@@ -35,7 +35,7 @@ class BusyError(Exception):
 
 
 class NoReplicaError(BusyError):
-    """Report that no replica answered: the one that worked on the request died, or none runs at the moment."""
+    """Report that no replica answered: the replica died during the request, or none is running."""
 
 
 class LateError(Exception):
@@ -43,10 +43,10 @@ class LateError(Exception):
 
 
 class GoneError(Exception):
-    """Report that the client hung up before its request was there."""
+    """Report that the client disconnected before its request was complete."""
 
 
-# The text of these errors is the answer; the text of any other goes to the log alone.
+# The text of these errors is sent to the client; the text of any other error only goes to the log.
 STATUS: dict[type[Exception], int] = {
     RequestError: 400,
     BadImageError: 400,
@@ -66,12 +66,12 @@ def status_of(error: Exception) -> int:
 
 
 def retry_headers(error: Exception) -> dict[str, str]:
-    """Return the headers that say when to come again, if the error knows."""
+    """Return the Retry-After header if the error has a time."""
     return {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else {}
 
 
 def error_body(text: str) -> bytes:
-    """Return `{"error": text}` on one line, without the places of files and servers that the text may name."""
+    """Return `{"error": text}` on one line, without paths of files and addresses of servers."""
     return json.dumps({"error": public_text(text)}).encode()
 
 
@@ -86,7 +86,7 @@ def error_event(status: int, text: str) -> bytes:
 
 
 def public_text(text: str) -> str:
-    """Return the text on one line, of bounded length; of each absolute path or URI only its last part is left."""
+    """Return the text on one line, of bounded length; absolute paths and URIs are cut to their last part."""
     line = " ".join(text.split())
     return _PLACE.sub(lambda place: _last_part(place.group()), line)[:_LONGEST]
 

@@ -1,6 +1,6 @@
-"""A restoration told while it happens, as server-sent events: place in the queue, steps, finished windows, result.
+"""Progress of a restoration as server-sent events: place in the queue, steps, finished windows, result.
 
-What is refused before work is queued is an answer like any other. After that an error is the last event.
+A refusal before work is queued is an ordinary answer. Later an error is the last event.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pipeline.serving.errors import error_event, event
 from pipeline.serving.media import EVENTS
 from pipeline.serving.work_queue import WorkQueue
 
-_SILENCE_S = 10.0  # after which a comment says that the connection lives: proxies close one that is silent
-_APART_S = 0.1  # between two events of one stage
-_QUALITY = 85  # of a finished window, which the whole picture replaces
+_SILENCE_S = 10.0  # silence before a keep-alive comment, since proxies close silent connections
+_APART_S = 0.1  # least time between two events of one stage
+_QUALITY = 85  # JPEG quality of a finished window, which the whole picture replaces
 
 
 class EventStream(Response):
     """Answer with events, the last of which is `result` or `error`.
 
     Args:
-        queue: where the work waits.
-        work: restores; is given what listens to its steps.
+        queue: queue for the work.
+        work: function that restores, given a listener to its steps.
         windows: whether finished windows are sent.
-        said: status and text of an error for the client.
+        said: function from an error to its status and text for the client.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class EventStream(Response):
         windows: bool,
         said: Callable[[Exception], tuple[int, str]],
     ) -> None:
-        # X-Accel-Buffering: nginx would keep events until its buffer is full.
+        # X-Accel-Buffering: otherwise nginx would keep events until its buffer is full.
         super().__init__(media_type=EVENTS, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._queue, self._work, self._windows, self._said = queue, work, windows, said
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events. Raises BusyError, with nothing sent, if there is no place."""
+        """Send the events. Raises BusyError, before sending anything, if there is no place."""
         messages: asyncio.Queue[bytes | None] = asyncio.Queue()
         async with self._queue.place(lambda ahead: messages.put_nowait(event("queue", {"ahead": ahead}))) as place:
             tell = _Teller(asyncio.get_running_loop(), messages, windows=self._windows)
@@ -67,14 +67,14 @@ class EventStream(Response):
                 last = await self._last(work)
                 await send({"type": "http.response.body", "body": last, "more_body": False})
             finally:
-                work.cancel()  # a client that is gone: its work ends
+                work.cancel()  # the client has disconnected
                 with suppress(asyncio.CancelledError, Exception):
                     await work
 
     async def _last(self, work: asyncio.Task[Answer]) -> bytes:
         try:
             return b"event: result\ndata: " + (await work).body + b"\n\n"
-        except Exception as error:  # any: there is no other way to say it
+        except Exception as error:  # any error: an event is the only way to report it
             return error_event(*self._said(error))
 
 
@@ -87,7 +87,7 @@ async def _next(messages: asyncio.Queue[bytes | None]) -> bytes | None:
 
 
 class _Teller:
-    """Make events of steps, in the thread that restores."""
+    """Turn steps into events, in the thread that restores."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, messages: asyncio.Queue[bytes | None], *, windows: bool
@@ -97,7 +97,7 @@ class _Teller:
         self._at = 0.0
 
     def listener(self, check: Callable[[str], None]) -> Listener:
-        """Start the clock, and return what listens; `check` raises when nobody waits for the work any more."""
+        """Start the clock and return a listener; `check` raises when no client waits for the work any more."""
         remaining = RemainingTime()
 
         def listen(step: Step) -> None:

@@ -1,7 +1,8 @@
-"""What stands before the replicas, in the process that has the clients' connections.
+"""The gate in front of the replicas, in the process that holds the clients' connections.
 
-A request goes on when its body is there, within the limits of size, number and rate. What comes back goes to the client
-whole, but for events, which go on as they come; that a replica died is an answer, or an event, like any other.
+A request is forwarded once its body has arrived, within the limits of size, number and rate. Answers are sent to the
+client whole, except events, which are passed on as they arrive. The death of a replica is reported as an ordinary
+answer or event.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ from pipeline.serving.stream import SlowReaderError, Stream, send_paced, send_pa
 from pipeline.serving.transfers import Pace, Transfers, client_key
 
 _log = logging.getLogger("pipeline.serving")
-_RETRY_S = 5  # a new replica needs about this long
-_PAGE_S = 10.0  # for anything but a restoration
+_RETRY_S = 5  # about the start time of a new replica
+_PAGE_S = 10.0  # time limit for everything except a restoration
 _BEYOND_S = 10.0  # how much longer than a replica's own limit the gate waits for it
-# After an answer to a request that is still arriving: what is read and thrown away, so that the client, which may read
-# only when it has sent all, gets the answer and no reset.
+# Limits for reading and discarding the rest of a request after its answer, since a client that reads only after sending
+# everything would otherwise get a reset instead of the answer.
 _LINGER_S, _LINGER_IDLE_S = 30.0, 5.0
-# All that a replica is told of a request's headers. The others speak to servers in between, Ray Serve's among them.
+# The request headers that are passed to a replica. The others are for servers in between, including Ray Serve's.
 _PASSED = {b"accept", b"content-encoding", b"content-type", b"host"}
 _REQUEST_ID, _HARMLESS = b"x-request-id", re.compile(rb"[\w.:-]{1,64}")
 
 
 @dataclass
 class Answer:
-    """Hold a whole answer."""
+    """Hold a complete answer."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -56,7 +57,7 @@ class Answer:
 
 @dataclass
 class Connection:
-    """Hold the two directions of one request, and how far it was read."""
+    """Hold the two directions of a request, and how much of it was read."""
 
     receive: Receive
     send: Send
@@ -64,7 +65,7 @@ class Connection:
     gone: bool = False
 
     async def read(self) -> bytes:
-        """Return the next bytes of the body; sets `unread` and `gone`."""
+        """Return the next bytes of the body; set `unread` and `gone`."""
         message = await self.receive()
         self.gone = message["type"] == "http.disconnect"
         self.unread = bool(message.get("more_body")) and not self.gone
@@ -73,13 +74,13 @@ class Connection:
 
 @dataclass
 class Collected:
-    """Keep the answer as an ASGI `send`, so that half of one is never sent."""
+    """Collect the answer as an ASGI `send`, so that no partial answer is sent."""
 
     stream: Stream
     start: Message | None = None
     parts: list[bytes] = field(default_factory=list)
     whole: bool = False
-    streams: bool = False  # events: they are passed on
+    streams: bool = False  # whether the answer consists of events, which are passed on
 
     async def __call__(self, message: Message) -> None:
         """Keep a message, or pass it on. Raises SlowReaderError."""
@@ -97,13 +98,13 @@ class Collected:
                 self.parts.append(body)
 
     def answer(self) -> Answer | None:
-        """Return what was collected, if it is all there. An error that is no JSON becomes `{"error": ...}`."""
+        """Return the answer if it is complete. An error that is not JSON becomes `{"error": ...}`."""
         if self.start is None or not self.whole or self.streams:
             return None
         status, headers, body = self.start["status"], list(self.start.get("headers", [])), b"".join(self.parts)
         kinds = [value.partition(b";")[0].strip().lower() for name, value in headers if name.lower() == b"content-type"]
         if status == 404 and kinds == [b"text/plain"]:
-            return None  # Ray Serve's own: the application is not there, or no longer
+            return None  # Ray Serve's own answer: the application is not running
         if status >= 400 and kinds != [b"application/json"]:
             headers = [(name, value) for name, value in headers if name.lower() in {b"retry-after", b"allow"}]
             return _error(status, body.decode("utf-8", "replace") or f"status {status}", headers)
@@ -117,7 +118,7 @@ class Gate:
         self._app, self._settings = app, settings
         self._transfers = Transfers(settings.uploads, settings.transfers_per_client)
         self._forwarded = 0
-        # Replicas count their own places. This bounds what waits while there is no replica.
+        # Replicas count their own places. This limits the requests that wait while there is no replica.
         self._most = settings.replicas * (settings.queue + 1) + settings.uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,11 +146,11 @@ class Gate:
                 await self._deliver(answer, connection)
 
     async def _answered(self, scope: Scope, connection: Connection, client: str, announced: bytes) -> Answer | None:
-        """The answer; None if it went to the client already."""
+        """Return the answer; None if it was already sent to the client."""
         if not scope["path"].startswith("/"):
             raise RequestError("the target of a request is a path")
         if connection.unread and any(name == b"upgrade" for name, _ in scope["headers"]):
-            # The HTTP server takes what follows the headers for another protocol, and passes none of it on.
+            # The HTTP server takes data after the headers for another protocol, and does not pass them on.
             raise RequestError("a request with a body cannot be upgraded; send it without the header Upgrade")
         if scope["method"] != "POST" or scope["path"] != "/restore":
             return await self._forward(scope, connection, client, b"", _PAGE_S)
@@ -183,7 +184,7 @@ class Gate:
     async def _forward(
         self, scope: Scope, connection: Connection, client: str, body: bytes, seconds: float
     ) -> Answer | None:
-        """Ask a replica. Raises NoReplicaError if none answers, LateError if it takes too long."""
+        """Forward to a replica. Raises NoReplicaError if none answers, LateError if it takes too long."""
         waiting: bytes | None = body
 
         async def receive() -> Message:
@@ -199,8 +200,8 @@ class Gate:
             try:
                 await collected(message)
             except SlowReaderError:
-                connection.gone = True  # an answer left incomplete closes the connection
-                limit.reschedule(0)  # and the replica is told, by a request that is cancelled
+                connection.gone = True  # an incomplete answer closes the connection
+                limit.reschedule(0)  # and cancels the request to the replica
 
         stream = Stream(connection.send, self._settings.min_rate, lambda: self._transfers.answer(client))
         collected, own = Collected(stream), {**scope, "headers": _passed(scope, len(body))}
@@ -228,7 +229,7 @@ class Gate:
         return None
 
     async def _deliver(self, answer: Answer, connection: Connection) -> None:
-        """Send an answer, if it is read fast enough; then read what is left of the request, within limits."""
+        """Send an answer, if it is read fast enough; then read the rest of the request, within limits."""
         headers = [(name, value) for name, value in answer.headers if name.lower() != b"content-length"]
         headers.append((b"content-length", str(len(answer.body)).encode()))
         if connection.unread:
@@ -239,7 +240,7 @@ class Gate:
             await send_paced(connection.send, message, pace)
             await send_parts(connection.send, answer.body, pace)
         except SlowReaderError:
-            return  # an answer left incomplete closes the connection
+            return  # an incomplete answer closes the connection
         if connection.unread:
             await self._linger(connection)
         await connection.send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,4 +1,4 @@
-"""Media types in headers: names and parameters know no case, and a client's preferences are numbers."""
+"""Media types in headers: names and parameters are case-insensitive, and a client's preferences are numbers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from pipeline.serving.errors import RequestError
 
 EVENTS = "text/event-stream"
-# RFC 9110: token, or a quoted string with escapes; blanks around `;` and none around `=`, but some clients send them.
+# RFC 9110: token, or a quoted string with escapes; blanks around `;` but not around `=`, which some clients do send.
 _PARAMETER = re.compile(r'\s*;\s*([\w!#$%&\'*+.^`|~-]*)\s*(?:=\s*("(?:[^"\\]|\\.)*"|[^;"]*))?')
 
 
 def boundary(content_type: str) -> bytes | None:
-    """Return the boundary of a form, or None if the media type is another.
+    """Return the boundary of a form, or None for any other media type.
 
     Raises:
-        RequestError: a form without a boundary.
+        RequestError: the form has no boundary.
     """
     kind, parameters = parse(content_type)
     if kind != "multipart/form-data":
@@ -28,7 +28,7 @@ def boundary(content_type: str) -> bytes | None:
 
 
 def accepts_json(accept: Iterable[str]) -> bool:
-    """Return whether JSON is named and PNG is not liked better. Without a word on it, PNG is what is sent."""
+    """Return whether JSON is accepted and PNG is not preferred. By default PNG is sent."""
     ranges = [parse(part) for line in accept for part in _split(line)]
     weights = {kind: _weight(parameters.get("q", "1")) for kind, parameters in ranges}
     json = weights.get("application/json", weights.get("application/*", 0.0))
@@ -37,13 +37,13 @@ def accepts_json(accept: Iterable[str]) -> bool:
 
 
 def accepts_events(accept: Iterable[str]) -> bool:
-    """Return whether a stream of events is asked for by name."""
+    """Return whether a stream of events is requested by name."""
     ranges = [parse(part) for line in accept for part in _split(line)]
     return any(kind == EVENTS and _weight(given.get("q", "1")) > 0 for kind, given in ranges)
 
 
 def parse(value: str) -> tuple[str, dict[str, str]]:
-    """Split a media type into its name and its parameters, both named in lower case; the first of each counts."""
+    """Split a media type into its name and its parameters, both in lower case; the first of repeated ones counts."""
     kind, _, rest = value.partition(";")
     parameters: dict[str, str] = {}
     for name, text in _PARAMETER.findall(f";{rest}"):
@@ -53,7 +53,7 @@ def parse(value: str) -> tuple[str, dict[str, str]]:
 
 
 def _split(line: str) -> list[str]:
-    """Split at the commas outside quotes."""
+    """Split at commas outside quotes."""
     return re.findall(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+', line)
 
 

@@ -1,4 +1,4 @@
-"""The model that is served, and the newer one that takes its place between two requests."""
+"""The served model, and its replacement by a newer version between two requests."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pipeline.config import Precision
 from pipeline.inference import Restorer
 from pipeline.model_folder import read_manifest
 
-_RETRY_S = 60.0  # after a version could not be loaded: storage may have been away
+_RETRY_S = 60.0  # pause after a failed load, as the storage may have been unavailable
 
 
 @dataclass(frozen=True)
 class Served:
-    """Hold a loaded model and what it is called."""
+    """Hold a loaded model and its name."""
 
     restorer: Restorer
-    name: str  # shipped:NAME, a folder's name, or the version that an alias meant, such as models:/blind-sr-x2/3
-    version: int | None  # of the registry
+    name: str  # shipped:NAME, a folder's name, or the version behind an alias, such as models:/blind-sr-x2/3
+    version: int | None  # the registered version
     digests: dict[str, str]  # sha256 of its files
 
     def about(self) -> dict[str, Any]:
-        """Describe it for /healthz."""
+        """Describe the model for /healthz."""
         scales, side = list(self.restorer.scales), self.restorer.kernel_side
         return {
             "name": self.name,
@@ -41,7 +41,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Refused:
-    """Name a version that an alias means but that is not served."""
+    """Hold a version that an alias names but that cannot be served."""
 
     name: str
     text: str  # for the log
@@ -50,14 +50,14 @@ class Refused:
 
 
 def load(uri: str, precision: Precision = "float32") -> Served:
-    """Load what a URI means now.
+    """Load the model that a URI names now.
 
     Args:
-        uri: of a model.
+        uri: URI of a model.
         precision: number format of its convolutions.
 
     Raises:
-        BadRequestError: no such model, damaged, or it cannot estimate a kernel.
+        BadRequestError: there is no such model, it is damaged, or it cannot estimate a kernel.
     """
     location = locate(uri)
     restorer = Restorer.load(location, precision=precision)
@@ -71,23 +71,23 @@ def _to_stderr(line: str) -> None:
 
 
 class LiveModel:
-    """Hold the served model; `refresh`, called every few seconds, puts the version that an alias means in its place.
+    """Hold the served model; `refresh`, called every few seconds, replaces it if its alias has moved.
 
-    A request takes `current` once and keeps it, so it is restored by one model whatever happens meanwhile.
+    A request reads `current` once, so one model restores it even if the model is replaced meanwhile.
     """
 
     def __init__(self, uri: str, log: Callable[[str], None] = _to_stderr, *, precision: Precision = "float32") -> None:
         self.uri, self._precision, self._log = uri, precision, log
         self.current = load(uri, precision)
-        self.refused: Refused | None = None  # what the alias means, when that could not be loaded or looked up
+        self.refused: Refused | None = None  # the alias's version, if it could not be loaded or looked up
 
     @property
     def follows(self) -> bool:
-        """Tell whether the URI can mean another model later."""
+        """Return whether the URI can name another model later."""
         return self.uri.startswith(REGISTRY) and "@" in self.uri
 
     def refresh(self) -> None:
-        """Look up the alias; load and take over what it means if that is new. Never raises: the old model stays."""
+        """Look up the alias, and load its version if it is new. Never raises: on errors the old model stays."""
         wanted = self.uri
         try:
             from pipeline.registry.versions import find
@@ -99,7 +99,7 @@ class LiveModel:
             if self._failed_just_now(wanted):
                 return
             self.current, before = load(wanted, self._precision), self.current.name
-        except Exception as error:  # whatever is wrong with the new one, the old one is right
+        except Exception as error:  # with any error in the new model, the old one stays
             self._refuse(wanted, error)
             return
         self.refused = None
@@ -110,7 +110,7 @@ class LiveModel:
         return seen is not None and seen.name == wanted and time.monotonic() - seen.at < _RETRY_S
 
     def _refuse(self, wanted: str, error: Exception) -> None:
-        """Log what is wrong, once; clients get its kind, since the text may name files and servers."""
+        """Log an error once; clients only get its kind, since the text may name files and servers."""
         text = " ".join(str(error).split()) or type(error).__name__
         if self.refused is None or (self.refused.name, self.refused.text) != (wanted, text):
             what = "the alias cannot be looked up" if wanted == self.uri else f"{wanted} cannot be loaded"

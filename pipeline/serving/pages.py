@@ -1,4 +1,4 @@
-"""The two pages, each one file that asks for nothing from elsewhere."""
+"""The two pages, each one self-contained file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-# Nothing is loaded but from this server, and nobody may frame the page.
+# Everything is loaded from this server, and framing of the page is forbidden.
 POLICY = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -19,12 +19,12 @@ POLICY = {
 
 @functools.cache
 def main_page() -> str:
-    """Drop a photograph, compare, download."""
+    """Return the main page, on which a user drops a photograph, compares and downloads."""
     return _templates().get_template("restore.html").render()
 
 
 def docs_page(schema: dict[str, Any], base: str) -> str:
-    """Write the OpenAPI description for people; `base` is the server's own URL as the reader knows it."""
+    """Return the OpenAPI description as a page; `base` is the server's URL as seen by the reader."""
     return _templates().get_template("docs.html").render(schema=schema, base=base)
 
 

@@ -1,6 +1,6 @@
-"""The gate put into Ray Serve's HTTP proxy, which imports `middlewares` by its name when it starts.
+"""The gate as middleware of Ray Serve's HTTP proxy, which imports `middlewares` by name when it starts.
 
-The proxy is a process of Ray's own. What it needs to know travels in its environment.
+The proxy is a process of Ray, which gets its settings by its environment.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ def environment(settings: ServeSettings) -> dict[str, str]:
     return {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares",
         _SETTINGS: settings.model_dump_json(),
-        # uvicorn takes a client's address from X-Forwarded-For of these, and by itself of any process on this machine.
+        # uvicorn takes a client's address from X-Forwarded-For of these; by default of any process on this machine.
         "FORWARDED_ALLOW_IPS": settings.trusted_proxies,
-        # Serve gives its proxy 5 s to start and ends it then: too few on a busy machine.
+        # Serve ends its proxy if it does not start within 5 s, which is too short on a busy machine.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     }
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Ray Serve's proxy puts around itself.
+    """Return the middlewares for Ray Serve's proxy.
 
-    It is called in the proxy before its HTTP server is made. That server is to ignore `Upgrade: websocket`, as HTTP
-    allows: else it does not answer some upgrades at all, and Serve has no setting to turn WebSockets off.
+    The proxy calls this before it makes its HTTP server. The server must ignore `Upgrade: websocket`, as HTTP allows:
+    otherwise it does not answer some upgrades at all, and Serve has no setting to turn WebSockets off.
     """
     uvicorn.config.WS_PROTOCOLS["auto"] = None
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else each such request is two lines of the log
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # otherwise each such request adds two lines to the log
     return [Middleware(_gate, ServeSettings.model_validate_json(os.environ[_SETTINGS]))]
 
 

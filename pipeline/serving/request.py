@@ -1,4 +1,4 @@
-"""What a request asks for, read and checked before anything is decoded."""
+"""Parsing and validation of a request, before any image is decoded."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pipeline.serving.errors import GoneError, RequestError, TooLargeError
 from pipeline.serving.media import accepts_events, accepts_json, boundary
 from pipeline.serving.settings import ServeSettings
 
-_FIELDS = 16  # of a form: more than it needs, and no flood
-_SIDES = range(1, 100, 2)  # of a kernel
+_FIELDS = 16  # most fields of a form, more than it needs
+_SIDES = range(1, 100, 2)  # sides of a kernel
 _SUM, _ROUNDING = 1.0, 1e-3
 _MASS = 4.0  # sum of |k|: an estimated kernel may have small negative lobes
 
 
 @np.errstate(over="ignore", invalid="ignore")  # values whose sum overflows are refused below
 def _kernel(rows: list[list[float]]) -> list[list[float]]:
-    """Look at a kernel from outside. Raises ValueError."""
+    """Check a client's kernel. Raises ValueError."""
     side = len(rows)
     if side not in _SIDES or any(len(row) != side for row in rows):
         raise ValueError(f"rows of equal length are expected, an odd number up to {_SIDES[-1]} of both")
@@ -76,21 +76,21 @@ class RestoreOptions(Frozen):
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """Hold an encoded image within the limits, and what is to be done with it."""
+    """Hold an encoded image within the limits, and the options of its restoration."""
 
     image: bytes
     options: RestoreOptions
-    streamed: bool  # as events
+    streamed: bool  # whether the answer is a stream of events
 
 
 async def read_request(request: Request, settings: ServeSettings) -> RestoreRequest:
-    """Read what a request asks for: an image as the body itself, or as a file in a form.
+    """Read a request with an image as its body or as a file in a form.
 
     Raises:
-        GoneError: the client hung up.
-        TooLargeError: too many pixels.
-        RequestError: not a form that can be read, no image in it, or unknown or wrong parameters.
-        BadImageError: not an image that can be restored.
+        GoneError: the client disconnected.
+        TooLargeError: the image has too many pixels.
+        RequestError: the form is invalid or has no image, or parameters are unknown or wrong.
+        BadImageError: the image cannot be restored.
     """
     try:
         body = await request.body()
@@ -102,7 +102,7 @@ async def read_request(request: Request, settings: ServeSettings) -> RestoreRequ
     image, fields = (body, []) if form is None else await _form(body, form)
     if not image:
         raise RequestError("no image: send it as the body, or as a file of a form")
-    # In a thread: a file can be made so that it takes a second, and meanwhile nobody would be served.
+    # In a thread, since a malicious file can take a second, during which no other client would be served.
     header = await asyncio.to_thread(read_header, image)
     if header.height * header.width > settings.max_pixels:
         raise TooLargeError(
@@ -120,7 +120,7 @@ async def read_request(request: Request, settings: ServeSettings) -> RestoreRequ
 
 
 def checked(given: list[tuple[str, str]]) -> RestoreOptions:
-    """Validate the parameters. Raises RequestError that names every wrong one."""
+    """Validate the parameters. Raises RequestError, which names every invalid one."""
     values = dict(given)
     if twice := [name[:40] for name, count in Counter(name for name, _ in given).items() if count > 1]:
         raise RequestError("; ".join(f"{name}: given more than once" for name in twice))
@@ -139,19 +139,19 @@ def checked(given: list[tuple[str, str]]) -> RestoreOptions:
 
 
 async def _form(body: bytes, separator: bytes) -> tuple[bytes, list[tuple[str, str]]]:
-    """Return the first file of a form, whatever its field and its file are called, and the other fields.
+    """Return the first file of a form, under any field name and file name, and the other fields.
 
     Raises:
-        RequestError: it cannot be read, or has too many parts.
+        RequestError: the form cannot be parsed, or has too many parts.
     """
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    # Without the request's charset: a form has none (RFC 7578), and some names of charsets are no text encodings.
+    # Without the request's charset: forms have none (RFC 7578), and some names of charsets are not text encodings.
     headers = Headers(raw=[(b"content-type", b'multipart/form-data; boundary="' + separator + b'"')])
     parser = MultiPartParser(headers, stream(), max_files=1, max_fields=_FIELDS)
-    parser.spool_max_size = len(body) + 1  # it is in memory already: nothing is written to a disk
+    parser.spool_max_size = len(body) + 1  # it is already in memory, so nothing is written to a disk
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -1,4 +1,4 @@
-"""Ray Serve around the application: started, kept, and stopped without a trace."""
+"""Ray Serve around the application: start, operation, and complete shutdown."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _APP = "blind-sr"
-_PATIENCE_S = 60.0  # for the first answer, on a busy machine
+_PATIENCE_S = 60.0  # longest wait for the first answer, on a busy machine
 
 
 def planned(settings: ServeSettings) -> str:
-    """Describe what would be served; the model is loaded, the address tried, nothing started.
+    """Describe what would be served. The model is loaded and the address tried, but nothing is started.
 
     Raises:
-        BadRequestError: no such model, or the address is taken or not of this machine.
+        BadRequestError: there is no such model, or the address is in use or not of this machine.
     """
     served = _checked(settings)
     scales = ", ".join(f"x{scale}" for scale in served.restorer.scales)
@@ -49,9 +49,9 @@ def serve(settings: ServeSettings) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        BadRequestError: as `planned`, or Serve runs on this cluster already.
+        BadRequestError: as in `planned`, or Serve is already running on this cluster.
         JobFailedError: Ray or Serve did not start.
-        KeyboardInterrupt: ended before it served.
+        KeyboardInterrupt: a signal came before the start was complete.
     """
     served = _checked(settings)
     _connect(settings)
@@ -85,12 +85,12 @@ def _checked(settings: ServeSettings) -> Served:
 
 
 def _connect(settings: ServeSettings) -> None:
-    """Connect to Ray, whose processes learn from their environment what Serve's proxy needs to know."""
+    """Connect to Ray; its processes get the settings of Serve's proxy by their environment."""
     os.environ |= (environment := proxy.environment(settings))
     if settings.model.startswith(REGISTRY):
         from pipeline.registry.versions import store_uri
 
-        os.environ["MLFLOW_TRACKING_URI"] = store_uri()  # replicas inherit it; an SQLite file by its whole path
+        os.environ["MLFLOW_TRACKING_URI"] = store_uri()  # replicas inherit it, with the absolute path of an SQLite file
     connect(min_cpus=settings.replicas + 1, verbose=True, environment=environment)
     from ray import serve
 
@@ -101,7 +101,7 @@ def _connect(settings: ServeSettings) -> None:
 
 
 def _start(settings: ServeSettings) -> None:
-    """Serve with the application on it; returns when it answers."""
+    """Start Serve with the application; return when it answers."""
     import ray
     from ray import serve
 
@@ -113,9 +113,9 @@ def _start(settings: ServeSettings) -> None:
         deploy = serve.deployment(
             name="restore",
             num_replicas=settings.replicas,
-            max_ongoing_requests=1000,  # the application itself says when it is too much, and by 429
+            max_ongoing_requests=1000,  # the application itself limits requests, with status 429
             graceful_shutdown_timeout_s=5,
-            health_check_period_s=1,  # how soon a replica that died is seen to be gone
+            health_check_period_s=1,  # how soon a replica's death is noticed
             ray_actor_options={"num_cpus": 1, "num_gpus": 1 if cards else 0},
             logging_config=quiet,
         )
@@ -126,7 +126,7 @@ def _start(settings: ServeSettings) -> None:
 
 
 def _wait_for_answer(settings: ServeSettings) -> None:
-    """Return when the address answers: the proxy learns of a replica some time after it runs. Raises RuntimeError."""
+    """Wait until the address answers, since the proxy learns of a replica with a delay. Raises RuntimeError."""
     where = urlsplit(address(settings))
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
@@ -140,7 +140,7 @@ def _wait_for_answer(settings: ServeSettings) -> None:
 
 
 def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
-    """What a replica calls to make its application."""
+    """Return the function with which a replica makes its application."""
     threads = max(1, usable_cpus() // settings.replicas)
 
     def build() -> FastAPI:
@@ -158,16 +158,16 @@ def _builder(settings: ServeSettings) -> Callable[[], FastAPI]:
 
 
 def _stop() -> None:
-    """End what was started here; a second Ctrl-C does not leave half of it."""
+    """Shut down everything that was started here, even after a second Ctrl-C."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if watch.death():
-        return  # nobody is left to be stopped
+        return  # nothing is left to stop
     import ray
     from ray import serve
 
     if "RAY_ADDRESS" in os.environ:
         serve.shutdown()
     elif _APP in serve.status().applications:
-        serve.delete(_APP)  # what is being restored has a few seconds to end
+        serve.delete(_APP)  # running restorations have a few seconds to end
     ray.shutdown()

@@ -1,4 +1,4 @@
-"""A replica's events on their way to a client: passed on as they come, as fast as the client reads."""
+"""Transfer of a replica's events to a client: passed on as they arrive, as fast as the client reads."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from starlette.types import Message, Send
 
 from pipeline.serving.transfers import Pace
 
-_CHUNK = 256 * 1024  # bytes between two looks at the pace
+_CHUNK = 256 * 1024  # bytes between two checks of the pace
 
 
 class SlowReaderError(Exception):
-    """Report that a client does not read what it asked for."""
+    """Report that a client does not read its answer fast enough."""
 
 
 class Stream:
     """Send the parts of a body that has no known length.
 
     Args:
-        send: to the client.
-        rate: bytes a second at which each part is read at least.
-        counted: counts a part while it is on its way.
+        send: ASGI function that sends to the client.
+        rate: lowest allowed rate of reading each part, bytes per second.
+        counted: context manager that counts a part during its transfer.
     """
 
     def __init__(self, send: Send, rate: float, counted: Callable[[], AbstractContextManager[None]]) -> None:
@@ -35,7 +35,7 @@ class Stream:
         await send_paced(self._send, {**message, "headers": headers}, Pace(self._rate))
 
     async def pass_on(self, body: bytes) -> None:
-        """Send what has come. Raises SlowReaderError."""
+        """Send a part of the body. Raises SlowReaderError."""
         with self._counted():
             await send_parts(self._send, body, Pace(self._rate))
 
@@ -46,7 +46,7 @@ class Stream:
 
 
 async def send_paced(send: Send, message: Message, pace: Pace) -> None:
-    """Send a message to a client that reads at this pace at least. Raises SlowReaderError."""
+    """Send a message to a client that must read at this pace. Raises SlowReaderError."""
     try:
         async with asyncio.timeout_at(pace.deadline):
             await send(message)
@@ -55,7 +55,7 @@ async def send_paced(send: Send, message: Message, pace: Pace) -> None:
 
 
 async def send_parts(send: Send, body: bytes, pace: Pace) -> None:
-    """Send what is not the end of a body, in parts. Raises SlowReaderError."""
+    """Send a non-final stretch of a body in parts. Raises SlowReaderError."""
     for start in range(0, len(body), _CHUNK):
         part = body[start : start + _CHUNK]
         await send_paced(send, {"type": "http.response.body", "body": part, "more_body": True}, pace)

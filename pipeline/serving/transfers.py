@@ -1,4 +1,4 @@
-"""Bodies on their way in and out: how many at once, from whom, and how slowly at most."""
+"""Limits on transfers of bodies in and out: their number, their number per client, and their lowest rate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pipeline.serving.errors import BusyError
 
 GRACE_S = 5.0  # a sender or reader may stall this long, once, before its rate counts
-_RETRY_S = 5  # after a refusal: a body that is as slow as is allowed makes room within the grace
+_RETRY_S = 5  # retry time after a refusal, in which even the slowest allowed body makes room
 
 
 class Transfers:
-    """Count bodies under way. Uploads are limited in all; uploads and answers together, per client."""
+    """Count bodies in transfer. Uploads are limited in total; uploads and answers together, per client."""
 
     def __init__(self, most: int, most_per_client: int) -> None:
         self._most, self._most_per_client = most, most_per_client
@@ -24,7 +24,7 @@ class Transfers:
 
     @contextmanager
     def upload(self, client: str) -> Iterator[None]:
-        """Count a body that arrives. Raises BusyError if there are too many."""
+        """Count an arriving body. Raises BusyError if there are too many."""
         if self.by_client[client] >= self._most_per_client:
             raise BusyError(f"{self._most_per_client} transfers of your address are under way, the limit", _RETRY_S)
         if self.uploads >= self._most:
@@ -38,7 +38,7 @@ class Transfers:
 
     @contextmanager
     def answer(self, client: str) -> Iterator[None]:
-        """Count an answer that is being read. It is never refused: the work is done."""
+        """Count an answer that is being read. Answers are never refused, since their work is done."""
         self.by_client[client] += 1
         try:
             yield
@@ -49,32 +49,32 @@ class Transfers:
 
 
 class Pace:
-    """Say when the next byte must have moved: a rate is kept on average, from the end of a grace on."""
+    """Compute deadlines for a transfer that must keep an average rate after a grace period."""
 
     def __init__(self, rate: float, total: float | None = None) -> None:
         """Start the clock.
 
         Args:
-            rate: bytes a second.
-            total: seconds after which all must have moved, however fast; None: no such limit.
+            rate: bytes per second.
+            total: limit in seconds for the whole transfer; None for no limit.
         """
         self._rate, self._started = rate, asyncio.get_running_loop().time()
         self._end = None if total is None else self._started + total
         self._moved = 0
 
     def move(self, count: int) -> None:
-        """Count bytes that moved."""
+        """Count transferred bytes."""
         self._moved += count
 
     @property
     def deadline(self) -> float:
-        """Return the time of the event loop at which the transfer is too slow, if nothing moves until then."""
+        """Return the time of the event loop at which the transfer becomes too slow unless more bytes move."""
         slow = self._started + GRACE_S + self._moved / self._rate
         return slow if self._end is None else min(slow, self._end)
 
 
 def client_key(client: tuple[str, int] | list | None) -> str:
-    """Return what counts as one client: an IPv4 address, or the /64 network that one IPv6 subscriber has."""
+    """Return the key of a client: an IPv4 address, or the /64 network of an IPv6 subscriber."""
     host = str(client[0]) if client else ""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])

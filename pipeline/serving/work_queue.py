@@ -1,4 +1,4 @@
-"""One restoration at a time, a bounded number of others that wait, and an end to work that nobody waits for."""
+"""A queue with one restoration at a time and limited places, which ends work that no client waits for."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from kernels_bank.runtime import gauges
 from pipeline.serving.errors import BusyError, LateError
 
 T = TypeVar("T")
-Check = Callable[[str], None]  # given what the work is doing; raises StoppedError when nobody waits for it any more
+Check = Callable[[str], None]  # takes the current step; raises StoppedError when no client waits any more
 _log = logging.getLogger("pipeline.serving")
-STOPPED = "blindsr_serve_stopped"  # a gauge of Ray's: requests that were given up
-_FIRST_GUESS_S = 10.0  # what a restoration takes, until one has been seen
+STOPPED = "blindsr_serve_stopped"  # a Ray gauge: the number of abandoned requests
+_FIRST_GUESS_S = 10.0  # assumed time of a restoration, until one has been measured
 
 
 class StoppedError(Exception):
-    """End work that nobody waits for any more."""
+    """End work that no client waits for any more."""
 
 
 class WorkQueue:
-    """Hold the places of one event loop's requests: one that is worked on and `waiting` more."""
+    """Hold the places of one event loop's requests: one in progress and `waiting` more."""
 
     def __init__(self, waiting: int, timeout: float) -> None:
-        self.most, self.stopped = waiting + 1, 0  # requests that were given up, while they waited or were worked on
+        self.most, self.stopped = waiting + 1, 0  # requests that were abandoned while waiting or in progress
         self._timeout, self._last = timeout, _FIRST_GUESS_S
         self._worker = ThreadPoolExecutor(1, "restore")
-        self._places: list[Place] = []  # in their order
+        self._places: list[Place] = []  # in order
 
     @property
     def taken(self) -> int:
-        """Count the places that are taken."""
+        """Return the number of taken places."""
         return len(self._places)
 
     @asynccontextmanager
     async def place(self, on_move: Callable[[int], None] | None = None) -> AsyncIterator[Place]:
-        """Hold a place. It is given back when the block ends and its work is over, whichever is later.
+        """Hold a place. It is freed when both the block and its work have ended.
 
-        Work that runs ends at its next check: until then a request that gave up still occupies the processor, so also
-        its place.
+        Running work ends at its next check. Until then an abandoned request still occupies the processor, and so its
+        place.
 
         Args:
-            on_move: called with the number of requests ahead, now and whenever that becomes smaller.
+            on_move: called with the number of requests ahead, now and whenever it becomes smaller.
 
         Raises:
-            BusyError: there is none.
+            BusyError: there is no free place.
         """
         if self.taken >= self.most:
             raise BusyError("all places in the queue are taken", max(1, math.ceil(self._last)))
@@ -81,7 +81,7 @@ class WorkQueue:
 
 
 class Place:
-    """Let the holder of a place do one piece of work."""
+    """Run one piece of work for the holder of a place."""
 
     def __init__(
         self, worker: ThreadPoolExecutor, timeout: float, on_move: Callable[[int], None] | None = None
@@ -89,23 +89,22 @@ class Place:
         self._worker, self._timeout, self._on_move = worker, timeout, on_move
         self._stop = threading.Event()
         self.work: Future | None = None
-        self.seconds: float | None = None  # that the work took, if it ran
-        self.given_up: str | None = None  # why
+        self.seconds: float | None = None  # duration of the work, if it ran
+        self.given_up: str | None = None  # reason why it was abandoned
         self.stopped_at = "a request that waited is dropped"
 
     def move(self, ahead: int) -> None:
-        """Tell how many requests are ahead."""
+        """Report how many requests are ahead."""
         if self._on_move is not None:
             self._on_move(ahead)
 
     async def run(self, work: Callable[[Check], T]) -> T:
-        """Call `work` in the worker thread when those before it are done, and return its result.
+        """Call `work` in the worker thread after all earlier work, and return its result.
 
-        Work that was given up, by a cancelled caller or by time, never begins, or ends when it next calls what it is
-        given.
+        Work that was abandoned by its caller or timed out never starts, or ends when it next calls its check.
 
         Raises:
-            LateError: the time is over.
+            LateError: the time limit was exceeded.
         """
         self.work = future = self._worker.submit(self._timed, work)
         try:
@@ -115,7 +114,7 @@ class Place:
             raise
         except TimeoutError as error:
             if future.done() and not future.cancelled():
-                raise  # the work's own
+                raise  # an error of the work itself
             self._give_up(f"the time limit of {self._timeout:g} s is over")
             raise LateError(f"not done after {self._timeout:g} s; send a smaller image or try again later") from error
 

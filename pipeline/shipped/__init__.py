@@ -1,4 +1,4 @@
-"""Models that come with the program: `Restorer.load("shipped:blind-sr")`. Each is a model folder with its card."""
+"""Models shipped with the program: `Restorer.load("shipped:blind-sr")`. Each is a model folder with its card."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from kernels_bank.runtime.errors import BadRequestError
 
 SCHEME = "shipped:"
-FOR_PHOTOGRAPHS = f"{SCHEME}blind-sr-camera"  # what pictures as people have them are restored with
+FOR_PHOTOGRAPHS = f"{SCHEME}blind-sr-camera"  # the model for ordinary photographs
 
 
 def shipped_folder(uri: str) -> Path:
-    """Return the folder of `shipped:NAME`. Raises BadRequestError, with the names there are, for another one."""
+    """Return the folder of `shipped:NAME`. Raises BadRequestError, which lists the names, for an unknown one."""
     home = Path(__file__).parent
     names = sorted(entry.parent.name for entry in home.glob("*/model.json"))
     name = uri.removeprefix(SCHEME)

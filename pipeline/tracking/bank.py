@@ -11,7 +11,7 @@ from pipeline.tracking.store import RunRef, client, plain_errors, tracking_uri
 
 
 def active_run(output: str) -> RunRef | None:
-    """Return the run named by MLflow's own variable MLFLOW_RUN_ID, or nothing when it is not set.
+    """Return the run named by MLflow's own variable MLFLOW_RUN_ID, or None if it is not set.
 
     Raises:
         BadRequestError: there is no such run, or its store cannot be reached.
@@ -27,10 +27,10 @@ def active_run(output: str) -> RunRef | None:
 
 
 def log_bank(ref: RunRef, bank: str) -> None:
-    """Put the bank's pictures and its manifest into the run, in the folder `kernels`.
+    """Log the bank's pictures and its manifest to the run, in the folder `kernels`.
 
     Raises:
-        BadRequestError: the store cannot be reached or refuses.
+        BadRequestError: the store cannot be reached or refuses the request.
     """
     api = client(ref.tracking_uri)
     with scratch.temporary("pictures") as folder, plain_errors(ref.tracking_uri, f"cannot log the pictures of {bank}"):

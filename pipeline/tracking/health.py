@@ -1,4 +1,4 @@
-"""Whether the tracking store is fit for a run: reachable, of the right version and schema, and taking files."""
+"""Checks that the tracking store is fit for a run: reachable, of the right version and schema, and accepting files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _TIMEOUT_S = 20
 
 
 def check_store(uri: str) -> str:
-    """Look at every part of a store that a run uses; returns what was found in a few words.
+    """Check every part of a store that a run uses; return a short description of it.
 
     Raises:
-        BadRequestError: it does not answer, refuses us, has another version or an old schema.
+        BadRequestError: the store does not answer, refuses us, has another version or an old schema.
     """
     import mlflow
 
     with plain_errors(uri, "the tracking store"):
-        client(uri).search_experiments(max_results=1)  # opens the database: an old schema is refused here
+        client(uri).search_experiments(max_results=1)  # opens the database, which refuses an old schema
     if database := sqlite_path(uri):
         return f"SQLite file {database}, schema current"
     theirs = answer(uri, "/version")
@@ -35,10 +35,10 @@ def check_store(uri: str) -> str:
 
 
 def answer(uri: str, path: str) -> str:
-    """Return the text a server answers to a GET; credentials are taken from MLflow's variables.
+    """Return the text of a server's answer to a GET, with credentials from MLflow's variables.
 
     Raises:
-        BadRequestError: it does not answer, or not with success.
+        BadRequestError: the server does not answer, or reports an error.
     """
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -47,7 +47,7 @@ def answer(uri: str, path: str) -> str:
         response = http_request(
             get_default_host_creds(without_login(uri)), path, "GET", timeout=_TIMEOUT_S, max_retries=0
         )
-    except Exception as error:  # MlflowException or a network error; all say the same to the user
+    except Exception as error:  # MlflowException or a network error; all mean the same to the user
         raise BadRequestError(
             f"the tracking server {mask_uri(uri)} does not answer; start it, or correct MLFLOW_TRACKING_URI"
         ) from error
@@ -60,15 +60,15 @@ def answer(uri: str, path: str) -> str:
 
 
 def healthy(uri: str) -> bool:
-    """Check whether a server answers from where this runs; costs no import of mlflow."""
+    """Check whether a server answers from this machine, without importing mlflow."""
     try:
-        return health_status(uri, _TIMEOUT_S) in (200, 401, 403)  # it is there; credentials are checked elsewhere
+        return health_status(uri, _TIMEOUT_S) in (200, 401, 403)  # the server runs; credentials are checked elsewhere
     except OSError:
         return False
 
 
 def _artifacts(uri: str) -> str:
-    """A small file through the server's artifact store and back, then deleted."""
+    """Write a small file to the server's artifact store, read it back, and delete it."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 

@@ -1,11 +1,11 @@
-"""MLflow imported with settings that suit a job: it gives up soon, and it is quiet."""
+"""Import of MLflow with settings for jobs: short retries and no chatter."""
 
 from __future__ import annotations
 
 import logging
 import os
 
-# Read by mlflow at import or at each request. Three retries give a dead server up after some 15 s, not 4 minutes.
+# MLflow reads these at import or at each request. With three retries it gives up after some 15 s, not 4 minutes.
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -16,11 +16,11 @@ _SETTINGS = {
 
 
 def import_mlflow() -> None:
-    """Import it; what the environment sets already stays."""
+    """Import MLflow; variables that the environment already sets are kept."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401 - it sets up its loggers, which are quietened after that
+    import mlflow  # noqa: F401 - sets up its loggers, which are quietened below
 
     for name in ("alembic", "mlflow.store.model_registry", "mlflow.tracking"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised too
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its errors are raised as well

@@ -1,4 +1,4 @@
-"""How rank 0 writes into the run: handed over at once, sent in the background, kept while the server is away."""
+"""Rank 0's logger of a run: records are queued, sent in the background, and kept while the server is unavailable."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-LOST = "tracking.lost"  # tag of a run: what the store would not take
+LOST = "tracking.lost"  # tag of a run: records that the store refused
 _POINTS_PER_REQUEST = 1000  # the server's limit
-# A refusal is believed when it came so often: a body cut on its way is refused too.
+# Number of refusals until one counts as final, since a request that was truncated in transit is refused, too.
 _REFUSALS = 4
 _SAY_AGAIN_AFTER_S = 60.0
 _log = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ _log = logging.getLogger(__name__)
 class RunLogger:
     """Write metrics, pictures and tags of one run; no call waits for the server.
 
-    One thread sends what has gathered every `interval_s`. What fails is kept and tried again with growing pauses, so a
-    server that is away stops nothing. With a `home`, what is not sent also waits in the run's folder: a kill loses
-    nothing that was recorded before the last `flush`, and the next logger of the run sends it. What the user should
-    know goes to `tell`.
+    A thread sends the queued records every `interval_s`. Failed records are kept and retried with growing pauses, so an
+    unavailable server does not stop the run. With a `home`, unsent records are also kept in the run's folder: a kill
+    loses nothing that was recorded before the last `flush`, and the next logger of the run sends it. Messages for the
+    user go to `tell`.
 
-    After a restart from a checkpoint the steps between it and the kill come again: points and pictures that the run
-    already has are dropped. Points of one metric must come in order of steps.
+    After a restart from a checkpoint, the steps between it and the kill are repeated. Points and pictures that the run
+    already has are dropped. Points of one metric must be recorded in order of steps.
 
     Use it as a context manager, or call `close`.
     """
@@ -57,28 +57,28 @@ class RunLogger:
 
         Args:
             ref: the run.
-            home: URI of the run's folder; what cannot be sent waits there.
-            tell: is given lines for the user, without secrets.
-            interval_s: how long what is recorded may gather.
+            home: URI of the run's folder, in which unsent records are kept.
+            tell: function that receives lines for the user, without secrets.
+            interval_s: seconds between two requests.
         """
         self._ref, self._tell, self._interval = ref, tell, interval_s
         self._outbox = Outbox(home, ref.run_id) if home else None
         self._points: deque[Point] = deque()
         self._files: deque[Picture | Tag] = deque()
-        self._queues = threading.Lock()  # of the two above; never held for longer than a copy
-        self._folder = threading.Lock()  # of the outbox
+        self._queues = threading.Lock()  # guards the two above; never held for longer than a copy
+        self._folder = threading.Lock()  # guards the outbox
         self._loaded = self._outbox is None
-        self._last: dict[str, int] | None = None  # newest step recorded for each metric
+        self._last: dict[str, int] | None = None  # newest recorded step of each metric
         self._pictures: set[tuple[str, int]] | None = None
         self._begun: dict[tuple[str, int], str] = {}
         self._batch = _POINTS_PER_REQUEST
-        self._refusals = 0  # of what is first in its queue
+        self._refusals = 0  # of the first record in its queue
         self._lost: list[str] = []
         self._wake, self._closing, self._given_up = threading.Event(), threading.Event(), threading.Event()
-        self._away = False  # the last try failed
+        self._away = False  # the last attempt failed
         self._progress = False  # something was sent since the last failure
-        self._told_away, self._told_at = False, -_SAY_AGAIN_AFTER_S  # whether and when the user was told so
-        self._told_unkept = ""  # and why nothing could be kept
+        self._told_away, self._told_at = False, -_SAY_AGAIN_AFTER_S  # whether and when the user was told about this
+        self._told_unkept = ""  # and why no record could be kept
         self._monitor: SystemMetricsMonitor | None = None
         self._thread = threading.Thread(target=self._work, name="run-logger", daemon=True)
         self._thread.start()
@@ -99,11 +99,11 @@ class RunLogger:
             self._points.extend(points)
 
     def system(self, step: int) -> None:
-        """Record what this machine and its cards are busy with, as MLflow's UI expects it: `system/...`."""
+        """Record the load of this machine and its GPUs under the names that MLflow's UI expects, `system/...`."""
         if self._monitor is None:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            # Its own thread is not started: it would end at the first request that fails, and count steps of its own.
+            # MLflow's own thread is not started: it would end at the first failed request, and count its own steps.
             address = without_login(self._ref.tracking_uri)
             self._monitor = SystemMetricsMonitor(self._ref.run_id, tracking_uri=address)
         self._monitor.collect_metrics()
@@ -112,7 +112,7 @@ class RunLogger:
             monitor.clear_metrics()
 
     def image(self, key: str, array: np.ndarray, step: int) -> None:
-        """Record a picture, (H, W, 3) or (H, W) uint8, that the UI shows as a series over steps."""
+        """Record a picture, (H, W, 3) or (H, W) uint8, which the UI shows as part of a series over steps."""
         if array.dtype != np.uint8:
             raise ValueError(f"image '{key}' is {array.dtype}; uint8 is expected")
         self._record(Picture(key, step, _now(), encode_png(array)))
@@ -122,7 +122,7 @@ class RunLogger:
         self._record(Tag(key, mask_text(value)[:5000]))  # the store's limit
 
     def flush(self, limit_s: float = 10.0) -> None:
-        """Wait until all is sent or, while the server is away, kept, so that a kill loses none of it."""
+        """Wait until all records are sent or, while the server is unavailable, kept: then a kill does not lose them."""
         self._wake.set()
         deadline = time.monotonic() + limit_s
         while self._left() and not self._away and time.monotonic() < deadline:
@@ -130,7 +130,7 @@ class RunLogger:
         self._keep()
 
     def close(self, limit_s: float = 20.0) -> None:
-        """Send what is left, for at most `limit_s`; what could not be sent by then waits in the run's folder."""
+        """Send the remaining records for at most `limit_s`; those still unsent then are kept in the run's folder."""
         self._closing.set()
         self._wake.set()
         self._thread.join(limit_s)
@@ -153,7 +153,7 @@ class RunLogger:
             return len(self._points) + len(self._files)
 
     def _keep(self) -> str:
-        """Copy what is not sent to the run's folder; return why that failed, nothing when all of it is there."""
+        """Copy unsent records to the run's folder; return why that failed, or an empty text."""
         if self._outbox is None or not self._left():
             return ""
         try:
@@ -161,12 +161,12 @@ class RunLogger:
                 with self._queues:
                     points, files = list(self._points), list(self._files)
                 self._outbox.keep(points, files)
-        except Exception as error:  # whatever its storage raises: the run goes on
+        except Exception as error:  # any error of its storage must not stop the run
             return f"{self._outbox.folder} cannot be written to: {_line(error)}"
         return ""
 
     def _work(self) -> None:
-        """Send, rest, and come back sooner when there was an error or the end: what the thread does."""
+        """Send records and pause in turn, with shorter pauses after an error or at the end. The thread runs this."""
         pause = self._interval
         while not self._given_up.is_set():
             if not self._closing.is_set():
@@ -181,7 +181,7 @@ class RunLogger:
             except Exception as error:
                 self._away = True
                 self._say_away(error, self._keep())
-                # While some of it arrives, the server is there: only a run of failures makes the pauses grow.
+                # If some records arrive, the server is available: only consecutive failures make the pauses grow.
                 pause = self._interval if self._progress else min(30.0, max(1.0, 2 * pause))
                 self._progress = False
                 self._given_up.wait(min(pause, 1.0) if ending else 0)
@@ -192,13 +192,13 @@ class RunLogger:
                 return
 
     def _load(self) -> None:
-        """Put what earlier sittings left before what this one recorded."""
+        """Put records left by earlier loggers before those of this one."""
         if self._loaded or self._outbox is None:
             return
         with self._folder:
             points, files, problems = self._outbox.load()
             with self._queues:
-                recorded = {item.name for item in self._files}  # and kept since this logger began
+                recorded = {item.name for item in self._files}  # and kept since this logger started
                 self._points.extendleft(reversed(points))
                 self._files.extendleft(reversed([item for item in files if item.name not in recorded]))
         self._loaded = True
@@ -226,7 +226,7 @@ class RunLogger:
             except Exception as error:
                 self._check_refusal(error)
                 if len(batch) > 1:
-                    self._batch = len(batch) // 2  # in search of the one that is refused
+                    self._batch = len(batch) // 2  # to find the record that is refused
                     continue
                 self._lose(f"'{batch[0].key}' of step {batch[0].step}", error)
             self._batch = min(2 * self._batch, _POINTS_PER_REQUEST)
@@ -268,7 +268,7 @@ class RunLogger:
             self._pictures.add(where)
 
     def _check_refusal(self, error: Exception) -> None:
-        """Raise an error again unless it is a refusal, and so often seen that it is to be believed."""
+        """Raise an error again unless it is a refusal that was repeated often enough to be final."""
         if not is_final(error):
             raise error
         self._refusals += 1
@@ -276,14 +276,14 @@ class RunLogger:
             raise error
 
     def _lose(self, what: str, error: Exception) -> None:
-        """Tell the user, and the run, what its store does not take."""
+        """Report a record that the store refuses to the user and in the run."""
         self._tell(f"the tracking server {self._ref.shown} refused {what}, which is lost: {_line(error)}")
         self._lost.append(f"{what}: {_line(error)}")
         if not what.startswith(f"tag '{LOST}'"):
             self._record(Tag(LOST, "; ".join(self._lost)[:5000]))
 
     def _say_away(self, error: Exception, unkept: str) -> None:
-        """Tell the user that the server is away; again when it could not be told before that nothing is kept."""
+        """Tell the user that the server is unavailable, and again if records cannot be kept, either."""
         if (self._told_away and unkept == self._told_unkept) or time.monotonic() - self._told_at < _SAY_AGAIN_AFTER_S:
             return
         kept = f"a kill would lose what it does not take, {unkept}" if unkept else "all is kept and sent later"
@@ -301,7 +301,7 @@ def _now() -> int:
 
 
 def _line(error: Exception) -> str:
-    """Return the first line of an error, without secrets; of a server that does not answer only that."""
+    """Return the first line of an error, without secrets; for a silent server, only that it does not answer."""
     if (status := refused_status(error)) is not None:
         return f"it answers with status {status} each time"
     if is_silence(error):

@@ -1,4 +1,4 @@
-"""What a run records and where it waits while the tracking server is away: in the run's own folder, one file each."""
+"""Records of a run, and their outbox in the run's folder for the time when the tracking server is unavailable."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kernels_bank.runtime import scratch, storage, uris
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_IMAGES = "images"  # where MLflow's UI looks for pictures of a run
-_POINTS = "points-"  # begins the names of files of points; each logger of a run has its own
+_IMAGES = "images"  # folder of a run's pictures for MLflow's UI
+_POINTS = "points-"  # prefix of files of points; each logger of a run has its own file
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Picture:
-    """Hold a picture that the UI shows as one of a series over steps.
+    """Hold a picture that the UI shows as part of a series over steps.
 
-    Sent twice, it is one picture: its name is its own.
+    Its name is unique, so sending it twice does not duplicate it.
     """
 
     key: str
@@ -44,12 +44,12 @@ class Picture:
     name: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def send(self, api: MlflowClient, run_id: str, stem: str | None = None) -> None:
-        """Store it as MLflow's `log_image` would, the whole picture last: where it is, all of it is.
+        """Store it as MLflow's `log_image` would. The full picture is last, so its presence means that all files exist.
 
         Args:
             api: client of the run's store.
-            run_id: of the run.
-            stem: name of the files that an earlier sitting began with.
+            run_id: id of the run.
+            stem: name of the files that an earlier logger began with.
         """
         from mlflow.tracking.multimedia import compress_image_size
         from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
@@ -78,7 +78,7 @@ class Tag:
     name: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def send(self, api: MlflowClient, run_id: str) -> None:
-        """Set it."""
+        """Set the tag."""
         api.set_tag(run_id, self.key, self.value)
 
     def __str__(self) -> str:
@@ -86,22 +86,22 @@ class Tag:
 
 
 class Outbox:
-    """Keep what is not sent in the folder `unsent/RUN` of a run's folder, on a disk or on S3.
+    """Keep unsent records in the folder `unsent/RUN` of a run's folder, on a disk or on S3.
 
-    It may hold what was sent already, if a kill came between the sending and the deleting; it never lacks what was
-    kept and not sent.
+    It may contain records that were already sent, if a kill came between sending and deleting. Kept records that were
+    not sent are never missing.
     """
 
     def __init__(self, home: str, run_id: str) -> None:
         self.folder = uris.join(home, "unsent", run_id)
         self._points = f"{_POINTS}{uuid.uuid4()}.json"
-        self._names: set[str] = set()  # of the files that are there
+        self._names: set[str] = set()  # names of the existing files
 
     def load(self) -> tuple[list[Point], list[Picture | Tag], list[str]]:
-        """Return what earlier sittings left, in the order in which it was recorded, and what of it cannot be read.
+        """Return the records left by earlier loggers, in recorded order, and the names of unreadable files.
 
         Raises:
-            OSError: its storage cannot be reached.
+            OSError: the storage cannot be reached.
         """
         points: list[Point] = []
         files: list[tuple[int, Picture | Tag]] = []
@@ -121,7 +121,7 @@ class Outbox:
         return points, [item for _, item in sorted(files, key=lambda entry: entry[0])], problems
 
     def keep(self, points: Sequence[Point], files: Sequence[Picture | Tag]) -> None:
-        """Make the folder hold all of these. Raises OSError when it cannot be written."""
+        """Store all of these records in the folder. Raises OSError if it cannot be written to."""
         if points:
             rows = [[p.key, p.value, p.step, p.timestamp] for p in points]
             storage.write_bytes(uris.join(self.folder, self._points), json.dumps(rows).encode())
@@ -133,12 +133,12 @@ class Outbox:
                 self._names.add(name)
 
     def forget_points(self) -> None:
-        """Delete all points: they are sent. Raises OSError when they cannot be deleted."""
+        """Delete all points after they were sent. Raises OSError if they cannot be deleted."""
         for name in [name for name in self._names if name.startswith(_POINTS)]:
             self._forget(name)
 
     def forget(self, item: Picture | Tag) -> None:
-        """Delete what is sent. Raises OSError when it cannot be deleted."""
+        """Delete a record that was sent. Raises OSError if it cannot be deleted."""
         if (name := f"{item.name}.json") in self._names:
             self._forget(name)
 
@@ -150,10 +150,10 @@ class Outbox:
 
 
 def recorded_pictures(api: MlflowClient, run_id: str) -> tuple[set[tuple[str, int]], dict[tuple[str, int], str]]:
-    """Read off MLflow's file names, `images/KEY+step+STEP+timestamp+...`, which pictures a run has.
+    """Find a run's pictures by MLflow's file names, `images/KEY+step+STEP+timestamp+...`.
 
     Returns:
-        (key, step) of the whole ones, and the stem of the files of those of which a kill left a part.
+        (key, step) of complete pictures, and the file stem of pictures that a kill left incomplete.
     """
     whole: set[tuple[str, int]] = set()
     begun: dict[tuple[str, int], str] = {}

@@ -1,6 +1,6 @@
 """A tracking run from the driver's side: opened once, found again after a kill, closed with its status.
 
-The driver opens the run and hands its `RunRef` to rank 0, which writes through a `RunLogger`.
+The driver opens the run and passes its `RunRef` to rank 0, which writes through a `RunLogger`.
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ def open_run(
 ) -> RunRef:
     """Open the tracking run of a training run: a new one, or the one it was recorded in before.
 
-    `resume_id` is re-opened when it still exists. Without it, a run of the same `key` that a killed driver left
-    RUNNING before its first metric is taken over, so that none is doubled; one that has metrics belongs to work
-    whose files are gone, and is closed as KILLED.
+    `resume_id` is reopened if it still exists. Without it, a run of the same `key` that a killed driver left RUNNING
+    before its first metric is taken over, so that runs are not duplicated. A run with metrics belongs to work whose
+    files are gone, and is closed as KILLED.
 
     Args:
-        experiment: MLflow experiment, made when it is not there.
-        name: shown name of the run.
-        uri: tracking URI, as `tracking_uri` returns it.
-        params: nested mapping; logged flattened (`train.steps`) and masked, once. On a resume, values that differ
-            from the recorded ones become tags `resumed.<path>`, since a parameter of MLflow cannot change.
+        experiment: MLflow experiment, which is created if it does not exist.
+        name: display name of the run.
+        uri: tracking URI from `tracking_uri`.
+        params: nested mapping, which is logged once, flattened (`train.steps`) and masked. On a resume, values that
+            differ from the recorded ones become tags `resumed.<path>`, since MLflow's parameters cannot change.
         tags: digests, code revision and the like; replaced on a resume.
-        resume_id: MLflow run id of an earlier sitting.
-        key: what identifies the training run over restarts, such as the URI of its folder; by default its machine,
-            name and parameters.
+        resume_id: MLflow run id from before the resume.
+        key: identity of the training run across restarts, such as the URI of its folder; by default its machine, name
+            and parameters.
 
     Raises:
-        BadRequestError: the store cannot be reached or refuses, or the experiment was deleted.
+        BadRequestError: the store cannot be reached or refuses the request, or the experiment was deleted.
     """
     flat = {path: mask(path, value)[:6000] for path, value in flatten(params)}
     shown = {path: mask(path, value) for path, value in tags.items()}
@@ -94,7 +94,7 @@ def open_run(
 
 
 def finish(ref: RunRef, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-    """Close the run. A store that is away is warned of, not raised: the caller may be handling the real error."""
+    """Close the run. An unavailable store is only warned about, since the caller may be handling the real error."""
     try:
         client(ref.tracking_uri).set_terminated(ref.run_id, status)
     except Exception as error:
@@ -102,16 +102,16 @@ def finish(ref: RunRef, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None
 
 
 def log_input(ref: RunRef, name: str, digest: str, uri: str) -> None:
-    """Record what a run learns from. `digest` is the artefact's sha256; MLflow keeps 36 characters of it.
+    """Record an input of a run. `digest` is the artefact's sha256, of which MLflow keeps 36 characters.
 
     Args:
         ref: the run.
-        name: what it is, such as `shards`.
-        digest: its sha256.
-        uri: where it lies.
+        name: kind of input, such as `shards`.
+        digest: sha256 of the input.
+        uri: place of the input.
 
     Raises:
-        BadRequestError: the store cannot be reached or refuses.
+        BadRequestError: the store cannot be reached or refuses the request.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -123,16 +123,16 @@ def log_input(ref: RunRef, name: str, digest: str, uri: str) -> None:
 
 
 def log_evaluation(ref: RunRef, metrics: Mapping[str, float], files: str | Path, folder: str) -> None:
-    """Record an evaluation with the run that made the model; done twice, it is there once.
+    """Record an evaluation with the run that made the model; repeating this does not duplicate it.
 
     Args:
         ref: the run.
         metrics: headline numbers by name.
         files: folder with the tables and pictures.
-        folder: of the run, which gets these files.
+        folder: artifact folder of the run for these files.
 
     Raises:
-        BadRequestError: the store cannot be reached or refuses.
+        BadRequestError: the store cannot be reached or refuses the request.
     """
     from mlflow.entities import Metric
 
@@ -146,12 +146,12 @@ def log_evaluation(ref: RunRef, metrics: Mapping[str, float], files: str | Path,
 
 
 def send_unsent(ref: RunRef, home: str, tell: Callable[[str], None]) -> None:
-    """Send what a logger of the run had to leave in the run's folder; what still cannot be sent stays there.
+    """Send records that a logger left in the run's folder; records that still cannot be sent stay there.
 
     Args:
         ref: the run.
         home: URI of the run's folder.
-        tell: is given lines for the user.
+        tell: function that receives lines for the user.
     """
     folder = Outbox(home, ref.run_id).folder
     if storage.list_files(folder):
@@ -161,7 +161,7 @@ def send_unsent(ref: RunRef, home: str, tell: Callable[[str], None]) -> None:
 
 
 def flatten(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted path, text) of every leaf; texts as they are, all else as JSON."""
+    """Yield (dotted path, text) of every leaf; strings are unchanged, other values become JSON."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{path}{name}.")
@@ -170,14 +170,14 @@ def flatten(values: Mapping[str, object], path: str = "") -> Iterator[tuple[str,
 
 
 def code_revision() -> dict[str, str]:
-    """Say what code this is, as tags: commit and dirtiness of a checkout, else the version of the installed package."""
+    """Return the code version as tags: commit and dirtiness of a checkout, or the version of the installed package."""
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists() and (root / "pyproject.toml").exists():
         try:
             commit = _git(root, "rev-parse", "HEAD")
             dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
         except (OSError, subprocess.SubprocessError):
-            pass  # no git program, or a checkout of someone else: the package version is still true
+            pass  # no git program, or another user's checkout: the package version still holds
         else:
             return {"mlflow.source.git.commit": commit, "code.revision": commit, "code.dirty": str(dirty).lower()}
     try:
@@ -192,7 +192,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _experiment(uri: str, name: str) -> str:
-    """The id of the experiment, made when it is not there; another process may be making it too."""
+    """Return the id of the experiment, which is created if it does not exist, possibly by another process."""
     from mlflow.exceptions import MlflowException
 
     api, root = client(uri), artifact_root(uri)
@@ -212,7 +212,7 @@ def _experiment(uri: str, name: str) -> str:
 
 
 def _earlier_run(uri: str, run_id: str | None) -> Any:  # noqa: ANN401 - mlflow.entities.Run, imported late
-    """The run of an earlier sitting; nothing when it was deleted, or recorded in another store."""
+    """Return the run from before a resume; None if it was deleted or recorded in another store."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
@@ -230,7 +230,7 @@ def _earlier_run(uri: str, run_id: str | None) -> Any:  # noqa: ANN401 - mlflow.
 
 
 def _orphan(uri: str, experiment: str, key: str) -> Any:  # noqa: ANN401 - as above
-    """A run of this key still RUNNING without a metric; those with metrics are closed as KILLED."""
+    """Return a run of this key that is still RUNNING without metrics; close runs with metrics as KILLED."""
     api = client(uri)
     query = f"attributes.status = 'RUNNING' and {clause(f'tags.`{RUN_KEY}`', key)}"
     empty = None
@@ -247,7 +247,7 @@ def _orphan(uri: str, experiment: str, key: str) -> Any:  # noqa: ANN401 - as ab
 def _log_batches(
     uri: str, run_id: str, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
 ) -> None:
-    """All params and tags in as few requests as the server's limit allows."""
+    """Log all params and tags in as few requests as the server's limit allows."""
     from mlflow.entities import Param, RunTag
 
     api = client(uri)

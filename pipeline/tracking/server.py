@@ -1,4 +1,4 @@
-"""MLflow servers: their addresses, the logins in them, and whether one answers."""
+"""MLflow servers: their addresses, the logins in addresses, and the check that a server answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _answered: set[str] = set()
 
 
 def checked(uri: str) -> str:
-    """Return a server's URI as it is kept. Raises BadRequestError for one without a host or with a broken login."""
+    """Return a server's URI in normal form. Raises BadRequestError if it has no host or an invalid login."""
     try:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
@@ -36,9 +36,9 @@ def checked(uri: str) -> str:
 
 
 def without_login(uri: str) -> str:
-    """Return a store's URI without its login, which goes into the variables that MLflow takes logins from.
+    """Return a store's URI without its login, which is moved to the variables from which MLflow reads logins.
 
-    MLflow puts the URI that it is given into its errors and into the locations that it stores.
+    MLflow includes its URI in errors and in stored locations.
     """
     if not uri.startswith(("http://", "https://")):
         return uri
@@ -54,12 +54,12 @@ def without_login(uri: str) -> str:
 
 
 def expect_answer(uri: str) -> None:
-    """Ask a server once in a process whether it is there: MLflow would wait for a silent one for eight minutes.
+    """Check once per process that a server answers, since MLflow would wait eight minutes for a silent one.
 
-    One that refuses the connection passes, since MLflow tries again soon.
+    A server that refuses the connection passes, since MLflow retries soon.
 
     Raises:
-        BadRequestError: it said nothing for half a minute.
+        BadRequestError: the server was silent for half a minute.
     """
     address = without_login(uri)
     if address in _answered:
@@ -77,19 +77,19 @@ def expect_answer(uri: str) -> None:
 
 
 def health_status(uri: str, patience: float) -> int:
-    """Return the HTTP status of a server's own word on its health; costs no import of mlflow.
+    """Return the HTTP status of a server's health endpoint, without importing mlflow.
 
     Args:
-        uri: of the server.
-        patience: seconds that it may be silent.
+        uri: URI of the server.
+        patience: longest silence in seconds.
 
     Raises:
-        OSError: it cannot be reached.
+        OSError: the server cannot be reached.
     """
     try:
         with urllib.request.urlopen(f"{without_login(uri)}/health", timeout=patience) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except (ValueError, http.client.HTTPException) as error:  # a host that no name can have, an answer that is no HTTP
+    except (ValueError, http.client.HTTPException) as error:  # an impossible host name, or an answer that is not HTTP
         raise OSError(str(error)) from error

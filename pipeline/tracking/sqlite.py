@@ -1,4 +1,4 @@
-"""MLflow stores in an SQLite file: made whole or not at all, and never another program's database."""
+"""MLflow stores in an SQLite file: created atomically, and never in another program's database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.tracking.imported import import_mlflow
 
 SQLITE = "sqlite:///"
-# What SQLite makes of the system's errors, by its primary code.
+# The system's errors by SQLite's primary code.
 _DISK = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -25,25 +25,25 @@ _DISK = {
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the file of an SQLite store, or nothing for a server."""
+    """Return the file of an SQLite store, or None for a server."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def artifact_root(uri: str) -> Path | None:
-    """Return where artifacts of an SQLite store go, beside it; a server decides for itself."""
+    """Return the artifact folder of an SQLite store, next to it; None for a server, which has its own."""
     database = sqlite_path(uri)
     return database.parent / "mlartifacts" if database else None
 
 
 def prepare_store(uri: str) -> None:
-    """Create the tables of an SQLite store that is not there yet; seconds of work, so start it early in a thread.
+    """Create an SQLite store with its tables if it does not exist. This takes seconds, so start it early in a thread.
 
-    Several processes may call this at once, and a kill leaves either no store or a whole one: it is made under
-    another name, behind a lock, and renamed.
+    Several processes may call this at once, and a kill leaves either no store or a complete one: it is made under
+    another name, with a lock, and renamed.
 
     Raises:
-        BadRequestError: the folder cannot be written, or the file is there and no SQLite database, or one of another
-            version of MLflow.
+        BadRequestError: the folder cannot be written to, or the existing file is not an SQLite database or is one of
+            another version of MLflow.
     """
     database = sqlite_path(uri)
     if database is None:
@@ -65,7 +65,7 @@ def prepare_store(uri: str) -> None:
 
 
 def _refuse_unknown_revision(database: Path) -> None:
-    """Check that this MLflow knows the state of a store's tables; else it would add its own to them."""
+    """Check that this MLflow knows the schema of a store; otherwise it would add its own tables."""
     mlflow = importlib.util.find_spec("mlflow")
     assert mlflow is not None
     assert mlflow.origin is not None
@@ -81,7 +81,7 @@ def _refuse_unknown_revision(database: Path) -> None:
                 )
             found = {revision for (revision,) in connection.execute("SELECT version_num FROM alembic_version")}
     except sqlite3.Error:
-        return  # without tables, or not readable now: MLflow says so itself
+        return  # no tables, or unreadable now: MLflow reports it itself
     if found - known:
         raise BadRequestError(
             f"{database}: made by another version of MLflow (its tables are at {', '.join(sorted(found - known))}); "
@@ -96,7 +96,7 @@ def _create_tables(database: Path) -> None:
 
     unfinished = database.with_name(f".{database.name}.unfinished")
     unfinished.unlink(missing_ok=True)
-    # Some seventy migrations, each waiting for the disk: 8 s, or 1 s when only the finished file is flushed.
+    # Some seventy migrations, each of which would wait for the disk: 8 s, or 1 s if only the finished file is flushed.
     event.listen(Engine, "connect", _no_flush)
     try:
         store = SqlAlchemyStore(f"{SQLITE}{unfinished}", str(database.parent / "mlartifacts"))
@@ -113,7 +113,7 @@ def _no_flush(connection: Any, record: object) -> None:  # noqa: ANN401 - the DB
 
 
 def sqlite_error(error: BaseException) -> sqlite3.Error | None:
-    """Return SQLite's error among what led to this one."""
+    """Return SQLite's error among the causes of an error."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, sqlite3.Error):
         cause = cause.__cause__ or cause.__context__
@@ -121,16 +121,16 @@ def sqlite_error(error: BaseException) -> sqlite3.Error | None:
 
 
 def refused_by_disk(uri: str, error: BaseException) -> OSError | None:
-    """Return the system's error that SQLite met, if it was one."""
+    """Return the system's error behind an error of SQLite, if there is one."""
     database, number = sqlite_path(uri), disk_errno(error)
     return OSError(number, os.strerror(number), str(database)) if database and number else None
 
 
 def disk_errno(error: BaseException) -> int | None:
-    """Return the number of the system's error that SQLite met, if it was one: trying again does not help."""
+    """Return the number of the system's error behind an error of SQLite, if there is one; a retry does not help."""
     return _DISK.get(sqlite_code(sqlite_error(error)))
 
 
 def sqlite_code(error: BaseException | None) -> int:
-    """Return the primary code of an error of SQLite's; 0 for any other."""
+    """Return the primary code of an error of SQLite; 0 for any other error."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF

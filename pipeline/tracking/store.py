@@ -1,4 +1,4 @@
-"""Which MLflow store, how it is opened, and one line for what is wrong with it."""
+"""The choice of the MLflow store, its client, and one-line errors."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from pipeline.tracking.sqlite import SQLITE, prepare_store, refused_by_disk, sql
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Answers that a second try does not change.
+# Answers that a retry does not change.
 _FINAL = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"})
 
 
 @dataclass(frozen=True)
 class RunRef:
-    """Name a tracking run, small enough to travel to a worker."""
+    """Name a tracking run, in an object that is small enough to send to workers."""
 
     run_id: str
     tracking_uri: str = field(repr=False)  # may hold a password: print `shown`
 
     @property
     def shown(self) -> str:
-        """Return the tracking URI as it may be printed."""
+        """Return the tracking URI without secrets, for printing."""
         return mask_uri(self.tracking_uri)
 
 
 def tracking_uri(output: str | Path) -> str:
-    """Return where runs are recorded: `MLFLOW_TRACKING_URI` if set, else the file `mlflow.db` under a local `output`.
+    """Return the store for runs: `MLFLOW_TRACKING_URI` if set, else the file `mlflow.db` under a local `output`.
 
     Raises:
         BadRequestError: the variable does not name a server or an SQLite file, or it is unset and `output` is not
-            local (SQLite cannot live on an object store).
+            local (SQLite does not work on an object store).
     """
     if given := os.environ.get("MLFLOW_TRACKING_URI"):
         return checked_uri(given)
@@ -57,19 +57,19 @@ def tracking_uri(output: str | Path) -> str:
 
 
 def use_store(output: str | Path) -> str:
-    """Make the store of a run under `output` the one that this process looks models up in; returns its URI."""
+    """Use the store of a run under `output` for this process's look-ups of models; return its URI."""
     uri = tracking_uri(output)
     os.environ["MLFLOW_TRACKING_URI"] = uri
     return uri
 
 
 def checked_uri(uri: str) -> str:
-    """Return `uri` in a form that means the same in any working directory.
+    """Return `uri` in a form that does not depend on the working directory.
 
     Raises:
-        BadRequestError: neither `http(s)://` nor `sqlite:///`. Other databases are reached through `mlflow server`,
-            which knows where the artifacts go; MLflow has closed its store of plain folders. Or no host name, or a
-            login that is not percent-encoded, so that nobody can tell where it ends.
+        BadRequestError: the URI is neither `http(s)://` nor `sqlite:///`, has no host name, or has a login that is not
+            percent-encoded, so that its end is ambiguous. Other databases need `mlflow server`, which knows the place
+            of artifacts; MLflow has closed its store of plain folders.
     """
     if uri.startswith(("http://", "https://")):
         return server.checked(uri)
@@ -84,12 +84,11 @@ def checked_uri(uri: str) -> str:
 
 
 def client(uri: str) -> MlflowClient:
-    """Return a client of tracking and registry at `uri`. Of MLflow's global state only a login of the URI is set.
+    """Return a client of tracking and registry at `uri`. The only global state that it sets is a login in the URI.
 
     Raises:
-        BadRequestError: an SQLite store that cannot be created, or is locked; a server that takes connections and
-            says nothing.
-        OSError: as of `plain_errors`.
+        BadRequestError: an SQLite store cannot be created or is locked, or a server accepts connections but is silent.
+        OSError: as in `plain_errors`.
     """
     import_mlflow()
     if uri.startswith("http"):
@@ -104,11 +103,11 @@ def client(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def plain_errors(uri: str, what: str) -> Iterator[None]:
-    """Turn MLflow's exceptions into one line: what was tried, where, and why it failed.
+    """Turn MLflow's exceptions into one line with the action, the store, and the reason of the failure.
 
     Raises:
-        BadRequestError: in place of any MlflowException, and of what comes through it from the network or a database.
-        OSError: the disk of an SQLite store is full, or cannot be written to.
+        BadRequestError: instead of any MlflowException, and of errors of the network or a database that pass it.
+        OSError: the disk of an SQLite store is full or cannot be written to.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -138,7 +137,7 @@ def plain_errors(uri: str, what: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why a store failed, in one line: the database's own words where they came through MLflow."""
+    """Return why a store failed, in one line: the database's own message if MLflow includes it."""
     cause = sqlite_error(error) or error
     said = str(cause).strip().splitlines()
     advice = (
@@ -148,11 +147,11 @@ def reason_of(error: BaseException) -> str:
 
 
 def clause(key: str, value: str) -> str:
-    """Return a filter for MLflow's searches that finds every entry whose `key` is `value`, and perhaps others.
+    """Return a filter for MLflow's searches that finds every entry whose `key` is `value`, and possibly others.
 
-    Its language knows no escape: a text is quoted by the kind of quotes that it does not hold. With both kinds in it, a
-    pattern takes any character in the place of a single quote, and of a backslash, which is an escape in PostgreSQL's
-    patterns and none in SQLite's; the caller compares what came.
+    The filter language has no escapes: a text is quoted by the kind of quotes that it does not contain. If it contains
+    both kinds, a pattern matches any character in place of a single quote or a backslash, which is an escape in
+    PostgreSQL's patterns but not in SQLite's. So the caller must compare the results.
     """
     if "'" not in value:
         return f"{key} = '{value}'"
@@ -163,18 +162,18 @@ def clause(key: str, value: str) -> str:
 
 
 def refused_status(error: Exception) -> str | None:
-    """Return the HTTP status that a server gave at each try, if it gave one: it runs, but something in it does not."""
+    """Return the HTTP status of a server at each attempt, if it gave one: it runs, but with an internal error."""
     found = re.search(r"too many (\d{3}) error responses", str(error))
     return found[1] if found else None
 
 
 def is_silence(error: Exception) -> bool:
-    """Check whether a server gave no answer at all."""
+    """Check whether a server did not answer at all."""
     if refused_status(error) is not None:
         return False
     return "Max retries" in str(error) or "failed with exception" in str(error)
 
 
 def is_final(error: BaseException | None) -> bool:
-    """Check whether trying again cannot help: the request itself was refused."""
+    """Check whether a retry cannot help, because the request itself was refused."""
     return getattr(error, "error_code", None) in _FINAL

@@ -1,4 +1,4 @@
-"""`jobs/train.py --check`: everything reachable is validated and the feed read, nothing is trained."""
+"""`jobs/train.py --check`: validate all that is reachable and read the feed, without training."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
     """Read a few batches, save a contact sheet (HR | LR | kernel), and describe the run.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         sheet: file of the contact sheet.
-        resume: `auto`, `changed` or `never`, as the run would be started.
+        resume: `auto`, `changed` or `never`, as for the run.
 
     Raises:
-        BadRequestError: what `fit` would raise before it starts.
+        BadRequestError: as `fit` before it starts.
     """
     config = absolute(config)
     digests = data_digests(config)
     home, store = uris.join(config.output, config.name), tracking_uri(config.output)
     record = {} if resume == "never" else earlier(home, config, digests, changed=resume == "changed")
-    refuse_second_writer(home)  # before its checkpoints are looked at, which it may be replacing
+    refuse_second_writer(home)  # before reading the checkpoints, which another writer may be replacing
     finished = record.get("finished") == config.train.steps and is_whole(uris.join(home, "model"))
     step = config.train.steps if finished else None
     if record and not finished:
@@ -95,7 +95,7 @@ def check(config: RunConfig, sheet: Path, *, resume: Resume = "auto") -> str:
 
 
 def _refuse_other_file(sheet: Path) -> None:
-    """Check that no other file than an earlier sheet would be overwritten. Raises BadRequestError."""
+    """Refuse to overwrite any file except an earlier sheet. Raises BadRequestError."""
     if sheet.exists() and not (sheet.is_file() and png.has_text(sheet.read_bytes(), _SOFTWARE)):
         raise BadRequestError(f"{sheet.absolute()}: is no contact sheet of this program; move it, nothing was touched")
 

@@ -1,4 +1,4 @@
-"""A checkpoint is a model directory plus what training needs to go on: EMA weights, optimizer, state.json.
+"""A checkpoint: a model folder plus what training needs to resume, EMA weights, optimizer and state.json.
 
 weights.safetensors  codec.safetensors  ema.safetensors  model.json    as in pipeline/model_folder.py
 optimizer.pt         state.json
@@ -38,7 +38,7 @@ from pipeline.model_folder import (
     read_manifest,
 )
 
-# 1: without checkpoint.json; read still, checked as far as its model.json goes.
+# Version 1 has no checkpoint.json. It can still be read, and is checked against its model.json only.
 SCHEMA_VERSION: Literal[2] = 2
 STATE, OPTIMIZER, LIST = "state.json", "optimizer.pt", "checkpoint.json"
 FILES = (WEIGHTS, AVERAGED, CODEC, MANIFEST, OPTIMIZER, STATE)
@@ -46,12 +46,12 @@ _JSON_BYTES = 4 << 20
 
 
 class State(Frozen):
-    """Say where a run stands."""
+    """Hold the progress of a run."""
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
     step: int = Field(ge=0)
     stages: tuple[Stage, ...]
-    score: float  # of the newest validation; which checkpoints are kept hangs on it
+    score: float  # of the newest validation; it decides which checkpoints are kept
     config: RunConfig
     digests: dict[str, str]
 
@@ -64,18 +64,18 @@ def save(
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
 ) -> None:
-    """Write all of a checkpoint into an existing empty folder, the list of digests last.
+    """Write a whole checkpoint into an existing empty folder, the list of digests last.
 
     Args:
-        folder: local.
-        state: where the run stands.
-        model: with the last step's weights.
-        ema: their averages.
-        optimizer: as it stands.
-        schedule: as it stands.
+        folder: local folder.
+        state: progress of the run.
+        model: network with the last step's weights.
+        ema: averages of the weights.
+        optimizer: optimizer in its present state.
+        schedule: schedule in its present state.
 
     Raises:
-        ArtefactError: a weight, or a value of the optimizer, is not finite.
+        ArtefactError: a weight or a value of the optimizer is not finite.
     """
     training = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "averaged": ema.n_averaged}
     check_finite(training, f"step {state.step}: {OPTIMIZER}")
@@ -92,13 +92,13 @@ class Digests(Frozen):
 
 
 def check(folder: str | Path) -> None:
-    """Compare every file of a checkpoint with its digest, and look for values that are not finite.
+    """Compare every file of a checkpoint with its digest, and check that all values are finite.
 
     Args:
-        folder: local or s3://.
+        folder: local folder or s3:// URI.
 
     Raises:
-        ArtefactError: what is wrong with the first file that is not as it was written.
+        ArtefactError: describes the first file that is not as it was written.
     """
     if not storage.exists(folder):
         raise ArtefactError(f"{folder}: is not there")
@@ -122,7 +122,7 @@ def check(folder: str | Path) -> None:
 
 
 def _listed(folder: str | Path) -> dict[str, str] | None:
-    """The digests of a checkpoint's files; nothing for one of schema version 1, which has none."""
+    """Return the digests of a checkpoint's files; None for schema version 1, which has no digests."""
     where = uris.join(folder, LIST)
     if not storage.exists(where):
         if read_state(folder).schema_version == 1:
@@ -136,7 +136,7 @@ def _listed(folder: str | Path) -> dict[str, str] | None:
 
 
 def read_state(folder: str | Path) -> State:
-    """Read `state.json`. Raises ArtefactError: missing, of a newer format, or damaged."""
+    """Read `state.json`. Raises ArtefactError if it is missing, of a newer format, or damaged."""
     where = uris.join(folder, STATE)
     check_inside(folder, STATE)
     content = storage.read_json(where, limit=_JSON_BYTES)
@@ -150,10 +150,10 @@ def read_state(folder: str | Path) -> State:
 
 
 def load_state(folder: Path, digests: dict[str, str]) -> State:
-    """Read where the run stood.
+    """Read the progress of a run, and check that its data are the same.
 
     Raises:
-        ArtefactError: a newer format, or the checkpoint was trained on other shards or another bank.
+        ArtefactError: the format is newer, or the checkpoint was trained on other shards or another bank.
     """
     state = read_state(folder)
     if changed := sorted(name for name in digests if state.digests.get(name) != digests[name]):
@@ -165,10 +165,10 @@ def load_state(folder: Path, digests: dict[str, str]) -> State:
 
 
 def codec_of(folder: Path, bank: KernelCodec) -> KernelCodec:
-    """Load the kernel code that a checkpoint's weights speak.
+    """Load the kernel code for which a checkpoint's weights were trained.
 
     Raises:
-        ArtefactError: its kernels have another size than those of the bank's code.
+        ArtefactError: the code's kernel size differs from that of the bank's code.
     """
     codec = KernelCodec.load(folder / CODEC)
     if codec.size != bank.size:
@@ -183,14 +183,14 @@ def load_into(
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
 ) -> None:
-    """Load weights, EMA, optimizer and schedule in place; the learning rates stay those of `schedule`.
+    """Load weights, EMA, optimizer and schedule in place; the learning rates remain those of `schedule`.
 
     Args:
-        folder: of the checkpoint.
-        model: gets the weights.
-        ema: gets the averaged weights.
-        optimizer: gets its moments.
-        schedule: gets its position.
+        folder: folder of the checkpoint.
+        model: network that receives the weights.
+        ema: average that receives the averaged weights.
+        optimizer: optimizer that receives its moments.
+        schedule: schedule that receives its position.
     """
     rates = list(schedule.base_lrs)
     model.load_state_dict(load_model(folder, WEIGHTS).state_dict())
@@ -205,7 +205,7 @@ def load_into(
 
 
 def export(folder: Path, target: str | Path) -> None:
-    """Write the model folder that is registered: `weights.safetensors` are the EMA weights, the raw ones lie beside.
+    """Write the model folder to be registered: the EMA weights as `weights.safetensors`, the raw weights next to them.
 
     Raises:
         ArtefactError: a file of the checkpoint is damaged, or a weight is not finite; nothing is written.
@@ -216,11 +216,11 @@ def export(folder: Path, target: str | Path) -> None:
 
 
 def _training(folder: str | Path, data: bytes) -> dict[str, Any]:
-    """The optimizer, schedule and count of averages. Raises ArtefactError when they are not there."""
+    """Return the optimizer, schedule and count of averages. Raises ArtefactError if one is missing."""
     where = uris.join(folder, OPTIMIZER)
     try:
         found = unpickle_tensors(data)
         return {name: found[name] for name in ("optimizer", "schedule", "averaged")}
-    except Exception as error:  # torch's reader fails on other bytes in any way
+    except Exception as error:  # torch's reader fails in many ways on other bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtefactError(f"{where}: no state of an optimizer ({reason})") from error

@@ -1,6 +1,6 @@
-"""How a checkpoint gets into the run's folder: written beside, sent in the background, and never the only one.
+"""The commit of a checkpoint to the run's folder: written locally, uploaded in the background, old ones kept.
 
-A checkpoint counts once Ray Train has written it into its snapshot, a JSON file that names the checkpoints of a run.
+A checkpoint counts once Ray Train has recorded it in its snapshot, a JSON file that names the checkpoints of a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pipeline.training.channel import say
 from pipeline.training.learner import Learner
 
 SNAPSHOT, COPY = "checkpoint_manager_snapshot.json", "snapshot-copy.json"
-# Storage that is away is waited for (the filesystem of `launch.py` is a patient one); after this long we say so.
+# An upload waits while its storage is unavailable (the filesystem of `launch.py` retries); after this time, a message
+# tells the user.
 _SAY_AFTER_S = 30.0
 
 
@@ -38,22 +39,22 @@ def submit_checkpoint(
 ) -> None:
     """Submit a checkpoint to Ray Train. Every rank reports (Ray Train counts them); only rank 0 writes.
 
-    It is written to this machine's temporary folder at once and copied from there while training goes on; the end of
-    the training function waits for all copies.
+    The checkpoint is written to this machine's temporary folder at once and uploaded from there while training
+    continues. The end of the training function waits for all uploads.
 
     Args:
-        state: where the run stands.
-        learner: what is saved.
-        metrics: of the step.
-        rank: of this worker.
-        channel: where the user is told.
+        state: progress of the run.
+        learner: learner to save.
+        metrics: metrics of the step.
+        rank: rank of this worker.
+        channel: channel for messages to the user.
     """
     config, values = state.config, metrics | {"step": state.step, "score": state.score}
     if rank != 0:
         ray.train.report(values, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
         return
     home = uris.join(config.output, config.name)
-    folder = scratch.folder("checkpoint")  # deleted once it is copied
+    folder = scratch.folder("checkpoint")  # deleted once it is uploaded
     checkpoint.save(folder, state, learner.network, learner.ema, learner.optimizer, learner.schedule)
     ray.train.report(
         values,
@@ -65,14 +66,14 @@ def submit_checkpoint(
 
 
 def _upload(local: ray.train.Checkpoint, name: str, home: str, channel: Any) -> ray.train.Checkpoint:  # noqa: ANN401
-    """Copy a checkpoint to the run's folder, however long its storage takes. Raises JobFailedError."""
+    """Upload a checkpoint to the run's folder, however long its storage takes. Raises JobFailedError."""
     where = ray.train.get_context().get_storage()
     waiting = f"checkpoint {name} waits for its storage for {_SAY_AFTER_S:g} s now; training goes on"
     timer = threading.Timer(_SAY_AFTER_S, say, (channel, waiting))
     timer.start()
     try:
         with not_made_again(home):
-            open_output.check(Path(where.experiment_fs_path))  # Ray Train makes any folder again
+            open_output.check(Path(where.experiment_fs_path))  # Ray Train would create a missing folder again
             return where.persist_current_checkpoint(local, name)
     except OSError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -86,9 +87,9 @@ def _upload(local: ray.train.Checkpoint, name: str, home: str, channel: Any) -> 
 class KeepSnapshot(ray.train.UserCallback):
     """Keep a second copy of Ray Train's snapshot, which it overwrites in place.
 
-    Ray Train empties the file before it writes it: a kill or a full disk at that moment would make it forget every
-    checkpoint. It deletes old checkpoints only after that, so what the copy names is still there. On S3 a file is
-    replaced whole: there is no such moment, and a server that is away must not hold up the run for a copy.
+    Ray Train truncates the file before it writes it: a kill or a full disk at that moment would make it forget every
+    checkpoint. It deletes old checkpoints only afterwards, so those named by the copy still exist. On S3 a file is
+    replaced atomically, so no copy is needed, and an unavailable server must not delay the run for one.
     """
 
     def __init__(self, folder: str) -> None:
@@ -101,14 +102,14 @@ class KeepSnapshot(ray.train.UserCallback):
         metrics: list[dict[str, Any]],
         checkpoint: ray.train.Checkpoint | None,
     ) -> None:
-        """Copy the snapshot, when the controller has written it."""
+        """Copy the snapshot after the controller has written it."""
         if checkpoint is not None and self._in_place:
             content = storage.read_bytes(uris.join(self._folder, SNAPSHOT))
             storage.write_bytes(uris.join(self._folder, COPY), content)
 
 
 def mend_snapshot(folder: str) -> None:
-    """Put the copy in place of a snapshot that is gone or not whole; without one no checkpoint was ever committed."""
+    """Replace a missing or truncated snapshot by its copy. Without a copy, no checkpoint was ever committed."""
     snapshot = uris.join(folder, SNAPSHOT)
     source = _whole_one(folder)
     if source and source != snapshot:
@@ -118,7 +119,7 @@ def mend_snapshot(folder: str) -> None:
 
 
 def _whole_one(folder: str) -> str:
-    """The snapshot, or its copy if it is gone or not whole, or nothing without one."""
+    """Return the path of the snapshot, or of its copy if the snapshot is missing or truncated; empty without either."""
     snapshot, copy = uris.join(folder, SNAPSHOT), uris.join(folder, COPY)
     if storage.exists(snapshot):
         content = storage.read_bytes(snapshot)
@@ -129,17 +130,17 @@ def _whole_one(folder: str) -> str:
 
 
 def usable_step(folder: str, *, mend: bool = True) -> int | None:
-    """Make Ray Train's snapshot name only good checkpoints; return the step of the newest, or nothing without one.
+    """Remove damaged checkpoints from Ray Train's snapshot; return the step of the newest intact one, or None.
 
-    Every file of the newest one is checked. A damaged one is put aside as NAME.damaged, and the one before takes its
-    place. Nothing else may write to the folder meanwhile.
+    Every file of the newest checkpoint is checked. A damaged checkpoint is renamed to NAME.damaged, and the one before
+    takes its place. Nothing else may write to the folder meanwhile.
 
     Args:
         folder: URI of the run's checkpoints.
-        mend: change the folder so; else only say what is damaged.
+        mend: whether to change the folder; otherwise damage is only reported.
 
     Raises:
-        BadRequestError: the run has checkpoints, but none that is good.
+        BadRequestError: the run has checkpoints, but none is intact.
         UnavailableError: their storage cannot be read.
     """
     if mend:
@@ -176,7 +177,7 @@ def usable_step(folder: str, *, mend: bool = True) -> int | None:
 
 
 def _listed(snapshot: Any, where: str) -> tuple[dict[str, int], str]:  # noqa: ANN401 - JSON
-    """Checkpoint -> when it was reported, and the newest; all names are those that `report` gives."""
+    """Return each checkpoint's report index, and the name of the newest; names must be those of `submit_checkpoint`."""
     try:
         names = [str(result["checkpoint_dir_name"]) for result in snapshot["checkpoint_results"]]
         listed = dict(zip(names, map(int, snapshot["checkpoint_report_indices"]), strict=True))
@@ -201,7 +202,7 @@ def _check_step(folder: str, name: str) -> None:
 
 
 def _put_aside(folder: str, snapshot: dict[str, Any], listed: dict[str, int], good: str | None) -> None:
-    """Write the snapshot with what is left, then give the damaged folders another name: they are evidence."""
+    """Write the snapshot without the damaged checkpoints, then rename their folders, which are kept as evidence."""
     results = snapshot["checkpoint_results"]
     left = [result for result in results if result["checkpoint_dir_name"] in listed]
     snapshot["checkpoint_results"] = left
@@ -227,6 +228,6 @@ def newest(folder: str) -> str:
 
 
 def last_good(folder: str) -> str:
-    """Say in a few words which checkpoint a run in this folder would resume from."""
+    """Describe in a few words which checkpoint a run in this folder would resume from."""
     found = newest(folder)
     return f"the last good checkpoint is {found}" if found else "there is no checkpoint yet"

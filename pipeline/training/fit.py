@@ -41,23 +41,23 @@ class Fitted:
 
     model: str  # URI of the model folder: weights (EMA), codec and model.json
     run: runs.RunRef
-    version: int | None  # in the registry, under the name and alias of `tracking`; None when it has none
-    reused: bool  # it was finished before; nothing was trained
+    version: int | None  # in the registry, under the name and alias of `tracking`; None without a registered name
+    reused: bool  # the run had finished before; nothing was trained
     tracking: TrackingConfig
 
 
 def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) -> Fitted:
-    """Train `config`, or go on where a run of this name stopped, and register the result.
+    """Train `config`, or resume the run of this name where it stopped, and register the result.
 
     Args:
         config: the run.
-        resume: `auto` goes on with a run of this name, if settings and data are the same; `changed` also if they are
-            not, as far as they fit its network; `never` puts that run's folder aside and starts a fresh one.
-        verbose: show Ray's own output too.
+        resume: `auto` resumes a run of this name if settings and data are the same; `changed` also if they differ but
+            fit its network; `never` moves that run's folder aside and starts a fresh run.
+        verbose: whether to show Ray's own output too.
 
     Raises:
         BadRequestError: the data, the cluster or an earlier run of this name does not fit the config, or another
-            driver is at work on this run.
+            driver works on this run.
         JobFailedError: training itself failed.
         KeyboardInterrupt: a signal ended the run; its checkpoint is kept.
     """
@@ -71,7 +71,7 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
     with own_output(home, KIND, names_without_mark(home)) as lease:
         if resume == "never":
             put_aside(home)
-        # Read again: another driver may have begun or ended this run before this one was the only one.
+        # Read again: another driver may have started or finished this run before this one got the lock.
         if (now := earlier(home, config, digests, changed=resume == "changed")) != record:
             record = now
             done = _finished(config, home, record)
@@ -87,7 +87,7 @@ def fit(config: RunConfig, *, resume: Resume = "auto", verbose: bool = False) ->
 
 
 def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
-    """Return what is there of a finished run whose model is whole, and send what waits for the tracking server."""
+    """Return a finished run if its model is intact, and send what is queued for the tracking server."""
     if record.get("finished") != config.train.steps or not is_whole(uris.join(home, "model")):
         return None
     run = runs.RunRef(record["run_id"], runs.tracking_uri(config.output))
@@ -97,13 +97,13 @@ def _finished(config: RunConfig, home: str, record: dict) -> Fitted | None:
 
 
 def _is_renamed(config: RunConfig, done: Fitted) -> bool:
-    """Check whether the model of a finished run is wanted in the registry under another name or alias."""
+    """Check whether the model of a finished run should be registered under another name or alias."""
     name, alias = config.tracking.model_name, config.tracking.alias
     return name is not None and (name, alias) != (done.tracking.model_name, done.tracking.alias)
 
 
 def _rename(run: TrainingRun, record: dict, done: Fitted) -> Fitted:
-    """Register the model of a finished run under the name and alias that are now asked for, if they are others."""
+    """Register the model of a finished run under the requested name and alias if they have changed."""
     if not _is_renamed(run.config, done):
         return done
     with scratch.temporary("export") as local:
@@ -116,7 +116,7 @@ def _rename(run: TrainingRun, record: dict, done: Fitted) -> Fitted:
 
 
 def _train(run: TrainingRun, start: InitialWeights, run_id: str | None, lease: Lease) -> Fitted:
-    """Train and register in one tracking run, the one of `run_id` when there is one; its status tells how it ended."""
+    """Train and register in one tracking run, that of `run_id` if given; its status records how it ended."""
     config, home = run.config, run.home
     data_cpus = check_cluster(config)
     uri, model = runs.tracking_uri(config.output), uris.join(home, "model")
@@ -156,11 +156,11 @@ def _say(line: str) -> None:
 
 
 def initial_weights(config: RunConfig, step: int | None, home: str) -> InitialWeights:
-    """Return what the run starts from; a run with a checkpoint does not need the model that it once started from.
+    """Return the initial weights of the run. With a checkpoint, the model that the run once started from is not needed.
 
     Args:
-        config: of the run.
-        step: of the checkpoint that the run resumes from, if there is one.
+        config: configuration of the run.
+        step: step of the checkpoint that the run resumes from, if there is one.
         home: URI of the run's folder.
 
     Raises:
@@ -179,14 +179,14 @@ def initial_weights(config: RunConfig, step: int | None, home: str) -> InitialWe
 
 
 def say_changes(config: RunConfig, record: dict, step: int) -> None:
-    """Tell the user what a run that resumes does not take over, or what jumps where it resumes.
+    """Tell the user which changed settings have no effect on a resumed run, or make its learning rate jump.
 
     The learning rate jumps with another schedule, warm-up or peak, and with a cosine over another number of steps.
 
     Args:
-        config: of the run now.
-        record: of its earlier sittings.
-        step: of the checkpoint that it resumes from.
+        config: present configuration of the run.
+        record: record of the run before it was resumed.
+        step: step of the checkpoint that it resumes from.
     """
     if not record:
         return
@@ -205,12 +205,12 @@ def say_changes(config: RunConfig, record: dict, step: int) -> None:
 
 
 def data_digests(config: RunConfig) -> dict[str, str]:
-    """Return the identity of what the run learns from. Raises ArtefactError when shards or bank are not there."""
+    """Return the identity of the run's data. Raises ArtefactError if shards or bank are missing."""
     return {"shards": open_mixture(config.data).digest, "bank": KernelBank.open(config.data.bank).digest}
 
 
 def _inputs(config: RunConfig, digests: dict[str, str]) -> list[tuple[str, str, str]]:
-    """Name, digest and URI of all that the run learns from; each of several shard sets by its number."""
+    """List name, digest and URI of the run's data; several shard sets are numbered."""
     sets = open_mixture(config.data).sets
     names = ["shards"] if len(sets) == 1 else [f"shards-{number}" for number in range(1, len(sets) + 1)]
     shards = [(name, one.manifest.digest, one.uri) for name, one in zip(names, sets, strict=True)]
@@ -218,7 +218,7 @@ def _inputs(config: RunConfig, digests: dict[str, str]) -> list[tuple[str, str, 
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """Return the config with URIs that mean the same in every worker's own working directory."""
+    """Return the config with absolute URIs, which mean the same in every worker's working directory."""
     shards = config.data.shards
     if isinstance(shards, str):
         placed: str | tuple[ShardSetConfig, ...] = uris.absolute(shards)
@@ -229,12 +229,12 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def cpus_needed(config: RunConfig) -> int:
-    """Count the logical CPUs for the fewest workers and one data task of each."""
+    """Count the logical CPUs for the smallest number of workers and one data task each."""
     return int(config.train.fewest_workers * (config.train.cpus_per_worker + config.data.task_cpus) + 0.999)
 
 
 def check_cluster(config: RunConfig) -> float:
-    """Return the data CPUs for all workers together. Workers that took every CPU would starve their own data tasks."""
+    """Return the data CPUs of all workers together. Workers that took every CPU would starve their own data tasks."""
     have, workers = ray.cluster_resources().get("CPU", 0.0), config.train.fewest_workers
     left = have - workers * config.train.cpus_per_worker
     if left < config.data.task_cpus * workers:
@@ -247,17 +247,17 @@ def check_cluster(config: RunConfig) -> float:
 
 
 def _export_model(run: TrainingRun, tracked: runs.RunRef, folder: Path, model: str) -> int | None:
-    """The checkpoint's averaged weights as the run's model folder, and as a version of the registered model."""
-    with scratch.temporary("export") as local:  # the registry reads a local folder; `model` may be on S3
+    """Export the checkpoint's averaged weights as the run's model folder, and register them as a model version."""
+    with scratch.temporary("export") as local:  # the registry needs a local folder, and `model` may be on S3
         checkpoint.export(folder, local)
-        # The manifest last: it says that all other files are there.
+        # The manifest last: it marks the folder as complete.
         for file in sorted(local.iterdir(), key=lambda file: file.name == MANIFEST):
             storage.write_bytes(uris.join(model, file.name), file.read_bytes())
         return _register(run, tracked, local)
 
 
 def _register(run: TrainingRun, tracked: runs.RunRef, folder: Path) -> int | None:
-    """A copy of the run's model folder as a version of the registered model; a picture is added to it."""
+    """Register a copy of the run's model folder, with an added picture, as a model version."""
     config, names = run.config, run.config.tracking
     if names.model_name is None:
         return None
@@ -266,7 +266,7 @@ def _register(run: TrainingRun, tracked: runs.RunRef, folder: Path) -> int | Non
 
 
 def is_whole(model: str) -> bool:
-    """Check whether every file of a finished run's model folder is as it was written; say which one is not."""
+    """Check whether every file of a finished run's model folder is as it was written; print which one is not."""
     try:
         check_folder(model)
     except UnavailableError:

@@ -1,7 +1,7 @@
-"""CPU workers find each other over the interface by which Ray reaches their nodes.
+"""Make CPU workers connect over the network interface by which Ray reaches their nodes.
 
-Left alone, gloo listens where the machine's own name points. Debian and others let it point to a loopback address, and
-then workers on different nodes look for each other on themselves.
+By default, gloo listens on the address of the machine's own host name. On Debian and others this is a loopback address,
+so workers on different nodes would each try to connect to themselves.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import ray
 
 
 def choose_interface() -> None:
-    """Tell gloo, in this worker, the interface with the node's address, if one has it.
+    """Choose gloo's interface in this worker: the one with the node's address, if there is one.
 
-    GLOO_SOCKET_IFNAME of a node's environment is left as it is.
+    GLOO_SOCKET_IFNAME in a node's environment takes precedence.
     """
     here = ray.get_runtime_context().get_node_id()
     address = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)

@@ -1,4 +1,4 @@
-"""The Ray Train job of a run: started, watched, and ended with a checkpoint when someone asks it to stop."""
+"""The Ray Train job of a run: started, watched, and stopped with a checkpoint on request."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from pipeline.training.training_run import TrainingRun, WorkerContext
 
 
 class StoppedError(KeyboardInterrupt):
-    """Report that the run ended early, with a checkpoint, because a signal asked for it."""
+    """Report that a signal ended the run early, with a checkpoint."""
 
 
 def run_workers(run: TrainingRun, start: InitialWeights, tracked: RunRef, data_cpus: float) -> ray.train.Checkpoint:
-    """Train on the cluster, from the newest checkpoint of the run, which is checked; return the last checkpoint.
+    """Train on the cluster from the newest checkpoint of the run, after checking it; return the last checkpoint.
 
-    SIGINT and SIGTERM make the workers write a checkpoint and end; a second one ends at once.
+    SIGINT and SIGTERM make the workers write a checkpoint and stop; a second signal stops the run at once.
 
     Args:
-        run: what to train.
-        start: what a new run starts from.
-        tracked: where rank 0 records it.
+        run: run to train.
+        start: initial weights of a new run.
+        tracked: tracking run in which rank 0 records it.
         data_cpus: logical CPUs for the data tasks of all workers together.
 
     Raises:
-        JobFailedError: the workers failed more often than `max_failures`, or in a way that a restart does not mend.
-        StoppedError: after a signal.
+        JobFailedError: the workers failed more often than `max_failures`, or in a way that a restart cannot fix.
+        StoppedError: a signal stopped the run.
     """
     config, train = run.config, run.config.train
-    # What Ray Train writes itself, its snapshot above all, would end the run if it failed.
+    # A failed write by Ray Train itself, above all of its snapshot, would end the run.
     filesystem, path = storage.resolve(run.home, PATIENT)
     checkpoints = uris.join(run.home, "checkpoints")
     with LiveLine(train.steps, lambda: last_good(checkpoints)) as line:
@@ -97,9 +97,9 @@ def run_workers(run: TrainingRun, start: InitialWeights, tracked: RunRef, data_c
 
 
 def _in_thread(call: Any) -> Any:  # noqa: ANN401 - what the call returns
-    """The result of a call made in another thread, while this one stays free to handle signals.
+    """Return the result of a call in another thread, while this thread stays free to handle signals.
 
-    Ray Train takes over SIGINT when it runs in the main thread, and then aborts without a checkpoint.
+    In the main thread, Ray Train would handle SIGINT itself and abort without a checkpoint.
     """
     future: Future[Any] = Future()
 
@@ -119,9 +119,9 @@ def _interrupt() -> None:
 
 @contextmanager
 def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks the workers to end with a checkpoint, the second raises KeyboardInterrupt."""
+    """Let the first SIGINT or SIGTERM stop the workers with a checkpoint; the second raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread's code
+        yield  # only the main thread can set signal handlers
         return
 
     def ask() -> None:
@@ -140,7 +140,7 @@ def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
 def _reason(error: BaseException | None) -> str:
     if failures := getattr(error, "worker_failures", None):
         return failure_reason(failures)
-    if death := watch.death(patience_s=2):  # Ray's error may come before the watch has looked
+    if death := watch.death(patience_s=2):  # Ray's error may come before the watch notices
         return death
     if isinstance(error, ray.exceptions.ActorDiedError):
         return "the process of Ray Train's controller (TrainController) died"

@@ -1,4 +1,4 @@
-"""The network with all that trains it, the same on every rank before the first step."""
+"""The network with everything needed to train it, the same on every rank before the first step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.training.objective import TrainingObjective, learns
 
 @dataclass(frozen=True)
 class Learner:
-    """Hold all that a step changes. `objective` is wrapped where several workers train."""
+    """Hold all that a step changes. `objective` is wrapped if several workers train."""
 
     objective: nn.Module  # TrainingObjective(network)
     network: BlindUSRNet
@@ -30,15 +30,15 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Return the restorer's learning rate, or that of what else is trained."""
+        """Return the restorer's learning rate; if the restorer is frozen, that of the trained part."""
         return float(self.schedule.get_last_lr()[0])
 
 
 class WeightAverage(AveragedModel):
     """Average the weights exponentially, without waiting for their device.
 
-    It computes what `AveragedModel` computes with `get_ema_multi_avg_fn`. That one copies its count to the device at
-    every step, which waits for all that the device still has to do. Here the count stays on the CPU.
+    The result is that of `AveragedModel` with `get_ema_multi_avg_fn`, which copies its count to the device at every
+    step and so waits for all queued work. Here the count stays on the CPU.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -47,7 +47,7 @@ class WeightAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Move the averages towards the weights of `model`; the first time they become equal to them."""
+        """Move the averages towards the weights of `model`; the first call copies the weights."""
         averages: list[Tensor] = list(self.module.parameters())
         weights: list[Tensor] = list(model.parameters())
         if int(self.n_averaged) == 0:
@@ -66,10 +66,10 @@ def build_learner(
     """Build network, objective, average, optimizer and schedule.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         codec: the kernel code.
-        device: where it trains.
-        wrap: makes the objective one that adds gradients over ranks, where there are several.
+        device: device to train on.
+        wrap: function that makes the objective sum gradients over ranks if there are several.
     """
     train = config.train
     network = build_network(config, codec).to(device)
@@ -81,14 +81,14 @@ def build_learner(
 
 
 def build_network(config: RunConfig, codec: KernelCodec) -> BlindUSRNet:
-    """Build the untrained network: a function of the config and the codec."""
+    """Build the untrained network, a function of the config and the codec."""
     torch.manual_seed(torch_seed(config.seed, epoch=0, key="model", purpose="init"))
-    # Convolutions read and write channels last without reordering (measured on CPU: 10% of a step).
+    # Convolutions read and write channels-last tensors without reordering, which saves 10% of a step on a CPU.
     return BlindUSRNet(config.model, codec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def parameter_groups(network: BlindUSRNet, train: TrainConfig) -> list[dict]:
-    """Split what is trained in two groups: the restorer, and what estimates the kernel; empty groups are left out."""
+    """Split the trained parameters in two groups, restorer and kernel estimation; empty groups are left out."""
     named = [(name, p) for name, p in network.named_parameters() if learns(train.learn, name)]
     groups = [
         {"params": [p for name, p in named if name.startswith("restorer.")], "lr": train.learning_rate},
@@ -98,7 +98,7 @@ def parameter_groups(network: BlindUSRNet, train: TrainConfig) -> list[dict]:
 
 
 def learning_rate_factor(done: int, train: TrainConfig) -> float:
-    """Compute a linear warm-up, then half a cosine down to a twentieth, or halvings."""
+    """Compute the factor: linear warm-up, then half a cosine down to a twentieth, or halvings."""
     if done < train.warmup_steps:
         return (done + 1) / train.warmup_steps
     if train.schedule == "halving":

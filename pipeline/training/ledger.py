@@ -1,7 +1,7 @@
-"""The numbers of the last steps, kept on the device that computed them until someone looks.
+"""The metrics of the last steps, kept on the device that computed them until they are read.
 
-Whoever asks a device for a number waits until it has done all its work, and gives it nothing to do meanwhile. So the
-metrics of a step stay where they are, and one copy brings those of all steps since the last look.
+Reading a number from a device waits for all its queued work, and leaves it idle meanwhile. So the metrics of a step
+stay on the device, and one copy fetches those of all steps since the last read.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-FINITE = "finite"  # a metric of every step: 1 where loss and gradient are finite on all ranks, else 0
+FINITE = "finite"  # a metric of every step: 1 if loss and gradient are finite on all ranks, otherwise 0
 
 
 class NonFiniteLossError(RuntimeError):
-    """Report that some worker's loss or gradient is not a number; weights and optimizer have not moved since."""
+    """Report that some worker's loss or gradient is not finite; weights and optimizer have not changed since."""
 
 
 class _Entry(NamedTuple):
     step: int
     names: tuple[str, ...]
     values: Tensor
-    told: dict[str, float]  # what the host knew already
+    told: dict[str, float]  # metrics that were already on the host
     keys: tuple[str, ...]
 
 
 class Ledger:
-    """Gather the metrics of steps, and check when they are looked at that all were finite."""
+    """Gather the metrics of steps, and check when they are read that all were finite."""
 
     def __init__(self) -> None:
         self._waiting: list[_Entry] = []
         self._rows: list[dict[str, float]] = []
 
     def add(self, step: int, metrics: dict[str, Tensor], told: dict[str, float], keys: tuple[str, ...]) -> None:
-        """Take the metrics of a step. On a CPU they are looked at immediately, as that costs nothing there.
+        """Take the metrics of a step. On a CPU they are read immediately, which costs nothing there.
 
         Args:
-            step: its number.
-            metrics: scalars on the device, `FINITE` among them.
-            told: metrics that the host knows.
-            keys: of the step's samples, for the error.
+            step: number of the step.
+            metrics: scalars on the device, including `FINITE`.
+            told: metrics already on the host.
+            keys: keys of the step's samples, for the error.
 
         Raises:
             NonFiniteLossError: on a CPU, as `mean` does.
@@ -54,7 +54,7 @@ class Ledger:
             self._look()
 
     def mean(self) -> dict[str, float]:
-        """Return the mean of each metric over the steps since `clear`. All ranks must ask at the same steps.
+        """Return the mean of each metric over the steps since `clear`. All ranks must call it at the same steps.
 
         Raises:
             NonFiniteLossError: on all ranks alike, for the first step that was not finite.
@@ -63,14 +63,14 @@ class Ledger:
         return {name: sum(row[name] for row in self._rows) / len(self._rows) for name in self._rows[-1]}
 
     def clear(self) -> None:
-        """Begin a new mean."""
+        """Start a new mean."""
         self._rows.clear()
 
     def _look(self) -> None:
         if not self._waiting:
             return
         entries, self._waiting = self._waiting, []
-        rows = torch.stack([entry.values for entry in entries]).tolist()  # the one wait for the device
+        rows = torch.stack([entry.values for entry in entries]).tolist()  # the only wait for the device
         for entry, values in zip(entries, rows, strict=True):
             row = dict(zip(entry.names, values, strict=True))
             if not row.pop(FINITE):
@@ -79,9 +79,9 @@ class Ledger:
 
 
 def _where(loss: float, norm: float, keys: tuple[str, ...]) -> str:
-    """Loss, gradient norm and samples of the workers whose loss is not finite; of all where only the gradient is not.
+    """Describe loss, gradient norm and samples of the workers with a non-finite loss; if only the gradient is, of all.
 
-    All ranks must ask: the gradient was summed over them, so each alone cannot tell whose batch spoiled it.
+    All ranks must call it: the gradient was summed over them, so no rank alone can tell whose batch was at fault.
     """
     found = [(0, loss, norm, keys)]
     if torch.distributed.is_initialized():

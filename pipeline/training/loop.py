@@ -1,4 +1,4 @@
-"""What every training worker runs."""
+"""The training loop that every worker runs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from pipeline.training.step import agree, take_step
 from pipeline.training.training_run import WorkerContext
 from pipeline.training.validate import score_of, validate
 
-GAUGE = "blindsr_training"  # what rank 0 records, by run and metric
-_UNSCORED = -1e9  # before the first validation: any checkpoint with a score is better
+GAUGE = "blindsr_training"  # the metrics of rank 0, by run and metric
+_UNSCORED = -1e9  # score before the first validation, below any other
 
 
 def train_worker(loop_config: dict[str, WorkerContext]) -> None:
-    """Call `train_run` for Ray Train, unless what ended it before would end it again."""
+    """Call `train_run` for Ray Train, unless a fatal failure ended the run before."""
     context = loop_config["context"]
     if ray.get(context.channel.fatal.remote()):
         return
@@ -58,10 +58,10 @@ def train_worker(loop_config: dict[str, WorkerContext]) -> None:
                 advice = "go on from it with --resume changed and lower learning rates"
                 ray.get(context.channel.report_fatal.remote(str(error), advice))
         except UnavailableError:
-            raise  # the workers' next start may find it
+            raise  # it may be available when the workers restart
         except BadRequestError as error:
-            # Wrong settings, damaged shards or a damaged checkpoint: the next start would meet the same. Raised all
-            # the same, because other ranks may wait for this one; their next start ends at once.
+            # Wrong settings, damaged shards or a damaged checkpoint: a restart would fail in the same way. It is raised
+            # nevertheless, because other ranks may wait for this one; after the restart they return at once.
             ray.get(context.channel.report_fatal.remote(str(error), "mend that, then give the same command"))
             raise
 
@@ -70,8 +70,8 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
     """Train from the newest committed checkpoint, or from the start, to `config.train.steps`.
 
     Args:
-        context: what to train, and how to reach the driver.
-        logger: of rank 0.
+        context: the run, and the channel to the driver.
+        logger: logger of rank 0; None on other ranks.
 
     Raises:
         NonFiniteLossError: on all ranks alike.
@@ -89,7 +89,7 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
     stop_flag = StopFlag(context.channel) if rank == 0 else False
     resumed_at, saved_at, clock = step, time.monotonic(), Clock()
     damaged: set[str] = set()
-    ledger = Ledger()  # of the steps since the last log line, whose mean it shows
+    ledger = Ledger()  # metrics since the last log line
     for batch in _timed(feed.batches(train.steps - step, cpus=context.data_cpus / workers, device=str(device)), clock):
         step += 1
         told = {"learning_rate": learner.learning_rate, "replaced_samples": float(batch.replaced)}
@@ -100,13 +100,13 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
             logger.tag("damaged", ", ".join(sorted(damaged)))
         last = step == train.steps
         logged, validated = step % train.log_every == 0 or last, step % train.validate_every == 0 or last
-        # Rank 0's clock and the driver's wish decide for all: every rank must report equally often.
+        # Rank 0's clock and the driver's stop request decide for all, since every rank must report equally often.
         minutes = train.checkpoint_minutes
         overdue = minutes is not None and time.monotonic() - saved_at > 60 * minutes
         stop, overdue = agree([bool(stop_flag), overdue], device)
         saved = step % train.checkpoint_every == 0 or last or stop or overdue
         if logged or validated or saved:
-            metrics = ledger.mean()  # from here on every step so far is known to be finite
+            metrics = ledger.mean()  # raises unless every step so far was finite
         if logged:
             ledger.clear()
             if logger:
@@ -128,7 +128,7 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
                 step=step, stages=feed.after(step - resumed_at), score=score, config=config, digests=run.digests
             )
             if logger:
-                logger.flush()  # the run goes on after this step, so what it recorded until here must be there
+                logger.flush()  # a resumed run continues after this step, so all metrics up to it must be stored
             submit_checkpoint(state, learner, metrics, rank, context.channel)
             saved_at = time.monotonic()
         clock.rested()
@@ -137,13 +137,13 @@ def train_run(context: WorkerContext, logger: RunLogger | None) -> None:
 
 
 def _set_up(config: RunConfig, device: torch.device) -> None:
-    """Threads, precision and determinism of this process."""
+    """Set threads, precision and determinism of this process."""
     train = config.train
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(train.cpus_per_worker)))
     torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = train.tf32
-    # Sizes hardly change from step to step, so the fastest algorithm for each is worth looking for.
+    # Sizes hardly change from step to step, so it pays to search for the fastest algorithm for each.
     torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -151,7 +151,7 @@ def _set_up(config: RunConfig, device: torch.device) -> None:
 
 
 def _learner(context: WorkerContext, device: torch.device) -> tuple[Learner, int, tuple[Stage, ...], float]:
-    """The learner with step, stages and score: of the newest committed checkpoint, else of a new run."""
+    """Return learner, step, stages and score of the newest committed checkpoint, otherwise of a new run."""
     start: InitialWeights = ray.get(context.start)
     if (last := ray.train.get_checkpoint()) is None:
         if start.tensors is None:
@@ -163,26 +163,26 @@ def _learner(context: WorkerContext, device: torch.device) -> tuple[Learner, int
     with last.as_directory() as folder:
         checkpoint.check(folder)
         state = checkpoint.load_state(Path(folder), {} if context.run.changed else context.run.digests)
-        # The weights speak the code that they were trained with, whatever bank the run now learns from.
+        # The weights keep the kernel code that they were trained with, whatever bank the run now learns from.
         learner = build_learner(context.run.config, checkpoint.codec_of(Path(folder), start.codec), device, _over_ranks)
         checkpoint.load_into(Path(folder), learner.network, learner.ema, learner.optimizer, learner.schedule)
     return learner, state.step, state.stages, state.score
 
 
 def _over_ranks(objective: torch.nn.Module) -> torch.nn.Module:
-    """Make an objective that adds up its gradients over the ranks, where there are several."""
+    """Make an objective that sums its gradients over the ranks if there are several."""
     alone = ray.train.get_context().get_world_size() == 1
     return objective if alone else ray.train.torch.prepare_model(objective)
 
 
 def _publish_gauges(run: str, step: int, metrics: dict[str, float]) -> None:
-    """The newest numbers, for Prometheus."""
+    """Publish the newest metrics for Prometheus."""
     for name, value in ({"step": float(step)} | metrics).items():
         set_gauge(GAUGE, value, {"run": run, "metric": name})
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    """Peak memory of rank 0 so far, in GiB: of its process, and on its card."""
+    """Return the peak memory of rank 0 so far, in GiB: of its process, and on its GPU."""
     found = {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     if device.type == "cuda":
         found["cuda_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
@@ -190,7 +190,7 @@ def _memory(device: torch.device) -> dict[str, float]:
 
 
 def note(metrics: dict[str, float]) -> str:
-    """Format what the live line shows: the loss and its terms, PSNR, samples a second, waiting for data."""
+    """Format the text of the live line: the loss and its terms, PSNR, samples per second, share of waiting for data."""
     terms = [f"{name.removeprefix('loss_')} {value:.4f}" for name, value in metrics.items() if "loss_" in name]
     parts = [f"loss {metrics['loss']:.4f}"]
     if len(terms) > 1:
@@ -201,14 +201,14 @@ def note(metrics: dict[str, float]) -> str:
 
 
 def _timed(batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
-    """The batches; the time until each comes counts as waiting."""
+    """Yield the batches, and count the time until each arrives as waiting."""
     for batch in batches:
         clock.waited()
         yield batch
 
 
 class Clock:
-    """Measure where a worker's time goes between two log lines.
+    """Measure a worker's time for steps and for waiting between two log lines.
 
     Logging, validation and checkpoints count as neither.
     """
@@ -232,7 +232,7 @@ class Clock:
         self._lap()
 
     def rates(self) -> dict[str, float]:
-        """Return throughput (images a second over all workers) and the share of time spent waiting; start anew."""
+        """Return throughput (images per second over all workers) and the share of time spent waiting; then reset."""
         total = max(self._wait + self._work, 1e-9)
         rates = {"images_per_s": self._images / total, "data_wait": self._wait / total}
         self._wait = self._work = 0.0

@@ -1,4 +1,4 @@
-"""Define what a training minimises, and by which part of the network.
+"""The training objective: what is minimised, over which part of the network.
 
 The default is L1 on the image + L1 on the kernel's code, as in DAN (Luo et al., NeurIPS 2020). `TrainingObjective`
 is the network and its loss as one module, so that data-parallel training wraps both and every part has one forward.
@@ -18,12 +18,12 @@ from pipeline.model.reducer import Reducer
 
 
 class TrainingObjective(nn.Module):
-    """Compute the loss and its terms in one forward. What `learn` does not name is frozen.
+    """Compute the loss and its terms in one forward pass. Parts that `learn` does not name are frozen.
 
     all       the alternation; image and code
     restorer  the restorer given the true kernel; image only (USRNet's own training)
     kernel    the alternation with a frozen restorer; code, and the image through the estimator where not detached
-    spectral  the initial kernel alone: no image is restored, so a step costs next to nothing
+    spectral  the initial kernel alone: no image is restored, so a step is very cheap
     """
 
     def __init__(self, network: BlindUSRNet, config: TrainConfig) -> None:
@@ -33,7 +33,7 @@ class TrainingObjective(nn.Module):
             parameter.requires_grad_(learns(config.learn, name))
 
     def forward(self, lr: Tensor, hr: Tensor, kernel: Tensor, sigma: Tensor, scale: int) -> dict[str, Tensor]:
-        """Return the loss and its terms as scalars, and `psnr` where an image was restored.
+        """Return the loss and its terms as scalars, and `psnr` if an image was restored.
 
         Args:
             lr: (B, 3, H/s, W/s).
@@ -73,7 +73,7 @@ class TrainingObjective(nn.Module):
 def learns(learn: str, parameter: str) -> bool:
     """Check whether the parameter of this name in `BlindUSRNet` is trained."""
     part = parameter.partition(".")[0]
-    if part == "prior":  # fitted apart, by tools/fit_kernel_prior.py
+    if part == "prior":  # fitted separately by tools/fit_kernel_prior.py
         return False
     match learn:
         case "all":
@@ -88,17 +88,17 @@ def objective(
 ) -> dict[str, Tensor]:
     """Compute the loss of the alternation and its terms, each a scalar.
 
-    Every round's code is supervised (they share the estimator's weights, so each is a sample of its task); the
-    image by default in the last round only, as in DAN: its authors found supervising every round's image unstable.
+    The code is supervised in every round, since all rounds share the estimator's weights. By default the image is
+    supervised only in the last round, as in DAN, whose authors found supervising every round's image unstable.
 
     Args:
-        out: the network's answer.
+        out: output of the network.
         lr: (B, 3, H/s, W/s).
         hr: (B, 3, H, W) sharp image in [0, 1].
         kernel: (B, k, k) true kernel.
-        code: (B, c) its code.
+        code: (B, c) code of the true kernel.
         scale: s.
-        config: the weights; a term of weight 0 is not computed.
+        config: weights of the terms; a term of weight 0 is not computed.
     """
     images = {"none": [], "last": out.rounds[-1:], "all": out.rounds}[config.image_rounds]
     terms = {"loss_image": torch.stack([F.l1_loss(r.sr, hr) for r in images]).mean()} if images else {}
@@ -114,7 +114,7 @@ def objective(
 
 
 def kernel_l1(estimate: Tensor, kernel: Tensor) -> Tensor:
-    """Average sum |k' - k| over the batch, between 0 and 2. The mean over pixels would be smaller by their number."""
+    """Average sum |k' - k| over the batch, between 0 and 2. The sum is over pixels, not a mean."""
     return (estimate - kernel).abs().sum((-2, -1)).mean()
 
 
@@ -124,5 +124,5 @@ def _weighted(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 
 @torch.no_grad()
 def _psnr(sr: Tensor, hr: Tensor) -> Tensor:
-    """Of the whole batch pooled, in dB: a number to watch, not to report."""
+    """Return the PSNR in dB of the whole batch pooled, which serves for monitoring, not for reports."""
     return -10 * torch.log10((sr.clamp(0, 1) - hr).square().mean().clamp_min(1e-10))

@@ -24,7 +24,7 @@ _ROWS = 4
 
 
 def fixed_batch(config: RunConfig) -> Batch:
-    """Make a few fixed samples, of the validation split where there is one; independent of epoch and worker."""
+    """Make a few fixed samples, from the validation split if there is one; independent of epoch and worker."""
     if held_out := validation_batches(config, limit=_ROWS, batch_size=_ROWS):
         return held_out[0]
     first, bank = open_mixture(config.data).sets[0], open_bank(config.data.bank).kernels
@@ -37,7 +37,7 @@ def fixed_batch(config: RunConfig) -> Batch:
 
 @torch.no_grad()
 def sample_rows(network: nn.Module, batch: Batch) -> np.ndarray:
-    """Draw (H, W, 3) uint8, one row a sample: LR | bicubic | estimate by round | HR | true kernel | kernel by round."""
+    """Draw (H, W, 3) uint8, a row per sample: LR | bicubic | estimate by round | HR | true kernel | kernel by round."""
     training = network.training
     rounds = network.eval()(batch.lr, batch.scale, batch.sigma).rounds
     network.train(training)
@@ -54,7 +54,7 @@ def sample_rows(network: nn.Module, batch: Batch) -> np.ndarray:
 
 @torch.no_grad()
 def card_picture(network: BlindUSRNet | USRNet, batch: Batch) -> np.ndarray:
-    """Draw (H, W, 3) uint8 for a model card, one row a sample: LR | bicubic | restored | HR."""
+    """Draw (H, W, 3) uint8 for a model card, one row per sample: LR | bicubic | restored | HR."""
     if isinstance(network, BlindUSRNet):
         restored = network(batch.lr, batch.scale, batch.sigma).sr
     else:
@@ -65,7 +65,7 @@ def card_picture(network: BlindUSRNet | USRNet, batch: Batch) -> np.ndarray:
 
 
 def contact_sheet(batch: Batch, limit: int = 8) -> np.ndarray:
-    """Draw (H, W, 3) uint8 of what the network will see, one row a sample: HR | LR | kernel."""
+    """Draw (H, W, 3) uint8 of the network's input, one row per sample: HR | LR | kernel."""
     rows = [
         [to_uint8(hr), to_uint8(lr), kernel_picture(kernel)]
         for hr, lr, kernel in zip(batch.hr[:limit], batch.lr[:limit], batch.kernel[:limit], strict=True)

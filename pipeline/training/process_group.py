@@ -1,4 +1,4 @@
-"""Ray Train's process group, with workers that are set up before it is made."""
+"""Ray Train's process group, with a setup of the workers before it is created."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class ProcessGroup(TorchConfig):
 
     Args:
         backend: `gloo` or `nccl`.
-        prepare: what every worker does first; a function of a module.
-        timeout_s: how long an operation may take.
+        prepare: module-level function that every worker calls first.
+        timeout_s: timeout of an operation in seconds.
     """
 
     def __init__(self, backend: str, prepare: Callable[[], None], timeout_s: int = TorchConfig.timeout_s) -> None:
@@ -29,6 +29,6 @@ class ProcessGroup(TorchConfig):
 
 class _Backend(_TorchBackend):
     def on_start(self, worker_group, backend_config) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
-        """Set up the workers for Ray Train when they are there, before their process group is."""
+        """Set up the workers after they have started, before their process group is created; Ray Train calls this."""
         worker_group.execute(backend_config.prepare)
         super().on_start(worker_group, backend_config)

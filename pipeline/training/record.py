@@ -1,4 +1,4 @@
-"""The record of a run, `run.json` in its folder: whose the folder is, and whether the run may be resumed."""
+"""The record of a run, `run.json` in its folder: the owner of the folder, and whether the run may be resumed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.model_folder import first_problem
 
 _BYTES = 1 << 20
 KIND, RECORD = "training run", "run.json"
-_NAMES = (RECORD, "checkpoints", "model", "unsent")  # what a run writes into its folder; other things may lie beside
+_NAMES = (RECORD, "checkpoints", "model", "unsent")  # what a run writes into its folder; other files may exist there
 
 
 class RunRecord(Frozen):
-    """Hold the content of `run.json`, which lies in the run's folder."""
+    """Hold the content of `run.json` in the run's folder."""
 
     config: RunConfig
     digests: dict[str, str]
@@ -30,7 +30,7 @@ class RunRecord(Frozen):
 
 
 def names_without_mark(home: str) -> tuple[str, ...]:
-    """List what may not lie in a run's folder without a mark: nothing beside a record of ours, which is one itself."""
+    """List the names that a run's folder without a mark may not have; none if a valid record serves as the mark."""
     where = uris.join(home, RECORD)
     try:
         found = storage.read_json(where, limit=_BYTES) if storage.exists(where) else None
@@ -43,7 +43,7 @@ def names_without_mark(home: str) -> tuple[str, ...]:
 
 
 def put_aside(home: str) -> None:
-    """Move what an earlier run wrote into its folder to another one. Only the folder's one writer may do so."""
+    """Move the files of an earlier run from its folder to another. Only the holder of the folder's lock may do so."""
     there = [name for name in _NAMES if storage.exists(uris.join(home, name))]
     if not there:
         return
@@ -52,22 +52,22 @@ def put_aside(home: str) -> None:
     for name in there:
         if name != RECORD:
             storage.move_folder(uris.join(home, name), uris.join(kept, name))
-    if RECORD in there:  # last: as long as it is there, the run is not put aside
+    if RECORD in there:  # last: while the record exists, the run has not been put aside
         storage.write_bytes(uris.join(kept, RECORD), storage.read_bytes(uris.join(home, RECORD)))
         storage.remove_file(uris.join(home, RECORD))
     print(f"the earlier run is kept in {kept}", file=sys.stderr, flush=True)
 
 
 def earlier(home: str, config: RunConfig, digests: dict[str, str], *, changed: bool) -> dict:
-    """Return the record of a run of this name, or nothing. Refuses to go on with settings that would mix two runs.
+    """Return the record of a run of this name, or an empty one. Refuse to resume with settings that would mix two runs.
 
-    Where changes are welcome, only those are refused that another network or optimizer would need.
+    With `changed`, only changes that need another network or optimizer are refused.
 
     Args:
         home: the run's folder.
-        config: the run now.
-        digests: of shards and bank now.
-        changed: whether changes are welcome.
+        config: present configuration of the run.
+        digests: present digests of shards and bank.
+        changed: whether changes are allowed.
     """
     where = uris.join(home, RECORD)
     if not storage.exists(where):
@@ -102,7 +102,7 @@ def _listed(sets: tuple[ShardSetConfig, ...]) -> str:
 
 
 def free_fields(kind: type[BaseModel]) -> dict[str, Any]:
-    """Find the settings that may change between two sittings of a run, in the form of pydantic's `exclude`."""
+    """Return the settings that may change when a run is resumed, in the form of pydantic's `exclude`."""
     found: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
         if field.json_schema_extra == MAY_CHANGE:

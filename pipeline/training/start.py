@@ -1,4 +1,4 @@
-"""What a new run starts from: whose kernel code, and which weights."""
+"""The starting point of a new run: its kernel code and its initial weights."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _HEAD = "estimator.head_HR."  # what follows in the tensor's name is the scale
 
 
 class InitialWeights(NamedTuple):
-    """Hold what a new run starts from."""
+    """Hold the kernel code and the weights that a new run starts from."""
 
     codec: KernelCodec
-    # Of the parts that are not drawn anew: empty from scratch, None where the run resumes from a checkpoint.
+    # Weights of the parts that are not drawn anew: empty from scratch, None if the run resumes from a checkpoint.
     tensors: dict[str, Tensor] | None
 
 
 def refuse_composites(config: RunConfig, bank: KernelBank) -> None:
-    """Check that a run which learns from composites can.
+    """Refuse composite kernels for a run that cannot learn from them.
 
-    The network estimates a blur, >= 0, and puts the reduction behind it by itself, as a camera of the data does. And
-    a composite is of one scale.
+    The network estimates a blur, >= 0, and adds the reduction itself, as the camera of the data does. Moreover, a
+    composite is for one scale.
 
     Raises:
-        BadRequestError: parts other than the restorer would learn from them, or at another scale.
+        BadRequestError: parts other than the restorer would learn from composites, or at another scale.
     """
     if not bank.codec.signed:
         return
@@ -51,11 +51,12 @@ def refuse_composites(config: RunConfig, bank: KernelBank) -> None:
 def starting_point(config: RunConfig) -> InitialWeights:
     """Load the kernel code and the weights that a new run starts from, checked against its network.
 
-    A published USRNet gives the restorer, a blind model the parts that `start_parts` names. Taken whole it keeps its
-    own kernel code, whatever bank it now learns from: its code is what its weights speak. Else the bank's is used.
+    A published USRNet provides the restorer, a blind model the parts named in `start_parts`. A blind model that is
+    taken whole keeps the kernel code that its weights were trained with, whatever bank it now learns from. Otherwise
+    the bank's code is used.
 
     Raises:
-        BadRequestError: no such model, kernels of another size, or tensors that do not fit.
+        BadRequestError: there is no such model, its kernels have another size, or its tensors do not fit.
     """
     bank, train = KernelBank.open(config.data.bank), config.train
     refuse_composites(config, bank)
@@ -65,7 +66,7 @@ def starting_point(config: RunConfig) -> InitialWeights:
     found = open_network(locate(train.start_from))[0]
     skips = restorer_of(found).config.global_skip
     if skips != config.model.restorer.global_skip:
-        # The tensors would fit, and mean another function.
+        # The tensors would fit, but compute another function.
         how = "with" if skips else "without"
         raise BadRequestError(
             f"train.start_from {train.start_from}: its prior was trained {how} a global skip; "
@@ -101,7 +102,7 @@ def starting_point(config: RunConfig) -> InitialWeights:
 
 
 def _check_prior(config: RunConfig, whole: BlindUSRNet | None) -> None:
-    """Check that a kernel prior comes along where kernel steps use one: no run trains it, and none drops it unasked."""
+    """Check that kernel steps with a kernel prior get one: no run trains it, and none drops it without a request."""
     train, kernel = config.train, config.model.kernel
     there = whole is not None and whole.config.kernel.prior
     if kernel.prior and not there:

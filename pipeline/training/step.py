@@ -25,8 +25,8 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
     Args:
         learner: all that a step changes.
         batch: this rank's samples.
-        config: of the training.
-        step: its number, for the error.
+        config: configuration of the training.
+        step: number of the step, for the error.
 
     Raises:
         NonFiniteLossError: on all ranks alike, before weights or optimizer were changed.
@@ -39,15 +39,15 @@ def train_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -
 def take_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) -> dict[str, Tensor]:
     """Run forward, objective, backward, finite check over all ranks, clip, step, schedule and average.
 
-    A batch larger than `config.micro_batch` is taken in parts whose gradients add up to the whole batch's. Nothing
-    waits for the device: weights and optimizer hold still by themselves from the first step on that is not finite,
-    and whoever reads the metrics finds that step by `FINITE`.
+    A batch larger than `config.micro_batch` is split into parts whose gradients add up to that of the whole batch.
+    Nothing waits for the device: from the first non-finite step on, weights and optimizer stay unchanged, and readers
+    of the metrics find that step by `FINITE`.
 
     Args:
         learner: all that a step changes.
         batch: this rank's samples.
-        config: of the training.
-        step: its number; it decides the window of `config.smallest_window`.
+        config: configuration of the training.
+        step: number of the step, which determines the window of `config.smallest_window`.
 
     Returns:
         Scalars on the device: the terms of the loss, `grad_norm` and `FINITE`.
@@ -79,15 +79,15 @@ def take_step(learner: Learner, batch: Batch, config: TrainConfig, step: int) ->
 
 
 def move_if(finite: Tensor, optimizer: torch.optim.Optimizer, *, wait: bool | None = None) -> bool:
-    """Let the optimizer step unless a gradient is not finite; return whether it was called.
+    """Run the optimizer step unless a gradient is not finite; return whether it was called.
 
-    A device other than the CPU is not waited for. Its fused optimizer is told in `found_inf` to leave everything as it
-    is: at this step and, because later gradients may be finite again, at all steps after it.
+    Only a CPU is waited for. On other devices `found_inf` makes the fused optimizer leave everything unchanged: at this
+    step and, because later gradients may be finite again, at all later steps.
 
     Args:
-        finite: 1, or 0 where some rank's loss or gradient is not finite.
-        optimizer: fused, unless it is waited for.
-        wait: look at `finite` first; by default on a CPU only.
+        finite: 1, or 0 if some rank's loss or gradient is not finite.
+        optimizer: optimizer, which must be fused unless `wait` holds.
+        wait: whether to read `finite` first; by default only on a CPU.
     """
     if finite.device.type == "cpu" if wait is None else wait:
         if not bool(finite):
@@ -100,14 +100,14 @@ def move_if(finite: Tensor, optimizer: torch.optim.Optimizer, *, wait: bool | No
 
 
 def windowed(batch: Batch, smallest: int, step: int) -> Batch:
-    """Cut the LR images to one random window: small pictures show little of their spectrum, and look otherwise.
+    """Cut the LR images to one random window, since small pictures show little of their spectrum and look different.
 
-    The corner lies on JPEG's 8 x 8 grid. A function of the step and the first sample alone.
+    The corner is on JPEG's 8 x 8 grid. The window depends only on the step and the first sample.
 
     Args:
-        batch: whose HR images then cover more than its LR images.
-        smallest: side of the window at least, LR pixels.
-        step: of the training.
+        batch: batch to cut; its HR images then cover more than its LR images.
+        smallest: smallest side of the window, LR pixels.
+        step: number of the training step.
     """
     random = rng(0, epoch=step, key=batch.keys[0], purpose="window")
     sides = []
@@ -119,7 +119,7 @@ def windowed(batch: Batch, smallest: int, step: int) -> Batch:
 
 
 def agree(flags: list[bool], device: torch.device) -> list[bool]:
-    """Ask of each flag whether it is up on any rank. All ranks must ask; alone, a rank waits for nothing."""
+    """Return for each flag whether it is set on any rank. All ranks must call it; a single rank does not wait."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return flags
     values = torch.tensor(flags, dtype=torch.float32, device=device)
@@ -128,7 +128,7 @@ def agree(flags: list[bool], device: torch.device) -> list[bool]:
 
 
 def _everywhere(flag: Tensor) -> Tensor:
-    """1 if the flag holds on every rank, else 0, on its device. All ranks must ask."""
+    """Return 1 if the flag holds on every rank, otherwise 0, on its device. All ranks must call it."""
     value = flag.float()
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MIN)
@@ -137,7 +137,7 @@ def _everywhere(flag: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _synchronised(task: nn.Module, *, last: bool) -> Iterator[None]:
-    """Gradients travel between ranks with the last part of a batch only."""
+    """Synchronise gradients between ranks only with the last part of a batch."""
     if last or not isinstance(task, nn.parallel.DistributedDataParallel):
         yield
         return
@@ -146,5 +146,5 @@ def _synchronised(task: nn.Module, *, last: bool) -> Iterator[None]:
 
 
 def _precision(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """bf16 for the convolutions where the config says so; the network keeps its FFTs and codes in float32."""
+    """Use bf16 for the convolutions if the config asks for it; the network keeps its FFTs and codes in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")

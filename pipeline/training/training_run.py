@@ -1,4 +1,4 @@
-"""What a training is: built once by the driver, read by all that starts, trains, saves and registers."""
+"""The description of a training run: built once by the driver, read by all that starts, trains, saves and registers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pipeline.tracking.runs import RunRef
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Hold what a run is to learn, from what, and where it is kept."""
+    """Hold the settings, data digests and folder of a run."""
 
     config: RunConfig
     digests: dict[str, str]  # of shards and bank
     home: str  # URI of the run's folder
-    changed: bool  # a checkpoint made from other data is welcome
+    changed: bool  # whether to accept a checkpoint made from other data
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Hold what the driver hands to every worker."""
+    """Hold what the driver passes to every worker."""
 
     run: TrainingRun
     start: Any  # reference to the start.InitialWeights of a new run
     tracked: RunRef  # where rank 0 records
     channel: Any  # handle of training.channel.DriverChannel
-    data_cpus: float  # logical CPUs all workers' data tasks may use together
+    data_cpus: float  # logical CPUs for the data tasks of all workers together

@@ -1,4 +1,4 @@
-"""How good the averaged weights are on the held-out tiles: means over all ranks' samples."""
+"""Validation of the averaged weights on the held-out tiles: means over all ranks' samples."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def validate(
 ) -> dict[str, float]:
     """Measure `val_psnr` (mean of the images' PSNR, RGB, dB) and `val_kernel_error` (mean of sum |k' - k|, 0 ... 2).
 
-    Only what this run learns: no PSNR for `spectral`, no kernel error for `restorer`. Where the estimator learns,
-    both are there for every round too (`val_psnr_round_0`, of the initial kernel, and so on): what each adds.
-    All ranks must call it.
+    Only metrics of trained parts are measured: no PSNR for `spectral`, no kernel error for `restorer`. If the estimator
+    learns, both are also measured for every round (`val_psnr_round_0` for the initial kernel, and so on), which shows
+    the gain of each round. All ranks must call it.
 
     Args:
         network: the averaged `BlindUSRNet`.
         batches: this rank's share; may be empty.
-        train: what is learned.
-        device: of the network.
+        train: settings that tell which parts are trained.
+        device: device of the network.
 
     Returns:
-        Nothing at all when no rank has a sample.
+        The metrics by name; empty if no rank has a sample.
     """
     assert isinstance(network, BlindUSRNet)
     training = network.training
@@ -70,10 +70,10 @@ def validate(
 
 
 def score_of(found: dict[str, float], step: int) -> float:
-    """Score a validation: PSNR where images are restored, else minus the kernel error, else the step.
+    """Score a validation: PSNR if images are restored, otherwise minus the kernel error, otherwise the step.
 
     Raises:
-        JobFailedError: it is no number, or infinite.
+        JobFailedError: the score is NaN or infinite.
     """
     match found:
         case {"val_psnr": score}:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the CPU seconds of this process and all it started, and one thread for the network."""
+"""Helpers shared by the benchmarks: CPU seconds of this process and its children, and one thread for the network."""
 
 from __future__ import annotations
 

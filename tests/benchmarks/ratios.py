@@ -1,9 +1,9 @@
-"""Ratios of one run of the benchmarks beside the committed ones: what became slower by more than a fifth.
+"""Compare the ratios of a benchmark run with the committed ones, and list those slower by more than a fifth.
 
 python -m tests.benchmarks.ratios RESULTS [--write]
 
-RESULTS is what `pytest --benchmark-json` wrote. A ratio is the plain reference's time over ours, both of one run, so it
-moves little from machine to machine; the higher, the faster are we. `--write` makes this run the one to compare with.
+RESULTS is the output of `pytest --benchmark-json`. A ratio is the plain reference's time over ours, both of one run, so
+it varies little between machines; higher is faster. `--write` makes this run the new reference.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Prove on this machine that all works, and how fast it is: `python -m tests.cuda OUT`, or infra/gpu_acceptance.sh.
 
-Stages run in processes of their own, one after the other, each with a time limit. OUT/report.md and report.json are
-whole after every check, so that a machine taken away half-way leaves what it told. Without a card the same code runs on
-the CPU at small sizes, and what needs a card is listed as skipped. Nothing but the standard library is needed here.
+Stages run in separate processes, one after the other, each with a time limit. OUT/report.md and report.json are
+complete after every check, so that a machine that is lost half-way leaves its results. Without a GPU the same code runs
+on the CPU at small sizes, and checks that need a GPU are listed as skipped. Only the standard library is needed here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Faults of a job's surroundings: clocks that jump, servers that are away, bodies that end early."""
+"""Faults of a job's environment: clocks that jump, servers that are unavailable, bodies that end early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small jobs that are drilled: their commands, how far they are, and what they end with."""
+"""The small jobs of the drills: their commands, their progress, and their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation on real Ray workers: the same numbers on any of them, and after a kill."""
+"""The evaluation on real Ray workers: the numbers are the same on any worker and after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes on a network, and a cable that is out for a while."""
+"""Nodes on a network, and a temporary network failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Ray that a job starts for itself: strangers are refused, signals end the job in order, deaths are one line."""
+"""A private Ray of a job: strangers are refused, signals end the job in order, deaths are reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`jobs/registry.py` as it is typed: imports from outside, its commands, and what it says of bad requests."""
+"""`jobs/registry.py` from the command line: imports, its other commands, and its messages for bad requests."""
 
 from __future__ import annotations
 

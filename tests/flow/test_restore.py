@@ -1,4 +1,4 @@
-"""Many photographs from S3 to S3 on an actor pool: killed once, gone on with, the broken ones told."""
+"""Many photographs from S3 to S3 on an actor pool: the job is killed once and resumed, and bad images are reported."""
 
 from __future__ import annotations
 

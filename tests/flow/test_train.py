@@ -1,4 +1,4 @@
-"""Training on real Ray Train workers: a whole run and what it records; one begun afresh in its place that breaks."""
+"""Training on real Ray Train workers: a whole run and its records; a fresh run in its place that fails."""
 
 from __future__ import annotations
 

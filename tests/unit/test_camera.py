@@ -1,4 +1,4 @@
-"""What cameras do behind the blur: grains of light, 8 bit, JPEG."""
+"""The effects of cameras after the blur: shot noise, 8 bit, JPEG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where photographs come from: folders, s3:// prefixes, lists of URIs, and zips, tars and Parquet files of images."""
+"""Sources of photographs: folders, s3:// prefixes, lists of URIs, and zips, tars and Parquet files of images."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def list_sources(
 ) -> list[Source]:
     """List every image of a source, sorted by name. Files of other suffixes are counted on stderr.
 
-    What an image is, is decided by its suffix; how it is read, by its content. Hidden files do not count. Every row of
-    a Parquet file is one.
+    The suffix decides whether a file is an image; its content decides how it is read. Hidden files are ignored. Every
+    row of a Parquet file is an image.
 
     Args:
-        uri: of a folder (recursive), an s3:// prefix, a zip, tar or Parquet file, or a .txt list of these.
-        leave_out: URI of a folder below it that holds no sources.
-        column: of the images in Parquet files; None for the one whose type says so.
-        nested: whether the zips, tars and Parquet files in a folder count.
+        uri: URI of a folder (recursive), an s3:// prefix, a zip, tar or Parquet file, or a .txt list of these.
+        leave_out: URI of a subfolder that holds no sources.
+        column: column of the images in Parquet files; None to find it by its type.
+        nested: whether zips, tars and Parquet files in a folder are opened.
 
     Raises:
-        BadRequestError: nothing is there, or there is no image in it.
+        BadRequestError: the source does not exist or has no image.
     """
     places = list_places(uri, leave_out=leave_out, nested=nested)
     containers = [place for place in places if place.is_container]
@@ -70,11 +70,11 @@ def members(uri: str, column: str | None = None) -> tuple[list[Source], Counter[
     """List the images in a zip, tar or Parquet file, in its order.
 
     Args:
-        uri: of the container.
-        column: of the images in a Parquet file; None for the one whose type says so.
+        uri: URI of the container.
+        column: column of the images in a Parquet file; None to find it by its type.
 
     Returns:
-        The images, and how many other members it has by suffix, or kind where a tar's are no plain files.
+        The images, and the number of other members by suffix, or by kind for members of a tar that are not plain files.
 
     Raises:
         BadRequestError: the container cannot be read.
@@ -89,20 +89,21 @@ def members(uri: str, column: str | None = None) -> tuple[list[Source], Counter[
 
 
 def _counts(source: Source) -> bool:
-    """An image, or what cannot be told because the tar is damaged."""
+    """Return whether a member is an image, or unknown because the tar is damaged."""
     return is_image(source.name) or (suffix(source.uri) == ".tar" and source.size < 0)
 
 
 def named(places: Sequence[Place], inside: dict[Place, list[Source]], asked: str) -> list[Source]:
     """Join the files and the members of the containers, sorted by name.
 
-    A member has the name that it has in its container, so that it is called the same wherever it lies. Names that
-    occur in two places get the container's before them, and where that does not tell them apart, what the user named.
+    A member keeps the name that it has in its container, so that its name does not depend on the container's place.
+    Names that occur twice are prefixed by the container's name and, if that is not enough, by the user's own name of
+    the source.
 
     Args:
         places: files and containers.
         inside: the members of each container.
-        asked: what the user named, for the message.
+        asked: the user's own name of the sources, for the message.
 
     Raises:
         BadRequestError: there is no image.
@@ -139,8 +140,8 @@ def read_source(source: Source) -> bytes:
     """Return the encoded image.
 
     Raises:
-        BadImageError: a member of a container that is damaged, or packed in a way that is not read.
-        ArtefactError: the file is gone, larger than any image, or cannot be read.
+        BadImageError: a member of a container is damaged, or packed in an unsupported way.
+        ArtefactError: the file is missing, larger than any image, or cannot be read.
     """
     if source.member < 0:
         return storage.read_bytes(source.uri, limit=MOST_BYTES)

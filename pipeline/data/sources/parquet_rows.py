@@ -1,4 +1,4 @@
-"""Images in a Parquet file: a column of bytes, or of struct{bytes, path} as Hugging Face's datasets have it."""
+"""Images in a Parquet file: a column of bytes, or of struct{bytes, path} as in Hugging Face's datasets."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from kernels_bank.runtime.s3 import S3Error, S3RefusedError
 from pipeline.data.sources.source import Source, climbs, plain
 from pipeline.images import BadImageError
 
-_ROWS = 16  # read at a time
-_BUFFER = 1 << 20  # bytes of a column read at a time, so that a row group of any size takes no memory
+_ROWS = 16  # rows read at a time
+_BUFFER = 1 << 20  # bytes of a column read at a time, so that even a large row group takes little memory
 
 
 def parquet_rows(uri: str, column: str | None = None) -> list[Source]:
-    """List the rows of a Parquet file, each an image. Only names are read.
+    """List the rows of a Parquet file, each of which is an image. Only names are read.
 
-    An image is named by the `path` beside its bytes; one whose path is no text, empty or leads upwards, by its row.
+    The name of an image is the `path` next to its bytes, or its row number if the path is not text, is empty or leads
+    upwards.
 
     Args:
-        uri: of the file.
-        column: that holds the images; None for the one whose type says so.
+        uri: URI of the file.
+        column: column of the images; None to find it by its type.
 
     Raises:
-        ArtefactError: it is no Parquet file, or is damaged.
-        BadRequestError: not exactly one column can be the images'.
+        ArtefactError: the file is not Parquet, or is damaged.
+        BadRequestError: there is not exactly one column that can hold the images.
     """
     with _damage_told(uri):
         file = _open(uri)
@@ -45,7 +46,7 @@ def parquet_rows(uri: str, column: str | None = None) -> list[Source]:
 
 
 def read_parquet_row(source: Source) -> bytes:
-    """Return the bytes of one row. Rows that follow each other are read as a stream.
+    """Return the bytes of one row. Consecutive rows are read as a stream.
 
     Raises:
         BadImageError: the row holds no bytes.
@@ -57,7 +58,7 @@ def read_parquet_row(source: Source) -> bytes:
 
 @contextlib.contextmanager
 def _damage_told(uri: str) -> Iterator[None]:
-    """Raise ArtefactError in place of what pyarrow raises in the block: it has no error of its own for damage."""
+    """Raise ArtefactError instead of pyarrow's errors in the block: it has no specific error for damage."""
     import pyarrow
 
     try:
@@ -66,19 +67,19 @@ def _damage_told(uri: str) -> Iterator[None]:
         raise
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, StopIteration) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk: pyarrow's own tell no number
+            raise  # an error of the disk: pyarrow's own have no errno
         reason = str(error).partition("\n")[0] or "rows are missing"
         raise ArtefactError(f"{uri}: damaged, or no Parquet file ({reason})") from error
 
 
 class _Reader:
-    """Read rows forwards, a few at a time; a step back begins the row group anew."""
+    """Read rows forwards, a few at a time; a step back restarts the row group."""
 
     def __init__(self, uri: str, column: str) -> None:
         import pyarrow
 
         self._file = _open(uri)
-        # Only the bytes: a damaged or odd path beside them does no harm.
+        # Only the bytes, so that a damaged or odd path next to them does no harm.
         is_struct = pyarrow.types.is_struct(self._file.schema_arrow.field(column).type)
         self._column = f"{column}.bytes" if is_struct else column
         groups = self._file.metadata.num_row_groups
@@ -86,14 +87,14 @@ class _Reader:
         for group in range(groups):
             self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
         self._batches: Iterator[Any] = iter(())
-        self._rows: Any = ()  # at hand
-        self._first, self._end = 0, 0  # the number of the first of them, and where their row group ends
+        self._rows: Any = ()  # the rows in memory
+        self._first, self._end = 0, 0  # number of the first row in memory, and the end of its row group
 
     def row(self, number: int) -> bytes:
         if not len(self._rows) or not self._first <= number < self._end:
             self._begin(number)
         while number >= self._first + len(self._rows):
-            rows, self._rows = self._rows, ()  # after damage none are at hand, and the next call begins anew
+            rows, self._rows = self._rows, ()  # after an error no rows are in memory, and the next call starts again
             self._rows = next(self._batches).column(0)
             self._first += len(rows)
         value = self._rows[number - self._first].as_py()
@@ -123,7 +124,7 @@ def _open(uri: str) -> Any:  # noqa: ANN401 - a ParquetFile
 
 
 def _column(uri: str, schema: Any, asked: str | None) -> str:  # noqa: ANN401 - Arrow's
-    """The name of the images' column."""
+    """Return the name of the images' column."""
     able = [field.name for field in schema if _holds_bytes(field.type)]
     if asked is not None:
         if able.count(asked) > 1:
@@ -155,7 +156,7 @@ def _holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - Arrow's
 
 
 def _has_path(kind: Any) -> bool:  # noqa: ANN401 - Arrow's
-    """Whether a struct has a field `path` of text."""
+    """Return whether a struct has a text field `path`."""
     from pyarrow import types
 
     if not types.is_struct(kind) or (at := kind.get_field_index("path")) < 0:

@@ -1,4 +1,4 @@
-"""From what a user names to the files and containers of images in it, before any container is opened."""
+"""Listing of the files and containers of images in a user's source, before any container is opened."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ _LIST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Place:
-    """Name one file of a source: an image, or a container whose members are."""
+    """Name one file of a source: an image, or a container of images."""
 
     uri: str
-    name: str  # path below what the user named; of a container alone: empty, its members have names enough
-    root: str  # what the user named
-    stamp: str = field(default="", compare=False)  # of the file, where a listing told it
+    name: str  # path below the user's source; empty for a source that is itself a container
+    root: str  # the user's source
+    stamp: str = field(default="", compare=False)  # of the file, if a listing has it
 
     @property
     def is_container(self) -> bool:
-        """Tell whether it has members."""
+        """Return whether the file is a container."""
         return suffix(self.uri) in CONTAINERS
 
 
 def holds_images(uri: str) -> bool:
-    """Tell by its suffix whether a file is a container or a list of images."""
+    """Return whether a file is a container or a list of images, by its suffix."""
     return suffix(uri) in (*CONTAINERS, _LIST)
 
 
 def list_places(uri: str, *, leave_out: str | None = None, nested: bool = True) -> list[Place]:
-    """List what a folder, prefix, container or list holds. Files of other kinds are counted on stderr.
+    """List the places in a folder, prefix, container or list. Files of other kinds are counted on stderr.
 
     Args:
-        uri: of a folder (recursive), an s3:// prefix, a .zip, .tar or .parquet file, or a .txt with one of these or
-            of image files a line.
-        leave_out: URI of a folder below it that holds no sources.
-        nested: whether the containers in a folder count.
+        uri: URI of a folder (recursive), an s3:// prefix, a .zip, .tar or .parquet file, or a .txt with one of these or
+            an image file per line.
+        leave_out: URI of a subfolder that holds no sources.
+        nested: whether the containers in a folder are listed.
 
     Raises:
-        BadRequestError: nothing is there, or no image is in it.
+        BadRequestError: the source does not exist or has no image.
     """
     root = _without_climbs(uris.absolute(uri))
     if suffix(root) == _LIST and storage.is_file(root):
@@ -106,9 +106,9 @@ def _of_place(root: str, uri: str, leave_out: str | None = None, *, nested: bool
 
 
 def _of_list(root: str) -> list[Place]:
-    """What the lines of a text file name: URIs, or paths relative to it; empty lines and `#` comments do not count."""
+    """List the places in the lines of a text file: URIs, or paths relative to it; skip empty lines and `#` comments."""
     try:
-        text = storage.read_bytes(root, limit=_LIST_BYTES).decode("utf-8-sig")  # Windows marks UTF-8
+        text = storage.read_bytes(root, limit=_LIST_BYTES).decode("utf-8-sig")  # Windows writes a byte order mark
     except UnicodeDecodeError as error:
         raise BadRequestError(f"{root}: not UTF-8; a list has one URI or path a line") from error
     folder = root.rpartition("/")[0]
@@ -120,7 +120,7 @@ def _of_list(root: str) -> list[Place]:
             continue
         try:
             where = uris.absolute(entry if "://" in entry or entry.startswith(("/", "~")) else f"{folder}/{entry}")
-            uris.path_of(where)  # of a known scheme
+            uris.path_of(where)  # refuses an unknown scheme
             where = _without_climbs(where)
             if is_image(where):
                 files.append(where)
@@ -137,21 +137,21 @@ def _of_list(root: str) -> list[Place]:
 
 
 def _without_climbs(uri: str) -> str:
-    """Return the same place without `..` in its URI: with it, names below the root would lead out of an output."""
+    """Return the same place without `..` in its URI, since names with `..` would lead out of an output folder."""
     parts = uri.split("/")
     if ".." not in parts:
         return uri
     if uris.is_s3(uri):
         raise BadRequestError(f"{uri}: holds '..', which is no folder above on S3; write the whole key")
     after = len(parts) - parts[::-1].index("..")
-    # Not by the text alone: behind a link to a folder, `..` is the folder above that one.
+    # Not by the text alone: after a link to a folder, `..` is the parent of the link's target.
     return os.path.join(os.path.realpath("/".join(parts[:after])), *parts[after:])  # noqa: PTH118 - may be no text
 
 
 def file_source(root: str, name: str) -> Source:
     """Return the source of a file below a folder or prefix.
 
-    A name that is not UTF-8, or holds control characters, is spelled with escapes, and its URI percent-encoded.
+    A name that is not UTF-8 or has control characters is escaped, and its URI percent-encoded.
     """
     path = uris.join(root, name)
     if spelled(path) != path and not uris.is_s3(path):
@@ -160,7 +160,7 @@ def file_source(root: str, name: str) -> Source:
 
 
 def _common_folder(places: Sequence[str]) -> str:
-    """The longest folder that all of them lie in."""
+    """Return the deepest folder that contains all places."""
     if not places:
         return ""
     first, last = (uri.split("/")[:-1] for uri in (min(places), max(places)))

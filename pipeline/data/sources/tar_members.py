@@ -1,4 +1,4 @@
-"""Images in a tar, as WebDataset and plain `tar` write it: found by their headers, read by their place."""
+"""Images in a tar of WebDataset or plain `tar`: found by their headers, read by their offset."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from kernels_bank.runtime.s3_objects import RangeReader
 from pipeline.data.sources.source import MOST_BYTES, Source, is_hidden, plain
 from pipeline.images import BadImageError
 
-_BLOCK = 256 << 10  # bytes of a tar on S3 that are asked for at least
-_MOST_OF_HEADER = 1 << 20  # bytes of a name or of what else is said of a member
-_MOST_OFFSET = 1 << 60  # far behind the end of any tar, and a place that any file can be asked for
-_PADDING = 64 << 10  # zeros behind a tar's last member, at most
+_BLOCK = 256 << 10  # smallest request in bytes to a tar on S3
+_MOST_OF_HEADER = 1 << 20  # largest size in bytes of a member's name or other metadata
+_MOST_OFFSET = 1 << 60  # far beyond the end of any tar, yet a valid offset for any file
+_PADDING = 64 << 10  # most zeros after a tar's last member
 _REST = "the rest of the tar"
 
 
 def tar_members(uri: str) -> tuple[list[Source], Counter[str]]:
-    """List the files in a tar. Only headers are looked at, but members of less than 256 KiB on S3 come along.
+    """List the files in a tar. Only headers are needed, but on S3 members of less than 256 KiB are downloaded as well.
 
-    Links, files with holes and devices cannot be read by their place: they are counted.
+    Links, sparse files and devices cannot be read by their offset; they are counted.
 
-    A tar that ends or is damaged in the middle, or goes on behind its end, has one more member, which cannot be read:
-    the rest.
+    A tar that is truncated, damaged in the middle, or has data after its end gets one more member for the rest, which
+    cannot be read.
 
     Raises:
-        BadRequestError: it is no tar.
+        BadRequestError: the file is not a tar.
     """
     found: list[Source] = []
     others: Counter[str] = Counter()
@@ -39,7 +39,7 @@ def tar_members(uri: str) -> tuple[list[Source], Counter[str]]:
         try:
             with tarfile.open(fileobj=cast(IO[bytes], _Headers(stream)), mode="r:") as tar:
                 for info in tar:
-                    if not end < tar.offset < _MOST_OFFSET:  # tarfile would go round and round
+                    if not end < tar.offset < _MOST_OFFSET:  # tarfile would loop forever
                         raise ValueError(f"a member of {info.size} bytes")
                     end = tar.offset
                     if info.isreg() and not info.issparse():
@@ -59,7 +59,7 @@ def tar_members(uri: str) -> tuple[list[Source], Counter[str]]:
 
 
 def _kind(info: tarfile.TarInfo) -> str:
-    """Say what a member is that is no plain file."""
+    """Describe the kind of a member that is not a plain file."""
     if info.islnk() or info.issym():
         return "linked"
     return "sparse" if info.issparse() else "device or pipe"
@@ -69,8 +69,8 @@ def read_tar_member(source: Source) -> bytes:
     """Return the bytes of a tar's member.
 
     Raises:
-        BadImageError: the tar ends or is damaged there.
-        ArtefactError: it is gone or cannot be read.
+        BadImageError: the tar is truncated or damaged there.
+        ArtefactError: the tar is missing or cannot be read.
     """
     if source.size < 0:
         raise BadImageError(
@@ -87,7 +87,7 @@ def read_tar_member(source: Source) -> bytes:
 
 
 class _Headers:
-    """A tar of which only headers are read, so that what a damaged one says of its length takes no memory."""
+    """Read only the headers of a tar, so that a false length in a damaged header takes no memory."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self.seek, self.tell = stream, stream.seek, stream.tell

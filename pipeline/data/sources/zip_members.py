@@ -13,8 +13,8 @@ from kernels_bank.runtime.s3_objects import RangeReader
 from pipeline.data.sources.source import MOST_BYTES, Source, plain
 from pipeline.images import BadImageError
 
-_TRIES = 3  # of what is in a zip on S3, whose own checksums tell when it came wrong
-_BLOCK = 256 << 10  # bytes of a zip on S3 that are asked for at least
+_TRIES = 3  # attempts to read from a zip on S3, whose checksums reveal a damaged transfer
+_BLOCK = 256 << 10  # smallest request in bytes to a zip on S3
 
 
 def zip_members(uri: str) -> list[Source]:
@@ -31,10 +31,10 @@ def read_zip_member(source: Source) -> bytes:
         raise BadImageError(f"{member.file_size / 2**30:.1f} GiB unpacked; at most {MOST_BYTES / 2**30:g} are read")
     for left in reversed(range(_TRIES if uris.is_s3(source.uri) else 1)):
         try:
-            return archive.read(member)  # by its CRC-32
+            return archive.read(member)  # checks the CRC-32
         except (S3Error, S3RefusedError, MemoryError):
             raise
-        except Exception as error:  # each way of packing has its own errors
+        except Exception as error:  # each compression method has its own errors
             if not left:
                 raise BadImageError(f"cannot be read from the zip ({error})") from error
     raise AssertionError("unreachable")
@@ -42,10 +42,10 @@ def read_zip_member(source: Source) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def open_zip(uri: str) -> zipfile.ZipFile:
-    """Open a zip, once a process: the table of contents of a large one is not read again for every member.
+    """Open a zip once per process, so that a large table of contents is not read again for every member.
 
     Raises:
-        BadRequestError: it is no zip.
+        BadRequestError: the file is not a zip.
     """
     tries = _TRIES if uris.is_s3(uri) else 1
     for left in reversed(range(tries)):
@@ -66,5 +66,5 @@ def open_zip(uri: str) -> zipfile.ZipFile:
 
 
 def _contents(archive: zipfile.ZipFile) -> tuple[tuple[object, ...], ...]:
-    """The table of contents, which has no checksum: it is read twice."""
+    """Return the table of contents. It has no checksum, so it is read twice and compared."""
     return tuple((i.filename, i.header_offset, i.CRC, i.compress_size, i.file_size) for i in archive.infolist())

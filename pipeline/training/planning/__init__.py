@@ -1,1 +1,1 @@
-"""What a training costs, told without running it: operations, memory, hours and dollars."""
+"""Estimates of a training's cost without running it: operations, memory, hours and dollars."""

@@ -1,6 +1,6 @@
-"""Bytes and operations of a computation, told without doing it: on fake tensors, which hold shapes and no numbers.
+"""Bytes and operations of a computation without running it: on fake tensors, which hold shapes and no numbers.
 
-Not seen: a library's own workspace (cuDNN, oneDNN), the allocator's rounding, the CUDA context.
+Not counted: a library's own workspace (cuDNN, oneDNN), the allocator's rounding, the CUDA context.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class Bookkeeper(TorchDispatchMode):
-    """Count bytes alive and operations. A fake number, asked for its value ("all finite?"), answers yes."""
+    """Count live bytes and operations. The truth value of a fake number ("all finite?") is True."""
 
     def __init__(self) -> None:
         super().__init__()

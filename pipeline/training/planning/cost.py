@@ -1,7 +1,7 @@
-"""What a training step costs, told without running it: the real step on fake tensors, which hold shapes and no numbers.
+"""The cost of a training step, measured by the real step on fake tensors, which hold shapes and no numbers.
 
-Counted are the bytes of every tensor alive at once, and the operations of convolutions, matrix products and FFTs.
-Not seen: a library's own workspace (cuDNN, oneDNN), the allocator's rounding, the CUDA context.
+Counted are the bytes of all tensors alive at once, and the operations of convolutions, matrix products and FFTs.
+Not counted: a library's own workspace (cuDNN, oneDNN), the allocator's rounding, the CUDA context.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from pipeline.training.planning.bookkeeping import Bookkeeper
 
 @dataclass(frozen=True)
 class Cost:
-    """Hold what one training step at one patch size costs: forward, loss, backward, Adam, weight average."""
+    """Hold the cost of one training step at one patch size: forward, loss, backward, Adam, weight average."""
 
     parameters: int
     forward_flops: float  # of one sample; a multiply-add is two
-    backward_flops: float  # of one sample, what checkpointing computes again included
-    fixed_bytes: float  # weights, gradients, Adam's two moments and the weight average: whatever the batch
-    sample_bytes: float  # what each sample of the batch adds to the peak
+    backward_flops: float  # of one sample, including recomputation by activation checkpointing
+    fixed_bytes: float  # weights, gradients, Adam's two moments and the weight average, for any batch size
+    sample_bytes: float  # peak memory per sample of the batch
 
     def peak_bytes(self, batch: int) -> float:
         """Return the peak memory of a step with `batch` samples."""
         return self.fixed_bytes + batch * self.sample_bytes
 
     def largest_batch(self, memory_bytes: float) -> int:
-        """Find the largest batch whose peak fits, 0 if none does."""
+        """Return the largest batch size whose peak fits, 0 if none does."""
         return max(0, math.floor((memory_bytes - self.fixed_bytes) / self.sample_bytes))
 
     def samples_per_second(self, flops_per_second: float) -> float:
-        """Return the throughput of a device that sustains this many operations a second on this network."""
+        """Return the throughput of a device that sustains this many operations per second on this network."""
         return flops_per_second / (self.forward_flops + self.backward_flops)
 
 
@@ -47,9 +47,9 @@ def training_cost(model: ModelConfig, train: TrainConfig, codec: KernelCodec, pa
     """Compute the cost of a training step.
 
     Args:
-        model: the network; it says whether activations are checkpointed.
-        train: says what is learned, and by which loss.
-        codec: of the kernels; only its sizes matter.
+        model: the network, including whether activations are checkpointed.
+        train: settings of the trained parts and the loss.
+        codec: codec of the kernels; only its sizes matter.
         patch: HR patch side in pixels, a multiple of `scale`.
         scale: one of `model.scales`.
     """
@@ -66,7 +66,7 @@ def training_cost(model: ModelConfig, train: TrainConfig, codec: KernelCodec, pa
 
 @dataclass(frozen=True)
 class FakeStep:
-    """Hold what was counted in one step of a whole batch."""
+    """Hold the counts of one step of a whole batch."""
 
     parameters: int
     forward_flops: float
@@ -81,8 +81,8 @@ def fake_step(
 
     Args:
         model: the network.
-        train: says what is learned, and by which loss.
-        codec: of the kernels; only its sizes matter.
+        train: settings of the trained parts and the loss.
+        codec: codec of the kernels; only its sizes matter.
         batch: samples of the step.
         patch: HR patch side in pixels, a multiple of `scale`.
         scale: one of `model.scales`.
@@ -91,7 +91,7 @@ def fake_step(
         network = BlindUSRNet(model, codec).train()
         task = TrainingObjective(network, train)
         parameters = list(network.parameters())
-        # Adam's two moments of what is trained, and the weight average; the gradients come with the backward pass.
+        # Adam's two moments of the trained weights, and the weight average; the backward pass adds the gradients.
         state = [torch.zeros_like(p) for p in parameters for _ in range(3 if p.requires_grad else 1)]
         lr, hr = torch.zeros(batch, 3, patch // scale, patch // scale), torch.zeros(batch, 3, patch, patch)
         kernel = torch.zeros(batch, codec.size, codec.size)

@@ -35,25 +35,25 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 
 @dataclass(frozen=True)
 class Card:
-    """Describe the accelerators as the plan sees them."""
+    """Describe the accelerators for the plan."""
 
     memory_gib: float
-    tflops: float  # sustained on such networks, 1e12 operations a second: a third to a half of the data sheet's
+    tflops: float  # sustained on these networks, 1e12 operations per second: a third to half of the data sheet's
     count: int = 8
-    dollars: float = 2.5  # for an hour of one
+    dollars: float = 2.5  # per hour for one
 
 
 def plan_table(configs: Sequence[RunConfig], card: Card, *, kernel_size: int, components: int) -> str:
-    """Write two rows a config: activations kept, and activations computed again in the backward pass.
+    """Write two rows per config: activations kept, and activations recomputed in the backward pass.
 
     Args:
         configs: runs; each is planned at its patch, its largest scale and its batch of one worker.
-        card: what each worker trains on.
+        card: accelerator of each worker.
         kernel_size: side of the kernels.
         components: length of the kernel code.
 
     Raises:
-        BadRequestError: no bank has kernels of this size or codes of this length.
+        BadRequestError: no bank can have kernels of this size or codes of this length.
     """
     settings = {"motion": 0, "size": kernel_size, "components": components}
     checked_spec(settings, f"--kernel-size {kernel_size}, --components {components}")
@@ -98,7 +98,7 @@ def _row(config: RunConfig, codec: KernelCodec, card: Card, *, checkpointed: boo
 
 
 def _codec(size: int, components: int) -> KernelCodec:
-    """A codec of the right sizes that encodes nothing."""
+    """Make a codec of the right sizes that encodes nothing."""
     pixels = size * size
     return KernelCodec(
         mean=np.full(pixels, 1 / pixels, np.float32),

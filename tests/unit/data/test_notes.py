@@ -1,4 +1,4 @@
-"""Notes of a job: kept in parts, read back by the next try, damaged ones left out."""
+"""Notes of a job are kept in parts and read back by the next attempt; damaged parts are ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation kernels are fixed for ever: results of different years stay comparable."""
+"""The evaluation kernels never change, so results of different years stay comparable."""
 
 from __future__ import annotations
 

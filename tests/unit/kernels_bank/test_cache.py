@@ -1,4 +1,4 @@
-"""The unpacked bank in the cache is not believed: whatever was done to it, a bank's kernels are those of its shards."""
+"""The unpacked bank in the cache is not trusted: after any change to it, a bank's kernels are those of its shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Ray that is not there or does not start: said in one line instead of a wait without end."""
+"""A Ray that is unavailable or does not start is reported in one line instead of an endless wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One writer a place, on a disk and on S3: of many that start at once one gets in, whatever was there before."""
+"""One writer per place, on a disk and on S3: of many that start at once, exactly one gets the lease."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The gate: who sends slowly, too much or too often waits alone; a replica that dies is an answer like any other."""
+"""The gate: slow, large or frequent requests only delay their own client; a replica's death is an ordinary answer."""
 
 from __future__ import annotations
 

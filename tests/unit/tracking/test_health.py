@@ -1,4 +1,4 @@
-"""A tracking server that is away, of another version, or cannot keep files: one line that says which."""
+"""A tracking server that is unavailable, of another version, or cannot keep files is reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tracking server that takes connections and says nothing is told in one line, and soon."""
+"""A tracking server that accepts connections but is silent is reported soon, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints on their way: storage that is away is waited for, a full disk is not, and a snapshot is never lost."""
+"""Uploads of checkpoints wait for unavailable storage but not for a full disk, and never lose the snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which interface the workers of a node are told to use."""
+"""The choice of the network interface for the workers of a node."""
 
 from __future__ import annotations
 

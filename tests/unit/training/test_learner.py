@@ -1,4 +1,4 @@
-"""What a run starts from: whose kernel code, and which weights."""
+"""The starting point of a run: its kernel code and its weights."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What the user is told: the live line, and a failure in a line."""
+"""Messages to the user: the live line, and a failure in one line."""
 
 from __future__ import annotations
 
