@@ -28,7 +28,7 @@ class Parts:
     grey_alpha: bool = False  # grey with alpha; OpenCV gives it as RGBA, of a TIFF without alpha
     grey_key: int | None = None  # the grey value that stands for transparent pixels
     negative: bool = False  # grey that counts from white, also in the decoder's pixels
-    few_bits: bool = False  # grey of 2 or 4 bits, or a palette of fewer: OpenCV gives none, or other colours
+    only_pillow: bool = False  # a TIFF of which OpenCV gives no pixels, or others
     alpha: Literal["straight", "premultiplied", "none"] = "straight"  # what the last of 2 or 4 channels is
     lossy: bool = False  # its pixels are off by an error that it does not tell: a WebP of that kind, AVIF, HEIF
     notes: tuple[str, ...] = ()  # what is wrong with the file and can be borne, a phrase each

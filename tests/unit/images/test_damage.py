@@ -138,6 +138,17 @@ def test_damaged_pixels_are_named(name):
         decode_photograph(data)
 
 
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "packbits"}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_a_tiff_that_lacks_anything_of_its_pixels_or_its_palette_is_damaged(mode, options):
+    """Its decoder's own directory is written behind it, and must not be read as what is missing."""
+    data = encoded(Image.fromarray(PIXELS).convert(mode), "TIFF", **options)
+    assert decode_photograph(data).pixels.shape[:2] == PIXELS.shape[:2]
+    for cut in (1, 2, 20, 100, len(data) // 3):
+        with pytest.raises(BadImageError, match=r"damaged"):
+            decode_photograph(data[:-cut])
+
+
 def test_a_file_that_lies_about_its_size_is_refused_by_it(monkeypatch):
     frame = JPEG.index(b"\xff\xc0") + 5
     huge = JPEG[:frame] + struct.pack(">HH", 60000, 60000) + JPEG[frame + 4 :]
