@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from jobs import plan
 from jobs.plan import Plan
 from jobs.serve import Serve
 from kernels_bank.runtime import local_ray
@@ -241,6 +242,16 @@ def test_a_variable_below_a_setting_without_parts_is_told(yaml, monkeypatch, cap
     monkeypatch.setenv("BLINDSR_NAME__X", "3")
     assert parse(Train, ["--config", yaml]).name == "a"
     assert capsys.readouterr().err == "BLINDSR_NAME__X: no settings of this job, without effect\n"
+
+
+def test_a_plan_of_all_shipped_configs_tells_a_variable_once(monkeypatch, capsys):
+    monkeypatch.setenv("BLINDSR_FOO", "3")
+    monkeypatch.setattr("pipeline.training.planning.table.plan_table", lambda configs, *_, **__: len(configs))
+    monkeypatch.setattr(sys, "argv", ["plan.py"])
+    run(Plan, plan.main, [])
+    told = capsys.readouterr()
+    assert int(told.out) == len(list((REPO / "jobs/configs").glob("*.yaml")))
+    assert told.err == "BLINDSR_FOO: no settings of this job, without effect\n"
 
 
 def test_a_file_may_merge_what_it_then_sets_itself(tmp_path: Path):
