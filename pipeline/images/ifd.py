@@ -118,13 +118,13 @@ def _read(data: bytes, order: str, at: int, budget: list[int], depth: int) -> Di
 
 
 def first_tag(data: bytes, at: int) -> tuple[int, Value] | None:
-    """Return the first tag of a directory that makes sense; tags are sorted. Raises BrokenDirectoryError."""
-    return next(_values(data, byte_order(data), at), None)
+    """Return the first tag of a directory, the smallest one; None if it makes no sense. Raises BrokenDirectoryError."""
+    return next(_values(data, byte_order(data), at, most=1), None)
 
 
-def _values(data: bytes, order: str, at: int) -> Iterator[tuple[int, Value]]:
+def _values(data: bytes, order: str, at: int, most: int = _MOST_TAGS) -> Iterator[tuple[int, Value]]:
     layout = _layout(data)
-    count = min(_integer_at(data, at, layout.length), _MOST_TAGS)
+    count = min(_integer_at(data, at, layout.length), most)
     first = at + struct.calcsize(layout.length)
     for place in range(first, min(first + layout.entry * count, len(data) - layout.entry + 1), layout.entry):
         tag, kind, number = struct.unpack_from(f"{order}HH{layout.number}", data, place)

@@ -347,6 +347,20 @@ def test_pages_of_a_big_tiff_are_counted_no_further_than_they_tell(order):
         read_header(head + pages)
 
 
+def test_of_every_further_page_one_tag_is_looked_at(monkeypatch):
+    """Seventeen directories of 65,535 tags without sense, one upon another, would take a second."""
+    unpacked, looked_at = struct.unpack_from, []
+    monkeypatch.setattr(ifd.struct, "unpack_from", lambda *given: (looked_at.append(given[0]), unpacked(*given))[1])
+    tags, pages = 1000, 17
+    starts = [8 + page * (6 + 12 * tags) for page in range(pages)]
+    body = b"".join(
+        struct.pack("<H", tags) + bytes(12 * tags) + struct.pack("<I", following) for following in [*starts[1:], 0]
+    )
+    with pytest.raises(BadImageError, match=r"multi-page \(17 frames\)"):
+        read_header(b"II*\0\x08\0\0\0" + body)
+    assert looked_at.count("<HHI") <= tags + pages
+
+
 def test_a_big_tiff_is_read_with_its_metadata():
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "Maker", 6
