@@ -6,6 +6,7 @@ python infra/healthcheck.py http://127.0.0.1:5000/health       another server
 
 from __future__ import annotations
 
+import re
 import sys
 import urllib.request
 from http.client import HTTPException
@@ -17,6 +18,8 @@ RAYLET = "http://127.0.0.1:52365/api/local_raylet_healthz"
 def main() -> None:
     """Check the node or server, and print the reason if it is unhealthy."""
     url = sys.argv[1] if len(sys.argv) > 1 else RAYLET
+    if re.search("//[^/]*@", url):  # urllib would take it for a host's name, and say it in the container's log
+        sys.exit("a URL with a login; write http://host:port/path, no login is sent")
     try:
         with urllib.request.urlopen(url, timeout=8) as answer:
             text = answer.read(200).decode(errors="replace").strip()

@@ -6,6 +6,8 @@ python jobs/plan.py --config jobs/configs/NAME.yaml [--model.restorer.unfoldings
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -39,7 +41,8 @@ def main(command: Plan) -> None:
     configs: list[RunConfig] = [command]
     if command.config is None:
         shipped = sorted(Path(__file__).with_name("configs").glob("*.yaml"))
-        configs = [parse(Plan, [*sys.argv[1:], "--config", str(path)]) for path in shipped]
+        with contextlib.redirect_stderr(io.StringIO()):  # what the flags and variables do was said once
+            configs = [parse(Plan, [*sys.argv[1:], "--config", str(path)]) for path in shipped]
     card = Card(command.memory_gib, command.tflops, command.cards, command.dollars)
     print(plan_table(configs, card, kernel_size=command.kernel_size, components=command.components))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import struct
 import zipfile
@@ -14,6 +15,7 @@ import numpy as np
 
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MOST_VALUES = 2**26  # limit of values read into memory: 126,000 kernels of 23 x 23, half a GiB of float64
 MOST_BYTES = 8 * _MOST_VALUES + 2**16  # limit of a file: as many values of float64, and a header
@@ -40,21 +42,28 @@ def read_npy(data: bytes) -> Arrays:
 def read_npz(data: bytes) -> Arrays:
     """Read the array `kernels`, or the only array, of a .npz file."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        info = members[_only(members)]
+        members = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
+        info = dict(members)[_only(name for name, _ in members)]
         if info.file_size > MOST_BYTES:
             raise ArtefactError(f"{info.filename} has {info.file_size / 2**30:.1f} GiB unpacked, too many for kernels")
         return read_npy(archive.read(info))
 
 
 def read_png(data: bytes) -> Arrays:
-    """Read a grey picture, 8 or 16 bit."""
+    """Read a grey picture, 8 or 16 bit. Raises ArtefactError for one that is not that alone."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as picture:
         refuse_large((picture.height, picture.width))
+        if (frames := getattr(picture, "n_frames", 1)) > 1:
+            raise ArtefactError(f"one picture is expected; this one is animated ({frames} frames)")
         if picture.mode.startswith("I") or picture.mode in {"1", "L"}:
-            return [np.asarray(picture, dtype=np.float64)]
+            grey = np.asarray(picture, dtype=np.float64)
+            if (grey == picture.info.get("transparency", -1)).any():
+                raise ArtefactError("a grey picture is expected; this one has transparent pixels")
+            return [grey]
+        if data.startswith(_PNG) and data[24] == 16:
+            raise ArtefactError("16-bit colours, of which 8 bits would be read; convert the picture to grey")
         pixels = np.asarray(picture.convert("RGBA"), dtype=np.float64)
     if (pixels[..., :3] != pixels[..., :1]).any() or (pixels[..., 3] != 255).any():
         raise ArtefactError("a grey picture is expected; this one has colours or transparent pixels")
@@ -71,9 +80,9 @@ def read_mat(data: bytes) -> Arrays:
     def stream() -> Any:  # noqa: ANN401 - SciPy's stubs know paths only
         return io.BytesIO(data)
 
-    variables = {name: (shape, kind) for name, shape, kind in scipy_io.whosmat(stream()) if not name.startswith("__")}
-    name = _only(variables)
-    shape, kind = variables[name]
+    variables = [(name, (shape, kind)) for name, shape, kind in scipy_io.whosmat(stream()) if not name.startswith("__")]
+    name = _only(name for name, _ in variables)
+    shape, kind = dict(variables)[name]
     if kind not in _NUMBERS | {"cell"}:
         raise ArtefactError(f"the variable '{name}' is of MATLAB's class {kind}; {_WANTED}")
     refuse_large(shape)
@@ -176,8 +185,10 @@ def _cell(item: np.ndarray, number: int) -> np.ndarray:
 
 
 def _only(names: Iterable[str]) -> str:
-    """Return the name `kernels`, or the only name."""
+    """Return the name `kernels`, or the only name. Raises ArtefactError, also where it stands for two arrays."""
     names = sorted(names)
+    if twice := [name for name, other in itertools.pairwise(names) if name == other]:
+        raise ArtefactError(f"has more than one variable '{twice[0]}'; give each another name")
     if "kernels" in names:
         return "kernels"
     if len(names) != 1:

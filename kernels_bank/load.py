@@ -104,7 +104,8 @@ def _refuse_flattened(array: np.ndarray) -> None:
         raise ArtefactError(
             f"an array of shape {array.shape} can be read as one kernel or as "
             f"{', or as '.join(reading for reading, _ in readings)}; reshape it to "
-            f"{' or '.join(shape for _, shape in readings)}, or fill one kernel up with zeros to a square"
+            f"{' or '.join(dict.fromkeys(shape for _, shape in readings))}, or fill one kernel up with zeros to a "
+            "square"
         )
 
 

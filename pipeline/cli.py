@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import gc
 import io
+import itertools
 import os
 import signal
 import sys
@@ -35,7 +36,14 @@ from kernels_bank.runtime.process import ensure_home
 from kernels_bank.runtime.redact import STANDARD_OUTPUT, mask_output, mask_text
 from pipeline.config import RunConfig
 from pipeline.flags import add_argument, kebab, moved_flag, quoted_places
-from pipeline.mistakes import check_given, explain, explain_unparsed, outermost
+from pipeline.mistakes import (
+    check_given,
+    explain,
+    explain_unparsed,
+    outermost,
+    refuse_repeated,
+    takes_parts,
+)
 from pipeline.model_config import MOVED, nested
 from pipeline.yaml_file import read_yaml
 
@@ -166,6 +174,9 @@ def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     """Parse and validate the arguments. Raises BadRequestError, which names every invalid field by its path."""
     flags = quoted_places([kebab(argument) for argument in arguments])
     config = _config_file(flags)
+    for before, flag in itertools.pairwise(["", *flags]):
+        name, _, value = flag.partition("=") if flag.startswith("--") else (before, "", flag)
+        refuse_repeated(value, name)
     if issubclass(command, RunConfig):
         flags = [moved_flag(flag) for flag in flags]
         config = _moved(config, "the config file")
@@ -217,11 +228,25 @@ class _Environment(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """Return all that the environment sets."""
+        ours = sorted(name for name in os.environ if outermost(name))
+        for name in ours:
+            refuse_repeated(os.environ[name], name)
+        if twice := [
+            f"{one} and {other}" for one, other in itertools.combinations(ours, 2) if one.lower() == other.lower()
+        ]:
+            raise BadRequestError(f"the environment's {twice[0]} are one setting, given more than once")
         settings = self._variables()
-        known = {*self.settings_cls.model_fields, *_NO_SETTINGS, ""}
-        if unknown := sorted(name for name in os.environ if outermost(name) not in known):
+        if unknown := [name for name in ours if not self._is_known(name)]:
             print(f"{', '.join(unknown)}: no settings of this job, without effect", file=sys.stderr, flush=True)
         return _moved(settings, "the environment") if issubclass(self.settings_cls, RunConfig) else settings
+
+    def _is_known(self, variable: str) -> bool:
+        """Tell whether a variable has an effect on this job, or is for another part of the program."""
+        field = self.settings_cls.model_fields.get(outermost(variable))
+        if field is None:
+            return outermost(variable) in _NO_SETTINGS
+        is_part = "__" in variable.lower().removeprefix("blindsr_")
+        return not is_part or takes_parts(field.annotation)
 
 
 def _moved(settings: dict[str, Any], where: str) -> dict[str, Any]:

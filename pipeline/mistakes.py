@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import SettingsError
+
+from kernels_bank.runtime.errors import BadRequestError
 
 _MOST_MISTAKES = 10  # at most so many are named in one line
 _MOST_CHARACTERS = 500  # for each of them
@@ -95,6 +99,38 @@ def _kinds(annotation: object) -> Iterator[object]:
             yield from _kinds(part)
     else:
         yield annotation
+
+
+def takes_parts(annotation: object) -> bool:
+    """Tell whether a setting of this type has settings of its own, as `train` has `train.steps`."""
+    return any(
+        get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel))
+        for kind in _kinds(annotation)
+    )
+
+
+def refuse_repeated(given: str, where: str) -> None:
+    """Check that JSON holds no name twice, of which the last would count.
+
+    Args:
+        given: the value of a flag or a variable; what is no JSON holds none.
+        where: its name.
+
+    Raises:
+        BadRequestError: it does.
+    """
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if twice := [name for name, uses in Counter(name for name, _ in pairs).items() if uses > 1]:
+            raise BadRequestError(f"{where}: '{twice[0][:100]}' is given more than once")
+        return dict(pairs)
+
+    try:
+        json.loads(given, object_pairs_hook=once)
+    except BadRequestError:
+        raise
+    except (ValueError, RecursionError):
+        return
 
 
 def explain(error: ValidationError) -> str:

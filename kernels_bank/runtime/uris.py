@@ -18,7 +18,7 @@ def path_of(uri: str | Path) -> str:
             users of filesystems would drop.
     """
     text = str(uri)
-    if "\0" in text:
+    if "\0" in text or (text.startswith("file:/") and "%00" in text):
         raise BadRequestError(f"{text!r}: holds a zero byte, which no name has")
     if text.startswith("s3:/") and not text.startswith("s3://"):
         raise BadRequestError(f"{text}: an S3 URI begins with s3://")

@@ -123,7 +123,7 @@ def _pixels(parts: Parts) -> np.ndarray:
                 return _decode_jpeg(parts.stream)
         case "AVIF" | "HEIF":
             return _decode_with_pillow(parts.stream)
-        case "TIFF" if parts.grey_alpha or parts.few_bits:
+        case "TIFF" if parts.grey_alpha or parts.only_pillow:
             with quiet_decoders():
                 return _as_told(_decode_with_pillow(parts.stream), parts)
     try:

@@ -117,9 +117,14 @@ def _read(data: bytes, order: str, at: int, budget: list[int], depth: int) -> Di
     return found
 
 
-def _values(data: bytes, order: str, at: int) -> Iterator[tuple[int, Value]]:
+def first_tag(data: bytes, at: int) -> tuple[int, Value] | None:
+    """Return the first tag of a directory, the smallest one; None if it makes no sense. Raises BrokenDirectoryError."""
+    return next(_values(data, byte_order(data), at, most=1), None)
+
+
+def _values(data: bytes, order: str, at: int, most: int = _MOST_TAGS) -> Iterator[tuple[int, Value]]:
     layout = _layout(data)
-    count = min(_integer_at(data, at, layout.length), _MOST_TAGS)
+    count = min(_integer_at(data, at, layout.length), most)
     first = at + struct.calcsize(layout.length)
     for place in range(first, min(first + layout.entry * count, len(data) - layout.entry + 1), layout.entry):
         tag, kind, number = struct.unpack_from(f"{order}HH{layout.number}", data, place)
@@ -136,6 +141,13 @@ def as_integer(value: Value | Directory | None, order: str) -> int | None:
     if not isinstance(value, Value) or value.number != 1 or value.kind not in _NUMBER:
         return None
     return int(struct.unpack(f"{order}{_NUMBER[value.kind]}", value.data)[0])
+
+
+def as_numbers(value: Value | Directory | None, order: str) -> np.ndarray:
+    """Return the shorts, longs or positions of a tag as float64; none if it is something else."""
+    if not isinstance(value, Value) or value.kind not in _NUMBER:
+        return np.zeros(0)
+    return np.frombuffer(value.data, f"{order}u{_SIZE[value.kind]}").astype(np.float64)
 
 
 def integer(value: int, order: str, kind: int = LONG) -> Value:

@@ -28,7 +28,7 @@ class Parts:
     grey_alpha: bool = False  # grey with alpha, which OpenCV decodes as RGBA, or for a TIFF without alpha
     grey_key: int | None = None  # the grey value of transparent pixels
     negative: bool = False  # grey with 0 as white, also in the decoder's pixels
-    few_bits: bool = False  # grey of 2 or 4 bits, or a small palette, which OpenCV cannot decode correctly
+    only_pillow: bool = False  # a TIFF that OpenCV does not decode, or not correctly
     alpha: Literal["straight", "premultiplied", "none"] = "straight"  # meaning of the last of 2 or 4 channels
     lossy: bool = False  # compressed with an unknown error: a lossy WebP, AVIF, HEIF
     notes: tuple[str, ...] = ()  # a phrase for each tolerable defect of the file

@@ -74,16 +74,19 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
     Raises:
         BadRequestError: there is no such model or kernel, or they do not fit the scale.
     """
-    # An alias is resolved once, so that the report names the version that was used.
-    restorer = Restorer.load(locate(settings.model), device, settings.precision)
+    # An alias is resolved once, so that the report names the version that was used. Lookups come first, since a network
+    # takes seconds to load.
+    model = locate(settings.model)
+    start = settings.x0 if settings.x0 in {None, "nearest", "bicubic"} else locate(str(settings.x0))
     kernel = load_kernel(settings.kernel) if settings.kernel else None
+    restorer = Restorer.load(model, device, settings.precision)
     restorer.check(settings.scale, kernel_given=kernel is not None)
     x0: Restorer | Literal["nearest", "bicubic"] | None
-    match settings.x0:
+    match start:
         case None | "nearest" | "bicubic":
-            x0 = settings.x0
-        case uri:
-            x0 = Restorer.load(locate(uri), device, settings.precision)
+            x0 = start
+        case _:
+            x0 = Restorer.load(start, device, settings.precision)
             x0.check(settings.scale, kernel_given=True)
     request = {
         "schema": 1,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -96,18 +97,26 @@ def _stems(sources: list[Source]) -> list[str]:
     paths = [PurePosixPath(plain(source.name)) for source in sources]
     stems = [path.stem for path in paths]
     while True:
-        uses = Counter((path.parent, stem) for path, stem in zip(paths, stems, strict=True))
-        longer = [path.name if uses[path.parent, stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
+        places = [_place(path, stem) for path, stem in zip(paths, stems, strict=True)]
+        uses = Counter(places)
+        longer = [
+            path.name if uses[place] > 1 else stem for path, stem, place in zip(paths, stems, places, strict=True)
+        ]
         if longer == stems:
             break
         stems = longer
-    taken: set[tuple[PurePosixPath, str]] = set()
-    for place, (path, stem) in enumerate(zip(paths, stems, strict=True)):
+    taken: set[str] = set()
+    for index, (path, stem) in enumerate(zip(paths, stems, strict=True)):
         number = itertools.count(2)
-        while (path.parent, stems[place]) in taken:
-            stems[place] = f"{stem}-{next(number)}"
-        taken.add((path.parent, stems[place]))
+        while (place := _place(path, stems[index])) in taken:
+            stems[index] = f"{stem}-{next(number)}"
+        taken.add(place)
     return stems
+
+
+def _place(path: PurePosixPath, stem: str) -> str:
+    """Return what is the same for names that are one file on a disk that does not tell case, as those of macOS."""
+    return unicodedata.normalize("NFC", f"{path.parent}/{stem}").casefold()
 
 
 def _job(source: Source, stem: str, settings: RestoreSettings, output: str) -> RestoreJob:

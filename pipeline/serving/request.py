@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import Request
-from pydantic import AfterValidator, Field, Json, ValidationError
+from pydantic import AfterValidator, Field, Json, Strict, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -41,7 +41,8 @@ def _kernel(rows: list[list[float]]) -> list[list[float]]:
     return rows
 
 
-Kernel = Annotated[Json[list[list[float]]], AfterValidator(_kernel)]
+# Strict: a text or a truth value is no number.
+Kernel = Annotated[Json[list[list[Annotated[float, Strict()]]]], AfterValidator(_kernel)]
 
 
 class RestoreOptions(Frozen):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from jobs import plan
 from jobs.plan import Plan
 from jobs.serve import Serve
 from kernels_bank.runtime import local_ray
@@ -69,6 +70,8 @@ def test_both_spellings_of_a_flag_are_understood(yaml: str):
         (["--name=../up"], "name: "),
         (["--train.steps=6", "--train.steps", "7"], r"--train\.steps: given more than once; see --help"),
         (["--train.gpu", "--no-train.gpu"], r"train\.gpu: given more than once"),
+        (["--train", '{"steps": 6, "steps": 7}'], "^--train: 'steps' is given more than once$"),
+        (['--data.shards=[{"uri": "a", "uri": "b"}]'], r"^--data\.shards: 'uri' is given more than once$"),
         ([f"--train.steps={'a' * 1000}"], r"train\.steps: .{100,400}$"),
         ([f"--train.schedule={'a' * 100_000}", f"--name={'b' * 100_000}"], "^name: .{100,1000}$"),
         (["--train.checkpoint-minutes=inf"], r"train\.checkpoint_minutes: .*finite number \(got 'inf'\)"),
@@ -216,6 +219,39 @@ def test_a_variable_without_effect_is_told(
     monkeypatch.setenv(local_ray._ALONE, "1")  # of a job that a process of another job's Ray starts
     assert parse(Train, ["--config", yaml]).train.steps == 5
     assert capsys.readouterr().err == "BLINDSR_TRIAN__STEPS: no settings of this job, without effect\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"BLINDSR_TRAIN": '{"steps": 6, "steps": 7}'}, "BLINDSR_TRAIN: 'steps' is given more than once"),
+        (
+            {"BLINDSR_TRAIN__STEPS": "6", "blindsr_train__steps": "7"},
+            "the environment's BLINDSR_TRAIN__STEPS and blindsr_train__steps are one setting, given more than once",
+        ),
+    ],
+)
+def test_a_variable_that_sets_something_twice_is_refused(yaml, monkeypatch, variables, told):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadRequestError, match=f"^{told}$"):
+        parse(Train, ["--config", yaml])
+
+
+def test_a_variable_below_a_setting_without_parts_is_told(yaml, monkeypatch, capsys):
+    monkeypatch.setenv("BLINDSR_NAME__X", "3")
+    assert parse(Train, ["--config", yaml]).name == "a"
+    assert capsys.readouterr().err == "BLINDSR_NAME__X: no settings of this job, without effect\n"
+
+
+def test_a_plan_of_all_shipped_configs_tells_a_variable_once(monkeypatch, capsys):
+    monkeypatch.setenv("BLINDSR_FOO", "3")
+    monkeypatch.setattr("pipeline.training.planning.table.plan_table", lambda configs, *_, **__: len(configs))
+    monkeypatch.setattr(sys, "argv", ["plan.py"])
+    run(Plan, plan.main, [])
+    told = capsys.readouterr()
+    assert int(told.out) == len(list((REPO / "jobs/configs").glob("*.yaml")))
+    assert told.err == "BLINDSR_FOO: no settings of this job, without effect\n"
 
 
 def test_a_file_may_merge_what_it_then_sets_itself(tmp_path: Path):

@@ -138,6 +138,17 @@ def test_damaged_pixels_are_named(name):
         decode_photograph(data)
 
 
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "packbits"}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_a_tiff_that_lacks_anything_of_its_pixels_or_its_palette_is_damaged(mode, options):
+    """Its decoder's own directory is written behind it, and must not be read as what is missing."""
+    data = encoded(Image.fromarray(PIXELS).convert(mode), "TIFF", **options)
+    assert decode_photograph(data).pixels.shape[:2] == PIXELS.shape[:2]
+    for cut in (1, 2, 20, 100, len(data) // 3):
+        with pytest.raises(BadImageError, match=r"damaged"):
+            decode_photograph(data[:-cut])
+
+
 def test_a_file_that_lies_about_its_size_is_refused_by_it(monkeypatch):
     frame = JPEG.index(b"\xff\xc0") + 5
     huge = JPEG[:frame] + struct.pack(">HH", 60000, 60000) + JPEG[frame + 4 :]
@@ -334,6 +345,20 @@ def test_pages_of_a_big_tiff_are_counted_no_further_than_they_tell(order):
     head = (b"II+\0\x08\0\0\0" if order == "<" else b"MM\0+\0\x08\0\0") + struct.pack(f"{order}Q", 16)
     with pytest.raises(BadImageError, match="multi-page"):
         read_header(head + pages)
+
+
+def test_of_every_further_page_one_tag_is_looked_at(monkeypatch):
+    """Seventeen directories of 65,535 tags without sense, one upon another, would take a second."""
+    unpacked, looked_at = struct.unpack_from, []
+    monkeypatch.setattr(ifd.struct, "unpack_from", lambda *given: (looked_at.append(given[0]), unpacked(*given))[1])
+    tags, pages = 1000, 17
+    starts = [8 + page * (6 + 12 * tags) for page in range(pages)]
+    body = b"".join(
+        struct.pack("<H", tags) + bytes(12 * tags) + struct.pack("<I", following) for following in [*starts[1:], 0]
+    )
+    with pytest.raises(BadImageError, match=r"multi-page \(17 frames\)"):
+        read_header(b"II*\0\x08\0\0\0" + body)
+    assert looked_at.count("<HHI") <= tags + pages
 
 
 def test_a_big_tiff_is_read_with_its_metadata():

@@ -9,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipeline.images import BadImageError
@@ -104,7 +105,7 @@ def animated() -> bytes:
         (file(Image.new("CMYK", (4, 4)), "JPEG"), "CMYK"),
         (file(Image.new("RGB", (4, 4)), "GIF"), "GIF is not supported"),
         (animated(), "animated"),
-        (file(Image.new("F", (4, 4)), "TIFF"), "float32"),
+        (file(Image.new("F", (4, 4)), "TIFF"), "a TIFF of floats of 32 bits; convert"),
         (file(Image.new("RGB", (64, 64), RED))[:90], "damaged|not a readable"),
         (b"", "not a readable image"),
     ],
@@ -253,6 +254,49 @@ def planar(stored: np.ndarray) -> bytes:
 def test_channels_of_a_tiff_that_would_change_are_refused(data: bytes, reason: str):
     with pytest.raises(BadImageError, match=reason):
         decode_photograph(data)
+
+
+def test_a_plain_tiff_that_says_too_many_bytes_is_read():
+    pixels = channels(3, np.uint8)
+    count, said = (struct.pack("<HHII", 0x117, 4, 1, count) for count in (pixels.nbytes, 2**20))
+    data = tiff(pixels, 2).replace(count, said)
+    assert said in data
+    np.testing.assert_array_equal(decode_photograph(data).pixels, pixels)
+
+
+def written(pixels: np.ndarray, *previews: np.ndarray, subfile: int = 1, **options: object) -> bytes:
+    """The TIFF that tifffile writes, with further pages of this NewSubfileType."""
+    stream = io.BytesIO()
+    kind = "rgb" if pixels.ndim == 3 else "minisblack"
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(pixels, photometric=kind, metadata=None, **options)
+        for page in previews:
+            writer.write(page, photometric=kind, metadata=None, subfiletype=subfile)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_tiff_of_small_plain_tiles_is_read(count: int, planes: str):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3)[: 2 + (count > 1)], np.uint8)
+    stored = np.moveaxis(pixels, 2, 0).copy() if (separate := planes == "separate" and count > 1) else pixels
+    data = written(stored, tile=(16, 16), **({"planarconfig": planes} if separate else {}))
+    np.testing.assert_array_equal(decode_photograph(data).pixels, pixels)
+
+
+def test_a_preview_in_a_tiff_is_no_page_and_other_pages_are():
+    pixels = channels(3, np.uint8)
+    np.testing.assert_array_equal(decode_photograph(written(pixels, pixels[::2, ::2], pixels[::4, ::4])).pixels, pixels)
+    for data in (written(pixels, pixels, subfile=2), written(pixels, pixels, subfile=1, subfiletype=1)):
+        with pytest.raises(BadImageError, match=r"multi-page \(2 frames\)"):
+            decode_photograph(data)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int16, np.complex64])
+def test_values_of_a_tiff_that_are_not_read_are_named(dtype: type):
+    kind = {np.float16: "floats of 16", np.int16: "signed integers of 16", np.complex64: "complex numbers of 64"}[dtype]
+    with pytest.raises(BadImageError, match=f"^a TIFF of {kind} bits; convert the file to whole numbers"):
+        decode_photograph(written(np.zeros((4, 4), dtype)))
 
 
 def test_a_decompression_bomb_is_refused_by_its_header():

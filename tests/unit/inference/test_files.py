@@ -89,6 +89,15 @@ def test_a_turned_photograph_is_turned_and_then_restored(folder, photo, tmp_path
     np.testing.assert_array_equal(turned, upright)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"), [({"kernel": "/no/kernel.npy"}, "no such file"), ({"x0": "Bicubic"}, "holds no model")]
+)
+def test_a_wrong_kernel_or_start_is_told_before_a_network_is_loaded(same, monkeypatch, wrong, told):
+    monkeypatch.setattr(files.Restorer, "load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(BadRequestError, match=told):
+        files.load_context(same(**wrong))
+
+
 def test_depth_format_and_name(same, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (24, 33, 3), np.uint8)
     (tmp_path / "in" / "deep").mkdir()

@@ -43,6 +43,14 @@ def test_whole_names_tell_images_of_one_stem_apart_whatever_else_they_meet(tmp_p
     }
 
 
+def test_results_differ_on_a_disk_that_does_not_tell_case(tmp_path: Path):
+    put(tmp_path, "a.jpg", "A.png", "sub/b.png", "Sub/b.png", "caf\u00e9.png", "cafe\u0301.png")
+    found = results(tmp_path)
+    assert (found["a.jpg"], found["A.png"]) == ("a.jpg-x2.png", "A.png-x2.png")
+    assert (found["Sub/b.png"], found["sub/b.png"]) == ("Sub/b.png-x2.png", "sub/b.png-2-x2.png")
+    assert (found["cafe\u0301.png"], found["caf\u00e9.png"]) == ("cafe\u0301.png-x2.png", "caf\u00e9.png-2-x2.png")
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_members_of_one_name_are_numbered(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:

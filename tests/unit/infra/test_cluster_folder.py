@@ -76,6 +76,15 @@ def test_a_user_without_a_name_has_a_folder_too(monkeypatch: pytest.MonkeyPatch)
     assert launcher.user_name() == "1000730000"
 
 
+def test_a_health_check_says_no_login():
+    url = "http://user:secret@127.0.0.1/health"
+    done = subprocess.run(
+        [sys.executable, str(LAUNCHER.with_name("healthcheck.py")), url], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "a URL with a login; write http://host:port/path, no login is sent\n"
+
+
 @pytest.mark.parametrize("url", ["localhost", "http://a..b/"])
 def test_a_health_check_of_no_url_is_a_line(url: str):
     command = [sys.executable, str(LAUNCHER.with_name("healthcheck.py")), url]

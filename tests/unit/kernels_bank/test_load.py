@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -38,6 +41,21 @@ def hdf5_cells(path: Path, kernels: list[np.ndarray]) -> None:
         stored = [file.create_dataset(f"#refs#/{i}", data=k.T) for i, k in enumerate(kernels)]
         references = np.array([[item.ref for item in stored]], dtype=h5py.ref_dtype).T
         file.create_dataset("kernels", data=references)
+
+
+def frames(path: Path) -> None:
+    """An animated picture."""
+    first, second = (Image.fromarray(np.eye(5, dtype=np.uint8) * value) for value in (1, 2))
+    first.save(path, save_all=True, append_images=[second])
+
+
+def twice(path: Path) -> None:
+    """An archive with two arrays of one name."""
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings(action="ignore"):
+        for kernel in KERNELS[:2]:
+            data = io.BytesIO()
+            np.save(data, kernel)
+            archive.writestr("kernels.npy", data.getvalue())
 
 
 WRITERS = {
@@ -160,6 +178,7 @@ def huge_header(path: Path) -> None:
         ("flat.npz", lambda path: np.savez(path, np.stack([K.ravel()] * 7, 1)), "7 flattened .* 15 x 15, its columns"),
         ("flat.mat", lambda path: scipy_io.savemat(path, {"k": np.ones((9, 4))}), "4 flattened ones of 3 x 3"),
         ("rows.npy", lambda path: np.save(path, np.full((25, 25), 1 / 25)), "25 flattened ones of 5 x 5, its rows"),
+        ("both.npy", lambda path: np.save(path, np.eye(25)), r"reshape it to \(25, 5, 5\), or fill"),
         ("cube.npy", lambda path: np.save(path, np.ones((5, 5, 5))), r"as \(N, k, k\) or as \(k, k, N\)"),
         ("cube.npz", lambda path: np.savez(path, np.ones((1, 7, 7, 7))), r"as \(N, k, k\) or as \(k, k, N\)"),
         ("struct.mat", struct, "the variable 'kernels' is of MATLAB's class struct; a numeric array"),
@@ -200,6 +219,18 @@ def huge_header(path: Path) -> None:
         ("negative.npy", lambda path: np.save(path, -K), "has no positive value"),
         ("colour.png", lambda path: Image.new("RGB", (5, 5), (9, 0, 0)).save(path), "a grey picture is expected"),
         ("clear.png", lambda path: Image.new("LA", (5, 5), (9, 8)).save(path), "a grey picture is expected"),
+        (
+            "key.png",
+            lambda path: Image.fromarray(np.eye(5, dtype=np.uint8) * 9).save(path, transparency=9),
+            "has transparent pixels",
+        ),
+        (
+            "deep.png",
+            lambda path: path.write_bytes(cv2.imencode(".png", np.full((5, 5, 3), 300, np.uint16))[1].tobytes()),
+            "16-bit colours, of which 8 bits would be read",
+        ),
+        ("frames.png", frames, r"animated \(2 frames\)"),
+        ("twice.npz", twice, "has more than one variable 'kernels'"),
         ("line.npy", lambda path: np.save(path, np.ones(9)), r"shape \(9,\) holds no kernels"),
         ("huge.npy", huge_header, "too large for kernels"),
         ("truncated.npy", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{"), "cannot be read as .npy"),

@@ -118,7 +118,7 @@ def test_all_spellings_of_a_file_uri_are_one_path(uri: str):
     assert uris.absolute(uri) == "/a/b c"
 
 
-@pytest.mark.parametrize("uri", ["file://server/a", "file://a", "s3:/bucket/a", "a\0b", "http://a/b"])
+@pytest.mark.parametrize("uri", ["file://server/a", "file://a", "s3:/bucket/a", "a\0b", "file:///a%00b", "http://a/b"])
 def test_what_is_no_place_is_one_line(uri: str):
     with pytest.raises(BadRequestError) as told:
         storage.resolve(uri)

@@ -117,6 +117,8 @@ def test_depth_alpha_profile_and_orientation_are_kept(live, photo):
         ("/restore?kernel=[[2]]", "kernel: "),
         ("/restore?kernel=[[NaN]]", "kernel: "),
         ("/restore?kernel=gaussian", "kernel: "),
+        ("/restore?kernel=[[true]]", "kernel: "),
+        ('/restore?kernel=[["1"]]', "kernel: "),
         ("/restore?model=/etc/passwd", "model: unknown parameter; there is scale, sigma"),
     ],
 )
