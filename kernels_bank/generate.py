@@ -146,7 +146,7 @@ def _build_shards(spec: KernelBankSpec, uri: str) -> tuple[list[ShardRecord], np
         cause = error.cause if isinstance(error, RayTaskError) else None
         reason = str(cause or error).strip().splitlines()[0]
         raise JobFailedError(
-            f"after {len(records)} of {len(shards)} shards: {reason}; the same command goes on from there"
+            f"after {len(records)} of {len(shards)} shards: {reason}; the same command resumes from there"
         ) from error
     return records, total, outer
 

@@ -13,7 +13,7 @@ import subprocess
 
 _LEFT = "left"
 _DIED = (
-    "this job's process died at once (SIGKILL, or Ray died under it); the same command goes on with what is finished"
+    "this job's process died at once (SIGKILL, or Ray died under it); the same command resumes with what is finished"
 )
 _SCRIPT = """
 said=$1

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 from kernels_bank.runtime.errors import JobFailedError
 
-_KEPT = "what is finished is kept, the same command goes on from it"
+_KEPT = "what is finished is kept, the same command resumes from it"
 _ADVICE = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there",

@@ -23,7 +23,7 @@ _LOOK_S, _CLUSTER_LOOK_S = 0.2, 2.0
 _MISSES = 25  # most of the minute after which Ray's C++ part silently exits this process; a head may restart meanwhile
 _NEWS_S = 2.0  # Ray's errors come before the watch notices a death
 _CLEAN_UP_S = 90.0
-_ADVICE = "what is finished is kept, the same command goes on from it"
+_ADVICE = "what is finished is kept, the same command resumes from it"
 _death: str | None = None
 
 

@@ -98,7 +98,7 @@ def _download(published: Published, part: Path, target: Path, base_url: str, lea
             failures = 0 if have > before else failures + 1
             if failures > len(_RETRY_WAITS_S):
                 raise BadRequestError(
-                    f"{url}: {problem}; {have} of {published.bytes} bytes are in {part}, the same command goes on"
+                    f"{url}: {problem}; {have} of {published.bytes} bytes are in {part}, the same command resumes it"
                 )
             if have < published.bytes:
                 time.sleep(_RETRY_WAITS_S[max(0, failures - 1)])

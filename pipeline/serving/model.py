@@ -114,7 +114,7 @@ class LiveModel:
         text = " ".join(str(error).split()) or type(error).__name__
         if self.refused is None or (self.refused.name, self.refused.text) != (wanted, text):
             what = "the alias cannot be looked up" if wanted == self.uri else f"{wanted} cannot be loaded"
-            self._log(f"{what}, {self.current.name} goes on: {text}")
+            self._log(f"{what}, {self.current.name} stays in use: {text}")
         self.refused = Refused(wanted, text, _kind(error), time.monotonic())
 
 

@@ -141,7 +141,8 @@ class RunLogger:
         if unkept := self._keep():
             end = f"are lost: {unkept}"
         self._tell(
-            f"the tracking server {self._ref.shown} is away: {left} points and files of run {self._ref.run_id} {end}"
+            f"the tracking server {self._ref.shown} is unavailable: {left} points and files of run {self._ref.run_id} "
+            f"{end}"
         )
 
     def _record(self, item: Picture | Tag) -> None:

@@ -56,7 +56,7 @@ class DriverChannel:
         It is ignored after a fatal failure.
         """
         if self._fatal is None:
-            self._said.append(f"{reason}; the run goes on from its last checkpoint while max_failures allows")
+            self._said.append(f"{reason}; the run resumes from its last checkpoint while max_failures allows")
 
     def fatal(self) -> tuple[str, str] | None:
         """Return the reason of a fatal failure and advice; None if there was none."""

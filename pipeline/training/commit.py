@@ -68,7 +68,7 @@ def submit_checkpoint(
 def _upload(local: ray.train.Checkpoint, name: str, home: str, channel: Any) -> ray.train.Checkpoint:  # noqa: ANN401
     """Upload a checkpoint to the run's folder, however long its storage takes. Raises JobFailedError."""
     where = ray.train.get_context().get_storage()
-    waiting = f"checkpoint {name} waits for its storage for {_SAY_AFTER_S:g} s now; training goes on"
+    waiting = f"checkpoint {name} waits for its storage for {_SAY_AFTER_S:g} s now; training continues"
     timer = threading.Timer(_SAY_AFTER_S, say, (channel, waiting))
     timer.start()
     try:
@@ -78,7 +78,7 @@ def _upload(local: ray.train.Checkpoint, name: str, home: str, channel: Any) -> 
     except OSError as error:
         reason = str(error).strip().splitlines()[-1]
         reason = f"checkpoint {name} cannot be written to {where.experiment_fs_path}: {reason}"
-        ray.get(channel.report_fatal.remote(reason, "make its storage well, then the same command goes on"))
+        ray.get(channel.report_fatal.remote(reason, "make its storage well, then the same command resumes it"))
         raise JobFailedError(reason) from error
     finally:
         timer.cancel()
@@ -172,7 +172,7 @@ def usable_step(folder: str, *, mend: bool = True) -> int | None:
     if problems and mend:
         _put_aside(folder, snapshot, listed, good)
     for problem in problems:
-        print(f"damaged checkpoint: {problem}; the run goes on from {good}", file=sys.stderr, flush=True)
+        print(f"damaged checkpoint: {problem}; the run resumes from {good}", file=sys.stderr, flush=True)
     return None if good is None else _step(good)
 
 

@@ -201,7 +201,7 @@ def say_changes(config: RunConfig, record: dict, step: int) -> None:
         how = "the cosine's learning rate" if before.schedule == train.schedule == "cosine" else "the learning rate"
         _say(f"{', '.join(changes)}: at step {step} {how} changes from {was:.0%} to {now:.0%} of its peak")
     if (train.start_from, train.start_parts) != (before.start_from, before.start_parts):
-        _say(f"train.start_from {train.start_from}: without effect, the run goes on from its checkpoint of step {step}")
+        _say(f"train.start_from {train.start_from}: without effect, the run resumes from its checkpoint of step {step}")
 
 
 def data_digests(config: RunConfig) -> dict[str, str]:

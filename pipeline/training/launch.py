@@ -85,14 +85,14 @@ def run_workers(run: TrainingRun, start: InitialWeights, tracked: RunRef, data_c
         if failed or reason:
             reason = reason or _reason(failed)
             advice = (
-                advice or f"the same command {'goes on from it' if newest(checkpoints) else 'starts the run again'}"
+                advice or f"the same command {'resumes from it' if newest(checkpoints) else 'starts the run again'}"
             )
             told = f"run '{config.name}' failed: {reason}; {last_good(checkpoints)}; {advice}"
             raise JobFailedError(told) from failed
     if result.checkpoint is None:
         raise JobFailedError(f"run '{config.name}' ended without a checkpoint")
     if (step := int(result.metrics["step"])) < train.steps:
-        raise StoppedError(f"run '{config.name}' stopped at step {step} of {train.steps}; the same command goes on")
+        raise StoppedError(f"run '{config.name}' stopped at step {step} of {train.steps}; the same command resumes it")
     return result.checkpoint
 
 

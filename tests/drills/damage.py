@@ -42,7 +42,7 @@ def zero(file: Path, dice: random.Random) -> None:
 
 
 def checkpoint(trial: Trial, moment: str) -> None:
-    """A file of the newest checkpoint is damaged: that is said, and the run goes on from the one before."""
+    """A file of the newest checkpoint is damaged: that is said, and the run resumes from the one before."""
     half = trial.lab.half_a_training
     shutil.copytree(half / "runs", trial.folder / "runs")
     job = jobs.training(trial.lab.inputs, trial.folder, name=half.name)

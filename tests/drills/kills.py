@@ -116,7 +116,7 @@ def kill(make: Maker, pattern: str, trial: Trial, moment: str) -> None:
 
 
 def end_group(make: Maker, trial: Trial, moment: str) -> None:
-    """SIGTERM to the process group: it ends within 30 s with a line, and the same command goes on."""
+    """SIGTERM to the process group: it ends within 30 s with a line, and the same command resumes it."""
     job = make(trial)
     sitting = trial.start(job)
     reach(trial, sitting, moment, lambda: catches(sitting.process.pid, signal.SIGTERM))

@@ -283,7 +283,7 @@ def test_pictures_go_into_the_active_run(built, tmp_path, monkeypatch, capsys):
 
 
 def test_a_shard_that_cannot_be_written_is_one_line(cluster, tmp_path, capsys):
-    """A folder in its place; the build ends with what went wrong, and the same command goes on from there."""
+    """A folder in its place; the build ends with what went wrong, and the same command resumes from there."""
     obstacle = tmp_path / "bank" / "kernels-00000.parquet"
     obstacle.mkdir(parents=True)
     arguments = ["--output", str(tmp_path / "bank"), "--gaussian", "10", "--motion", "0"]

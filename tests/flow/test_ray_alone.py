@@ -130,7 +130,7 @@ def test_a_death_inside_ray_is_one_line(name: str, proxy: FaultProxy, tmp_path: 
     lines = [line for line in job.said().removeprefix(before).splitlines() if not line.startswith("kernels: ")]
     assert len(lines) == 1, job.said()
     assert lines[0].startswith("error: ")
-    assert "the same command goes on" in lines[0]
+    assert "the same command resumes" in lines[0]
 
 
 def listening(root: int) -> dict[int, str]:

@@ -265,7 +265,7 @@ def test_a_promoted_version_is_taken_over_and_a_damaged_one_is_not(server, photo
     server.until(lambda health: health["model"]["version"] == 1 and health["refused"] is None)
     log = server.log.read_text()
     assert f"models:/{NAME}@champion is now version 2" in log
-    assert f"models:/{NAME}/3 cannot be loaded, models:/{NAME}/2 goes on" in log
+    assert f"models:/{NAME}/3 cannot be loaded, models:/{NAME}/2 stays in use" in log
 
 
 def test_a_second_server_on_the_same_port_says_so_in_a_line(server, model_folder):

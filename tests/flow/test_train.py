@@ -102,7 +102,7 @@ def test_a_run_that_starts_afresh_and_breaks_says_where_and_goes_on_when_told(
     assert message.startswith("run 'small' failed: step 6: loss nan") or "step 6: loss inf" in message
     assert " in worker 0 on samples " in message
     assert f"the last good checkpoint is {home}/checkpoints/step-00000004; go on from it with --resume" in message
-    assert "goes on from its last checkpoint" not in capfd.readouterr().err  # no worker was started again for it
+    assert "resumes from its last checkpoint" not in capfd.readouterr().err  # no worker was started again for it
     client = mlflow.MlflowClient(tracking_uri=first.run.tracking_uri)
     assert client.get_run(first.run.run_id).info.status == "FAILED"
 

@@ -124,7 +124,7 @@ def test_kills_a_stop_and_a_full_disk_do_not_change_the_result(config: RunConfig
     wait_until(lambda: "stopping after a checkpoint" in (tmp_path / "job.log").read_text(), job)
     os.kill(job.pid, signal.SIGTERM)  # and `timeout` to the command besides: it is the same request
     assert job.wait(timeout=120) == 130
-    assert "the run goes on from its last checkpoint" in (tmp_path / "job.log").read_text()
+    assert "the run resumes from its last checkpoint" in (tmp_path / "job.log").read_text()
     client = mlflow.MlflowClient(tracking_uri=store["MLFLOW_TRACKING_URI"])
     record = json.loads((Path(config.output) / "small" / "run.json").read_text())
     assert client.get_run(record["run_id"]).info.status == "KILLED"
@@ -150,7 +150,7 @@ def test_kills_a_stop_and_a_full_disk_do_not_change_the_result(config: RunConfig
     lines = ((tmp_path / "job.log").read_text() + (said_on_it or "")).splitlines()
     said = [line for line in lines if line.startswith("damaged checkpoint: ")]
     assert [line.split(": ")[1] for line in said] == [str(file) for file in damaged]
-    assert all("; the run goes on from step-" in line for line in said)
+    assert all("; the run resumes from step-" in line for line in said)
     assert all(file.parent.with_suffix(".damaged").is_dir() for file in damaged)
 
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -208,7 +208,7 @@ def test_a_death_inside_ray_is_one_line_and_s3_that_is_away_costs_no_step(
         assert "Traceback" not in said, f"{title}: {said}"
         last = said.splitlines()[-1]
         assert [line for line in said.splitlines() if line.startswith("error: ")] == [last], f"{title}: {said}"
-        assert "the same command goes on" in last, f"{title}: {said}"
+        assert "the same command resumes" in last, f"{title}: {said}"
         assert newest_step(config) == step
 
     before = log.stat().st_size
@@ -223,6 +223,6 @@ def test_a_death_inside_ray_is_one_line_and_s3_that_is_away_costs_no_step(
     finally:
         if job.poll() is None:
             kill_all(job)
-    assert "goes on from its last checkpoint" not in log.read_text()[before:]  # no worker was lost
+    assert "resumes from its last checkpoint" not in log.read_text()[before:]  # no worker was lost
     ended = safetensors.torch.load(storage.read_bytes("s3://test/away/small/model/weights.safetensors"))
     assert same(ended, final_weights(undisturbed))

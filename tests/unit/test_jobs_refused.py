@@ -100,4 +100,4 @@ def test_a_full_disk_is_a_failed_run(ended, tmp_path: Path, source: str, monkeyp
     status, said = ended(job, arguments)
     assert status == 1
     assert f"{tmp_path}/out" in said
-    assert "o space left on device; free space there; what is finished is kept, the same command goes on" in said
+    assert "o space left on device; free space there; what is finished is kept, the same command resumes" in said

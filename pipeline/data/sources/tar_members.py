@@ -74,7 +74,7 @@ def read_tar_member(source: Source) -> bytes:
     """
     if source.size < 0:
         raise BadImageError(
-            f"{source.uri} is damaged, ends before its last member, or goes on behind its end as joined tars do"
+            f"{source.uri} is damaged, ends before its last member, or continues behind its end as joined tars do"
         )
     if source.size > MOST_BYTES:
         raise BadImageError(f"{source.size / 2**30:.1f} GiB; at most {MOST_BYTES / 2**30:g} are read")

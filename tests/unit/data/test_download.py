@@ -153,7 +153,7 @@ def test_an_error_names_the_address_and_only_passing_ones_are_tried_again(
 
 
 def test_no_server_is_one_clear_line(server: type[Server], tmp_path: Path):
-    with pytest.raises(BadRequestError, match=r"no connection .*the same command goes on"):
+    with pytest.raises(BadRequestError, match=r"no connection .*the same command resumes it"):
         download(FILE, tmp_path, base_url="http://127.0.0.1:9/DIV2K")
 
 

@@ -74,7 +74,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_is_said_once(sto
     assert live.current.version == 1
     assert (live.refused.name, live.refused.text) == ("models:/m/2", "version 2 is damaged")
     assert "missing, damaged" in live.refused.error
-    assert log == ["models:/m/2 cannot be loaded, models:/m/1 goes on: version 2 is damaged"]
+    assert log == ["models:/m/2 cannot be loaded, models:/m/1 stays in use: version 2 is damaged"]
     assert store.loads == [1, 2], "not fetched again at every look"
 
     monkeypatch.setattr(model, "_RETRY_S", 0.0)
@@ -101,7 +101,7 @@ def test_a_registry_that_is_away_is_said_and_survived(store, log):
     live.refresh()
     assert live.current.version == 1
     assert live.refused.text == "the registry cannot be reached"
-    assert "the alias cannot be looked up, models:/m/1 goes on" in log[0]
+    assert "the alias cannot be looked up, models:/m/1 stays in use" in log[0]
     store.away = False
     live.refresh()
     assert live.refused is None

@@ -105,7 +105,7 @@ def test_whatever_is_damaged_the_checkpoint_before_is_taken(
     assert usable_step(str(run)) == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("damaged checkpoint: ")
-    assert line.endswith("the run goes on from step-00000004")
+    assert line.endswith("the run resumes from step-00000004")
     assert (run / "step-00000008.damaged").is_dir()
     for snapshot in (json.loads((run / file).read_text()) for file in (SNAPSHOT, COPY)):
         assert [r["checkpoint_dir_name"] for r in snapshot["checkpoint_results"]] == ["step-00000004"]
@@ -275,7 +275,7 @@ def test_fewer_steps_than_the_checkpoint_has_are_refused(tmp_path: Path):
         ),
         (
             {"start_from": "models:/other/1"},
-            "train.start_from models:/other/1: without effect, the run goes on from its checkpoint of step 8\n",
+            "train.start_from models:/other/1: without effect, the run resumes from its checkpoint of step 8\n",
         ),
         ({"learning_rate": 1e-5}, ""),  # its share of the peak is the same, and the peak was asked for
         ({"log_every": 3}, ""),
