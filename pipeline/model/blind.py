@@ -159,14 +159,8 @@ class BlindUSRNet(nn.Module):
             accepted, kernel_round = choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
         if first.start is None and not self.config.kernel.rounds:  # else it errs on the narrow side already
-            read, refined = rounds[0], kernel_round > 0
-            rounds[0] = self._narrowed(read, ~refined | is_nearly_gaussian(read.blur), origin, reducer, observed_size)
-            # Where a Gaussian was only too wide, a refined kernel wins against it with less sharp gradients.
-            reach = self.kernel_size // scale + 1
-            sharper = torch.lt(*(gradient_spread(r.sr, scale, observed_size, reach) for r in (rounds[0], accepted)))
-            narrowed = (rounds[0].blur != read.blur).flatten(1).any(1)
-            first_stands = ~refined | (narrowed & sharper)
-            accepted, kernel_round = choose(first_stands, rounds[0], accepted), kernel_round.where(~first_stands, 0)
+            rounds[0] = self._narrowed(rounds[0], kernel_round == 0, origin, reducer, observed_size)
+            accepted = choose(kernel_round == 0, rounds[0], accepted)
         if self.config.kernel.steps and not refines:
             rounds.append(accepted)
         return output_of(accepted, rounds, kernel_round, first.shares)
