@@ -64,7 +64,7 @@ class Convolution:
 
     def least(self, machine: Machine) -> float:
         """Return the least seconds of this machine for all runs."""
-        return self.count * max(self.flop / machine.gemm, self.moved / machine.memory)
+        return self.count * max(self.flop / machine.product, self.moved / machine.memory)
 
 
 class Steps(NamedTuple):
@@ -148,7 +148,7 @@ def draw_roofline(axes: Axes, machine: Machine, convolutions: dict[str, list[Con
         convolutions: convolutions by the name of the work.
     """
     intensity = np.geomspace(1, 1000, 200)
-    axes.loglog(intensity, np.minimum(machine.gemm, intensity * machine.memory) / 1e9, color="#444", lw=1.5)
+    axes.loglog(intensity, np.minimum(machine.product, intensity * machine.memory) / 1e9, color="#444", lw=1.5)
     for name, measured in convolutions.items():
         whole = sum(c.count * c.seconds for c in measured)
         found = [c for c in measured if c.count * c.seconds > 0.001 * whole]  # not the hyper-parameter net's
@@ -160,7 +160,7 @@ def draw_roofline(axes: Axes, machine: Machine, convolutions: dict[str, list[Con
             alpha=0.55,
             edgecolors="white",
         )
-    axes.text(1000, machine.gemm / 1e9, "matrix products", ha="right", va="bottom", fontsize=8)
+    axes.text(1000, machine.product / 1e9, "products", ha="right", va="bottom", fontsize=8)
     axes.text(1.5, 1.5 * machine.memory / 1e9, "memory", ha="right", va="bottom", fontsize=8)
     axes.set_xlabel("flop a byte")
     axes.set_ylabel("GFLOP/s")

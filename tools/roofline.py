@@ -19,7 +19,7 @@ _ROUNDS = 15
 class Machine:
     """Hold measured rates of one core, float32."""
 
-    gemm: float  # flop/s of a product of 1024 x 1024 matrices
+    product: float  # flop/s of the fastest of matrix products and a 3 x 3 convolution of 256 channels
     fft: float  # flop/s, 2.5 N log2 N for a real transform of N pixels; the fastest of the sizes below
     memory: float  # bytes/s, read and written, of a copy larger than any cache
 
@@ -29,7 +29,7 @@ class Machine:
         # Each output value of a convolution, or each input value of a transposed one, uses one filter of these weights.
         pixels = image if isinstance(module, nn.ConvTranspose2d) else result
         flop = 2 * (pixels.numel() // pixels.shape[1]) * weight.numel()
-        return max(flop / self.gemm, self._moved(image, result))
+        return max(flop / self.product, self._moved(image, result))
 
     def transform(self, result: Tensor, image: Tensor) -> float:
         """Return the least seconds of a real two-dimensional FFT or its inverse."""
@@ -50,7 +50,7 @@ class Machine:
 
     def __str__(self) -> str:
         return (
-            f"One core of an {_processor()}: {self.gemm / 1e9:.0f} GFLOP/s in matrix products, "
+            f"One core of an {_processor()}: {self.product / 1e9:.0f} GFLOP/s in matrix products and convolutions, "
             f"{self.fft / 1e9:.1f} GFLOP/s in FFTs, {self.memory / 1e9:.1f} GB/s in copies."
         )
 
@@ -60,16 +60,28 @@ class Machine:
 
 def measure_machine() -> Machine:
     """Measure the rates, each as the best of a few rounds of CPU time, since other programs slow the other rounds."""
-    matrix = torch.rand(1024, 1024)
     large = torch.rand(2**25)
     target = torch.empty_like(large)
-    gemm = _seconds(lambda: matrix @ matrix)
     copy = _seconds(lambda: target.copy_(large))
     return Machine(
-        gemm=2 * 1024**3 / gemm,
+        product=max(*map(_matrix_rate, (512, 1024)), _convolution_rate()),
         fft=max(map(_fft_rate, (224, 480, 896))),
         memory=2 * 4 * large.numel() / copy,
     )
+
+
+def _matrix_rate(side: int) -> float:
+    """Flop/s of a product of square matrices."""
+    matrix = torch.rand(side, side)
+    return 2 * side**3 / _seconds(lambda: matrix @ matrix)
+
+
+def _convolution_rate(channels: int = 256, side: int = 64) -> float:
+    """Flop/s of a large 3 x 3 convolution: its library may be faster than that of matrix products."""
+    layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.rand(1, channels, side, side).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        return 2 * 9 * channels**2 * side**2 / _seconds(lambda: layer(image))
 
 
 def _fft_rate(side: int) -> float:

@@ -26,6 +26,6 @@ def test_the_flop_of_a_step_are_those_of_the_flop_counter(trains: bool, monkeypa
 
 
 def test_what_the_machine_allows_is_set_by_the_slower_of_products_and_memory() -> None:
-    machine = Machine(gemm=1e9, fft=1.0, memory=1e8)
+    machine = Machine(product=1e9, fft=1.0, memory=1e8)
     assert Convolution(count=3, flop=2e9, moved=1e7, seconds=9.0).least(machine) == pytest.approx(6.0)
     assert Convolution(count=3, flop=1e6, moved=1e8, seconds=9.0).least(machine) == pytest.approx(3.0)

@@ -15,7 +15,7 @@ from tools.roofline import Machine
 from tools.stopwatch import Point, Stopwatch
 from tools.where_time_goes import Row, parts, points, stages, table
 
-MACHINE = Machine(gemm=1e9, fft=1e9, memory=1e9)
+MACHINE = Machine(product=1e9, fft=1e9, memory=1e9)
 
 
 def busy(seconds: float) -> None:
