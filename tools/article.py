@@ -76,19 +76,25 @@ def means(folder: Path) -> Means:
 
 
 def table(by_scale: dict[int, Means]) -> str:
-    """Write a table with a row per kernel, and for each scale bicubic, blind and non-blind, plain and best-shifted.
+    """Write tables with a row per kernel, and for each scale bicubic, blind and non-blind, plain and best-shifted.
+
+    One table has two scales at most, so that its lines stay readable.
 
     Args:
         by_scale: results of `means` by scale.
     """
-    heads = [f"x{scale} {name}" for scale in by_scale for name in ("bicubic", "**blind**", "non-blind")]
     rows = [(str(kernel), [kernel]) for kernel in range(1, 13)]
     rows += [(f"**{name}**", list(numbers)) for name, numbers in _GROUPS.items()]
-    lines = [_line(["kernel", *heads]), _line(["---"] * (len(heads) + 1))]
-    for name, numbers in rows:
-        cells = [_cell(found[method], numbers) for found in by_scale.values() for method in _METHODS]
-        lines.append(_line([name, *cells]))
-    return "\n".join(lines)
+    tables = []
+    for first in range(0, len(by_scale), 2):
+        part = list(by_scale.items())[first : first + 2]
+        heads = [f"x{scale} {name}" for scale, _ in part for name in ("bicubic", "**blind**", "non-blind")]
+        lines = [_line(["kernel", *heads]), _line(["---"] * (len(heads) + 1))]
+        for name, numbers in rows:
+            cells = [_cell(found[method], numbers) for _, found in part for method in _METHODS]
+            lines.append(_line([name, *cells]))
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def _cell(measures: dict[str, list[float]], kernels: Sequence[int]) -> str:

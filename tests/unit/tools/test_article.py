@@ -47,6 +47,15 @@ def test_a_cell_is_plain_and_shifted_and_groups_are_means_of_their_kernels(folde
     assert lines[15] == "| **motion** | 20.50 / 21.00 | 30.50 / 31.00 | 40.50 / 41.00 |"
 
 
+def test_a_table_has_two_scales_at_most(folder):
+    parts = table(dict.fromkeys((2, 3, 4), means(folder))).split("\n\n")
+    assert [part.splitlines()[0] for part in parts] == [
+        "| kernel | x2 bicubic | x2 **blind** | x2 non-blind | x3 bicubic | x3 **blind** | x3 non-blind |",
+        "| kernel | x4 bicubic | x4 **blind** | x4 non-blind |",
+    ]
+    assert [len(part.splitlines()) for part in parts] == [16, 16]
+
+
 def test_rounds_stand_beside_what_the_guard_let_stand(folder):
     lines = rounds_table({2: folder}).splitlines()
     assert lines[0] == "|  | delta | round 1 | round 2 | guarded |"
