@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.model import BlurOperator, USRNet
 from pipeline.model.fourier import spectrum
 from pipeline.model.prior import ResUNet
 from pipeline.model_config import RestorerConfig
+
+TINY = RestorerConfig(x0="nearest", global_skip=False)
+FULL = RestorerConfig(x0="nearest", global_skip=False, unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
+Samples = tuple[Tensor, Tensor, Tensor, Tensor]  # LR images, HR images, kernels, noise levels
+
+
+def random_samples(count: int, side: int, scale: int) -> Samples:
+    """Draw LR images, HR images of this side, 25 x 25 kernels and noise levels, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.rand(count, 25, 25, generator=generator)
+    lr = torch.rand(count, 3, side // scale, side // scale, generator=generator)
+    hr = torch.rand(count, 3, side, side, generator=generator)
+    return lr, hr, kernel / kernel.sum((1, 2), keepdim=True), torch.full((count,), 0.01)
+
+
+def training_step(
+    net: nn.Module, samples: Samples, scale: int, *, fused: bool, bf16: bool = False
+) -> Callable[[], None]:
+    """Return a training step on the CPU, with Adam fused or one parameter at a time."""
+    lr, hr, kernel, sigma = samples
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=fused, foreach=False)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.l1_loss(net(lr, kernel, scale, sigma), hr)
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def published_data_step(x: Tensor, y: Tensor, kernel: Tensor, alpha: Tensor, scale: int) -> Tensor:

@@ -8,7 +8,6 @@ its flop per byte. On the right whole steps are compared with the published form
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor, nn
@@ -26,12 +24,10 @@ from torch import Tensor, nn
 from pipeline.inference.allocator import keep_freed_memory
 from pipeline.model import USRNet
 from pipeline.model_config import RestorerConfig
-from tests.published import PublishedUSRNet
-from tools.roofline import Machine, measure_machine
+from tests.published import FULL, TINY, PublishedUSRNet, random_samples, training_step
+from tools.roofline import Machine, convolution_flop, least_seconds, measure_machine
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "roofline.png"
-TINY = RestorerConfig(x0="nearest", global_skip=False)
-FULL = RestorerConfig(x0="nearest", global_skip=False, unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
 SCALE, PATCH, PICTURE_SIDE, ROUNDS = 2, 96, 400, 5
 COLOURS = {"restoring, tiny": "#3b7dbf", "a training step, tiny": "#4d9a4a", "a training step, full": "#c1772f"}
 
@@ -64,7 +60,7 @@ class Convolution:
 
     def least(self, machine: Machine) -> float:
         """Return the least seconds of this machine for all runs."""
-        return self.count * max(self.flop / machine.product, self.moved / machine.memory)
+        return self.count * machine.least(self.flop, self.moved)
 
 
 class Steps(NamedTuple):
@@ -113,13 +109,13 @@ def measure_convolutions(work: Work) -> list[Convolution]:
         counts[key] += 1
 
     network = _network(work)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.register_forward_hook(look)
+    watched = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    hooks = [module.register_forward_hook(look) for module in watched]
+    lr, _, kernel, sigma = random_samples(work.images, work.side, SCALE)
     with torch.no_grad():
-        network(*_inputs(work)[:-1])
-    for module in network.modules():
-        module._forward_hooks.clear()
+        network(lr, kernel, SCALE, sigma)
+    for hook in hooks:
+        hook.remove()
     return [found for key, (module, image) in seen.items() for found in _alone(module, image, counts[key], work.trains)]
 
 
@@ -133,10 +129,8 @@ def measure_steps(work: Work, least: float) -> Steps:
     torch.manual_seed(0)
     plain = PublishedUSRNet(work.config)
     ours = _network(work)
-    published, float32, bf16 = _seconds_in_turn(
-        _step(plain, work, fused=False), _step(ours, work), _step(ours, work, bf16=True)
-    )
-    return Steps(published, float32, bf16, least)
+    steps = _step(plain, work, fused=False), _step(ours, work), _step(ours, work, bf16=True)
+    return Steps(*least_seconds(*steps, rounds=ROUNDS), least)
 
 
 def draw_roofline(axes: Axes, machine: Machine, convolutions: dict[str, list[Convolution]]) -> None:
@@ -202,57 +196,32 @@ def _network(work: Work) -> USRNet:
     return USRNet(work.config).to(memory_format=torch.channels_last).train(work.trains)  # type: ignore[call-overload]
 
 
-def _inputs(work: Work) -> tuple[Tensor, Tensor, int, Tensor, Tensor]:
-    """Return LR images, 25 x 25 kernels, scale, noise levels, HR images."""
-    random = torch.Generator().manual_seed(0)
-    lr = torch.rand(work.images, 3, work.side // SCALE, work.side // SCALE, generator=random)
-    kernel = torch.rand(work.images, 25, 25, generator=random)
-    hr = torch.rand(work.images, 3, work.side, work.side, generator=random)
-    return lr, kernel / kernel.sum((1, 2), keepdim=True), SCALE, torch.full((work.images,), 0.01), hr
-
-
 def _step(network: nn.Module, work: Work, *, fused: bool = True, bf16: bool = False) -> Callable[[], None]:
-    *given, hr = _inputs(work)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=fused, foreach=False)
+    samples = random_samples(work.images, work.side, SCALE)
+    if work.trains:
+        return training_step(network, samples, SCALE, fused=fused, bf16=bf16)
+    lr, _, kernel, sigma = samples
 
-    def step() -> None:
-        with torch.set_grad_enabled(work.trains), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = F.l1_loss(network(*given), hr)
-        if work.trains:
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+    def restore() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            network(lr, kernel, SCALE, sigma)
 
-    return step
+    return restore
 
 
 def _alone(module: nn.Module, image: Tensor, count: int, trains: bool) -> Iterator[Convolution]:
     """Run one convolution alone; yield it forward, then backward."""
     with torch.no_grad():
         out = module(image)
-        (forward,) = _seconds_in_turn(lambda: module(image))
+        (forward,) = least_seconds(lambda: module(image), rounds=ROUNDS)
     weight: Tensor = module.weight  # type: ignore[assignment]
-    pixels = image if isinstance(module, nn.ConvTranspose2d) else out
-    flop = 2.0 * (pixels.numel() // pixels.shape[1]) * weight.numel()
-    moved = 4.0 * (image.numel() + out.numel() + weight.numel())
+    flop, moved = convolution_flop(out, module, image), 4 * (image.numel() + out.numel() + weight.numel())
     yield Convolution(count, flop, moved, forward)
     if not trains:
         return
     image, gradient = image.requires_grad_(), torch.rand_like(out)
-    (both,) = _seconds_in_turn(lambda: module(image).backward(gradient))
+    (both,) = least_seconds(lambda: module(image).backward(gradient), rounds=ROUNDS)
     yield Convolution(count, 2 * flop, 2 * moved, max(both - forward, 1e-9))
-
-
-def _seconds_in_turn(*works: Callable[[], object]) -> list[float]:
-    """Measure each work's least CPU seconds over some rounds; in each round all works run in turn."""
-    least = [float("inf")] * len(works)
-    for round_number in range(ROUNDS + 1):
-        for number, work in enumerate(works):
-            started = time.thread_time()
-            work()
-            if round_number:  # the first warms up
-                least[number] = min(least[number], time.thread_time() - started)
-    return least
 
 
 if __name__ == "__main__":

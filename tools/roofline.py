@@ -25,11 +25,11 @@ class Machine:
 
     def convolution(self, result: Tensor, module: nn.Module, image: Tensor) -> float:
         """Return the least seconds of a convolution: by its flop, or by reading and writing its images."""
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        # Each output value of a convolution, or each input value of a transposed one, uses one filter of these weights.
-        pixels = image if isinstance(module, nn.ConvTranspose2d) else result
-        flop = 2 * (pixels.numel() // pixels.shape[1]) * weight.numel()
-        return max(flop / self.product, self._moved(image, result))
+        return self.least(convolution_flop(result, module, image), _bytes(image, result))
+
+    def least(self, flop: float, moved: float) -> float:
+        """Return the least seconds of so many flop and so many bytes read and written."""
+        return max(flop / self.product, moved / self.memory)
 
     def transform(self, result: Tensor, image: Tensor) -> float:
         """Return the least seconds of a real two-dimensional FFT or its inverse."""
@@ -46,7 +46,7 @@ class Machine:
             image: image passed to the step.
             spectrum: spectrum passed to the step.
         """
-        return self._moved(result, image, spectrum, operator.transfer, operator.power)
+        return _bytes(result, image, spectrum, operator.transfer, operator.power) / self.memory
 
     def __str__(self) -> str:
         return (
@@ -54,8 +54,17 @@ class Machine:
             f"{self.fft / 1e9:.1f} GFLOP/s in FFTs, {self.memory / 1e9:.1f} GB/s in copies."
         )
 
-    def _moved(self, *tensors: Tensor) -> float:
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / self.memory
+
+def convolution_flop(result: Tensor, module: nn.Module, image: Tensor) -> int:
+    """Return the flop of a convolution: two for each product."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    # Each output value of a convolution, or each input value of a transposed one, uses one filter of these weights.
+    pixels = image if isinstance(module, nn.ConvTranspose2d) else result
+    return 2 * (pixels.numel() // pixels.shape[1]) * weight.numel()
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def measure_machine() -> Machine:
@@ -97,10 +106,17 @@ def _processor() -> str:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    work()
-    rounds = []
-    for _ in range(_ROUNDS):
-        started = time.thread_time()
+    return least_seconds(work, rounds=_ROUNDS)[0]
+
+
+def least_seconds(*works: Callable[[], object], rounds: int) -> list[float]:
+    """Measure the least CPU seconds of each work over some rounds, in each of which all run one after the other."""
+    for work in works:
         work()
-        rounds.append(time.thread_time() - started)
-    return min(rounds)
+    least = [math.inf] * len(works)
+    for _ in range(rounds):
+        for number, work in enumerate(works):
+            started = time.thread_time()
+            work()
+            least[number] = min(least[number], time.thread_time() - started)
+    return least

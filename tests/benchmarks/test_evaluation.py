@@ -25,15 +25,13 @@ from pipeline.evaluation.protocol import PROTOCOLS
 from pipeline.inference import Restorer
 from pipeline.inference.allocator import keep_freed_memory
 from pipeline.model import USRNet
-from pipeline.model_config import RestorerConfig
-from tests.published import PublishedUSRNet
+from tests.published import TINY, PublishedUSRNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCALE, TABLE1 = 2, PROTOCOLS["usrnet-table1"]
 BORDER = TABLE1.border_pixels(SCALE)
 INSIDE = slice(BORDER, -BORDER)
 KERNEL = benchmark_kernels()[9]
-TINY = RestorerConfig(x0="nearest", global_skip=False)  # as published
 
 
 @pytest.fixture(scope="module")

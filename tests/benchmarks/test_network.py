@@ -11,35 +11,22 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from pipeline.model import BlurOperator, USRNet, data_step
 from pipeline.model.compiling import compiler_works
 from pipeline.model.fourier import spectrum
 from pipeline.model_config import RestorerConfig
-from tests.published import PublishedUSRNet, published_data_step
+from tests.published import FULL, TINY, PublishedUSRNet, published_data_step, random_samples, training_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY = RestorerConfig(x0="nearest", global_skip=False)  # as published
-FULL = RestorerConfig(x0="nearest", global_skip=False, unfoldings=8, widths=(64, 128, 256, 512), hyper_hidden=64)
 SCALE, PATCH = 2, 96
-
-
-def batch(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """LR images, HR images, 25 x 25 kernels, noise levels."""
-    generator = torch.Generator().manual_seed(0)
-    kernel = torch.rand(count, 25, 25, generator=generator)
-    lr = torch.rand(count, 3, PATCH // SCALE, PATCH // SCALE, generator=generator)
-    hr = torch.rand(count, 3, PATCH, PATCH, generator=generator)
-    return lr, hr, kernel / kernel.sum((1, 2), keepdim=True), torch.full((count,), 0.01)
 
 
 @pytest.mark.quick
 @pytest.mark.benchmark(group="data step, 8 x 3 x 96 x 96, x2, forward", timer=time.process_time, min_rounds=20)
 @pytest.mark.parametrize("form", ["published", "residual", "residual-operator-kept"])
 def test_data_step(benchmark: Callable, form: str) -> None:
-    y, x, kernel, _ = batch(8)
+    y, x, kernel, _ = random_samples(8, PATCH, SCALE)
     alpha = torch.full((8, 1, 1, 1), 1e-3)
     operator, y_spectrum = BlurOperator.of(kernel, SCALE, y), spectrum(y)
     match form:
@@ -51,38 +38,25 @@ def test_data_step(benchmark: Callable, form: str) -> None:
             benchmark(operator.step, x, y_spectrum, alpha)
 
 
-def training_step(net: nn.Module, count: int, *, fused: bool, bf16: bool = False) -> Callable[[], None]:
-    lr, hr, kernel, sigma = batch(count)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=fused, foreach=False)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = F.l1_loss(net(lr, kernel, SCALE, sigma), hr)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
 VARIANTS = ["reference", "+real-fft", "+channels-last", "+fused-adam (ours)", "+compile", "+bf16", "+bf16+compile"]
 
 
 def variant(name: str, config: RestorerConfig, count: int) -> Callable[[], None]:
     torch.manual_seed(0)
+    samples = random_samples(count, PATCH, SCALE)
     if "compile" in name and not compiler_works("cpu"):
         pytest.skip("no C++ compiler")
     match name:
         case "reference":
-            return training_step(PublishedUSRNet(config), count, fused=False)
+            return training_step(PublishedUSRNet(config), samples, SCALE, fused=False)
         case "+real-fft":
-            return training_step(PublishedUSRNet(config, real_fft=True), count, fused=False)
+            return training_step(PublishedUSRNet(config, real_fft=True), samples, SCALE, fused=False)
         case "+channels-last":
             net = PublishedUSRNet(config, real_fft=True, channels_last=True).to(memory_format=torch.channels_last)
-            return training_step(net, count, fused=False)
+            return training_step(net, samples, SCALE, fused=False)
     compiled = config.changed(compile_prior="compile" in name)
     net = USRNet(compiled).to(memory_format=torch.channels_last)
-    return training_step(net, count, fused=True, bf16="bf16" in name)
+    return training_step(net, samples, SCALE, fused=True, bf16="bf16" in name)
 
 
 @pytest.mark.benchmark(group="training step, tiny, batch 8", timer=time.process_time, min_rounds=5, warmup=True)
@@ -102,7 +76,7 @@ def test_training_step_full(benchmark: Callable, name: str) -> None:
 def test_checkpointing(benchmark: Callable, activations: str) -> None:
     update = {"unfoldings": 8, "checkpoint_activations": activations == "computed-again"}
     torch.manual_seed(0)
-    benchmark(training_step(USRNet(TINY.changed(**update)), 4, fused=True))
+    benchmark(training_step(USRNet(TINY.changed(**update)), random_samples(4, PATCH, SCALE), SCALE, fused=True))
 
 
 @pytest.mark.quick
@@ -113,6 +87,6 @@ def test_checkpointing(benchmark: Callable, activations: str) -> None:
 def test_inference(benchmark: Callable, form: str) -> None:
     torch.manual_seed(0)
     net = (PublishedUSRNet(TINY) if form == "reference" else USRNet(TINY)).eval()
-    lr, kernel, sigma = torch.rand(1, 3, 112, 168), batch(1)[2], torch.zeros(1)
+    lr, kernel, sigma = torch.rand(1, 3, 112, 168), random_samples(1, PATCH, SCALE)[2], torch.zeros(1)
     with torch.inference_mode():
         benchmark(net, lr, kernel, SCALE, sigma)
