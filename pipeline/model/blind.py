@@ -329,7 +329,7 @@ class BlindUSRNet(nn.Module):
         terms: tuple[Acceptance, ...] = (EQUAL,),
     ) -> Tensor:
         """Return (B,) bool: whether the new image scores no worse than the old, or as much better as `terms` ask."""
-        reach, scores, spreads = self.kernel_size // state.scale + 1, [], []
+        reach, scores, spreads = self._reach(state), [], []
         for sr, kernel, *_ in (new, old):
             scores.append(restoration_score(sr, state.lr, self._operator(kernel, state), observed_size, reach))
             spreads.append(gradient_spread(sr, state.scale, observed_size, reach))
@@ -339,11 +339,15 @@ class BlindUSRNet(nn.Module):
         ]
         return torch.stack(won).all(0)
 
+    def _reach(self, state: State) -> int:
+        """Return how far, in LR pixels, what lies outside of the observed part reaches into it."""
+        return self.kernel_size // state.scale + 1
+
     def _narrowed(
         self, first: Round, stands: Tensor, state: State, reducer: Reducer, observed_size: tuple[int, int] | None
     ) -> Round:
-        """The first round, with narrower kernels for images that ring with theirs and keep it, (B,) `stands`."""
-        quiet, reach = replace(state, tick=None), self.kernel_size // state.scale + 1
+        """Return the first round, with narrower kernels for images that ring with theirs and keep it, (B,) `stands`."""
+        quiet, reach = replace(state, tick=None), self._reach(state)
         return narrow(
             first,
             stands,
