@@ -27,10 +27,10 @@ from pipeline.model.edge_start import EDGE_SCALES, edge_kernel
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
 from pipeline.model.gaussian_fit import is_nearly_gaussian
-from pipeline.model.guard import EQUAL, Acceptance, gradient_spread, overshoot, restoration_score
+from pipeline.model.guard import EQUAL, Acceptance, acceptance, look, overshoot, wins
 from pipeline.model.initial import Initial, over_views
 from pipeline.model.kernel_prior import KernelPrior
-from pipeline.model.kernel_step import CORRECTED, Prior, acceptance, refine_kernel
+from pipeline.model.kernel_step import CORRECTED, Prior, refine_kernel
 from pipeline.model.narrowing import narrow
 from pipeline.model.reducer import Reducer
 from pipeline.model.rounds import BlindOutput, Round, choose, output_of
@@ -154,7 +154,8 @@ class BlindUSRNet(nn.Module):
             new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds in between, the accepted round is already a whole restoration from x0.
             old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted
-            terms = acceptance(scale, accepted.blur, sure=first.start is not None, prior=self.prior is not None)
+            excess, sure = overshoot(old.sr, scale, observed_size, self._reach(origin)), first.start is not None
+            terms = acceptance(scale, accepted.blur, excess, sure=sure, prior=self.prior is not None)
             better = self._wins(new, old, origin, observed_size, terms) & ~settled
             accepted, kernel_round = choose(better, new, accepted), kernel_round.where(~better, len(rounds))
             rounds.append(new)
@@ -329,15 +330,10 @@ class BlindUSRNet(nn.Module):
         terms: tuple[Acceptance, ...] = (EQUAL,),
     ) -> Tensor:
         """Return (B,) bool: whether the new image scores no worse than the old, or as much better as `terms` ask."""
-        reach, scores, spreads = self._reach(state), [], []
-        for sr, kernel, *_ in (new, old):
-            scores.append(restoration_score(sr, state.lr, self._operator(kernel, state), observed_size, reach))
-            spreads.append(gradient_spread(sr, state.scale, observed_size, reach))
-        won = [
-            scores[0] ** t.score * spreads[0] ** t.spread <= t.ratio * scores[1] ** t.score * spreads[1] ** t.spread
-            for t in terms
-        ]
-        return torch.stack(won).all(0)
+        looks = (
+            look(r.sr, state.lr, self._operator(r.kernel, state), observed_size, self._reach(state)) for r in (new, old)
+        )
+        return wins(*looks, terms)
 
     def _reach(self, state: State) -> int:
         """Return how far, in LR pixels, what lies outside of the observed part reaches into it."""

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from pipeline.model.fourier import BlurOperator
+from pipeline.model.gaussian_fit import is_nearly_gaussian
+
+_ALMOST_GAUSSIAN = 0.3  # sum |k - g|
+_RINGING = 0.01  # overshoot of images restored with a wrong kernel, RMS on the [0, 1] scale
 
 
 class Acceptance(NamedTuple):
@@ -22,6 +26,71 @@ class Acceptance(NamedTuple):
 
 
 EQUAL = Acceptance(1.0)
+
+
+def acceptance(scale: int, old: Tensor, excess: Tensor, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]:
+    """Return the conditions for accepting refined kernels; all must hold.
+
+    A refined kernel was fitted to explain the LR image, so it explains it well even where it is wrong: it has to win
+    clearly. Measured without a prior (docs/training-log.md): where a Gaussian kernel was right before, the smallest
+    ratio of the new score to the old is 0.67, 0.94 and 1.26 at x2, x3 and x4. Nearly all motion kernels are below the
+    ratio at x2, two in three at x3, one in four at x4.
+
+    Args:
+        scale: s.
+        old: (B, k, k) old kernels, without the reduction.
+        excess: (B,) overshoot of the images restored with them.
+        sure: whether the old kernel is from a net that errs on the harmless side. Its image is no worse than bicubic,
+            and the gain of a refined kernel shows in the gradients.
+        prior: whether a prior corrects kernels on the way. The errors that remain do not ring. So against a harmless
+            old kernel the gradients decide, unless the new one explains the LR image far worse (twice as bad where
+            the old one is almost a Gaussian, which such a net finds well). Any other old kernel that is a Gaussian is
+            probably right if its image does not ring, so the new one must win in both; if not, no worse a score is
+            enough, or three quarters of it at x2.
+    """
+    if prior and sure:
+        most = torch.where(is_nearly_gaussian(old, _ALMOST_GAUSSIAN), 2.0, 6.0)
+        return Acceptance(0.91, score=0.0, spread=1.0), Acceptance(most)
+    if prior:
+        doubtful = ~is_nearly_gaussian(old) | (excess > _RINGING)
+        most = torch.where(doubtful, min(0.375 * scale, 1.0), scale / 4)
+        return Acceptance(most), Acceptance(most.where(~doubtful, torch.inf), spread=5.0)
+    if sure:
+        return Acceptance(0.9), Acceptance(0.6, spread=15.0)
+    return (Acceptance(0.2 * (scale + 1)),)
+
+
+class Look(NamedTuple):
+    """Hold how restored images look to the guard, (B,) each."""
+
+    score: Tensor  # `restoration_score`
+    spread: Tensor  # `gradient_spread`
+
+
+def look(
+    sr: Tensor, lr: Tensor, operator: BlurOperator, observed_size: tuple[int, int] | None = None, border: int = 0
+) -> Look:
+    """Judge restored images by both measures.
+
+    Args:
+        sr: (B, C, s*h, s*w) restored with the operator's kernel.
+        lr: (B, C, h, w).
+        operator: blur and decimation with that kernel.
+        observed_size: (h', w') upper-left part of `lr` that a camera saw, if not all.
+        border: LR pixels inside the edge of the observed part that are left out.
+    """
+    return Look(
+        restoration_score(sr, lr, operator, observed_size, border),
+        gradient_spread(sr, operator.scale, observed_size, border),
+    )
+
+
+def wins(new: Look, old: Look, terms: tuple[Acceptance, ...] = (EQUAL,)) -> Tensor:
+    """Return (B,) bool: whether new kernels are accepted, by all of the terms."""
+    won = [
+        new.score**t.score * new.spread**t.spread <= t.ratio * old.score**t.score * old.spread**t.spread for t in terms
+    ]
+    return torch.stack(won).all(0)
 
 
 def restoration_score(

@@ -17,8 +17,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from pipeline.model.gaussian_fit import is_nearly_gaussian
-from pipeline.model.guard import Acceptance
+from pipeline.model.centring import recentre
 from pipeline.model.usrnet import Tick
 
 RIDGE = 1e-3  # relative to the normal matrix's mean diagonal; measured in docs/network.md
@@ -27,37 +26,9 @@ _ITERATIONS = 100
 # Steps whose kernels the prior corrects. The steps after them fit the kernel to the picture itself.
 CORRECTED = (1, 3)
 Prior = Callable[[Tensor, Tensor, float, int], Tensor]  # maps (B, 4, k, k), sigma (B,), progress, s -> (B, k, k)
-_ALMOST_GAUSSIAN = 0.3  # sum |k - g|
 # Noise levels assumed by the restorer while the kernel is still wrong, first and last. With a low noise level it would
 # invert the wrong kernel faithfully, and the ringing would explain the LR image as well as the true image does.
 _ASSUMED_SIGMA = (0.1, 0.01)
-
-
-def acceptance(scale: int, old: Tensor, *, sure: bool, prior: bool) -> tuple[Acceptance, ...]:
-    """Return the conditions for accepting refined kernels; all must hold.
-
-    A refined kernel was fitted to explain the LR image, so it explains it well even where it is wrong: it has to win
-    clearly. Measured without a prior (docs/training-log.md): where a Gaussian kernel was right before, the smallest
-    ratio of the new score to the old is 0.67, 0.94 and 1.26 at x2, x3 and x4. Nearly all motion kernels are below the
-    ratio at x2, two in three at x3, one in four at x4.
-
-    Args:
-        scale: s.
-        old: (B, k, k) old kernels, without the reduction.
-        sure: whether the old kernel is from a net that errs on the harmless side. Its image is no worse than bicubic,
-            and the gain of a refined kernel shows in the gradients.
-        prior: whether a prior corrects kernels on the way. The errors that remain do not ring. So against a harmless
-            old kernel the gradients decide, unless the new one explains the LR image far worse (twice as bad where
-            the old one is almost a Gaussian, which such a net finds well); against any other both decide.
-    """
-    if prior and sure:
-        most = torch.where(is_nearly_gaussian(old, _ALMOST_GAUSSIAN), 2.0, 6.0)
-        return Acceptance(0.91, score=0.0, spread=1.0), Acceptance(most)
-    if prior:
-        return Acceptance(scale / 4), Acceptance(scale / 4, spread=5.0)
-    if sure:
-        return Acceptance(0.9), Acceptance(0.6, spread=15.0)
-    return (Acceptance(0.2 * (scale + 1)),)
 
 
 def refine_kernel(
@@ -72,6 +43,9 @@ def refine_kernel(
     corrected: Collection[int] = CORRECTED,
 ) -> list[Tensor]:
     """Restore and estimate the kernel in turn; return the kernel (B, k, k) after each step.
+
+    Each restoration takes the kernel centred. The step after it finds the kernel that fits the image, so the last
+    kernel lies where it should, to about a tenth of a pixel, and is not blurred by the shift.
 
     Args:
         restore: function from kernel (B, k, k) and noise level (B,), up to 0.1, to the image (B, 3, s*h, s*w), within
@@ -89,6 +63,7 @@ def refine_kernel(
     found = []
     for number in range(steps):
         progress = number / max(steps - 1, 1)
+        kernel = recentre(kernel)
         sharp = restore(kernel, sigma.clamp_min(first * (last / first) ** progress))
         if prior is not None and number in corrected:
             kernel = prior(kernel_maps(sharp, lr, kernel, scale), sigma, progress, scale)

@@ -353,8 +353,8 @@ def test_the_guard_of_a_prior_asks_the_gradients(codec, monkeypatch):
     first = first._replace(blur=torch.cat((shaken[:3], gaussian[3:])), start=shaken)
     scores = iter([torch.tensor([5.0, 5.0, 7.0, 2.1, 1.9]), torch.ones(5)])
     spreads = iter([torch.tensor([0.8, 0.95, 0.8, 0.8, 0.8]), torch.ones(5)])
-    monkeypatch.setattr("pipeline.model.blind.restoration_score", lambda *_: next(scores))
-    monkeypatch.setattr("pipeline.model.blind.gradient_spread", lambda *_: next(spreads))
+    monkeypatch.setattr("pipeline.model.guard.restoration_score", lambda *_: next(scores))
+    monkeypatch.setattr("pipeline.model.guard.gradient_spread", lambda *_: next(spreads))
     with torch.no_grad():
         assert net.infer(lr, 2, 0.01, initial=first).kernel_round.tolist() == [1, 0, 0, 0, 1]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.degrade import degrade
 from pipeline.model import BlindUSRNet, BlurOperator, USRNet
-from pipeline.model.guard import gradient_spread, restoration_score
+from pipeline.model.guard import EQUAL, Acceptance, Look, acceptance, gradient_spread, restoration_score, wins
 
 
 def picture(seed=0):
@@ -178,3 +178,33 @@ def test_only_what_a_camera_saw_is_judged(codec):
     rms = (picture[..., ::2, ::2] - seen).square().mean().sqrt()
     variation = picture.diff(dim=-1).abs().mean() + picture.diff(dim=-2).abs().mean()
     torch.testing.assert_close(inside[0], rms * variation)
+
+
+def looks(*values):
+    """One look for each (score, spread)."""
+    return Look(*(torch.tensor(column, dtype=torch.float64) for column in zip(*values, strict=True)))
+
+
+def test_a_new_kernel_wins_by_every_term_or_not_at_all():
+    new, old = looks((1.0, 0.5), (1.0, 0.5), (1.1, 0.5), (0.5, 0.9)), looks(*[(1.0, 0.6)] * 4)
+    assert wins(new, old).tolist() == [True, True, False, True]
+    sharper = Acceptance(1.0, score=0.0, spread=1.0)
+    assert wins(new, old, (EQUAL, sharper)).tolist() == [True, True, False, False]
+    per_image = Acceptance(torch.tensor([0.5, 1.0, 1.2, 0.4]))
+    assert wins(new, old, (per_image,)).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_gaussian_that_does_not_ring_gives_way_to_less_than_another_first_kernel(scale):
+    """Of a net that may err on the wide side: a kernel that is no Gaussian, or rings, is probably wrong."""
+    kernel = torch.cat((gaussian(1.5, size=25), gaussian(1.5, size=25), F.pad(hook(), (7,) * 4)))
+    terms = acceptance(scale, kernel, torch.tensor([0.0, 0.05, 0.0]), sure=False, prior=True)
+
+    def accepted(score, spread):
+        return wins(looks(*[(score, spread)] * 3), looks(*[(1.0, 1.0)] * 3), terms).tolist()
+
+    assert accepted(scale / 4, 1.0) == [True, True, True]
+    assert accepted(scale / 4, 1.01) == [False, True, True]
+    assert accepted(scale / 4 + 0.01, 0.9) == [False, scale < 4, scale < 4]
+    assert accepted(min(0.375 * scale, 1.0), 1.5) == [False, True, True]
+    assert accepted(1.01, 0.5) == [False, False, False]
