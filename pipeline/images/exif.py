@@ -20,7 +20,7 @@ from pipeline.images.ifd import (
     write_directory,
 )
 
-_ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
+ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 _FURTHEST_NOTE = 2**16  # largest EXIF block of a JPEG
 _THUMBNAIL = {0x0201, 0x0202}
@@ -35,8 +35,16 @@ _DESCRIPTIVE = {
 
 def orientation_of(directory: Directory, order: str) -> int:
     """Return the orientation, 1 to 8; 1 if the tag is missing or invalid."""
-    found = as_integer(directory.get(_ORIENTATION), order)
+    found = as_integer(directory.get(ORIENTATION), order)
     return found if found is not None and 1 <= found <= 8 else 1
+
+
+def has_orientation(block: bytes | None) -> bool:
+    """Return whether an EXIF block has an orientation, valid or not."""
+    try:
+        return block is not None and ORIENTATION in read_directory(block)
+    except BrokenDirectoryError:
+        return False
 
 
 def exif_orientation(block: bytes | None) -> int:
@@ -57,8 +65,8 @@ def upright(block: bytes, width: int, height: int) -> bytes:
     """
     order = byte_order(block)
     directory = {tag: value for tag, value in read_directory(block).items() if tag not in _THUMBNAIL}
-    if _ORIENTATION in directory:
-        directory[_ORIENTATION] = integer(1, order, SHORT)
+    if ORIENTATION in directory:
+        directory[ORIENTATION] = integer(1, order, SHORT)
     inner = directory.get(EXIF)
     for place, tag, size in (
         (directory, _WIDTH, width),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import replace
 
@@ -10,25 +9,21 @@ import numpy as np
 
 from pipeline.images import jpeg
 from pipeline.images.convert import is_grey
-from pipeline.images.exif import upright
+from pipeline.images.exif import has_orientation, upright
 from pipeline.images.ifd import BrokenDirectoryError
 from pipeline.images.parts import Metadata
 from pipeline.images.photograph import Format
+from pipeline.images.xmp import resized_xmp, upright_xmp
 
 _SRGB_GAMMA = (45000, 46000)  # values of gAMA, in 1/100000, that stand for sRGB
 _SRGB_CHROMA = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
-# An XMP property as an attribute or as an element. Patterns that begin with plain text are the fastest to search for.
-_PROPERTY = r'({name}(?<![\w/]{name})(?:\s*=\s*["\']|>\s*))\d+'
-_EXTENDED_XMP = re.compile(rb"xmpNote:HasExtendedXMP\s*=\s*(\"[^\"]*\"|'[^']*')")
-# Up to the packet's end if no end tag follows, since repeating the search from every later start would be quadratic.
-_THUMBNAILS = re.compile(rb"(?s)<xmp:Thumbnails\b.*?(</xmp:Thumbnails>|\Z)")
 
 
 def carried(found: Metadata, pixels: np.ndarray, kind: Format, *, strip: bool = False) -> tuple[Metadata, list[str]]:
     """Return the metadata for a result, and a phrase for each lost part.
 
-    EXIF and XMP are adapted: orientation 1, the result's sizes, no thumbnail. The colour profile, and a PNG's colour
-    chunks, are kept if they fit the result's colour type and format; a damaged profile is dropped.
+    EXIF and XMP are adapted: orientation 1 if it was applied, the result's sizes, no thumbnail. The colour profile, and
+    a PNG's colour chunks, are kept if they fit the result's colour type and format; a damaged profile is dropped.
 
     Args:
         found: metadata of the input.
@@ -49,7 +44,9 @@ def carried(found: Metadata, pixels: np.ndarray, kind: Format, *, strip: bool = 
     height, width = pixels.shape[:2]
     exif = xmp = None
     if not strip:
-        xmp = None if found.xmp is None else _resized_xmp(found.xmp, width, height)
+        xmp = None if found.xmp is None else resized_xmp(found.xmp, width, height)
+        # An orientation in XMP alone was not applied, as in most programs, and still holds.
+        xmp = upright_xmp(xmp) if xmp is not None and has_orientation(found.exif) else xmp
         try:
             exif = None if found.exif is None else upright(found.exif, width, height)
         except BrokenDirectoryError:
@@ -96,17 +93,3 @@ def _is_plain(kind: bytes, body: bytes) -> bool:
         case b"cICP":
             return body[:2] == bytes((1, 13))
     return kind == b"sRGB"
-
-
-def _resized_xmp(packet: bytes, width: int, height: int) -> bytes:
-    values = {
-        "tiff:Orientation": 1,
-        "tiff:ImageWidth": width,
-        "tiff:ImageLength": height,
-        "exif:PixelXDimension": width,
-        "exif:PixelYDimension": height,
-    }
-    for name, value in values.items():
-        packet = re.sub(_PROPERTY.format(name=name).encode(), rb"\g<1>%d" % value, packet)
-    packet = _THUMBNAILS.sub(lambda found: b"" if found[1] else found[0], packet)
-    return _EXTENDED_XMP.sub(b"", packet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from pipeline.images import BadImageError
-from pipeline.images.exif import for_tiff, from_tiff, orientation_of
+from pipeline.images.exif import ORIENTATION, for_tiff, from_tiff, orientation_of
 from pipeline.images.ifd import (
     SHORT,
     UNDEFINED,
@@ -26,6 +26,7 @@ from pipeline.images.ifd import (
 )
 from pipeline.images.limits import MOST_ICC, MOST_XMP
 from pipeline.images.parts import Metadata, Parts
+from pipeline.images.xmp import upright_xmp
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _XMP, _ICC = 0x0100, 0x0101, 0x0102, 0x0106, 0x02BC, 0x8773
 _CHANNELS, _PLANES, _EXTRA, _COLOURS, _SAMPLES = 0x0115, 0x011C, 0x0152, 0x0140, 0x0153
@@ -83,12 +84,14 @@ def read_tiff(data: bytes) -> Parts:
     channels = _channels(page, order)
     _refuse_cut(page, order, (width, height), len(data))
     pixel_tags = {tag: page[tag] for tag in _PIXEL_TAGS & page.keys()} | channels.told
-    turned = orientation_of(page, order) >= 5
+    turned, xmp = orientation_of(page, order) >= 5, _bytes(page, _XMP, MOST_XMP)
+    if xmp is not None and ORIENTATION in page:
+        xmp = upright_xmp(xmp)
     return Parts(
         kind="TIFF",
         stored=(width, height) if turned else (height, width),
         stream=_with_directory(data, pixel_tags, order),
-        metadata=Metadata(_bytes(page, _ICC, MOST_ICC), from_tiff(data), _bytes(page, _XMP, MOST_XMP)),
+        metadata=Metadata(_bytes(page, _ICC, MOST_ICC), from_tiff(data), xmp),
         grey_alpha=channels.grey_alpha,
         negative=channels.negative,
         only_pillow=channels.only_pillow,

@@ -330,10 +330,9 @@ class BlindUSRNet(nn.Module):
         terms: tuple[Acceptance, ...] = (EQUAL,),
     ) -> Tensor:
         """Return (B,) bool: whether the new image scores no worse than the old, or as much better as `terms` ask."""
-        looks = (
-            look(r.sr, state.lr, self._operator(r.kernel, state), observed_size, self._reach(state)) for r in (new, old)
-        )
-        return wins(*looks, terms)
+        seen, reach = observed_size, self._reach(state)
+        looks = [look(r.sr, state.lr, self._operator(r.kernel, state), seen, reach) for r in (new, old)]
+        return wins(looks[0], looks[1], terms)
 
     def _reach(self, state: State) -> int:
         """Return how far, in LR pixels, what lies outside of the observed part reaches into it."""

@@ -46,16 +46,24 @@ def camera(orientation: int = 6) -> Image.Exif:
 
 def with_all(kind: str) -> bytes:
     """Return a file with EXIF and XMP."""
+    return _with_xmp(kind, camera())
+
+
+def with_xmp_alone(kind: str) -> bytes:
+    """Return a file with XMP, and without EXIF."""
+    return _with_xmp(kind, Image.Exif())
+
+
+def _with_xmp(kind: str, exif: Image.Exif) -> bytes:
     pixels = picture()
     if kind == "PNG":
         text = PngImagePlugin.PngInfo()
         text.add_itxt("XML:com.adobe.xmp", XMP.decode())
-        return encoded(pixels, kind, exif=camera(), pnginfo=text)
+        return encoded(pixels, kind, exif=exif, pnginfo=text)
     if kind == "TIFF":
-        exif = camera()
         exif[700] = XMP
         return encoded(pixels, kind, exif=exif.tobytes())
-    return encoded(pixels, kind, exif=camera(), xmp=XMP)
+    return encoded(pixels, kind, exif=exif, xmp=XMP)
 
 
 def chunk(kind: bytes, body: bytes, wrong: int = 0) -> bytes:

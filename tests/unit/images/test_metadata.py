@@ -15,7 +15,18 @@ from pipeline.images.exif import exif_orientation, upright
 from pipeline.images.metadata import carried
 from pipeline.images.parts import Metadata
 from pipeline.images.photograph import SUFFIX, Photograph
-from tests.unit.images.samples import MAKER_NOTE, XMP, camera, chunk, encoded, picture, profile, with_all, with_chunks
+from tests.unit.images.samples import (
+    MAKER_NOTE,
+    XMP,
+    camera,
+    chunk,
+    encoded,
+    picture,
+    profile,
+    with_all,
+    with_chunks,
+    with_xmp_alone,
+)
 
 RESULT = picture(64, 96)
 
@@ -51,6 +62,17 @@ def test_date_camera_exposure_and_place_are_kept_and_made_to_fit(before, after):
     assert again.pixels.shape == RESULT.shape
     assert again.metadata.exif is not None
     assert again.notes == ()
+
+
+@pytest.mark.parametrize("before", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_an_orientation_in_xmp_alone_is_not_applied_and_stays(before):
+    """So a program that applies it, and one that does not, show result and original alike."""
+    data, found = with_xmp_alone(before), decode_photograph(with_xmp_alone(before))
+    assert found.pixels.shape == picture().shape
+    for after in SUFFIX:
+        xmp = decode_photograph(rewritten(data, after)[0]).metadata.xmp
+        assert b'tiff:Orientation="6"' in xmp
+        assert b'exif:PixelXDimension="96"' in xmp
 
 
 @pytest.mark.parametrize("kind", SUFFIX)
