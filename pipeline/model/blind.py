@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from kernels_bank.codec import KernelCodec
 from kernels_bank.coding import decode_codes, encode_codes
 from kernels_bank.names import Grid
+from pipeline.model.centring import recentre
 from pipeline.model.edge_start import EDGE_SCALES, edge_kernel
 from pipeline.model.estimator import Estimator
 from pipeline.model.fourier import BlurOperator
@@ -150,7 +151,7 @@ class BlindUSRNet(nn.Module):
         if refines:
             levels = check_inputs(lr, scale, sigma, training=self.training)
             begin = self._steps_start(lr, accepted.blur, first, scale, levels)
-            *_, blur = self.refine(lr, begin, scale, levels, reducer, tick)
+            blur = recentre(self.refine(lr, begin, scale, levels, reducer, tick)[-1])
             new = self._whole(origin, blur, self.encode(blur), reducer)
             # Without rounds in between, the accepted round is already a whole restoration from x0.
             old = self._whole(origin, accepted.blur, accepted.code, reducer) if self.config.kernel.rounds else accepted

@@ -1,7 +1,7 @@
 """The place of a kernel: its centre of mass belongs on the middle pixel.
 
 Kernel and image can be shifted against each other without any change of the LR image, so nothing in the LR image keeps
-an estimate in its place. Off its place it loses what leaves its frame, and shifts the restored image.
+an estimate in its place. Off its place it shifts the restored image.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from torch import Tensor
 
 
 def recentre(kernel: Tensor) -> Tensor:
-    """Shift kernels so that their centre of mass is on the middle pixel, bilinearly; what leaves the frame is lost.
+    """Shift kernels by whole pixels so that their centre of mass is on the middle pixel; what leaves the frame is lost.
+
+    A fraction of a pixel would blur them.
 
     Args:
         kernel: (B, k, k), k odd, >= 0, of sum 1.
 
     Returns:
-        (B, k, k), >= 0, of sum 1. Kernels that are centred already keep their values, up to rounding.
+        (B, k, k), >= 0, of sum 1, within half a pixel of the middle.
     """
     with torch.autocast(kernel.device.type, enabled=False):
         moved = _shift(kernel.sum(-1)) @ kernel @ _shift(kernel.sum(-2)).mT
@@ -26,6 +28,6 @@ def recentre(kernel: Tensor) -> Tensor:
 
 def _shift(line: Tensor) -> Tensor:
     """Return the matrices (B, k, k) that shift lines (B, k) of sum 1 so that their mean is in the middle."""
-    place = torch.arange(line.shape[-1], dtype=line.dtype, device=line.device) - line.shape[-1] // 2
-    mean = (line * place).sum(-1)[:, None, None]
-    return (1 - (place[:, None] + mean - place).abs()).clamp_min(0)
+    place = torch.arange(line.shape[-1], device=line.device) - line.shape[-1] // 2
+    mean = (line * place).sum(-1).round()[:, None, None]
+    return (place[:, None] + mean == place).to(line.dtype)

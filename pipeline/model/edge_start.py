@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.model.centring import recentre
 from pipeline.model.fourier import transfer_function
 from pipeline.model.upsample import upsample
 
@@ -68,7 +69,7 @@ def _level(grey: Tensor, kernel: Tensor, least: Tensor) -> Tensor:
     weight, spectrum = torch.full_like(least, _WEIGHT), torch.fft.rfft2(grey)
     for _ in range(_TURNS):
         sharp = _few_gradients(grey, spectrum, kernel, torch.maximum(weight, least))
-        kernel = _centred(_explaining(sharp, grey, kernel.shape[-1]))
+        kernel = recentre(_explaining(sharp, grey, kernel.shape[-1]))
         weight = weight / _FADE
     return kernel
 
@@ -134,16 +135,6 @@ def _beginning(like: Tensor, side: int) -> Tensor:
     kernel = torch.zeros(len(like), side, side, device=like.device)
     kernel[:, side // 2, side // 2 - 1 : side // 2 + 1] = 0.5
     return kernel
-
-
-def _centred(kernel: Tensor) -> Tensor:
-    """Shift each kernel by whole pixels so that its mean is in the middle; pixels outside the frame are lost."""
-    side = kernel.shape[-1]
-    place = torch.arange(side, dtype=kernel.dtype, device=kernel.device) - side // 2
-    shifts = torch.stack(((kernel.sum(-1) * place).sum(-1), (kernel.sum(-2) * place).sum(-1)), -1).round().int()
-    padded = F.pad(kernel, (side,) * 4)
-    moved = [one.roll((-int(dy), -int(dx)), (0, 1)) for one, (dy, dx) in zip(padded, shifts.tolist(), strict=True)]
-    return _unit(torch.stack(moved)[:, side : 2 * side, side : 2 * side])
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from pipeline.model.centring import recentre
 from pipeline.model.usrnet import Tick
 
 RIDGE = 1e-3  # relative to the normal matrix's mean diagonal; measured in docs/network.md
@@ -44,9 +43,6 @@ def refine_kernel(
 ) -> list[Tensor]:
     """Restore and estimate the kernel in turn; return the kernel (B, k, k) after each step.
 
-    Each restoration takes the kernel centred. The step after it finds the kernel that fits the image, so the last
-    kernel lies where it should, to about a tenth of a pixel, and is not blurred by the shift.
-
     Args:
         restore: function from kernel (B, k, k) and noise level (B,), up to 0.1, to the image (B, 3, s*h, s*w), within
             [0, 1] except for overshoot by a reduction's lobes at edges.
@@ -63,7 +59,6 @@ def refine_kernel(
     found = []
     for number in range(steps):
         progress = number / max(steps - 1, 1)
-        kernel = recentre(kernel)
         sharp = restore(kernel, sigma.clamp_min(first * (last / first) ** progress))
         if prior is not None and number in corrected:
             kernel = prior(kernel_maps(sharp, lr, kernel, scale), sigma, progress, scale)
