@@ -238,6 +238,38 @@ def test_a_variable_that_sets_something_twice_is_refused(yaml, monkeypatch, vari
         parse(Train, ["--config", yaml])
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "told"),
+    [
+        ("Train: {steps: 5}", ["--train.steps=6"], "run.yaml: Train: unknown setting; write it as train"),
+        ("seed: 1\nSeed: 2\ntrain: {steps: 5}", [], "run.yaml: Seed: unknown setting; write it as seed"),
+        ("train: 3", ["--train.steps=6"], "the config file: train: a mapping of settings is expected, got 3"),
+        (
+            "train: {steps: 5, loss: [1]}",
+            ["--train.loss.code=1"],
+            "the config file: train: loss: a mapping of settings is expected",
+        ),
+        ("train: {steps: 5}\nconfig: base.yaml", [], "run.yaml: 'config' would name another file, which is not read"),
+    ],
+)
+def test_no_part_of_a_file_is_dropped_in_silence(tmp_path, text, flags, told):
+    (tmp_path / "run.yaml").write_text(f"name: a\ndata: {{shards: s, bank: b}}\n{text}\n")
+    with pytest.raises(BadRequestError, match=told):
+        parse(Train, ["--config", str(tmp_path / "run.yaml"), *flags])
+
+
+def test_a_variable_that_is_no_mapping_does_not_give_way_to_a_flag(yaml, monkeypatch):
+    monkeypatch.setenv("BLINDSR_TRAIN", "[6]")
+    with pytest.raises(BadRequestError, match="the environment: train: a mapping of settings is expected"):
+        parse(Train, ["--config", yaml, "--train.steps=7"])
+
+
+def test_the_file_of_settings_is_named_by_a_flag_alone(yaml, monkeypatch, capsys):
+    monkeypatch.setenv("BLINDSR_CONFIG", "other.yaml")
+    assert parse(Train, ["--config", yaml]).train.steps == 5
+    assert capsys.readouterr().err == "BLINDSR_CONFIG: no settings of this job, without effect\n"
+
+
 def test_a_variable_below_a_setting_without_parts_is_told(yaml, monkeypatch, capsys):
     monkeypatch.setenv("BLINDSR_NAME__X", "3")
     assert parse(Train, ["--config", yaml]).name == "a"
