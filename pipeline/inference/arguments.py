@@ -39,7 +39,7 @@ def number(name: str, value: object, low: float, high: float = math.inf, *, auto
 def choice(name: str, value: object, choices: object) -> None:
     """Check that a value is one of a `Literal`'s. Raises BadRequestError."""
     if value not in (known := get_args(choices)):
-        raise BadRequestError(f"{name}: {' or '.join(known)} is expected, got {value!r:.80}")
+        raise BadRequestError(f"{name}: one of {', '.join(known)} is expected, got {value!r:.80}")
 
 
 def plain_array(name: str, value: object) -> np.ndarray:

@@ -103,7 +103,7 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
         ({"file_error": np.nan}, "file_error: a number from 0 to 1 is expected, got nan"),
         ({"max_memory": "4G"}, "max_memory: a number from 0 is expected, got '4G'"),
         ({"max_memory": np.nan}, "max_memory: a number from 0 is expected, got nan"),
-        ({"grid": "center"}, "grid: corner or centre is expected, got 'center'"),
+        ({"grid": "center"}, "grid: one of corner, centre is expected, got 'center'"),
         ({"image": [[1, 2], [3, 4]]}, "image: a NumPy array is expected, got list"),
         ({"image": np.ma.masked_greater(np.eye(4, dtype=np.uint8), 0)}, "image: some of its values are masked"),
         (
@@ -111,7 +111,7 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
             r"x0: \(128, 144, 3\) uint8, as the image, is expected, got \(4, 4, 3\)",
         ),
         ({"x0": np.zeros((128, 144, 3), np.int64)}, "as the image, is expected, got .* int64"),
-        ({"x0": "lanczos"}, "x0: nearest or bicubic is expected, got 'lanczos'"),
+        ({"x0": "lanczos"}, "x0: one of nearest, bicubic is expected, got 'lanczos'"),
         ({"x0": 3}, "x0: a NumPy array is expected, got int"),
         ({"max_memory": 2**20}, "are too little for a 72 x 64 image.*raise --max-memory"),
         ({"kernel": np.ones((4, 4), np.float32)}, "odd side"),
@@ -167,6 +167,24 @@ def test_a_float_image_may_ring_beyond_its_scale():
     colour, alpha = split_alpha(image)
     assert alpha is None
     assert (colour == image[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "fp16"}, "precision: one of auto, float32, bf16 is expected, got 'fp16'"),
+        ({"device": "gpu"}, "device 'gpu': cannot be used here"),
+        ({"device": "cuda:99"}, "device 'cuda:99': cannot be used here"),
+        ({"device": 1.5}, "device 1.5: cannot be used here"),
+    ],
+)
+def test_an_unknown_device_or_precision_is_refused(folder, arguments, message):
+    with pytest.raises(BadRequestError, match=message):
+        Restorer.load(folder, **arguments)
+
+
+def test_a_device_may_be_given_by_name(folder):
+    assert Restorer.load(folder, device="cpu").device == torch.device("cpu")
 
 
 def test_damaged_or_missing_models_are_refused(folder, tmp_path):
