@@ -319,6 +319,19 @@ def test_empty_texts_are_refused(
         parse(command, arguments)
 
 
+@pytest.mark.parametrize(
+    ("job", "arguments"),
+    [
+        ("shard_images", ["--downloads", "s3://b/c", "--output=o"]),
+        ("registry", ["export", "a/1", "--output", "s3://b/c"]),
+    ],
+)
+def test_a_folder_of_this_machine_is_not_made_under_the_name_of_a_uri(job: str, arguments: list[str]):
+    command = getattr(importlib.import_module(f"jobs.{job}"), job.title().replace("_", ""))
+    with pytest.raises(BadRequestError, match=r"s3://b/c: a folder of this machine is expected$"):
+        parse(command, arguments)
+
+
 def test_a_name_that_is_a_number_is_an_unknown_setting(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("name: a\ndata: {1: 2}\ntrain: {steps: 5}\n")
     with pytest.raises(BadRequestError, match=r"data\.1: Keys should be strings \(got 1\)$"):
