@@ -172,6 +172,7 @@ def test_a_file_that_holds_no_settings_is_one_line(tmp_path: Path, content: byte
         ("learning_rate: 1:30.5", "would be read as 90.5"),
         ("steps: yes", r"train\.steps: a number is expected, got a truth value"),
         ("micro_batch: no", r"train\.micro_batch: a number is expected"),
+        ("schedule: halving, halve_at: [5, 5]", r"train\.halve_at: 5 is given more than once"),
         ("halve_at: [5, yes]", r"train\.halve_at\.1: a number is expected, got a truth value"),
         ("steps: 5}\nmodel: {restorer: {widths: [8, 8, on, 8]}", r"model\.restorer\.widths\.2: a number is expected"),
         ("steps: 5}\nmodel: {scales: [yes, 2]", r"model\.scales\.0: a number is expected"),
