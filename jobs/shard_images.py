@@ -7,10 +7,11 @@ python jobs/shard_images.py --download div2k-train --output URI
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.cli import Command, run
 from pipeline.data.download import DIV2K_URL, SETS, check_base_url, download
@@ -28,7 +29,9 @@ class ShardImages(Command, ShardSettings):  # type: ignore[misc] # both carry a 
     )
     column: str | None = Field(None, description="of the images in Parquet files; default: the only one of bytes")
     download: Literal["", "div2k-train", "div2k-valid"] = Field("", description="fetch this set and use it as --source")
-    downloads: Path = Field(Path("downloads"), description="folder that fetched zips are kept in")
+    downloads: Annotated[Path, BeforeValidator(uris.local)] = Field(
+        Path("downloads"), description="folder of this machine that fetched zips are kept in"
+    )
     base_url: str = Field(DIV2K_URL, description="where they are fetched from")
     output: str = Field(description="URI the shards are written to")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="unusable images tolerated before the job stops")
@@ -45,7 +48,6 @@ def main(command: ShardImages) -> None:
         raise BadRequestError("the photographs come from --source or from --download; give one of them")
     sources = [command.source] if isinstance(command.source, str) else list(command.source)
     if command.check:
-        from kernels_bank.runtime import uris
         from pipeline.data.shards import check_place, find_places
 
         output = uris.absolute(command.output)

@@ -44,7 +44,12 @@ def shift(kernels: np.ndarray, by: np.ndarray) -> np.ndarray:
 
     Returns:
         (N, k, k) of the same dtype. Whole pixels move without interpolation.
+
+    Raises:
+        BadRequestError: the kernels are of integers, or the sum of one in the window is not above 0.
     """
+    if kernels.dtype.kind != "f":
+        raise BadRequestError(f"kernels to shift have fractions; floating point is expected, got {kernels.dtype}")
     by = np.broadcast_to(np.asarray(by, dtype=np.float64), (len(kernels), 2))
     side = kernels.shape[-1]
     whole = np.floor(by).astype(np.int64)
@@ -60,8 +65,10 @@ def shift(kernels: np.ndarray, by: np.ndarray) -> np.ndarray:
             taken = kernels[batch, np.clip(rows, 0, side - 1)[:, :, None], np.clip(columns, 0, side - 1)[:, None, :]]
             moved += weight[:, None, None] * np.where(inside, taken, 0)
     mass = moved.sum(axis=(1, 2), keepdims=True)
-    if (mass <= 0).any():
-        raise BadRequestError("a kernel was shifted out of its window; use a larger window or a smaller shift")
+    if not (mass > 0).all():  # NaN too
+        raise BadRequestError(
+            "a kernel has no positive sum, or was shifted out of its window; use a larger window or a smaller shift"
+        )
     return (moved / mass).astype(kernels.dtype)
 
 

@@ -108,7 +108,7 @@ class KernelCodec:
             signed: whether kernels have negative lobes, which decoding keeps.
 
         Raises:
-            BadRequestError: there are no kernels, or settings are out of range.
+            BadRequestError: there are no kernels, some are not finite, or settings are out of range.
         """
         kernels = np.asarray(kernels)
         if kernels.ndim != 3 or len(kernels) == 0 or kernels.shape[1] != kernels.shape[2]:
@@ -154,9 +154,11 @@ class KernelCodec:
             signed: as in `fit`.
 
         Raises:
-            BadRequestError: settings out of range.
+            BadRequestError: settings out of range, or sums that are not finite.
         """
         d = total.shape[0]
+        if not np.isfinite(total).all():
+            raise BadRequestError("a codec needs finite kernels; some values are infinite or no numbers (NaN)")
         mean = total / count
         variances, vectors = np.linalg.eigh(outer / count - np.outer(mean, mean))
         spectrum, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]

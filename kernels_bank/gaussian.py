@@ -8,12 +8,14 @@ altogether (at 0.2 it misses the whole tail).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from kernels_bank import portable
 from kernels_bank.runtime.errors import BadRequestError
+
+SigmaLaw = Literal["sigma", "variance", "log"]
 
 # Gauss-Legendre nodes per pixel side, by the smaller sigma: the error stays below 1e-5 of the peak.
 _NODES = ((3.6, 2), (1.4, 3), (0.8, 4), (0.4, 6), (0.0, 10))
@@ -31,7 +33,7 @@ def sample_gaussian(
     rng: np.random.Generator,
     sigma: tuple[float, float] = (0.6, 5.0),
     isotropic: float = 0.25,
-    sigma_law: Literal["sigma", "variance", "log"] = "sigma",
+    sigma_law: SigmaLaw = "sigma",
     noise: float = 0.0,
 ) -> np.ndarray:
     """Sample random Gaussian kernels, centred on the middle pixel.
@@ -51,7 +53,8 @@ def sample_gaussian(
         (n, size, size) float32, >= 0, sum 1. The angle of the first axis is uniform.
 
     Raises:
-        BadRequestError: the size is even, the count negative, or a range out of order.
+        BadRequestError: the size is even, the count negative, a range out of order, the law unknown, or a share or the
+            noise outside [0, 1].
     """
     sigmas, axis = draw_gaussian(n, rng=rng, sigma=sigma, isotropic=isotropic, sigma_law=sigma_law)
     return perturb(gaussian_kernels(sigmas, axis, size), noise, rng=rng)
@@ -63,7 +66,7 @@ def draw_gaussian(
     rng: np.random.Generator,
     sigma: tuple[float, float],
     isotropic: float,
-    sigma_law: Literal["sigma", "variance", "log"],
+    sigma_law: SigmaLaw,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw the parameters of `sample_gaussian`: sigmas (n, 2) and the first axis as a unit vector (n, 2) of (x, y).
 
@@ -77,6 +80,10 @@ def draw_gaussian(
     low, high = sigma
     if n < 0 or not 0 < low <= high:
         raise BadRequestError(f"{n} Gaussians with sigma in [{low}, {high}]: need n >= 0 and 0 < low <= high")
+    if not 0 <= isotropic <= 1:
+        raise BadRequestError(f"isotropic {isotropic}: a share from 0 to 1 is expected")
+    if sigma_law not in get_args(SigmaLaw):
+        raise BadRequestError(f"sigma_law '{sigma_law}': unknown; choose from {', '.join(get_args(SigmaLaw))}")
     uniform = rng.random((n, 2))
     if sigma_law == "variance":
         sigmas = np.sqrt(low * low + uniform * (high * high - low * low))
@@ -198,6 +205,8 @@ def _mirrored(top: np.ndarray) -> np.ndarray:
 
 def perturb(kernels: np.ndarray, noise: float, *, rng: np.random.Generator) -> np.ndarray:
     """Multiply each pixel by 1 + U(0, noise) and normalise again; `noise` 0 leaves kernels unchanged."""
+    if not 0 <= noise <= 1:
+        raise BadRequestError(f"noise {noise}: a number from 0 to 1 is expected")
     if noise == 0:
         return kernels
     noisy = kernels * (1 + noise * rng.random(kernels.shape))

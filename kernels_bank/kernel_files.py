@@ -36,7 +36,11 @@ def read_npy(data: bytes) -> Arrays:
     refuse_large(shape)
     if kind.hasobject:
         raise ValueError("it holds Python objects; real numbers are expected")
-    return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+    stream.seek(0)
+    array = np.asarray(np.load(stream, allow_pickle=False))
+    if stream.read(1):
+        raise ArtefactError("more follows after its array, as from two calls of np.save; save one array (N, k, k)")
+    return array
 
 
 def read_npz(data: bytes) -> Arrays:
@@ -53,7 +57,9 @@ def read_png(data: bytes) -> Arrays:
     """Read a grey picture, 8 or 16 bit. Raises ArtefactError for one that is not that alone."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as picture:
+    if not data.startswith(_PNG):
+        raise ArtefactError("this is no PNG, whatever its name; save the picture as PNG, or the values as .npy")
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
         refuse_large((picture.height, picture.width))
         if (frames := getattr(picture, "n_frames", 1)) > 1:
             raise ArtefactError(f"one picture is expected; this one is animated ({frames} frames)")
@@ -62,7 +68,7 @@ def read_png(data: bytes) -> Arrays:
             if (grey == picture.info.get("transparency", -1)).any():
                 raise ArtefactError("a grey picture is expected; this one has transparent pixels")
             return [grey]
-        if data.startswith(_PNG) and data[24] == 16:
+        if data[24] == 16:
             raise ArtefactError("16-bit colours, of which 8 bits would be read; convert the picture to grey")
         pixels = np.asarray(picture.convert("RGBA"), dtype=np.float64)
     if (pixels[..., :3] != pixels[..., :1]).any() or (pixels[..., 3] != 255).any():

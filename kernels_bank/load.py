@@ -115,8 +115,10 @@ def _refuse_other_types(array: np.ndarray) -> None:
 
 
 def _check(kernel: np.ndarray, where: str) -> None:
-    if kernel.ndim != 2 or 0 in kernel.shape or not np.isfinite(kernel).all():
-        raise ArtefactError(f"{where}: a finite (k, k) array is expected, got shape {kernel.shape}")
+    if kernel.ndim != 2 or 0 in kernel.shape:
+        raise ArtefactError(f"{where}: a (k, k) array is expected, got shape {kernel.shape}")
+    if not np.isfinite(kernel).all():
+        raise ArtefactError(f"{where}: some of its values are infinite or no numbers (NaN)")
     values = kernel.astype(np.float64)
     total = values.clip(0).sum()
     if not 0 < total < np.inf:

@@ -41,6 +41,7 @@ from pipeline.mistakes import (
     explain,
     explain_unparsed,
     outermost,
+    refuse_misplaced,
     refuse_repeated,
     takes_parts,
 )
@@ -173,13 +174,14 @@ def _let_end(status: int, *, asked: bool = False) -> None:
 def parse(command: type[Command_T], arguments: Sequence[str]) -> Command_T:
     """Parse and validate the arguments. Raises BadRequestError, which names every invalid field by its path."""
     flags = quoted_places([kebab(argument) for argument in arguments])
-    config = _config_file(flags)
+    config = _config_file(command, flags)
     for before, flag in itertools.pairwise(["", *flags]):
         name, _, value = flag.partition("=") if flag.startswith("--") else (before, "", flag)
         refuse_repeated(value, name)
     if issubclass(command, RunConfig):
         flags = [moved_flag(flag) for flag in flags]
         config = _moved(config, "the config file")
+    refuse_misplaced(config, command, "the config file")
 
     class WithSources(command):  # type: ignore[valid-type, misc]
         """Put the YAML file of `command` below the environment."""
@@ -238,12 +240,15 @@ class _Environment(PydanticBaseSettingsSource):
         settings = self._variables()
         if unknown := [name for name in ours if not self._is_known(name)]:
             print(f"{', '.join(unknown)}: no settings of this job, without effect", file=sys.stderr, flush=True)
-        return _moved(settings, "the environment") if issubclass(self.settings_cls, RunConfig) else settings
+        if issubclass(self.settings_cls, RunConfig):
+            settings = _moved(settings, "the environment")
+        refuse_misplaced(settings, self.settings_cls, "the environment")
+        return settings
 
     def _is_known(self, variable: str) -> bool:
         """Tell whether a variable has an effect on this job, or is for another part of the program."""
         field = self.settings_cls.model_fields.get(outermost(variable))
-        if field is None:
+        if field is None or outermost(variable) == "config":  # only a flag names the file
             return outermost(variable) in _NO_SETTINGS
         is_part = "__" in variable.lower().removeprefix("blindsr_")
         return not is_part or takes_parts(field.annotation)
@@ -264,17 +269,24 @@ def _moved(settings: dict[str, Any], where: str) -> dict[str, Any]:
     return settings | {"model": inner}
 
 
-def _config_file(arguments: Sequence[str]) -> dict[str, object]:
-    """Return the mapping in the file after `--config`; an empty one without that flag."""
+def _config_file(command: type[Command], arguments: Sequence[str]) -> dict[str, object]:
+    """Return the mapping in the file after `--config`; an empty one without that flag, or if the job has none."""
     path = None
     for position, argument in enumerate(arguments):
         if argument == "--config" and position + 1 < len(arguments):
             path = arguments[position + 1]
         elif argument.startswith("--config="):
             path = argument.partition("=")[2]
-    if path is None:
+    if path is None or "config" not in command.model_fields:
         return {}
-    return read_yaml(path, f"--config {path}")
+    content = read_yaml(path, f"--config {path}")
+    if "config" in content:
+        raise BadRequestError(f"--config {path}: 'config' would name another file, which is not read; use one file")
+    for name in content:
+        # pydantic-settings takes names in any case, and of `seed` and `Seed` the first.
+        if name not in command.model_fields and (known := name.lower()) in command.model_fields:
+            raise BadRequestError(f"--config {path}: {name}: unknown setting; write it as {known}")
+    return content
 
 
 def _say(message: str, status: int) -> int:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
+from kernels_bank.distinct import distinct
 from kernels_bank.names import Reduction
 from pipeline.frozen import Frozen
 from pipeline.model_config import ModelConfig
@@ -179,7 +180,9 @@ class TrainConfig(Frozen):
     schedule: Literal["cosine", "halving"] = Field(
         "cosine", description="cosine: down to a twentieth; halving: x 1/2 at each of `halve_at`"
     )
-    halve_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="steps of the schedule 'halving'")
+    halve_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(distinct)] = Field(
+        (), description="steps of the schedule 'halving'"
+    )
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     ema_decay: float = Field(0.999, ge=0, lt=1)
     checkpoint_every: int = Field(500, ge=1, description="steps", json_schema_extra=MAY_CHANGE)

@@ -101,6 +101,29 @@ def _kinds(annotation: object) -> Iterator[object]:
         yield annotation
 
 
+def refuse_misplaced(given: Mapping[str, Any], model: type[BaseModel], where: str) -> None:
+    """Check that what has settings of its own is given as a mapping; another source's mapping would replace it.
+
+    Args:
+        given: settings of one source.
+        model: class that they are meant for.
+        where: name of the source.
+
+    Raises:
+        BadRequestError: `train` is a number, for instance.
+    """
+    for name, value in given.items():
+        if name not in model.model_fields or value is None:
+            continue
+        kinds = list(_kinds(model.model_fields[name].annotation))
+        part = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if part is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise BadRequestError(f"{where}: {name}: a mapping of settings is expected, got {_SHORT.repr(value)}")
+        refuse_misplaced(value, part, f"{where}: {name}")
+
+
 def takes_parts(annotation: object) -> bool:
     """Tell whether a setting of this type has settings of its own, as `train` has `train.steps`."""
     return any(

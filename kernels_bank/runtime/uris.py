@@ -66,6 +66,14 @@ def is_s3(uri: str | Path) -> bool:
     return False
 
 
+def local(uri: str | Path) -> Path:
+    """Return the path of a place that has to be on this machine. Raises BadRequestError for one on S3."""
+    text = str(uri)
+    if is_s3(text):
+        raise BadRequestError(f"{text}: a folder of this machine is expected")
+    return Path(_file_path(text)) if text.startswith("file:/") else at_home(text)
+
+
 def absolute(uri: str | Path) -> str:
     """Return the URI in a form that does not depend on the working directory; `file://` becomes a plain path."""
     text = str(uri)

@@ -14,6 +14,7 @@ from kernels_bank.runtime.errors import BadRequestError
 from pipeline.catalogue import ModelLocation, locate, open_network
 from pipeline.config import Format, Precision
 from pipeline.inference import memory
+from pipeline.inference.arguments import choice
 from pipeline.inference.precision import chosen, convolving
 from pipeline.inference.trust import TrustNet, open_trust
 from pipeline.model import BlindOutput, BlindUSRNet, USRNet
@@ -26,6 +27,15 @@ _DEFAULT_REACH = 25
 def default_device() -> torch.device:
     """Return the GPU of this process if it has one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _present(device: torch.device | str) -> torch.device:
+    """Return a device by its name. Raises BadRequestError if this process has no such device."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BadRequestError(f"device {device!r}: cannot be used here ({reason}); choose cpu or cuda") from error
 
 
 class LoadedNetwork:
@@ -57,7 +67,10 @@ class LoadedNetwork:
 
     @classmethod
     def load(
-        cls, uri: str | Path | ModelLocation, device: torch.device | None = None, precision: Precision = "float32"
+        cls,
+        uri: str | Path | ModelLocation,
+        device: torch.device | str | None = None,
+        precision: Precision = "float32",
     ) -> Self:
         """Load a model.
 
@@ -72,13 +85,15 @@ class LoadedNetwork:
                 it, measured once per process, otherwise float32; on a GPU float32.
 
         Raises:
-            BadRequestError: there is no such model.
+            BadRequestError: there is no such model, device or precision.
             ArtefactError: its files are missing, damaged or of another program version.
         """
+        where = default_device() if device is None else _present(device)
+        choice("precision", precision, Precision)
         location = uri if isinstance(uri, ModelLocation) else locate(str(uri))
         network, digest = open_network(location)
         name = location.name if isinstance(uri, ModelLocation) else str(uri)
-        where, trust = device or default_device(), open_trust(location)
+        trust = open_trust(location)
         return cls(network, uri=name, digest=digest, device=where, trust=trust, precision=precision)
 
     def on(self, device: torch.device) -> Self:

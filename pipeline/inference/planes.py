@@ -24,15 +24,21 @@ def split_alpha(image: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
             "image: (h, w) grey, (h, w, 2) grey with alpha, (h, w, 3) RGB or (h, w, 4) RGBA is expected, "
             f"got {image.shape}"
         )
-    if image.dtype == np.float32:
-        lowest, highest = float(image.min()), float(image.max())
-        if not (lowest >= -_LARGEST and highest <= _LARGEST):
-            worst = lowest if highest <= _LARGEST else highest
-            raise BadRequestError(f"image: float32 on the scale [0, 1] is expected, found a value of {worst:g}")
+    check_values("image", image)
     alpha = image[..., -1] if has_alpha(image) else None
     if is_grey(image):
         return grey_to_rgb(image if alpha is None else image[..., 0]), alpha
     return image[..., :3], alpha
+
+
+def check_values(name: str, image: np.ndarray) -> None:
+    """Refuse a float image that is not on the [0, 1] scale. Raises BadRequestError."""
+    if image.dtype != np.float32:
+        return
+    lowest, highest = float(image.min()), float(image.max())
+    if not (lowest >= -_LARGEST and highest <= _LARGEST):
+        worst = lowest if highest <= _LARGEST else highest
+        raise BadRequestError(f"{name}: float32 on the scale [0, 1] is expected, found a value of {worst:g}")
 
 
 def channel_count(image: np.ndarray) -> int:

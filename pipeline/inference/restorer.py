@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -13,21 +12,20 @@ from kernels_bank.names import Grid
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.images.convert import grey_to_rgb, is_grey
 from pipeline.inference import work
+from pipeline.inference.arguments import FirstEstimate, choice, first_estimate, given_kernel, number, plain_array
 from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.kernel_field import KernelField, estimate_field, field_work, restore_field
 from pipeline.inference.network import LoadedNetwork
 from pipeline.inference.noise import noise_level
 from pipeline.inference.planes import channel_count, split_alpha, to_float, to_type
 from pipeline.inference.progress import Listener, Meter, Piece
-from pipeline.inference.strength import assumed_kernel, assumed_sigma, check_strength
+from pipeline.inference.strength import assumed_kernel, assumed_sigma
 from pipeline.inference.trust import Evidence, features, mix
 from pipeline.inference.windows import Result, Settings, expected_work, restore_planes
 from pipeline.reduction import place
 
 MAX_MEMORY = 2 * 2**30
 _TYPICAL = 0.6  # standard deviation of a typical photograph's blur, as a multiple of the scale
-
-FirstEstimate = Literal["nearest", "bicubic"] | np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Restorer(LoadedNetwork):
             image: uint8, uint16, or float32 in [0, 1]; (h, w) grey, (h, w, 2) grey with alpha, (h, w, 3) RGB or
                 (h, w, 4) RGBA; alpha is restored separately, with the same kernel.
             scale: one of `scales`.
-            sigma: noise level on the [0, 1] scale, or `auto` to estimate it.
+            sigma: noise level on the [0, 1] scale (2.55/255 is 0.01), or `auto` to estimate it.
             kernel: (k, k), k odd, sum 1, if it is known.
             x0: start of the unfoldings instead of the model's own: another model, which restores with the same kernel,
                 an image (s*h, s*w, 3) of the input's type, or an interpolation.
@@ -109,27 +107,30 @@ class Restorer(LoadedNetwork):
             on_step: called after each place, kernel step, unfolding and window; raising ends the restoration.
 
         Raises:
-            BadRequestError: an unsupported scale, an image, kernel or x0 of the wrong shape, a non-blind model without
-                a kernel, both a kernel and a kernel field, a float image not on the [0, 1] scale, a sigma below 0, a
-                strength or trust outside [0, 1], or a memory limit too small for any window.
+            BadRequestError: an unsupported scale, an image, kernel or x0 of the wrong shape or type, a kernel whose sum
+                is not 1, a non-blind model without a kernel, both a kernel and a kernel field, a float image not on the
+                [0, 1] scale, an unknown grid, a sigma, strength, trust or file error that is no number from 0 to 1, or
+                a memory limit too small for any window.
         """
         started = time.perf_counter()
         self.check(scale, kernel_given=kernel is not None)
-        check_strength(strength)
-        if trust != "auto" and not 0 <= trust <= 1:
-            raise BadRequestError(f"trust {trust}: a number from 0 to 1 is expected")
+        scale = int(scale)  # another type of number would not do as a length
+        image = plain_array("image", image)
+        colour, alpha = split_alpha(image)
+        file_error, strength = number("file_error", file_error, 0, 1), number("strength", strength, 0, 1)
+        limit = number("max_memory", max_memory, 0)
+        trust = _auto_or_number("trust", trust)
+        sigma = _auto_or_number("sigma", sigma)
+        choice("grid", grid, Grid)
         if kernel is not None and kernel_field:
             raise BadRequestError("kernel_field estimates the kernels; leave out the given one")
-        colour, alpha = split_alpha(image)
-        if kernel is not None and (kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0):
-            raise BadRequestError(f"kernel: (k, k) with an odd side is expected, got {kernel.shape}")
-        level = noise_level(colour, file_error) if sigma == "auto" else float(sigma)
-        if not 0 <= level < math.inf:
-            raise BadRequestError(f"sigma {level}: `auto` or a finite number from 0 is expected")
+        kernel = None if kernel is None else given_kernel(kernel)
+        start = _start(x0, scale, image)
+        level = noise_level(colour, file_error) if sigma == "auto" else sigma
         lr = to_float(colour)
         size = {"item": image.itemsize, "channels": channel_count(image)}
         likely = _typical_kernel(self.kernel_side, scale) if kernel is None else kernel
-        settings = Settings(scale, level, likely, self_ensemble, max_memory, *_start(x0, scale, lr))
+        settings = Settings(scale, level, likely, self_ensemble, limit, *start)
         judged = trust != 1 and (trust != "auto" or (kernel is None and not kernel_field and self.trust is not None))
         meter = Meter(on_step)
         pieces = _pieces(self, meter, lr, alpha, settings, field=kernel_field, judged=judged, **size)
@@ -144,7 +145,7 @@ class Restorer(LoadedNetwork):
         settings = settings._replace(sigma=assumed_sigma(level, strength), kernel=assumed_kernel(used, strength))
         told = None if field is None else field.weakened(strength)
         result = _restored(self, lr, settings, told, **size, piece=pieces.image)
-        believed = None if trust == "auto" else float(trust)
+        believed = None if trust == "auto" else trust
         if trust == "auto" and field is None and self.trust is not None and estimate.blur is not None:
             seen = Evidence(
                 scale=scale,
@@ -258,16 +259,17 @@ def _restored(
     return restore_field(network, lr, settings, field, item=item, channels=channels, piece=piece)
 
 
+def _auto_or_number(name: str, value: float | Literal["auto"]) -> float | Literal["auto"]:
+    """Return `auto`, or a number from 0 to 1. Raises BadRequestError."""
+    return "auto" if isinstance(value, str) and value == "auto" else number(name, value, 0, 1, auto=True)
+
+
 def _start(
-    x0: FirstEstimate | LoadedNetwork, scale: int, lr: np.ndarray
-) -> tuple[np.ndarray | Literal["nearest", "bicubic"] | None, LoadedNetwork | None]:
-    """Return x0 as an image or interpolation, or as a model."""
+    x0: FirstEstimate | LoadedNetwork, scale: int, image: np.ndarray
+) -> tuple[FirstEstimate, LoadedNetwork | None]:
+    """Return x0 as an image of float32 or an interpolation, or as a model."""
     if isinstance(x0, LoadedNetwork):
         x0.check(scale, kernel_given=True)
         return None, x0
-    if isinstance(x0, np.ndarray):
-        expected = (scale * lr.shape[0], scale * lr.shape[1], 3)
-        if x0.shape != expected:
-            raise BadRequestError(f"x0: {expected} is expected, got {x0.shape}")
-        return to_float(x0), None
-    return x0, None
+    start = first_estimate(x0, image, scale)
+    return to_float(start) if isinstance(start, np.ndarray) else start, None

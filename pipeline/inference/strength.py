@@ -12,16 +12,8 @@ import math
 
 import numpy as np
 
-from kernels_bank.runtime.errors import BadRequestError
-
 _CALM = 8 / 255  # noise level added at strength 0; measured in docs/restore.md
 _LOBES = 3  # lobes in the interpolation of a point between pixels: fewer than for a shift, to fit into a kernel
-
-
-def check_strength(strength: float) -> None:
-    """Refuse a strength outside [0, 1]. Raises BadRequestError."""
-    if not 0 <= strength <= 1:
-        raise BadRequestError(f"strength: a number from 0 (plain enlargement) to 1 (full) is expected, got {strength}")
 
 
 def assumed_kernel(kernel: np.ndarray, strength: float) -> np.ndarray:

@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     sigma: float
     kernel: np.ndarray  # (k, k)
     self_ensemble: bool
-    max_memory: int
+    max_memory: float
     x0: np.ndarray | str | None  # (s*h, s*w, 3) float32 in [0, 1], or an interpolation
     x0_model: LoadedNetwork | None  # model whose restoration is x0; with neither, x0 is the model's own
 

@@ -40,6 +40,8 @@ def read_checkpoint(data: bytes, where: str) -> Found:
     except Exception as error:
         # Torch's reader fails in many ways on bytes that are not a checkpoint: IndexError, KeyError ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if reason.startswith("Weights only load failed"):  # torch's advice is to run what the file holds
+            reason = "it holds other objects, which are not loaded; save the network's state_dict() alone"
         raise ArtefactError(f"{where}: not a checkpoint of tensors ({reason})") from error
     found = find_state(state, where)
     check_finite(found.state, where)

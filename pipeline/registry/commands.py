@@ -9,11 +9,12 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import CliPositionalArg
 
+from kernels_bank.runtime import uris
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.frozen import Frozen
 from pipeline.model_config import nested
@@ -116,7 +117,7 @@ class Export(Request):
     """Write a version to a new directory: its model folder, or its restorer for runtimes without this program."""
 
     model: CliPositionalArg[str] = Field(description=_VERSION)
-    output: Path = Field(description="directory to make")
+    output: Annotated[Path, BeforeValidator(uris.local)] = Field(description="directory to make, on this machine")
     form: Literal["folder", "torch-export", "onnx"] = Field(
         "folder", alias="format", description="weights, codec, model.json, README.md; or the restorer as .pt2 or .onnx"
     )

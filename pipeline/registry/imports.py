@@ -11,6 +11,7 @@ from pipeline.model_folder import AVERAGED, MANIFEST, RAW, WEIGHTS, read_manifes
 from pipeline.registry import versions
 from pipeline.registry.package import DIGEST
 from pipeline.tracking import runs
+from pipeline.tracking.store import client, plain_errors
 
 if TYPE_CHECKING:
     from pipeline.model import BlindUSRNet, USRNet
@@ -19,7 +20,7 @@ _EXPERIMENT = "imported-weights"
 
 
 def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, bool]:
-    """Register weights that were not trained in this store; weights that are already registered are not duplicated.
+    """Register weights that were not trained in this store; registered ones are not duplicated, but get the alias.
 
     Args:
         source: `.pth` or `.safetensors` of a USRNet, or a model or checkpoint folder of ours; local or s3://.
@@ -55,6 +56,8 @@ def import_weights(source: str, name: str, alias: str, uri: str) -> tuple[int, b
     with scratch.temporary("import") as folder:
         save_model(network, folder, provenance=origin | facts, raw=raw)
         if (known := _known(uri, name, storage.sha256_of(folder / MANIFEST))) is not None:
+            with plain_errors(uri, f"cannot give '{name}' version {known} the alias '{alias}'"):
+                client(uri).set_registered_model_alias(name, alias, str(known))
             return known, False
         run = runs.open_run(_EXPERIMENT, name, uri, params={}, tags=facts | parts | runs.code_revision())
         status: Literal["FINISHED", "FAILED"] = "FAILED"

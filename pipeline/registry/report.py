@@ -39,6 +39,7 @@ def render(request: commands.Request, answer: Any) -> None:  # noqa: ANN401 - pl
         case commands.ImportWeights():
             done = "registered as" if answer["new"] else "is there already:"
             print(f"{done} {answer['name']} version {answer['version']}: {answer['description']}")
+            print(f"  aliases: {', '.join(answer['aliases'])}")
             if "import.read" in answer["origin"]:
                 print(f"  read: {answer['origin']['import.read']}; left: {answer['origin']['import.left']}")
         case commands.Compare():

@@ -16,7 +16,7 @@ _answered: set[str] = set()
 
 
 def checked(uri: str) -> str:
-    """Return a server's URI in normal form. Raises BadRequestError if it has no host or an invalid login."""
+    """Return a server's URI in normal form. Raises BadRequestError if it has no host, an invalid login, or a query."""
     try:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
@@ -32,6 +32,11 @@ def checked(uri: str) -> str:
         )
     if not readable or not host:
         raise BadRequestError(f"tracking URI {mask_uri(uri)}: no host name, or a wrong port; write http://host:port")
+    if parts.query or parts.fragment:
+        raise BadRequestError(
+            f"tracking URI {mask_uri(uri)}: a browser's address of a page of the server; write http://host:port, "
+            "without what follows '?' or '#'"
+        )
     return uri.rstrip("/")
 
 

@@ -54,7 +54,8 @@ def test_published_weights_are_imported_once_and_give_the_same_network(registry_
     assert (answer["new"], answer["version"], answer["aliases"]) == (True, 1, ["candidate"])
     assert answer["origin"]["import.sha256"] == hashlib.sha256(usrnet.read_bytes()).hexdigest()
     assert answer["input"]["blind"] is False
-    assert json.loads(registry_job("import-weights", str(usrnet), "--name", "usrnet", "--json"))["new"] is False
+    again = json.loads(registry_job("import-weights", str(usrnet), "--name", "usrnet", "--alias", "ours", "--json"))
+    assert (again["new"], again["version"], again["aliases"]) == (False, 1, ["candidate", "ours"])
     registry_job("export", "usrnet/1", "--output", str(tmp_path / "out"))
     ours, theirs = Restorer.load(tmp_path / "out").network.state_dict(), load_usrnet(usrnet).state_dict()
     assert ours.keys() == theirs.keys()

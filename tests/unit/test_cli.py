@@ -172,6 +172,7 @@ def test_a_file_that_holds_no_settings_is_one_line(tmp_path: Path, content: byte
         ("learning_rate: 1:30.5", "would be read as 90.5"),
         ("steps: yes", r"train\.steps: a number is expected, got a truth value"),
         ("micro_batch: no", r"train\.micro_batch: a number is expected"),
+        ("schedule: halving, halve_at: [5, 5]", r"train\.halve_at: 5 is given more than once"),
         ("halve_at: [5, yes]", r"train\.halve_at\.1: a number is expected, got a truth value"),
         ("steps: 5}\nmodel: {restorer: {widths: [8, 8, on, 8]}", r"model\.restorer\.widths\.2: a number is expected"),
         ("steps: 5}\nmodel: {scales: [yes, 2]", r"model\.scales\.0: a number is expected"),
@@ -238,6 +239,38 @@ def test_a_variable_that_sets_something_twice_is_refused(yaml, monkeypatch, vari
         parse(Train, ["--config", yaml])
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "told"),
+    [
+        ("Train: {steps: 5}", ["--train.steps=6"], "run.yaml: Train: unknown setting; write it as train"),
+        ("seed: 1\nSeed: 2\ntrain: {steps: 5}", [], "run.yaml: Seed: unknown setting; write it as seed"),
+        ("train: 3", ["--train.steps=6"], "the config file: train: a mapping of settings is expected, got 3"),
+        (
+            "train: {steps: 5, loss: [1]}",
+            ["--train.loss.code=1"],
+            "the config file: train: loss: a mapping of settings is expected",
+        ),
+        ("train: {steps: 5}\nconfig: base.yaml", [], "run.yaml: 'config' would name another file, which is not read"),
+    ],
+)
+def test_no_part_of_a_file_is_dropped_in_silence(tmp_path, text, flags, told):
+    (tmp_path / "run.yaml").write_text(f"name: a\ndata: {{shards: s, bank: b}}\n{text}\n")
+    with pytest.raises(BadRequestError, match=told):
+        parse(Train, ["--config", str(tmp_path / "run.yaml"), *flags])
+
+
+def test_a_variable_that_is_no_mapping_does_not_give_way_to_a_flag(yaml, monkeypatch):
+    monkeypatch.setenv("BLINDSR_TRAIN", "[6]")
+    with pytest.raises(BadRequestError, match="the environment: train: a mapping of settings is expected"):
+        parse(Train, ["--config", yaml, "--train.steps=7"])
+
+
+def test_the_file_of_settings_is_named_by_a_flag_alone(yaml, monkeypatch, capsys):
+    monkeypatch.setenv("BLINDSR_CONFIG", "other.yaml")
+    assert parse(Train, ["--config", yaml]).train.steps == 5
+    assert capsys.readouterr().err == "BLINDSR_CONFIG: no settings of this job, without effect\n"
+
+
 def test_a_variable_below_a_setting_without_parts_is_told(yaml, monkeypatch, capsys):
     monkeypatch.setenv("BLINDSR_NAME__X", "3")
     assert parse(Train, ["--config", yaml]).name == "a"
@@ -284,6 +317,19 @@ def test_empty_texts_are_refused(
     Path("empty.yaml").write_text("name: a\ndata: {shards: [s, {uri: ''}], bank: b}\ntrain: {steps: 5}\n")
     command = getattr(importlib.import_module(f"jobs.{job}"), job.title().replace("_", ""))
     with pytest.raises(BadRequestError, match=f"^{field}: is empty; give it a value or leave it out$"):
+        parse(command, arguments)
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"),
+    [
+        ("shard_images", ["--downloads", "s3://b/c", "--output=o"]),
+        ("registry", ["export", "a/1", "--output", "s3://b/c"]),
+    ],
+)
+def test_a_folder_of_this_machine_is_not_made_under_the_name_of_a_uri(job: str, arguments: list[str]):
+    command = getattr(importlib.import_module(f"jobs.{job}"), job.title().replace("_", ""))
+    with pytest.raises(BadRequestError, match=r"s3://b/c: a folder of this machine is expected$"):
         parse(command, arguments)
 
 

@@ -92,12 +92,33 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
         ({"image": np.full((4, 4, 3), 181, np.float32)}, r"scale \[0, 1\] is expected, found a value of 181"),
         ({"image": np.full((4, 4, 3), -128, np.float32)}, "found a value of -128"),
         ({"image": np.full((4, 4, 3), np.nan, np.float32)}, "found a value of nan"),
-        ({"sigma": -1}, r"sigma -1\.0: .* a finite number from 0 is expected"),
-        ({"sigma": np.nan}, "sigma nan: "),
-        ({"sigma": np.inf}, "sigma inf: "),
-        ({"x0": np.zeros((4, 4, 3), np.float32)}, r"x0: \(128, 144, 3\) is expected"),
+        ({"sigma": -1}, "sigma: `auto` or a number from 0 to 1 is expected, got -1"),
+        ({"sigma": np.nan}, "sigma: .* got nan"),
+        ({"sigma": np.inf}, "sigma: .* got inf"),
+        ({"sigma": 25}, "sigma: .* got 25"),  # on the [0, 255] scale
+        ({"sigma": True}, "sigma: .* got True"),
+        ({"sigma": "Auto"}, "sigma: .* got 'Auto'"),
+        ({"strength": "1"}, "strength: a number from 0 to 1 is expected, got '1'"),
+        ({"trust": "0.5"}, "trust: `auto` or a number from 0 to 1 is expected, got '0.5'"),
+        ({"file_error": np.nan}, "file_error: a number from 0 to 1 is expected, got nan"),
+        ({"max_memory": "4G"}, "max_memory: a number from 0 is expected, got '4G'"),
+        ({"max_memory": np.nan}, "max_memory: a number from 0 is expected, got nan"),
+        ({"grid": "center"}, "grid: one of corner, centre is expected, got 'center'"),
+        ({"image": [[1, 2], [3, 4]]}, "image: a NumPy array is expected, got list"),
+        ({"image": np.ma.masked_greater(np.eye(4, dtype=np.uint8), 0)}, "image: some of its values are masked"),
+        (
+            {"x0": np.zeros((4, 4, 3), np.uint8)},
+            r"x0: \(128, 144, 3\) uint8, as the image, is expected, got \(4, 4, 3\)",
+        ),
+        ({"x0": np.zeros((128, 144, 3), np.int64)}, "as the image, is expected, got .* int64"),
+        ({"x0": "lanczos"}, "x0: one of nearest, bicubic is expected, got 'lanczos'"),
+        ({"x0": 3}, "x0: a NumPy array is expected, got int"),
         ({"max_memory": 2**20}, "are too little for a 72 x 64 image.*raise --max-memory"),
         ({"kernel": np.ones((4, 4), np.float32)}, "odd side"),
+        ({"kernel": [[1.0]]}, "kernel: a NumPy array is expected, got list"),
+        ({"kernel": np.ones((3, 3)) * 1j}, "kernel: real numbers are expected, got values of type complex128"),
+        ({"kernel": np.ones((3, 3))}, "kernel: finite values of sum 1 are expected, their sum is 9; divide them by it"),
+        ({"kernel": np.full((3, 3), np.nan)}, "kernel: finite values of sum 1 are expected, their sum is nan$"),
     ],
 )
 def test_what_it_cannot_do_is_refused(restorer, photo, arguments, message):
@@ -105,11 +126,65 @@ def test_what_it_cannot_do_is_refused(restorer, photo, arguments, message):
         restorer.restore(**({"image": photo, "scale": 2} | arguments))
 
 
+@pytest.mark.parametrize("value", [np.nan, 181])
+def test_a_float_x0_is_on_the_scale_of_the_image(restorer, photo, value):
+    real = photo[:4, :4] / np.float32(255)
+    with pytest.raises(BadRequestError, match=rf"x0: float32 on the scale \[0, 1\].* {value}"):
+        restorer.restore(real, 2, 0.0, x0=np.full((8, 8, 3), value, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("image", "scale"),
+    [
+        (lambda photo: photo, np.int64(2)),
+        (lambda photo: photo, 2.0),
+        (lambda photo: np.ma.masked_array(photo), np.float32(2)),
+        (np.asfortranarray, 2),
+        (lambda photo: np.broadcast_to(photo, photo.shape), 2),  # read-only
+    ],
+)
+def test_any_layout_of_the_pixels_and_any_type_of_number_gives_the_same(restorer, photo, image, scale):
+    part, kernel = photo[:16, :16], benchmark_kernels(21)[1]
+    expected = restorer.restore(part, 2, 0.01, kernel, strength=0.5).image
+    restored = restorer.restore(image(part), scale, np.float64(0.01), kernel.astype(">f4"), strength=np.float64(0.5))
+    assert restored.scale == 2
+    np.testing.assert_array_equal(restored.image, expected)
+
+
+def test_other_byte_orders_and_subclasses_are_read_as_plain_arrays(restorer, photo):
+    """`np.matrix` has always two axes: a restoration wrote past the end of its memory."""
+    grey, kernel = photo[:16, :16, 0], benchmark_kernels(21)[1]
+    plain = restorer.restore(grey, 2, 0.01, kernel).image
+    np.testing.assert_array_equal(restorer.restore(grey.view(np.matrix), 2, 0.01, kernel.view(np.matrix)).image, plain)
+    deep = grey.astype(np.uint16) * 257
+    swapped = restorer.restore(deep.astype(">u2"), 2, 0.01, kernel).image
+    assert swapped.dtype == np.uint16
+    np.testing.assert_array_equal(swapped, restorer.restore(deep, 2, 0.01, kernel).image)
+
+
 def test_a_float_image_may_ring_beyond_its_scale():
     image = np.array([[-0.02, 1.02]], np.float32)
     colour, alpha = split_alpha(image)
     assert alpha is None
     assert (colour == image[..., None]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "fp16"}, "precision: one of auto, float32, bf16 is expected, got 'fp16'"),
+        ({"device": "gpu"}, "device 'gpu': cannot be used here"),
+        ({"device": "cuda:99"}, "device 'cuda:99': cannot be used here"),
+        ({"device": 1.5}, "device 1.5: cannot be used here"),
+    ],
+)
+def test_an_unknown_device_or_precision_is_refused(folder, arguments, message):
+    with pytest.raises(BadRequestError, match=message):
+        Restorer.load(folder, **arguments)
+
+
+def test_a_device_may_be_given_by_name(folder):
+    assert Restorer.load(folder, device="cpu").device == torch.device("cpu")
 
 
 def test_damaged_or_missing_models_are_refused(folder, tmp_path):

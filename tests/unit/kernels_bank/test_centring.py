@@ -138,3 +138,15 @@ def test_published_benchmark_gaussians_are_ours(shared):
 
     published = load_kernels(shared / "data" / "kernels_12.mat")
     np.testing.assert_allclose(benchmark_kernels(25)[:8], published[:8], atol=2e-5)
+
+
+@pytest.mark.parametrize("kernel", [np.zeros((1, 5, 5)), np.full((1, 5, 5), np.nan)])
+def test_what_has_no_positive_sum_has_no_centre(kernel):
+    with pytest.raises(BadRequestError, match="a kernel has no positive sum"), np.errstate(invalid="ignore"):
+        shift(kernel, np.zeros(2))
+
+
+def test_kernels_of_integers_are_not_shifted():
+    """Their sum is 1 after it, so all values would be cut to 0."""
+    with pytest.raises(BadRequestError, match="floating point is expected, got int64"):
+        recentre(np.arange(25).reshape(1, 5, 5))

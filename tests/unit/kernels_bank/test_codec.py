@@ -217,3 +217,8 @@ def test_import_is_cheap():
     code = f"import sys, kernels_bank; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_kernels_that_are_not_finite_have_no_codec():
+    with pytest.raises(BadRequestError, match="a codec needs finite kernels"):
+        KernelCodec.fit(np.full((3, 5, 5), np.nan), components=2)

@@ -14,6 +14,7 @@ from kernels_bank import KernelBankSpec, KernelCodec
 from kernels_bank.gaussian import draw_gaussian, gaussian_kernels
 from kernels_bank.load import load_kernels
 from kernels_bank.reduction import reduction_line
+from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.sampling import draw_range
 from kernels_bank.spec import COMPOSITES, REDUCING, preset_spec
 from kernels_bank.store import law_digest
@@ -151,3 +152,15 @@ def test_a_spec_that_was_written_is_read_as_the_same(spec):
 def test_a_preset_brings_what_the_other_settings_need():
     command = BuildKernelBank(output="bank", preset="camera-x4", reduction=3, scale=4)
     assert (command.spec().size, command.spec().scale) == (31, 4)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "grid", "message"),
+    [
+        ("area", "center", "grid 'center': unknown; choose from corner, centre"),
+        ("cubic", "centre", "reduction 'cubic': unknown; choose from direct, area, bicubic, lanczos"),
+    ],
+)
+def test_an_unknown_grid_or_reduction_is_refused(reduction, grid, message):
+    with pytest.raises(BadRequestError, match=message):
+        reduction_line(reduction, 2, grid)

@@ -121,12 +121,16 @@ def test_other_sides_keep_their_origin(tmp_path):
         ("k.npy", lambda path: path.write_bytes(b"hello"), "cannot be read as .npy"),
         ("k.npy", lambda path: np.save(path, np.array([{}], dtype=object)), "cannot be read as .npy"),
         ("k.npy", lambda path: np.save(path, np.zeros((2, 5, 5))), "kernel 1: has no positive value"),
-        ("k.npy", lambda path: np.save(path, np.full((5, 5), np.nan)), "kernel 1: a finite"),
+        (
+            "k.npy",
+            lambda path: np.save(path, np.full((5, 5), np.nan)),
+            "kernel 1: some of its values are infinite or no",
+        ),
         ("k.npy", lambda path: np.save(path, np.zeros((2, 3, 4))), r"shape \(2, 3, 4\) holds no kernels"),
         ("k.npy", lambda path: np.save(path, np.zeros((0, 5, 5))), "holds no kernels"),
         ("k.npz", lambda path: np.savez(path, a=KERNELS, b=KERNELS), "has the variables a, b; name one"),
         ("k.mat", lambda path: path.write_bytes(b"MATLAB"), "cannot be read as .mat"),
-        ("k.png", lambda path: path.write_bytes(b"\x89PNG"), "cannot be read as .png"),
+        ("k.png", lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "cannot be read as .png"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_file(tmp_path, name, write, message):
@@ -147,6 +151,13 @@ def struct(path: Path) -> None:
 def hdf5_struct(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.create_group("kernels").create_dataset("k", data=K)
+
+
+def npy(array: np.ndarray) -> bytes:
+    """Return what `np.save` writes."""
+    data = io.BytesIO()
+    np.save(data, array)
+    return data.getvalue()
 
 
 def hdf5_text(path: Path) -> None:
@@ -194,7 +205,11 @@ def huge_header(path: Path) -> None:
         ),
         ("logical.mat", lambda path: scipy_io.savemat(path, {"k": cells([K, K > 0.1])}), "cell 2 holds something else"),
         ("words.mat", lambda path: scipy_io.savemat(path, {"k": cells(["a", "b"])}), "cell 1 holds something else"),
-        ("empty.mat", lambda path: scipy_io.savemat(path, {"k": cells([K, np.zeros((0, 0))])}), "kernel 2: a finite"),
+        (
+            "empty.mat",
+            lambda path: scipy_io.savemat(path, {"k": cells([K, np.zeros((0, 0))])}),
+            r"kernel 2: a \(k, k\) array",
+        ),
         (
             "complex.mat",
             lambda path: scipy_io.savemat(path, {"k": K + 1j}),
@@ -204,7 +219,11 @@ def huge_header(path: Path) -> None:
         ("complex.npy", lambda path: np.save(path, K + 0j), "real numbers .*complex128"),
         ("bool.npy", lambda path: np.save(path, K > 0.5), "real numbers are expected, got .*bool"),
         ("words.npy", lambda path: np.save(path, np.array([["a", "b"]])), "real numbers are expected, got .*U1"),
-        ("infinite.npy", lambda path: np.save(path, np.where(K.max() == K, np.inf, K)), "a finite"),
+        (
+            "infinite.npy",
+            lambda path: np.save(path, np.where(K.max() == K, np.inf, K)),
+            "kernel 1: some of its values are infinite",
+        ),
         ("large.npy", lambda path: np.save(path, np.full((3, 3), 1e308)), "values are too large"),
         (
             "largest.npy",
@@ -229,6 +248,9 @@ def huge_header(path: Path) -> None:
             lambda path: path.write_bytes(cv2.imencode(".png", np.full((5, 5, 3), 300, np.uint16))[1].tobytes()),
             "16-bit colours, of which 8 bits would be read",
         ),
+        ("photo.png", lambda path: Image.new("L", (5, 5), 9).save(path, "JPEG"), "no PNG, whatever its name"),
+        ("float.png", lambda path: Image.fromarray(K.astype(np.float32)).save(path, "TIFF"), "no PNG, whatever its"),
+        ("saved.npy", lambda path: path.write_bytes(npy(K) + npy(K.T)), "more follows after its array"),
         ("frames.png", frames, r"animated \(2 frames\)"),
         ("twice.npz", twice, "has more than one variable 'kernels'"),
         ("line.npy", lambda path: np.save(path, np.ones(9)), r"shape \(9,\) holds no kernels"),

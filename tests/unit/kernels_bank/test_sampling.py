@@ -283,3 +283,18 @@ def test_presets_give_way_to_explicit_settings():
 def test_spec_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
         KernelBankSpec(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sigma_law": "Variance"}, "sigma_law 'Variance': unknown; choose from sigma, variance, log"),
+        ({"isotropic": 25}, "isotropic 25: a share from 0 to 1 is expected"),
+        ({"isotropic": float("nan")}, "isotropic nan: "),
+        ({"noise": -0.25}, "noise -0.25: a number from 0 to 1 is expected"),
+        ({"noise": float("nan")}, "noise nan: "),
+    ],
+)
+def test_gaussians_of_an_unknown_law_are_refused(settings, message):
+    with pytest.raises(BadRequestError, match=message):
+        sample_gaussian(2, 9, rng=np.random.default_rng(0), **settings)

@@ -119,6 +119,10 @@ def test_nothing_is_unpickled_but_tensors(tmp_path):
         (b"", "not a checkpoint of tensors"),
         (b"an image, perhaps", "not a checkpoint of tensors"),
         ({"weights": 3}, "not a state dict"),
+        (
+            torch.nn.Linear(1, 1),
+            r"it holds other objects, which are not loaded; save the network's state_dict\(\) alone",
+        ),
         ({"p.m_head.weight": torch.zeros(4, 4, 3, 3)}, "it has no tensor"),
     ],
 )

@@ -137,6 +137,13 @@ def test_a_name_that_begins_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ]
 
 
+def test_a_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [str(uris.local(name)) for name in ("a", "~/b", "file:///c%20d")] == ["a", "/home/me/b", "/c d"]
+    with pytest.raises(BadRequestError, match="s3://b/c: a folder of this machine is expected"):
+        uris.local("s3://b/c")
+
+
 def test_a_user_without_a_home_folder_is_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and an entry in passwd
     with pytest.raises(BadRequestError, match=r"~/x\.png: this user has no home folder; set HOME"):

@@ -43,6 +43,8 @@ def test_relative_databases_become_absolute(tmp_path: Path, monkeypatch: pytest.
     ("uri", "message"),
     [
         ("http://", "no host name"),
+        ("http://127.0.0.1:5000/#/experiments/1", "a browser's address of a page"),
+        ("http://127.0.0.1:5000/?x", "a browser's address of a page"),
         ("sqlite:///", "use http"),
         ("runs", "use http"),
         ("file:///runs", "use http"),
