@@ -7,6 +7,7 @@ The photographs ship inside scikit-image and scikit-learn. Nothing is chosen by 
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,7 @@ SHOTS = (
 
 def main() -> None:
     """Restore, draw and write."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, lines = [], []
     with Progress("gallery", total=len(SHOTS), unit="photograph") as bar:
         for number, shot in enumerate(SHOTS, 1):

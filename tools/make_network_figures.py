@@ -6,6 +6,7 @@ the shipped model on a photograph that it was not trained on.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -35,6 +36,7 @@ DATA, PRIOR, KERNEL, PLAIN = "#cfe3f5", "#d8ecd0", "#f6dfc2", "#eeeeee"
 
 def main() -> None:
     """Draw all pictures."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     matplotlib.use("Agg")
     torch.manual_seed(0)
     PICTURES.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ its flop per byte. On the right whole steps are compared with the published form
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class Steps(NamedTuple):
 
 def main() -> None:
     """Measure and draw."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     matplotlib.use("Agg")
     torch.set_num_threads(1)
     keep_freed_memory()

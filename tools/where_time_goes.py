@@ -9,6 +9,7 @@ quickstart.
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 import tempfile
@@ -64,6 +65,7 @@ class Row(NamedTuple):
 
 def main() -> None:
     """Measure, and write the tables into the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     keep_freed_memory()
