@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,9 +15,9 @@ _NO_SHIFT = 0.02  # pixels
 _LOSS = 1e-3  # largest share of a shifted kernel that may be cut off
 
 
-@functools.lru_cache(maxsize=16)
 def reduction_kernels(scale: int, grid: Grid) -> Tensor:
     """Return the kernels of all `REDUCTIONS`, (4, m, m) float32, m odd."""
+    # Made anew each time: a kept tensor would belong to the fake or inference mode of its first call.
     lines = [reduction_line(name, scale, grid) for name in REDUCTIONS]
     side = max(len(line) for line in lines)
     padded = [np.pad(line, (side - len(line)) // 2) for line in lines]

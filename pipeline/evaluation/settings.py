@@ -15,7 +15,9 @@ from pipeline.model_config import Scale
 class EvaluationSettings(Frozen):
     """Choose what is compared on what."""
 
-    model: str = Field(description="models:/NAME@ALIAS, models:/NAME/VERSION, a model or checkpoint directory, a .pth")
+    model: str = Field(
+        description="shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, a model or checkpoint directory, a .pth"
+    )
     images: str = Field(description="folder or s3:// prefix of sharp images")
     kernels: str = Field(
         "benchmark", description="the protocol's own or the 12 built-in ones, or a .mat, .npy, .npz or .png of kernels"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.model.usrnet import Tick
 
-RIDGE = 1e-3  # relative to the normal matrix's mean diagonal; measured in docs/network.md
+RIDGE = 1e-3  # relative to the normal matrix's mean diagonal
 _HINT_RIDGES = (1e-2, 1e-1)  # ridges of the unconstrained solutions that the prior sees
 _ITERATIONS = 100
 # Steps whose kernels the prior corrects. The steps after them fit the kernel to the picture itself.

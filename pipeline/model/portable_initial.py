@@ -31,7 +31,7 @@ class PortableInitialKernel(nn.Module):
         self.register_buffer("cosines", angle.cos())
         self.register_buffer("sines", angle.sin())
         self.register_buffer("window", self.spectral.get_buffer("window").double())
-        self.register_buffer("reductions", reduction_kernels(scale, "corner").clone())
+        self.register_buffer("reductions", reduction_kernels(scale, "corner"))
 
     def forward(self, lr: Tensor, sigma: Tensor) -> Tensor:
         """Map (1, 3, h, w) in [0, 1], h and w at least 48, and sigma (1,) to the kernel (1, k, k), corner grid."""

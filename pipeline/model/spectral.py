@@ -2,7 +2,7 @@
 
 Natural images share a power spectrum that falls as 1/f^2, so the averaged periodogram of the LR image shows the
 kernel's |F(k)|^2 through the decimation. It is blind to phase: k(x) and k(-x) look the same, so motion kernels are
-left to the estimator.
+left to kernel steps or the estimator.
 
 A picture that was reduced with antialiasing shows no aliasing, which a net trained without such pictures takes for
 blur. So the net may also estimate the reduction, as shares of the known reductions. It is then given the picture's

@@ -71,14 +71,24 @@ RESTORE: dict[str, Any] = {
                 "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}},
             },
             "headers": {
+                "X-Width": _header("columns of the restored image"),
+                "X-Height": _header("rows of the restored image"),
+                "X-Scale": _header("factor by which it was enlarged"),
                 "X-Kernel": _header("the kernel: a .npy file (k, k) float32, in base64"),
                 "X-Sigma": _header("noise level, estimated or given, [0, 1] scale"),
                 "X-Strength": _header("how much of the blur was undone, 0 to 1"),
                 "X-Trust": _header("share of the restoration in the image, the rest is bicubic; absent if not judged"),
                 "X-Residual": _header("RMS of what the restored image leaves unexplained of the input, [0, 1] scale"),
                 "X-Kernel-Round": _header("the round whose kernel the guard let stand; 0 is the initial kernel"),
+                "X-Kernel-Spread": _header(
+                    "mean distance between the initial kernels of the chosen place and of others, 0 to 2; absent if "
+                    "there was one place, or the kernel was given"
+                ),
+                "X-Windows": _header("number of windows in which the image was restored"),
                 "X-Warnings": _header("what speaks against one uniform blur; absent if nothing does"),
                 "X-Model": _header("the model version that restored it"),
+                "X-Weights-Sha256": _header("digest of its weights"),
+                "X-Precision": _header("number format of its convolutions, float32 or bf16"),
                 "Server-Timing": _header("milliseconds of decode, estimate, restore, encode"),
             },
         },

@@ -7,6 +7,8 @@ import io
 import json
 import pickle
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,7 +19,9 @@ from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_photograph, encode_png
 from pipeline.images.parts import Metadata
 from pipeline.images.photograph import Photograph
+from pipeline.serving import answer
 from pipeline.serving import app as app_module
+from pipeline.serving.describe import RESTORE
 from pipeline.serving.errors import STATUS
 from pipeline.serving.request import RestoreOptions
 from tests.unit.images.samples import profile
@@ -50,6 +54,16 @@ def test_a_body_and_a_form_give_what_the_restorer_gives(live, photo, png):
             "restore",
             "encode",
         ]
+
+
+def test_every_header_of_an_answer_is_described(live, photo):
+    """In the API description and on the page; those whose value does not apply are left out of an answer."""
+    restored = replace(live.current.restorer.restore(photo, 2, 0.01), spread=0.1, trust=0.9)
+    about = answer._about(restored, live.current, Photograph(photo, "png"), ["lost"])
+    headers = answer._headers(about, restored.kernel, {"decode": 0.0}).keys() - {"Content-Disposition"}
+    assert headers == RESTORE["responses"]["200"]["headers"].keys()
+    page = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
+    assert not [name for name in (*headers, *RestoreOptions.model_fields) if f"`{name}`" not in page]
 
 
 @pytest.mark.parametrize("how", [{"headers": {"accept": "application/json"}}, {"target": "/restore?format=json"}])

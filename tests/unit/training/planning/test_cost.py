@@ -10,7 +10,7 @@ import pytest
 
 from kernels_bank import KernelCodec, sample_gaussian
 from kernels_bank.runtime.errors import BadRequestError
-from pipeline.config import TrainConfig
+from pipeline.config import LossConfig, TrainConfig
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.planning.cost import Cost, fake_step, training_cost
 from pipeline.training.planning.table import Card, plan_table
@@ -107,3 +107,11 @@ def test_kernels_that_no_bank_has_are_not_planned(size: int, components: int, sa
     with pytest.raises(BadRequestError) as refused:
         plan_table([], Card(80, 40), kernel_size=size, components=components)
     assert str(refused.value) == said
+
+
+def test_a_net_that_knows_reductions_is_planned_twice(codec):
+    """Every run is planned at two batches, and the configs one after the other in one process."""
+    knowing = ModelConfig(kernel=KernelConfig(initial="spectral", reductions=True, rounds=0))
+    train = TrainConfig(steps=1, learn="spectral", loss=LossConfig(code=0, inverse=1))
+    one, two = (fake_step(knowing, train, codec, 1, 96, 2) for _ in range(2))
+    assert one == two
