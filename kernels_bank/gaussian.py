@@ -8,14 +8,13 @@ altogether (at 0.2 it misses the whole tail).
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from kernels_bank import portable
+from kernels_bank.names import SigmaLaw, check_name
 from kernels_bank.runtime.errors import BadRequestError
-
-SigmaLaw = Literal["sigma", "variance", "log"]
 
 # Gauss-Legendre nodes per pixel side, by the smaller sigma: the error stays below 1e-5 of the peak.
 _NODES = ((3.6, 2), (1.4, 3), (0.8, 4), (0.4, 6), (0.0, 10))
@@ -82,8 +81,7 @@ def draw_gaussian(
         raise BadRequestError(f"{n} Gaussians with sigma in [{low}, {high}]: need n >= 0 and 0 < low <= high")
     if not 0 <= isotropic <= 1:
         raise BadRequestError(f"isotropic {isotropic}: a share from 0 to 1 is expected")
-    if sigma_law not in get_args(SigmaLaw):
-        raise BadRequestError(f"sigma_law '{sigma_law}': unknown; choose from {', '.join(get_args(SigmaLaw))}")
+    check_name("sigma_law", sigma_law, get_args(SigmaLaw))
     uniform = rng.random((n, 2))
     if sigma_law == "variance":
         sigmas = np.sqrt(low * low + uniform * (high * high - low * low))

@@ -18,8 +18,7 @@ from typing import get_args
 
 import numpy as np
 
-from kernels_bank.names import Grid, Reduction
-from kernels_bank.runtime.errors import BadRequestError
+from kernels_bank.names import Grid, Reduction, check_name
 
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 _CUBIC = -0.5  # Keys (1981), as in MATLAB and Pillow
@@ -34,8 +33,7 @@ def offset(scale: int, grid: Grid) -> float:
     >>> offset(4, "centre")
     1.5
     """
-    if grid not in get_args(Grid):
-        raise BadRequestError(f"grid '{grid}': unknown; choose from {', '.join(get_args(Grid))}")
+    check_name("grid", grid, get_args(Grid))
     return (scale - 1) / 2 if grid == "centre" else 0.0
 
 
@@ -56,8 +54,7 @@ def reduction_line(reduction: Reduction, scale: int, grid: Grid) -> np.ndarray:
     >>> reduction_line("area", 2, "centre").tolist()
     [0.0, 0.5, 0.5, 0.0, 0.0]
     """
-    if reduction not in REDUCTIONS:
-        raise BadRequestError(f"reduction '{reduction}': unknown; choose from {', '.join(REDUCTIONS)}")
+    check_name("reduction", reduction, REDUCTIONS)
     behind = offset(scale, grid)
     middle = offset(scale, "centre")
     match reduction:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from kernels_bank.distinct import distinct
-from kernels_bank.names import Grid, Reduction
+from kernels_bank.names import Grid, Reduction, SigmaLaw
 from kernels_bank.runtime.errors import BadRequestError
 
 Family = Literal["gaussian", "motion", "disk", "delta", "gaussian_reduced", "motion_reduced", "reduction"]
@@ -45,7 +45,7 @@ class KernelBankSpec(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="of all draws")
 
     sigma: Range = Field((0.6, 5.0), description="Gaussian: standard deviation of each axis, in pixels")
-    sigma_law: Literal["sigma", "variance", "log"] = Field(
+    sigma_law: SigmaLaw = Field(
         "sigma", description="what is uniform over its range: sigma, its square or its logarithm"
     )
     isotropic: float = Field(0.25, ge=0, le=1, description="Gaussian: share with equal axes")
