@@ -289,6 +289,7 @@ class RunConfig(Frozen):
             (codes_alone and train.learn != "kernel", "train.loss.image_rounds 'none'", "train.learn 'kernel'"),
             (codes_alone and not kernel.rounds, "train.loss.image_rounds 'none'", "model.kernel.rounds above 0"),
             (codes_alone and loss.consistency, "train.loss.consistency", "train.loss.image_rounds 'last' or 'all'"),
+            (train.start_parts != "all" and train.start_from is None, "train.start_parts", "train.start_from"),
         ):
             if given:
                 raise ValueError(f"{name} has no effect without {needs}; leave it out")

@@ -112,11 +112,11 @@ def write_part(config: RunConfig, file: Path, number: int, bar: Progress) -> Non
         data = config.data.model_copy(update={"patch": min(config.data.patch, min(tile.shape[:2]) // 12 * 12)})
         drawn = draw(tile, f"{number}-{index}", 0, epoch=0, seed=config.seed, data=data, bank=kernel[None])
         degraded = degrade_draws([drawn], scale, data.lr_quantize)
-        lr = torch.from_numpy(degraded.lr)
+        lr, sigma = torch.from_numpy(degraded.lr), torch.from_numpy(degraded.sigma)
         reduction = REDUCTIONS.index(drawn.camera.reduction) if drawn.camera else 0
         for window in (lr, _window(lr, config.train.smallest_window or lr.shape[-1], random)):
             with torch.no_grad():
-                features = net.features(window)[0].half().numpy()
+                features = net.features(window, sigma)[0].half().numpy()
             rows.append((features, drawn.kernel, reduction, scale, float(degraded.sigma[0]), float(window.shape[-1])))
         bar.advance()
     incoming = file.with_suffix(".incoming.npz")

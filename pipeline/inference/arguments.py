@@ -42,6 +42,13 @@ def choice(name: str, value: object, choices: object) -> None:
         raise BadRequestError(f"{name}: one of {', '.join(known)} is expected, got {value!r:.80}")
 
 
+def flag(name: str, value: object) -> bool:
+    """Return a truth value. Raises BadRequestError for anything else: the text "no" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise BadRequestError(f"{name}: True or False is expected, got {value!r:.80}")
+    return bool(value)
+
+
 def plain_array(name: str, value: object) -> np.ndarray:
     """Return an array as one of NumPy's own class, in this machine's byte order.
 

@@ -12,7 +12,7 @@ from kernels_bank.names import Grid
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.images.convert import grey_to_rgb, is_grey
 from pipeline.inference import work
-from pipeline.inference.arguments import FirstEstimate, choice, first_estimate, given_kernel, number, plain_array
+from pipeline.inference.arguments import FirstEstimate, choice, first_estimate, flag, given_kernel, number, plain_array
 from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.kernel_field import KernelField, estimate_field, field_work, restore_field
 from pipeline.inference.network import LoadedNetwork
@@ -109,8 +109,8 @@ class Restorer(LoadedNetwork):
         Raises:
             BadRequestError: an unsupported scale, an image, kernel or x0 of the wrong shape or type, a kernel whose sum
                 is not 1, a non-blind model without a kernel, both a kernel and a kernel field, a float image not on the
-                [0, 1] scale, an unknown grid, a sigma, strength, trust or file error that is no number from 0 to 1, or
-                a memory limit too small for any window.
+                [0, 1] scale, an unknown grid, a sigma, strength, trust or file error that is no number from 0 to 1, a
+                self_ensemble or kernel_field that is no truth value, or a memory limit too small for any window.
         """
         started = time.perf_counter()
         self.check(scale, kernel_given=kernel is not None)
@@ -121,6 +121,7 @@ class Restorer(LoadedNetwork):
         limit = number("max_memory", max_memory, 0)
         trust = _auto_or_number("trust", trust)
         sigma = _auto_or_number("sigma", sigma)
+        self_ensemble, kernel_field = flag("self_ensemble", self_ensemble), flag("kernel_field", kernel_field)
         choice("grid", grid, Grid)
         if kernel is not None and kernel_field:
             raise BadRequestError("kernel_field estimates the kernels; leave out the given one")

@@ -39,7 +39,9 @@ class PortableInitialKernel(nn.Module):
         blurs, shares = [], []
         for quarters, mirrored in itertools.product(range(4), (False, True)):
             view = _turned(lr, quarters)
-            answer = self.spectral.answer(self._features(view.flip(-1) if mirrored else view), self.scale, sigma, side)
+            answer = self.spectral.answer(
+                self._features(view.flip(-1) if mirrored else view, sigma), self.scale, sigma, side
+            )
             blur = self.network.decode(answer.code)
             blurs.append(_turned(blur.flip(-1) if mirrored else blur, -quarters % 4))
             if answer.shares is not None:
@@ -52,7 +54,7 @@ class PortableInitialKernel(nn.Module):
         whole = F.conv2d(blur[None], filters.flip(-2, -1)[:, None], padding=filters.shape[-1] // 2)[0]
         return whole / whole.sum((-2, -1), keepdim=True)
 
-    def _features(self, lr: Tensor) -> Tensor:
+    def _features(self, lr: Tensor, sigma: Tensor) -> Tensor:
         """Compute `SpectralInit.features` in float64, so that a flat window has no power in any runtime."""
         window, cosines, sines = (self.get_buffer(name) for name in ("window", "cosines", "sines"))
         windows = _windows(luma(lr.double())[0])
@@ -60,7 +62,7 @@ class PortableInitialKernel(nn.Module):
         across, up = windows @ cosines[:, :_BANDS], windows @ sines[:, :_BANDS]
         real, imaginary = cosines @ across - sines @ up, cosines @ up + sines @ across
         power = (real.square() + imaginary.square()) / window.square().sum()
-        return self.spectral.of_power(power[None])
+        return self.spectral.of_power(power[None], sigma.to(power.dtype))
 
 
 def _windows(grey: Tensor) -> Tensor:

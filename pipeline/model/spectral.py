@@ -28,6 +28,9 @@ from kernels_bank.reduction import REDUCTIONS
 
 WINDOW, FEATURES = 32, 3
 FLOOR = 1e-7  # power of about 0.02 grey levels per pixel; below it a spectrum is rounding error
+_FINE = 3 / WINDOW  # cycles per pixel; slower changes are those of skies and shadows
+_FAINT = (1.6 / 255) ** 2  # power per pixel; what changes less shows little but rounding
+_NOISE = 2 * (0.299**2 + 0.587**2 + 0.114**2)  # twice the power of the noise in the luma, per sigma^2
 _USUAL = 64  # side in LR pixels of a picture that is neither large nor small
 
 
@@ -75,14 +78,16 @@ class SpectralInit(nn.Module):
         window = torch.hann_window(WINDOW, periodic=False, device=cpu)
         rows, columns = torch.fft.fftfreq(WINDOW, device=cpu), torch.fft.rfftfreq(WINDOW, device=cpu)
         frequency = rows[:, None].square() + columns.square()
+        fine = (frequency >= _FINE**2).float()
         self.register_buffer("window", (window[:, None] * window).to(device), persistent=False)
+        self.register_buffer("fine", (fine / fine.sum()).to(device), persistent=False)
         self.register_buffer("whitening", (frequency + WINDOW**-2.0).log().to(device), persistent=False)
 
     def forward(self, lr: Tensor, scale: int, sigma: Tensor) -> Answer:
         """Estimate from LR images (B, 3, h, w) of noise levels (B,), in float32 also under autocast."""
         side = torch.full((len(lr),), math.sqrt(lr.shape[-2] * lr.shape[-1]), device=lr.device)
         with torch.autocast(lr.device.type, enabled=False):
-            return self.answer(self.features(lr), scale, sigma, side)
+            return self.answer(self.features(lr, sigma), scale, sigma, side)
 
     def answer(self, features: Tensor, scale: int, sigma: Tensor, side: Tensor) -> Answer:
         """Answer for precomputed features.
@@ -104,8 +109,13 @@ class SpectralInit(nn.Module):
         code, shares, start = out.split((self.components, len(REDUCTIONS), self.components), 1)
         return Answer(code, shares.softmax(1), start)
 
-    def features(self, lr: Tensor) -> Tensor:
-        """Compute (B, 3 * 32 * 17): log mean power, plain and per window, and mean log power, with 1/f^2 removed."""
+    def features(self, lr: Tensor, sigma: Tensor) -> Tensor:
+        """Compute (B, 3 * 32 * 17): log mean power, plain and per window, and mean log power, with 1/f^2 removed.
+
+        Args:
+            lr: (B, 3, h, w) in [0, 1].
+            sigma: (B,) noise levels on the [0, 1] scale.
+        """
         window = self.get_buffer("window")
         grey = luma(lr.to(window.dtype))
         short = [max(WINDOW - side, 0) for side in grey.shape[-2:]]
@@ -114,13 +124,24 @@ class SpectralInit(nn.Module):
         patches = grey.unfold(1, WINDOW, WINDOW // 2).unfold(2, WINDOW, WINDOW // 2).flatten(1, 2)
         patches = (patches - patches.mean((-2, -1), keepdim=True)) * window
         spectra = torch.fft.rfft2(patches)
-        return self.of_power((spectra.real.square() + spectra.imag.square()) / window.square().sum())
+        return self.of_power((spectra.real.square() + spectra.imag.square()) / window.square().sum(), sigma)
 
-    def of_power(self, power: Tensor) -> Tensor:
-        """Compute the features of the windows' power spectra (B, N, 32, 17)."""
+    def of_power(self, power: Tensor, sigma: Tensor) -> Tensor:
+        """Compute the features of the windows' power spectra (B, N, 32, 17) at noise levels (B,).
+
+        Windows that show nothing but a smooth surface, rounding and noise are left out, unless all do: they say nothing
+        about the blur, and black or white areas would be taken for much of it.
+        """
         whitening = self.get_buffer("whitening")
+        textured = (power * self.get_buffer("fine")).sum((-2, -1)) > _FAINT + _NOISE * sigma.square()[:, None]
+        counts = (textured | ~textured.any(1, keepdim=True)).to(power.dtype)
+        weights = counts / counts.sum(1, keepdim=True)
+
+        def mean(values: Tensor) -> Tensor:
+            return torch.einsum("bn,bnij->bij", weights, values)
+
         shape = power / (power.sum((-2, -1), keepdim=True) + FLOOR * WINDOW) + 1e-9
-        logs = torch.stack(((power.mean(1) + FLOOR).log(), shape.mean(1).log(), shape.log().mean(1)), 1) + whitening
+        logs = torch.stack(((mean(power) + FLOOR).log(), mean(shape).log(), mean(shape.log())), 1) + whitening
         return (logs - logs.mean((-2, -1), keepdim=True)).flatten(1)
 
 

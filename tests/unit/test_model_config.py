@@ -187,6 +187,7 @@ def test_what_ships_says_what_it_is():
         ({"model": {"kernel": {"prior": True, "steps": 4}}}, r"kernel\.prior corrects kernels of .* needs 5 of them"),
         ({"model": {"scales": [1, 2], "kernel": {"prior": True, "steps": 6}}}, r"knows the scales 2, 3 and 4 alone"),
         ({"train": {"steps": 1, "smallest_window": 32}}, r"train\.smallest_window has no effect without"),
+        ({"train": {"steps": 1, "start_parts": "restorer"}}, r"start_parts has no effect without train\.start_from"),
         ({"train": {"steps": 1, "loss": {"inverse": 1.0}}}, r"train\.loss\.inverse has no effect without"),
         ({"train": {"steps": 1, "learn": "restorer", "loss": {"kernel": 1.0}}}, r"train\.loss\.kernel has no effect"),
         ({"train": {"steps": 1, "learn": "spectral", "loss": {"consistency": 1.0}}}, r"loss\.consistency has no effec"),

@@ -103,6 +103,8 @@ def test_the_answer_says_what_was_assumed(restorer, photo):
         ({"file_error": np.nan}, "file_error: a number from 0 to 1 is expected, got nan"),
         ({"max_memory": "4G"}, "max_memory: a number from 0 is expected, got '4G'"),
         ({"max_memory": np.nan}, "max_memory: a number from 0 is expected, got nan"),
+        ({"self_ensemble": "no"}, "self_ensemble: True or False is expected, got 'no'"),
+        ({"kernel_field": 1}, "kernel_field: True or False is expected, got 1"),
         ({"grid": "center"}, "grid: one of corner, centre is expected, got 'center'"),
         ({"image": [[1, 2], [3, 4]]}, "image: a NumPy array is expected, got list"),
         ({"image": np.ma.masked_greater(np.eye(4, dtype=np.uint8), 0)}, "image: some of its values are masked"),

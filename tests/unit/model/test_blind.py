@@ -250,10 +250,10 @@ def test_spectral_features_show_the_blur_and_not_its_direction():
     spectral = SpectralInit((2,), 4)
     sharp = torch.rand(1, 3, 64, 64)
     blurred = (sharp + sharp.roll(1, -1) + sharp.roll(-1, -1)) / 3
-    plain, soft = (spectral.features(image).reshape(3, 32, 17)[0] for image in (sharp, blurred))
+    plain, soft = (spectral.features(image, torch.zeros(1)).reshape(3, 32, 17)[0] for image in (sharp, blurred))
     assert (soft - plain)[:, 9:13].mean() < -1
     assert (soft - plain)[9:24, :3].mean() > 0
-    mirrored = spectral.features(blurred.flip(-2, -1)).reshape(3, 32, 17)[0]
+    mirrored = spectral.features(blurred.flip(-2, -1), torch.zeros(1)).reshape(3, 32, 17)[0]
     torch.testing.assert_close(mirrored, soft, atol=1e-3, rtol=1e-3)
 
 
@@ -384,7 +384,7 @@ def test_features_that_are_there_already_are_answered_the_same():
     torch.manual_seed(0)
     spectral, lr = SpectralInit((2, 3), 6, reductions=True).eval(), torch.rand(2, 3, 40, 90)
     sigma = torch.tensor([0.0, 0.02])
-    again = spectral.answer(spectral.features(lr), 3, sigma, torch.full((2,), 60.0))
+    again = spectral.answer(spectral.features(lr, sigma), 3, sigma, torch.full((2,), 60.0))
     for one, other in zip(spectral(lr, 3, sigma), again, strict=True):
         torch.testing.assert_close(one, other)
 
