@@ -34,6 +34,7 @@ from pipeline.images.decode import decode_image
 from pipeline.inference import Restorer
 from pipeline.inference.allocator import keep_freed_memory
 from pipeline.inference.network import default_device
+from pipeline.model.blind import ESTIMATE_VERSION
 
 # Ray takes a tenth of a second between the end of a task and the start of the next on the same core.
 _CASES_A_TASK = 4
@@ -96,8 +97,8 @@ def prepare(settings: EvaluationSettings) -> Plan:
     }
     if settings.precision != "float32":  # numbers with the same name must be comparable
         about |= {"precision": settings.precision, "test_set": f"{about['test_set']}-{settings.precision}"}
-    if any(model.starts_from_edges(scale) for model in models.values() for scale in scales):
-        about["kernel_start"] = "edges"
+    if any(model.is_blind for model in models.values()):
+        about["estimate"] = ESTIMATE_VERSION
     # Whole tables first, so that the journal of a killed evaluation has complete tables.
     cases = [
         Case(image, number, scale, sigma)

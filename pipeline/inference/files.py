@@ -31,6 +31,7 @@ from pipeline.inference.progress import Listener
 from pipeline.inference.restore_jobs import RestoreJob
 from pipeline.inference.restorer import Restored, Restorer
 from pipeline.inference.settings import DEFAULT_QUALITY, RestoreSettings
+from pipeline.model.blind import ESTIMATE_VERSION
 
 _BANK = "bank:"
 # Settings that affect a result, besides model, kernel and start.
@@ -96,8 +97,8 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
         **settings.model_dump(include=_DECIDING),
         **settings.model_dump(include=_DECIDING_IF_SET, exclude_defaults=True),
     }
-    if kernel is None and restorer.starts_from_edges(settings.scale):
-        request["kernel_start"] = "edges"
+    if kernel is None:
+        request["estimate"] = ESTIMATE_VERSION
     if restorer.trust is not None and kernel is None:
         request["trust_net"] = restorer.trust.digest
     return RestoreContext(settings, restorer, kernel, x0, storage.digest_of(request))

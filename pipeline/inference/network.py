@@ -192,10 +192,6 @@ class LoadedNetwork:
         kernel = network.config.kernel
         return not kernel.rounds and (not kernel.steps or bool(network.settled(first, size)))
 
-    def starts_from_edges(self, scale: int) -> bool:
-        """Return whether kernel steps at this scale start from the kernel estimated from edges."""
-        return isinstance(self.network, BlindUSRNet) and self.network.starts_from_edges(scale)
-
     def _blind(self) -> BlindUSRNet:
         if not isinstance(self.network, BlindUSRNet):
             raise BadRequestError(f"{self.uri} is not a blind model; give a kernel")

@@ -39,6 +39,8 @@ from pipeline.model.spectral import SpectralInit
 from pipeline.model.usrnet import State, Tick, USRNet, check_inputs
 from pipeline.model_config import ModelConfig
 
+# Raised when the same weights come to estimate another kernel, so that results are not mixed with earlier ones.
+ESTIMATE_VERSION = 2
 _LEAST_PIXELS = 6  # LR pixels per kernel pixel that kernel steps need where the net errs on the harmless side
 
 

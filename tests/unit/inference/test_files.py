@@ -98,6 +98,17 @@ def test_a_wrong_kernel_or_start_is_told_before_a_network_is_loaded(same, monkey
         files.load_context(same(**wrong))
 
 
+def test_results_of_another_kernel_estimate_are_another_request(folder, tmp_path, monkeypatch):
+    settings = RestoreSettings(model=str(folder), input=str(tmp_path), output=str(tmp_path / "out"))
+    np.save(tmp_path / "kernel.npy", np.eye(3, dtype=np.float32) / 3)
+    known = settings.model_copy(update={"kernel": str(tmp_path / "kernel.npy")})
+    before = [files.load_context(one).request for one in (settings, known)]
+    monkeypatch.setattr(files, "ESTIMATE_VERSION", 0)
+    after = [files.load_context(one).request for one in (settings, known)]
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
 def test_depth_format_and_name(same, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (24, 33, 3), np.uint8)
     (tmp_path / "in" / "deep").mkdir()

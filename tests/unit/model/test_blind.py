@@ -11,7 +11,6 @@ from pipeline.model.edge_start import edge_kernel
 from pipeline.model.estimator import Estimator
 from pipeline.model.gaussian_fit import matching_gaussian, snap_to_gaussian
 from pipeline.model.guard import Acceptance
-from pipeline.model.spectral import SpectralInit
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 
 
@@ -231,46 +230,6 @@ def test_the_sizes_of_the_published_networks(codec):
         assert sum(p.numel() for p in BlindUSRNet(config, codec).restorer.parameters()) == count
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 9), (31, 70), (64, 33)])
-def test_spectral_start_takes_any_size_and_ignores_brightness(height, width):
-    torch.manual_seed(0)
-    spectral = SpectralInit((2, 3), 6).eval()
-    torch.nn.init.normal_(spectral.by_scale, std=0.1)  # new ones tell no scale from another
-    lr = torch.rand(2, 3, height, width)
-    code, shares, _ = spectral(lr, 2, torch.zeros(2))
-    assert shares is None
-    assert code.shape == (2, 6)
-    torch.testing.assert_close(spectral(lr + 0.1, 2, torch.zeros(2))[0], code, atol=1e-4, rtol=1e-3)
-    for scale, sigma in ((3, 0.0), (2, 0.1)):
-        assert not torch.equal(spectral(lr, scale, torch.full((2,), sigma))[0], code)
-
-
-def test_spectral_features_show_the_blur_and_not_its_direction():
-    """Blurring one axis lowers that axis's high frequencies; mirroring the image changes nothing there."""
-    spectral = SpectralInit((2,), 4)
-    sharp = torch.rand(1, 3, 64, 64)
-    blurred = (sharp + sharp.roll(1, -1) + sharp.roll(-1, -1)) / 3
-    plain, soft = (spectral.features(image, torch.zeros(1)).reshape(3, 32, 17)[0] for image in (sharp, blurred))
-    assert (soft - plain)[:, 9:13].mean() < -1
-    assert (soft - plain)[9:24, :3].mean() > 0
-    mirrored = spectral.features(blurred.flip(-2, -1), torch.zeros(1)).reshape(3, 32, 17)[0]
-    torch.testing.assert_close(mirrored, soft, atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("turn", [lambda x: x.flip(-1), lambda x: x.mT, lambda x: x.rot90(1, (-2, -1))])
-def test_a_turned_image_has_the_turned_initial_kernel(codec, turn):
-    torch.manual_seed(0)
-    net = BlindUSRNet(ModelConfig(restorer=RestorerConfig(widths=(2, 2, 2, 2))), codec).eval()
-    assert net.spectral is not None
-    with torch.no_grad():  # far from its small first weights, so that the views disagree
-        net.spectral.rest[-1].weight.mul_(20)
-    lr = torch.rand(2, 3, 45, 30)  # smaller than a window one way, and no whole number of them the other
-    kernel, code, *_ = net.initial(lr, 2, 0.01)
-    torch.testing.assert_close(net.initial(turn(lr), 2, 0.01)[0], turn(kernel), atol=1e-4, rtol=1e-2)
-    assert float((turn(kernel) - kernel).detach().abs().sum((1, 2)).min()) > 0.01
-    torch.testing.assert_close(code, net.encode(kernel))
-
-
 @pytest.mark.parametrize("turn", [lambda x: x.flip(-1), lambda x: x.mT])
 def test_a_net_that_knows_reductions_answers_twice_and_kernel_steps_start_from_the_second(codec, turn, monkeypatch):
     torch.manual_seed(0)
@@ -378,15 +337,6 @@ def test_kernel_steps_are_left_out_where_their_start_is_nearly_a_gaussian(codec,
     assert out.kernel_round.tolist() == [0, 0]
     assert len(out.rounds) == 2, "as many as of other images: tables hold a column for each"
     assert torch.equal(out.sr, out.rounds[1].sr)
-
-
-def test_features_that_are_there_already_are_answered_the_same():
-    torch.manual_seed(0)
-    spectral, lr = SpectralInit((2, 3), 6, reductions=True).eval(), torch.rand(2, 3, 40, 90)
-    sigma = torch.tensor([0.0, 0.02])
-    again = spectral.answer(spectral.features(lr, sigma), 3, sigma, torch.full((2,), 60.0))
-    for one, other in zip(spectral(lr, 3, sigma), again, strict=True):
-        torch.testing.assert_close(one, other)
 
 
 def test_in_training_the_initial_kernel_is_the_nets_own(codec):
