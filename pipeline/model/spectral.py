@@ -29,7 +29,7 @@ from kernels_bank.reduction import REDUCTIONS
 WINDOW, FEATURES = 32, 3
 FLOOR = 1e-7  # power of about 0.02 grey levels per pixel; below it a spectrum is rounding error
 _FINE = 3 / WINDOW  # cycles per pixel; slower changes are those of skies and shadows
-_FAINT = (1.6 / 255) ** 2  # power per pixel; what changes less shows little but rounding
+_FAINT = 2 / 12 / 255**2  # power per pixel, twice that of rounding to 8 bit
 _NOISE = 1.5 * (0.299**2 + 0.587**2 + 0.114**2)  # 1.5 times the power of the noise in the luma, per sigma^2
 _USUAL = 64  # side in LR pixels of a picture that is neither large nor small
 
