@@ -81,7 +81,7 @@ def test_it_learns_and_goes_on_with_the_parts_that_are_there(file, tmp_path, mon
     code = fitted.encode(seen.blur[rows])
     with torch.no_grad():
         answer = fitted.spectral.answer(seen.features[rows].float(), 2, seen.sigma[rows], seen.side[rows])
-    assert float((answer.start - code).abs().mean()) < 0.8 * float(code.abs().mean())  # 0 is the untrained answer
+    assert float((answer.start - code).abs().mean()) < 0.87 * float(code.abs().mean())  # 0 is the untrained answer
     monkeypatch.setattr(tool, "write_part", lambda *_: pytest.fail("drawn again"))
     tool.main()
     assert {part: part.stat().st_mtime_ns for part in features.iterdir()} == written
