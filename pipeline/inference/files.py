@@ -99,8 +99,8 @@ def load_context(settings: RestoreSettings, device: torch.device | None = None) 
     }
     if kernel is None:
         request["estimate"] = ESTIMATE_VERSION
-    if restorer.trust is not None and kernel is None:
-        request["trust_net"] = restorer.trust.digest
+        if restorer.trust is not None:
+            request["trust_net"] = restorer.trust.digest
     return RestoreContext(settings, restorer, kernel, x0, storage.digest_of(request))
 
 

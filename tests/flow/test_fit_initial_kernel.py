@@ -35,7 +35,7 @@ def file(bank: str, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "camera": {"reductions": {"direct": 0.5, "area": 0.5}, "centred": 0.0, "jpeg": 0.3},
         },
         "train": {
-            "steps": 120,
+            "steps": 240,
             "learn": "spectral",
             "smallest_window": 24,
             "batch_size": 32,
@@ -81,7 +81,7 @@ def test_it_learns_and_goes_on_with_the_parts_that_are_there(file, tmp_path, mon
     code = fitted.encode(seen.blur[rows])
     with torch.no_grad():
         answer = fitted.spectral.answer(seen.features[rows].float(), 2, seen.sigma[rows], seen.side[rows])
-    assert float((answer.start - code).abs().mean()) < 0.87 * float(code.abs().mean())  # 0 is the untrained answer
+    assert float((answer.start - code).abs().mean()) < 0.8 * float(code.abs().mean())  # 0 is the untrained answer
     monkeypatch.setattr(tool, "write_part", lambda *_: pytest.fail("drawn again"))
     tool.main()
     assert {part: part.stat().st_mtime_ns for part in features.iterdir()} == written
