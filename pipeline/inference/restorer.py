@@ -11,7 +11,7 @@ import numpy as np
 from kernels_bank.names import Grid
 from kernels_bank.runtime.errors import BadRequestError
 from pipeline.images.convert import grey_to_rgb, is_grey
-from pipeline.inference import work
+from pipeline.inference import memory, work
 from pipeline.inference.arguments import FirstEstimate, choice, first_estimate, flag, given_kernel, number, plain_array
 from pipeline.inference.estimate import Estimate, estimate_kernel
 from pipeline.inference.kernel_field import KernelField, estimate_field, field_work, restore_field
@@ -24,7 +24,7 @@ from pipeline.inference.trust import Evidence, features, mix
 from pipeline.inference.windows import Result, Settings, expected_work, restore_planes
 from pipeline.reduction import place
 
-MAX_MEMORY = 2 * 2**30
+_ALLOWANCE = 2 * 2**30  # bytes beyond what a process already holds, if no limit is given
 _TYPICAL = 0.6  # standard deviation of a typical photograph's blur, as a multiple of the scale
 
 
@@ -72,7 +72,7 @@ class Restorer(LoadedNetwork):
         *,
         x0: FirstEstimate | LoadedNetwork = None,
         self_ensemble: bool = False,
-        max_memory: int = MAX_MEMORY,
+        max_memory: int | None = None,
         strength: float = 1.0,
         kernel_field: bool = False,
         file_error: float = 0.0,
@@ -95,7 +95,7 @@ class Restorer(LoadedNetwork):
             x0: start of the unfoldings instead of the model's own: another model, which restores with the same kernel,
                 an image (s*h, s*w, 3) of the input's type, or an interpolation.
             self_ensemble: whether to average over the eight flips and quarter turns, at eight times the work.
-            max_memory: bytes that this process (or its GPU memory) may grow to.
+            max_memory: bytes that this process (or its GPU memory) may grow to; None for 2 GiB more than it holds.
             strength: share of the blur to undo, from 0, close to a plain enlargement, to 1.
             kernel_field: whether every place has its own kernel, for blur that varies, at many times the work.
             file_error: known RMS error of the image's file, on the [0, 1] scale, as for a JPEG; `auto` adds it to the
@@ -118,7 +118,7 @@ class Restorer(LoadedNetwork):
         image = plain_array("image", image)
         colour, alpha = split_alpha(image)
         file_error, strength = number("file_error", file_error, 0, 1), number("strength", strength, 0, 1)
-        limit = number("max_memory", max_memory, 0)
+        limit = memory.in_use(self.device) + _ALLOWANCE if max_memory is None else number("max_memory", max_memory, 0)
         trust = _auto_or_number("trust", trust)
         sigma = _auto_or_number("sigma", sigma)
         self_ensemble, kernel_field = flag("self_ensemble", self_ensemble), flag("kernel_field", kernel_field)

@@ -9,7 +9,7 @@ import torch
 from kernels_bank import benchmark_kernels
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.degrade import degrade
-from pipeline.inference import Restorer
+from pipeline.inference import Restorer, memory
 from pipeline.inference.boundary import periodic_extension
 from pipeline.inference.layout import torus_margin
 from pipeline.inference.noise import noise_level
@@ -48,6 +48,18 @@ def test_without_it_a_real_photograph_rings(restorer):
         return float(np.abs(sr - ramp)[:, :8].mean())
 
     assert error(extended) < 0.3 * error(wrapped)
+
+
+def test_without_a_limit_what_the_process_already_holds_does_not_count(restorer, photo, monkeypatch):
+    """A notebook that holds more than the default may still restore; a limit on the process is kept."""
+    held, kernel = 5 * 2**30, benchmark_kernels(21)[1]
+    before = restorer.restore(photo, 2, 0.0, kernel)
+    monkeypatch.setattr(memory, "in_use", lambda device: held)
+    after = restorer.restore(photo, 2, 0.0, kernel)
+    np.testing.assert_array_equal(before.image, after.image)
+    assert (before.windows, after.windows) == (1, 1)
+    with pytest.raises(BadRequestError, match=r"5.00 GiB are too little .* raise --max-memory"):
+        restorer.restore(photo, 2, 0.0, kernel, max_memory=held)
 
 
 def test_a_shifted_crop_restores_to_the_same_interior(restorer, photo):

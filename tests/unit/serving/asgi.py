@@ -47,8 +47,11 @@ def ask(
 
 
 def gated(live: LiveModel, **settings: object) -> Gate:
-    """A fresh app that serves `live`, behind its gate, as Ray Serve's proxy runs it."""
-    chosen = ServeSettings(**settings)
+    """A fresh app that serves `live`, behind its gate, as Ray Serve's proxy runs it.
+
+    A replica's limit is on its whole process, and here that is the process of all tests before: it has none.
+    """
+    chosen = ServeSettings(**{"max_memory": 2**40, **settings})
     return Gate(build_app(chosen, live), chosen)
 
 
