@@ -18,10 +18,14 @@ _LOSS = 1e-3  # largest share of a shifted kernel that may be cut off
 def reduction_kernels(scale: int, grid: Grid) -> Tensor:
     """Return the kernels of all `REDUCTIONS`, (4, m, m) float32, m odd."""
     # Made anew each time: a kept tensor would belong to the fake or inference mode of its first call.
+    return torch.from_numpy(np.stack([np.outer(line, line) for line in _lines(scale, grid)]).astype(np.float32))
+
+
+def _lines(scale: int, grid: Grid) -> np.ndarray:
+    """Return the factors of the separable `REDUCTIONS`, (4, m) float64, m odd, padded with zeros."""
     lines = [reduction_line(name, scale, grid) for name in REDUCTIONS]
     side = max(len(line) for line in lines)
-    padded = [np.pad(line, (side - len(line)) // 2) for line in lines]
-    return torch.from_numpy(np.stack([np.outer(line, line) for line in padded]).astype(np.float32))
+    return np.stack([np.pad(line, (side - len(line)) // 2) for line in lines])
 
 
 def compose(kernel: Tensor, shares: Tensor, scale: int, grid: Grid) -> Tensor:
@@ -36,11 +40,15 @@ def compose(kernel: Tensor, shares: Tensor, scale: int, grid: Grid) -> Tensor:
     Returns:
         (B, k, k) of the dtype of `kernel`, also under autocast, of sum 1, with the negative lobes of its reduction.
     """
-    filters = mixed_reductions(shares.to(kernel), scale, grid)
-    half, turned = filters.shape[-1] // 2, filters.flip(-2, -1)[:, None]
+    lines = _lines(scale, grid)
+    half, side = lines.shape[-1] // 2, kernel.shape[-1]
+    padded = np.pad(lines, [(0, 0), (side, side)])
+    # Row i of a matrix is the flipped line around pixel i, so that one matrix on each side convolves both axes. A
+    # convolution with one filter for each kernel takes ten times as long, and its gradient eighteen times.
+    taps = half + side + np.arange(side)[:, None] - np.arange(side)
+    matrices = torch.from_numpy(padded[:, taps]).to(kernel)[:, None]
     with torch.autocast(kernel.device.type, enabled=False):
-        # conv2d correlates, so the filters are flipped; every kernel of the batch is a channel with its own filter.
-        whole = F.conv2d(kernel[None], turned, padding=half, groups=len(kernel))[0]
+        whole = torch.einsum("br,rbij->bij", shares.to(kernel), matrices @ kernel @ matrices.mT)
     return whole / whole.sum((-2, -1), keepdim=True)
 
 

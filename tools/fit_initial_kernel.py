@@ -17,12 +17,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import l1_loss, one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kernels_bank import KernelBank
+from kernels_bank import KernelBank, KernelCodec
 from kernels_bank.runtime.progress import Progress
+from pipeline.catalogue import locate
 from pipeline.config import RunConfig
 from pipeline.data.manifest import read_shard
 from pipeline.data.mixture import open_mixture
@@ -30,16 +32,19 @@ from pipeline.data.samples import degrade_draws, draw
 from pipeline.data.tiles import read_samples
 from pipeline.images.decode import decode_tile
 from pipeline.model import BlindUSRNet, restorer_of
+from pipeline.model.int8 import unpacked
 from pipeline.model.inverse_error import inverse_error
 from pipeline.model.reducer import Reducer
 from pipeline.model.spectral import SpectralInit
 from pipeline.model.weights import load_model, save_model
+from pipeline.model_folder import CODEC, read_manifest
 from pipeline.reduction import REDUCTIONS, compose
 from pipeline.seeds import rng, torch_seed
 from pipeline.shipped import shipped_folder
 from pipeline.training.learner import build_network
 from pipeline.training.objective import kernel_l1
 from pipeline.yaml_file import read_yaml
+from tools.model_copy import write_copy
 
 PART = 10_000  # samples
 _SHRUNK, _SMALLEST = 0.5, 0.55  # share of reduced tiles, and the smallest factor: sharper pictures, other spectra
@@ -69,11 +74,15 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="run with learn 'spectral': data, start, loss, learning rate")
     parser.add_argument("--features", type=Path, required=True, help="folder of what is seen")
     parser.add_argument("--parts", type=int, default=24, help=f"of {PART} samples, each seen twice")
+    parser.add_argument("--into", help="model whose restorer, kernel prior and trust the output keeps")
     parser.add_argument("--output", required=True, help="model folder")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     config = RunConfig.model_validate(read_yaml(arguments.config, f"--config {arguments.config}"))
+    into = Path(locate(arguments.into).folder) if arguments.into else None
+    if into and KernelCodec.load(into / CODEC).digest != KernelBank.open(config.data.bank).codec.digest:
+        parser.error(f"--into {arguments.into}: its kernel code is not that of {config.data.bank}")
     arguments.features.mkdir(parents=True, exist_ok=True)
     files = [arguments.features / f"part-{number:03d}.npz" for number in range(arguments.parts)]
     missing = [file for file in files if not file.exists()]
@@ -82,7 +91,10 @@ def main() -> None:
             write_part(config, file, int(file.stem[-3:]), bar)
     seen = Seen(*(torch.cat(parts) for parts in zip(*map(read_part, files), strict=True)))
     network = fit(config, seen)
-    save_model(network, arguments.output, provenance=digests(config))
+    if into:
+        put_into(network, into, Path(arguments.output), digests(config))
+    else:
+        save_model(network, arguments.output, provenance=digests(config))
     print(f"{arguments.output}: fitted on {len(seen.scale)} windows")
 
 
@@ -198,6 +210,23 @@ def _batches(config: RunConfig, seen: Seen) -> Iterator[Tensor]:
     for step in range(config.train.steps):
         pool = pools[step % len(pools)]
         yield pool[torch.randint(len(pool), (config.train.batch_size,), generator=generator)]
+
+
+def put_into(network: BlindUSRNet, model: Path, output: Path, origin: dict[str, str]) -> None:
+    """Write a copy of a model with the initial kernel's net of this network; everything else is unchanged.
+
+    Args:
+        network: network with the fitted net.
+        model: folder of a blind model with a net of the same shape, for the same codec.
+        output: folder of the copy.
+        origin: digests of the net's data.
+    """
+    manifest, spectral = read_manifest(model), network.spectral
+    assert spectral is not None
+    weights = unpacked(load_file(model / manifest.used))
+    kind = weights["restorer.p.m_tail.weight"].dtype
+    own = {f"spectral.{name}": value.to(kind) for name, value in spectral.state_dict().items()}
+    write_copy(model, output, manifest.used, save(weights | own), {f"initial_kernel.{k}": v for k, v in origin.items()})
 
 
 def digests(config: RunConfig) -> dict[str, str]:

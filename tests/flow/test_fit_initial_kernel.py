@@ -12,7 +12,8 @@ import yaml
 from kernels_bank.runtime.progress import Progress
 from pipeline.config import RunConfig
 from pipeline.model import BlindUSRNet
-from pipeline.model.weights import load_model
+from pipeline.model.weights import load_model, save_model
+from pipeline.model_folder import read_manifest
 from tools import fit_initial_kernel as tool
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]
@@ -87,4 +88,25 @@ def test_it_learns_and_goes_on_with_the_parts_that_are_there(file, tmp_path, mon
     assert {part: part.stat().st_mtime_ns for part in features.iterdir()} == written
     for name, value in load_model(output).state_dict().items():
         assert torch.equal(value, fitted.state_dict()[name]), name
+    other, copy = tmp_path / "other", tmp_path / "copy"
+    with torch.no_grad():
+        for parameter in fitted.parameters():
+            parameter += 1
+    save_model(fitted, other, provenance={"restorer": "theirs"})
+    monkeypatch.setattr(sys, "argv", [*arguments[:-1], str(copy), "--into", str(other)])
+    tool.main()
+    kept, found = fitted.state_dict(), load_model(output).state_dict()
+    for name, value in load_model(copy).state_dict().items():
+        assert torch.equal(value, found[name] if name.startswith("spectral.") else kept[name]), name
+    assert read_manifest(copy).provenance.keys() > {"restorer", "initial_kernel.bank"}
     torch.set_num_threads(threads)
+
+
+def test_a_net_for_other_codes_is_refused_before_any_work(file, tmp_path, monkeypatch, capsys):
+    into = "shipped:blind-sr-camera"
+    arguments = ["--config", str(file), "--features", str(tmp_path / "f"), "--output", str(tmp_path), "--into", into]
+    monkeypatch.setattr(sys, "argv", ["fit", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        tool.main()
+    assert f"--into {into}: its kernel code is not that of" in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()
