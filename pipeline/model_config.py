@@ -1,8 +1,8 @@
 """The network's configuration: the restorer, and how the blur kernel is found.
 
 It travels inside model folders, checkpoints, MLflow runs and registered models. Importing it costs no torch, ray or
-mlflow. Until version 0.2 its settings were flat in `model`. `MOVED` maps each of them to its present place, so files of
-that time still load.
+mlflow. In model folders of schema version 1 its settings are flat in `model`. `MOVED` maps each of them to its present
+place, so files of that time still load.
 """
 
 from __future__ import annotations

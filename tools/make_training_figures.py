@@ -1,4 +1,4 @@
-"""The pictures of docs/training-log.md: curves of runs, read from the tracking store.
+"""The curves from scratch of docs/network.md: curves of runs, read from the tracking store.
 
 python -m tools.make_training_figures --store sqlite:///runs/mlflow.db --experiment from-scratch
 """

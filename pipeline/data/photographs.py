@@ -38,5 +38,5 @@ def _source(name: str, package: str) -> Path:
     """Find a photograph without importing its package: importing scikit-learn takes seconds."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise BadRequestError(f"package {package} is not installed; pip install 'blind-sr[quickstart]'")
+        raise BadRequestError(f"package {package} is not installed; pip install -e '.[quickstart]' in the checkout")
     return Path(spec.origin).parent / _FOLDERS[package] / name

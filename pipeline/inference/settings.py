@@ -24,7 +24,7 @@ class RestoreSettings(Frozen):
         FOR_PHOTOGRAPHS,
         description="shipped:NAME, models:/NAME@ALIAS, models:/NAME/VERSION, a model folder, or a USRNet .pth",
     )
-    input: str = Field(description="an image, or a folder, zip or s3:// prefix of images")
+    input: str = Field(description="an image, or a folder, zip, tar, Parquet file, .txt list or s3:// prefix of images")
     output: str = Field(description="folder or s3:// prefix for the results")
     scale: Scale = Field(2, description="factor by which the image becomes larger")
     sigma: Literal["auto"] | Sigma = Field("auto", description="noise level, [0, 1] scale: 2.55/255 is 0.01")

@@ -3,8 +3,8 @@
 A wrong kernel can cost more than a right one gains, and a net may take unfamiliar content (lamps on black, patterns,
 pictures that were never sharp) for blur. For an enlarged picture u and a restored picture r, the best mixture
 u + w (r - u) has w = 1/2 + (MSE(u) - MSE(r)) / (2 MSE(u, r)): 1 if every change is right, 0 if every change is wrong. A
-small net estimates w without the truth. It was trained to gain decibels, with lost ones counted twice
-(`tools/fit_trust.py`).
+small net estimates w without the truth. It was trained to gain decibels, with lost ones counted twice, and
+three times where kernel steps made the kernel (`tools/fit_trust.py`).
 """
 
 from __future__ import annotations

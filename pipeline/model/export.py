@@ -188,4 +188,6 @@ def _example(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor, Tensor]:
 def _need_onnx() -> None:
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise BadRequestError(f"--format onnx: {', '.join(missing)} is not installed; pip install 'blind-sr[export]'")
+        raise BadRequestError(
+            f"--format onnx: {', '.join(missing)} is not installed; pip install -e '.[export]' in the checkout"
+        )

@@ -41,7 +41,9 @@ class ServeSettings(Frozen):
         description="addresses or networks, comma-separated, whose X-Forwarded-For names the client; default: nobody's",
     )
     poll: float = Field(5, gt=0, description="seconds between two looks at the alias")
-    replicas: int = Field(1, ge=1, description="processes that restore; each takes a CPU, and a card if there are any")
+    replicas: int = Field(
+        1, ge=1, description="processes that restore; each takes a CPU, and a card if enough are there"
+    )
     precision: Precision = Field(
         "auto",
         description="number format of the convolutions; auto: bf16 on a CPU that is clearly faster at it, as measured",
