@@ -20,7 +20,7 @@ class Evaluate(Command, EvaluationSettings):  # type: ignore[misc] # both carry 
 
 def main(command: Evaluate) -> None:
     """Run the command."""
-    from kernels_bank.runtime import storage
+    from kernels_bank.runtime import folders
     from pipeline.evaluation import evaluate
 
     settings = command.settings(EvaluationSettings)
@@ -30,7 +30,7 @@ def main(command: Evaluate) -> None:
     evaluate.run_evaluation(settings, command.output)
     print(
         f"results in {command.output}: "
-        + ", ".join(name for name, _ in storage.list_files(command.output) if not name.startswith("."))
+        + ", ".join(name for name, _ in folders.list_files(command.output) if not name.startswith("."))
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, uris
 from kernels_bank.runtime.output import check_own
 from kernels_bank.runtime.progress import Progress
 from kernels_bank.spec import KernelBankSpec
@@ -43,7 +43,7 @@ def planned(spec: KernelBankSpec, uri: str | Path) -> str:
     if present(spec, target):
         return f"{target}: this bank is complete; nothing to do"
     check_own(target, KIND)
-    there = {name for name, _ in storage.list_files(target)}
+    there = {name for name, _ in folders.list_files(target)}
     shards = plan(spec)
     kept = sum(shard.name in there for shard in shards)
     size = spec.count * spec.size**2 * 4 / 2**20

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kernels_bank.runtime import scratch, storage, uris
+from kernels_bank.runtime import folders, scratch, storage, uris
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 
 
@@ -34,7 +34,7 @@ def local_folder(uri: str, *, every_s: float = 30.0, check: Callable[[], None] =
         yield Path(storage.resolve(uri)[1])
         return
     with scratch.temporary("folder") as folder:
-        for file, _ in storage.list_files(uri, recursive=True):
+        for file, _ in folders.list_files(uri, recursive=True):
             if not {"", ".", ".."}.isdisjoint(file.split("/")):
                 raise BadRequestError(f"{uri}: holds '{file}', which is no name of a file; choose another place")
             (folder / file).parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kernels_bank.runtime import open_output, storage, uris
+from kernels_bank.runtime import folders, open_output, storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.lease import ENTRY, Lease, only_writer
 
@@ -117,7 +117,7 @@ def check_complete(place: str, sizes: Mapping[str, int | None], advice: str) -> 
     Raises:
         ArtefactError: names the first file that is missing or has the wrong size.
     """
-    found = dict(storage.list_files(place))
+    found = dict(folders.list_files(place))
     for name, size in sizes.items():
         if name not in found or size not in {None, found[name]}:
             wrong = "gone" if size is None else f"gone, or not of its {size} bytes"
@@ -144,7 +144,7 @@ def remove_leftovers(place: str, keep: Iterable[str]) -> None:
     if mark is None:
         return
     ours = set(mark["files"])
-    for name, _ in storage.list_files(place):
+    for name, _ in folders.list_files(place):
         if _meant(name) in ours and name not in kept:
             storage.remove_file(uris.join(place, name))
 
@@ -162,7 +162,7 @@ def _read_mark(place: str) -> dict[str, Any] | None:
 def _files(place: str) -> Iterator[str]:
     """Yield the names of files in a place, except the lease and a half-written mark."""
     for recursive in (False, True):  # a recursive listing may be long
-        for name, _ in storage.list_files(place, recursive=recursive):
+        for name, _ in folders.list_files(place, recursive=recursive):
             if _meant(name) not in {ENTRY, MARK}:
                 yield name
 

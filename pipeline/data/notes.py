@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 
 _PART_BYTES = 128 << 10  # size of a part: some 600 images
@@ -53,7 +53,7 @@ class Notes:
         """Yield the notes of earlier attempts, reading a few parts at a time."""
         if self._folder is None:
             return
-        names = [name for name, _ in storage.list_files(self._folder) if name.endswith(_SUFFIX)]
+        names = [name for name, _ in folders.list_files(self._folder) if name.endswith(_SUFFIX)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for first in range(0, len(names), _AT_ONCE):
                 for data in pool.map(self._read, names[first : first + _AT_ONCE]):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 import ray.data
 from pydantic import ValidationError
 
-from kernels_bank.runtime import os_errors, storage, uris
+from kernels_bank.runtime import folders, os_errors, storage, uris
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
 from kernels_bank.runtime.lease import Lease
@@ -121,7 +121,7 @@ def _make(job: _Job, lease: Lease) -> Manifest:
     try:
         notes = _write(output, tasks, settings)
     except _ChangedError:
-        storage.remove_folder(uris.join(output, _NOTES, INSPECTION))  # the stamp of a changed file may be the same
+        folders.remove_folder(uris.join(output, _NOTES, INSPECTION))  # the stamp of a changed file may be the same
         raise
     shards = sorted((Shard(**note["shard"]) for note in notes if note["shard"]), key=lambda shard: shard.name)
     train = tuple(s for s in shards if s.name.startswith("train"))
@@ -141,7 +141,7 @@ def _make(job: _Job, lease: Lease) -> Manifest:
     lease.check()
     remove_leftovers(output, {shard.name for shard in shards})
     write_manifest(output, manifest)
-    storage.remove_folder(uris.join(output, _NOTES))
+    folders.remove_folder(uris.join(output, _NOTES))
     return manifest
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import BadRequestError, JobFailedError
 from pipeline.config import RunConfig
@@ -177,11 +177,11 @@ def _output(config: RunConfig, nodes: Mapping[str, Mapping[str, Any]]) -> list[F
         found = " ".join(str(error).split())[:300]
         return [Finding("storage", place, "fail", found, "correct --output, the AWS variables, or the permissions")]
     speeds, findings = _on_all(nodes, node.probe_storage, folder)
-    seen = {name for name, _ in storage.list_files(folder)}
+    seen = {name for name, _ in folders.list_files(folder)}
     findings += [judge.storage_speed(f"{place} from here", here)]
     findings += [judge.storage_speed(f"{place} from {where}", speed) for where, speed in speeds.items()]
     findings.append(judge.shared_storage(place, {where: speed.token for where, speed in speeds.items()}, seen))
-    storage.remove_folder(folder)
+    folders.remove_folder(folder)
     return findings
 
 

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from kernels_bank.runtime.names import spelled
 from pipeline.data.sources import Source, file_source, holds_images, list_sources, read_source
@@ -168,7 +168,7 @@ def split_done(
             program.
     """
     output = uris.absolute(settings.output)
-    present = {uris.join(output, name) for name, _ in storage.list_files(output, recursive=True)}
+    present = {uris.join(output, name) for name, _ in folders.list_files(output, recursive=True)}
     todo, done = [], []
     for job in jobs:
         there = [output for output in job.outputs if output in present]

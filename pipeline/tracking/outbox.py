@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernels_bank.runtime import scratch, storage, uris
+from kernels_bank.runtime import folders, scratch, storage, uris
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -106,7 +106,7 @@ class Outbox:
         points: list[Point] = []
         files: list[tuple[int, Picture | Tag]] = []
         problems: list[str] = []
-        for name, _ in storage.list_files(self.folder):
+        for name, _ in folders.list_files(self.folder):
             try:
                 content = storage.read_json(uris.join(self.folder, name), nan=True)
                 if name.startswith(_POINTS):
@@ -145,8 +145,8 @@ class Outbox:
     def _forget(self, name: str) -> None:
         storage.remove_file(uris.join(self.folder, name))
         self._names.discard(name)
-        if not self._names and not storage.list_files(self.folder):
-            storage.remove_folder(self.folder)
+        if not self._names and not folders.list_files(self.folder):
+            folders.remove_folder(self.folder)
 
 
 def recorded_pictures(api: MlflowClient, run_id: str) -> tuple[set[tuple[str, int]], dict[tuple[str, int], str]]:

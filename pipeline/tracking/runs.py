@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import folders
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.process import user_name
 from kernels_bank.runtime.redact import mask, mask_text
@@ -154,9 +154,9 @@ def send_unsent(ref: RunRef, home: str, tell: Callable[[str], None]) -> None:
         tell: function that receives lines for the user.
     """
     folder = Outbox(home, ref.run_id).folder
-    if storage.list_files(folder):
+    if folders.list_files(folder):
         RunLogger(ref, home=home, tell=tell).close()
-        if not storage.list_files(folder):
+        if not folders.list_files(folder):
             tell(f"what waited in {folder} is sent")
 
 

@@ -17,7 +17,7 @@ import ray
 import ray.train
 from ray.train import CheckpointUploadMode
 
-from kernels_bank.runtime import open_output, scratch, storage, uris
+from kernels_bank.runtime import folders, open_output, scratch, storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError, UnavailableError
 from kernels_bank.runtime.output import not_made_again
 from pipeline.training import checkpoint
@@ -214,8 +214,8 @@ def _put_aside(folder: str, snapshot: dict[str, Any], listed: dict[str, int], go
         name = result["checkpoint_dir_name"]
         if name not in listed and storage.exists(uris.join(folder, name)):
             aside = uris.join(folder, f"{name}.damaged")
-            storage.remove_folder(aside)
-            storage.move_folder(uris.join(folder, name), aside)
+            folders.remove_folder(aside)
+            folders.move_folder(uris.join(folder, name), aside)
 
 
 def newest(folder: str) -> str:

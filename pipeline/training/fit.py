@@ -10,7 +10,7 @@ from typing import Literal
 import ray
 
 from kernels_bank import KernelBank
-from kernels_bank.runtime import scratch, storage, uris
+from kernels_bank.runtime import folders, scratch, storage, uris
 from kernels_bank.runtime.cluster import connect
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
 from kernels_bank.runtime.lease import Lease
@@ -107,7 +107,7 @@ def _rename(run: TrainingRun, record: dict, done: Fitted) -> Fitted:
     if not _is_renamed(run.config, done):
         return done
     with scratch.temporary("export") as local:
-        for name, _ in storage.list_files(done.model):
+        for name, _ in folders.list_files(done.model):
             (local / name).write_bytes(storage.read_bytes(uris.join(done.model, name)))
         version = _register(run, done.run, local)
     known = record["config"] | {"tracking": run.config.tracking.model_dump(mode="json")}

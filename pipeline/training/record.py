@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, UnavailableError
 from pipeline.config import MAY_CHANGE, RunConfig, ShardSetConfig
 from pipeline.frozen import Frozen
@@ -51,7 +51,7 @@ def put_aside(home: str) -> None:
     kept = f"{home}.{number}"
     for name in there:
         if name != RECORD:
-            storage.move_folder(uris.join(home, name), uris.join(kept, name))
+            folders.move_folder(uris.join(home, name), uris.join(kept, name))
     if RECORD in there:  # last: while the record exists, the run has not been put aside
         storage.write_bytes(uris.join(kept, RECORD), storage.read_bytes(uris.join(home, RECORD)))
         storage.remove_file(uris.join(home, RECORD))

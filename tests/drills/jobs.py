@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from pipeline.config import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from pipeline.model_config import KernelConfig, ModelConfig, RestorerConfig
 from pipeline.training.commit import SNAPSHOT
@@ -201,7 +201,7 @@ def newest_step(output: str) -> int:
 def _newest_folder(output: str) -> int:
     """Return the step of the newest checkpoint whose folder is there, committed or not."""
     try:
-        files = storage.list_files(uris.join(output, "small", "checkpoints"), recursive=True)
+        files = folders.list_files(uris.join(output, "small", "checkpoints"), recursive=True)
     except (OSError, ValueError):
         return 0
     return max((int(name[5:13]) for name, _ in files if re.match(r"step-\d{8}/", name)), default=0)
@@ -209,13 +209,13 @@ def _newest_folder(output: str) -> int:
 
 def digests(folder: str, names: str) -> dict[str, str]:
     """Return the SHA-256 of every file whose name matches."""
-    found = [name for name, _ in storage.list_files(folder) if re.fullmatch(names, name)]
+    found = [name for name, _ in folders.list_files(folder) if re.fullmatch(names, name)]
     return {name: hashlib.sha256(storage.read_bytes(uris.join(folder, name))).hexdigest() for name in found}
 
 
 def _count(folder: str, names: str) -> int:
     try:
-        return sum(bool(re.fullmatch(names, name)) for name, _ in storage.list_files(folder))
+        return sum(bool(re.fullmatch(names, name)) for name, _ in folders.list_files(folder))
     except (OSError, ValueError):
         return 0
 

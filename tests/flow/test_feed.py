@@ -10,7 +10,7 @@ import pytest
 import torch
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data import feed, pace
@@ -93,7 +93,7 @@ def test_with_another_number_of_workers_the_rest_of_the_epoch_comes_once(config:
 def test_a_damaged_shard_is_tolerated_within_the_bound_and_named_beyond_it(
     config: RunConfig, shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    for name, _ in storage.list_files(shards):
+    for name, _ in folders.list_files(shards):
         (tmp_path / name).write_bytes(storage.read_bytes(uris.join(shards, name)))
     (tmp_path / "train-000001.tar").write_bytes(b"\0" * 10240)
     manifest = read_manifest(shards)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from kernels_bank.runtime.errors import ArtefactError
 from pipeline.config import DataConfig, RunConfig, TrainConfig
 from pipeline.data import feed
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("cluster")]
 
 @pytest.fixture
 def flaky(s3: str, shards: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    for name, _ in storage.list_files(shards):
+    for name, _ in folders.list_files(shards):
         storage.write_bytes(f"s3://test/flaky/{name}", storage.read_bytes(uris.join(shards, name)))
     faults = [
         Fault("status", share=0.17, methods="GET", path=r"\.tar"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import folders, storage
 from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.mirror import local_folder
 
@@ -28,7 +28,7 @@ with local_folder("{URI}", every_s=0.2) as folder, (folder / "journal").open("a"
 
 
 def at(uri: str) -> dict[str, bytes]:
-    return {name: storage.read_bytes(f"{uri}/{name}") for name, _ in storage.list_files(uri, recursive=True)}
+    return {name: storage.read_bytes(f"{uri}/{name}") for name, _ in folders.list_files(uri, recursive=True)}
 
 
 @pytest.mark.usefixtures("s3")

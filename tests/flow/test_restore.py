@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kernels_bank import KernelCodec, sample_gaussian
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from pipeline.images.decode import decode_photograph
 from pipeline.images.encode import encode_png
 from pipeline.inference import Restorer
@@ -44,7 +44,7 @@ def model(tmp_path: Path) -> Path:
 
 def results(output: str) -> dict[str, bytes]:
     """The restored images that are there, by name."""
-    names = [n for n, _ in storage.list_files(output) if n.endswith("-x2.png")]
+    names = [n for n, _ in folders.list_files(output) if n.endswith("-x2.png")]
     return {name: storage.read_bytes(uris.join(output, name)) for name in names}
 
 
@@ -92,4 +92,4 @@ def test_a_killed_batch_goes_on_and_reports_what_is_broken(s3, model, tmp_path, 
     about = json.loads(storage.read_bytes(f"{output}/{name.replace('.png', '-x2.json')}"))
     assert about["residual"] == pytest.approx(alone.residual, rel=1e-3)
     # Not a trace of what the kill cut short.
-    assert len(storage.list_files(output)) == 5 * COUNT
+    assert len(folders.list_files(output)) == 5 * COUNT

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.fs as pafs
 import pytest
 
-from kernels_bank.runtime import s3_objects, storage
+from kernels_bank.runtime import folders, s3_objects, storage
 from kernels_bank.runtime.errors import BadRequestError, DamagedError
 from kernels_bank.runtime.mirror import local_folder
 from kernels_bank.runtime.s3 import S3Error
@@ -141,7 +141,7 @@ def test_the_filesystem_for_ray_train(proxy: FaultProxy, tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         filesystem.get_file_info(pafs.FileSelector(f"{home}/c"))
     filesystem.delete_dir(f"{home}/a")
-    assert storage.list_files(f"{HOME}/run", recursive=True) == [("b", 0)]
+    assert folders.list_files(f"{HOME}/run", recursive=True) == [("b", 0)]
     assert filesystem.get_file_info(f"{home}/a").type == pafs.FileType.NotFound
     assert proxy.counts["cut"] > 2
 
@@ -192,17 +192,17 @@ def test_keys_of_every_kind_are_found(plain):
     for source in sources:
         assert storage.is_file(source.uri)
         assert read_source(source) == CONTENT + source.name.encode()
-    assert [name for name, _ in storage.list_files(f"{HOME}/keys/e/")] == []
-    assert [name for name, _ in storage.list_files(f"{HOME}/keys/e", recursive=True)] == ["/f.png"]
+    assert [name for name, _ in folders.list_files(f"{HOME}/keys/e/")] == []
+    assert [name for name, _ in folders.list_files(f"{HOME}/keys/e", recursive=True)] == ["/f.png"]
     plain.create_bucket(Bucket="empty-parts")
     plain.put_object(Bucket="empty-parts", Key="/d/x.png", Body=CONTENT)
     for uri in ("s3://empty-parts//d", "s3://empty-parts//d/", "s3://empty-parts", "s3://empty-parts/"):
         (source,) = list_sources(uri)
         assert source.uri == "s3://empty-parts//d/x.png"
         assert read_source(source) == CONTENT
-    storage.move_folder(f"{HOME}/keys", f"{HOME}/moved")
-    assert sorted(name for name, _ in storage.list_files(f"{HOME}/moved", recursive=True)) == sorted(names)
-    storage.remove_folder(f"{HOME}/moved")
-    storage.remove_folder(f"{HOME}/keys")
+    folders.move_folder(f"{HOME}/keys", f"{HOME}/moved")
+    assert sorted(name for name, _ in folders.list_files(f"{HOME}/moved", recursive=True)) == sorted(names)
+    folders.remove_folder(f"{HOME}/moved")
+    folders.remove_folder(f"{HOME}/keys")
     assert not storage.exists(f"{HOME}/moved")
     assert not storage.exists(f"{HOME}/keys")

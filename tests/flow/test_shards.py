@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError
 from pipeline.data import manifest
 from pipeline.data.manifest import ShardSettings
@@ -32,7 +32,7 @@ SETTINGS = ShardSettings(tile=160, shard_mib=0.5)
 
 
 def hashes(uri: str) -> dict[str, str]:
-    return {name: storage.sha256_of(uris.join(uri, name)) for name, _ in storage.list_files(uri)}
+    return {name: storage.sha256_of(uris.join(uri, name)) for name, _ in folders.list_files(uri)}
 
 
 def test_the_set_verifies_and_is_reused(shards: str, photographs: Path):
@@ -258,7 +258,7 @@ def test_a_refused_job_keeps_its_notes_whatever_the_source(
                 for file in files[number::2]:
                     tar.add(file, file.name)
     if form.startswith("s3"):
-        for name, _ in storage.list_files(source):
+        for name, _ in folders.list_files(source):
             storage.write_bytes(f"s3://test/{form}/{name}", Path(source, name).read_bytes())
         source = f"s3://test/{form}"
     out = f"s3://test/out-{form}" if form.startswith("s3") else str(tmp_path / "out")

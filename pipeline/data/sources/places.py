@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from kernels_bank.runtime.errors import BadRequestError
 from kernels_bank.runtime.names import spelled
 from pipeline.data.sources.source import (
@@ -79,9 +79,9 @@ def _of_place(root: str, uri: str, leave_out: str | None = None, *, nested: bool
     if storage.is_special(root):
         raise BadRequestError(f"{uri}: a pipe or device, not a regular file; write the image to a file first")
     odd: list[str] = []
-    files = storage.stamped_files(root, recursive=True, odd=odd)
+    files = folders.stamped_files(root, recursive=True, odd=odd)
     stamps = {file.name: file.stamp for file in files}
-    kept = storage.outside(root, [(file.name, file.size) for file in files], leave_out)
+    kept = folders.outside(root, [(file.name, file.size) for file in files], leave_out)
     stamped = [(file_source(root, name), stamps[name]) for name in kept]
     seen = [(source, stamp) for source, stamp in stamped if not is_hidden(source.name)]
     found = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels_bank.runtime import storage
+from kernels_bank.runtime import folders, storage
 from pipeline.data import inspection, shards
 from pipeline.data.inspection import Inspected
 from pipeline.data.manifest import ShardSettings
@@ -72,7 +72,7 @@ def test_a_file_that_is_written_to_has_another_stamp_even_with_its_old_size_and_
     file = tmp_path / "a.png"
     file.write_bytes(b"one")
     times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
-    (listed,) = storage.stamped_files(tmp_path)
+    (listed,) = folders.stamped_files(tmp_path)
     assert listed == ("a.png", 3, storage.stamp(file))
     file.write_bytes(b"two")
     os.utime(file, ns=times)

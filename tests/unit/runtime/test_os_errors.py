@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.exceptions import RayTaskError
 
-from kernels_bank.runtime import os_errors, storage, uris
+from kernels_bank.runtime import folders, os_errors, storage, uris
 from kernels_bank.runtime.errors import JobFailedError
 from kernels_bank.runtime.rows import plain_errors
 
@@ -112,9 +112,9 @@ def test_listing_enters_a_folder_once_and_knows_names_that_are_no_text(tmp_path:
     (tmp_path / "gone").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")).write_bytes(b"1")
-    assert storage.list_files(tmp_path, recursive=True) == [("a/b/file", 2), ("caf\udce9", 1)]
-    assert storage.list_files(tmp_path) == [("caf\udce9", 1)]
-    assert storage.list_files(tmp_path / "none") == []
+    assert folders.list_files(tmp_path, recursive=True) == [("a/b/file", 2), ("caf\udce9", 1)]
+    assert folders.list_files(tmp_path) == [("caf\udce9", 1)]
+    assert folders.list_files(tmp_path / "none") == []
 
 
 def test_a_file_uri_is_unquoted_once(tmp_path: Path):

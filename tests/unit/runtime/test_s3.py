@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from kernels_bank.runtime import s3, storage
+from kernels_bank.runtime import folders, s3, storage
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, JobFailedError
 from kernels_bank.runtime.s3 import S3Error, S3RefusedError
 
@@ -85,7 +85,7 @@ def test_a_filesystem_tries_as_often_in_another_process(server: type[Server], tr
 def test_what_is_refused_is_asked_once(server: type[Server], status: int, code: str, line: str):
     server.status, server.code = status, code
     with pytest.raises(BadRequestError, match=line) as caught:
-        storage.list_files("s3://b/x")
+        folders.list_files("s3://b/x")
     assert str(caught.value).startswith("s3://b/x (endpoint http://127.0.0.1:")
     assert server.asked == 1
     for ask in (storage.exists, storage.is_file, storage.read_bytes, storage.sha256_of):
@@ -165,7 +165,7 @@ def test_an_endpoint_that_is_no_s3_server_is_said_in_a_line(server: type[Server]
             handler.wfile.write(body)
 
     server.do_GET = server.do_HEAD = answer  # type: ignore[method-assign,assignment]
-    for ask in (lambda: storage.exists("s3://b/x"), lambda: storage.list_files("s3://b/x", recursive=True)):
+    for ask in (lambda: storage.exists("s3://b/x"), lambda: folders.list_files("s3://b/x", recursive=True)):
         with pytest.raises((S3RefusedError, S3Error), match=r"s3://b/x \(endpoint http://127"):
             ask()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels_bank.runtime import storage, uris
+from kernels_bank.runtime import folders, storage, uris
 from kernels_bank.runtime.errors import ArtefactError, BadRequestError, DamagedError
 
 
@@ -16,14 +16,14 @@ def test_local_paths_and_file_uris_are_the_same_place(tmp_path: Path):
     storage.write_bytes(f"file://{tmp_path}/a/b.bin", b"xyz")
     assert storage.read_bytes(tmp_path / "a" / "b.bin") == b"xyz"
     assert storage.exists(tmp_path / "a")
-    assert storage.list_files(tmp_path, recursive=True) == [("a/b.bin", 3)]
-    assert storage.list_files(tmp_path) == []
+    assert folders.list_files(tmp_path, recursive=True) == [("a/b.bin", 3)]
+    assert folders.list_files(tmp_path) == []
 
 
 def test_a_folder_is_moved_whole(tmp_path: Path):
     storage.write_bytes(tmp_path / "run" / "a" / "b.bin", b"xyz")
-    storage.move_folder(tmp_path / "run", tmp_path / "run.1")
-    assert storage.list_files(tmp_path, recursive=True) == [("run.1/a/b.bin", 3)]
+    folders.move_folder(tmp_path / "run", tmp_path / "run.1")
+    assert folders.list_files(tmp_path, recursive=True) == [("run.1/a/b.bin", 3)]
 
 
 def test_unknown_scheme_is_refused():
@@ -77,8 +77,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
 
 def test_folders_are_removed_and_missing_ones_are_fine(tmp_path: Path):
     storage.write_bytes(tmp_path / "d" / "x", b"1")
-    storage.remove_folder(tmp_path / "d")
-    storage.remove_folder(tmp_path / "d")
+    folders.remove_folder(tmp_path / "d")
+    folders.remove_folder(tmp_path / "d")
     assert not storage.exists(tmp_path / "d")
 
 
@@ -97,10 +97,10 @@ def test_names_that_are_no_text_are_looked_at_moved_and_removed(tmp_path: Path):
     assert storage.is_file(folder / "a")
     assert not storage.is_file(folder)
     assert not storage.exists(folder / "a" / "below")
-    storage.move_folder(folder, tmp_path / "deep" / "new")
+    folders.move_folder(folder, tmp_path / "deep" / "new")
     storage.remove_file(tmp_path / "deep" / "new" / "a")
-    storage.remove_folder(tmp_path / "deep")
-    storage.remove_folder(tmp_path / "deep")
+    folders.remove_folder(tmp_path / "deep")
+    folders.remove_folder(tmp_path / "deep")
     assert not list(tmp_path.iterdir())
 
 
@@ -109,7 +109,7 @@ def test_what_a_link_leads_to_is_never_removed(tmp_path: Path):
     (tmp_path / "theirs" / "a").write_bytes(b"1")
     (tmp_path / "link").symlink_to("theirs")
     with pytest.raises(OSError, match="symbolic link"):
-        storage.remove_folder(tmp_path / "link")
+        folders.remove_folder(tmp_path / "link")
     assert (tmp_path / "theirs" / "a").read_bytes() == b"1"
 
 
