@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import stat
 from pathlib import Path, PurePosixPath
 
-from kernels_bank.runtime import s3_objects, uris
+from kernels_bank.runtime import s3_objects, storage, uris
 from kernels_bank.runtime.local_files import File, local_files
 
 
@@ -65,7 +66,7 @@ def remove_folder(uri: str | Path) -> None:
     """Delete a folder or prefix and all below it; nothing happens if it does not exist."""
     if uris.is_s3(uri):
         s3_objects.delete_below(str(uri))
-    elif os.path.isdir(uris.path_of(uri)):  # noqa: PTH112 - the name may be no text
+    elif (mode := storage.local_mode(uri)) is not None and stat.S_ISDIR(mode):
         shutil.rmtree(uris.path_of(uri))  # refuses a link, whose target may have another owner
 
 

@@ -58,7 +58,7 @@ def exists(uri: str | Path) -> bool:
     """Return whether a file or folder exists."""
     if uris.is_s3(uri):
         return s3_objects.stat(str(uri)) is not None
-    return _mode(uri) is not None
+    return local_mode(uri) is not None
 
 
 def is_file(uri: str | Path) -> bool:
@@ -66,7 +66,7 @@ def is_file(uri: str | Path) -> bool:
     if uris.is_s3(uri):
         entry = s3_objects.stat(str(uri))
         return entry is not None and not entry.folder
-    mode = _mode(uri)
+    mode = local_mode(uri)
     return mode is not None and stat.S_ISREG(mode)
 
 
@@ -74,11 +74,11 @@ def is_special(uri: str | Path) -> bool:
     """Return whether the path is neither a file nor a folder, but a pipe or a device."""
     if uris.is_s3(uri):
         return False
-    mode = _mode(uri)
+    mode = local_mode(uri)
     return mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _mode(uri: str | Path) -> int | None:
+def local_mode(uri: str | Path) -> int | None:
     """Return the mode of a local path; None if it does not exist. Pyarrow is not used, as it accepts only UTF-8."""
     try:
         return os.stat(uris.path_of(uri)).st_mode  # noqa: PTH116 - the name may be no text
